@@ -1,0 +1,1 @@
+"""Phones over ADB, and this host, as things that measure a model."""

@@ -1,0 +1,1 @@
+"""A trained student as files that other runtimes load: ONNX, CoreML, a Lens Studio project."""

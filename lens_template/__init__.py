@@ -1,0 +1,1 @@
+"""The files that a generated Lens Studio project starts from; read with importlib.resources."""

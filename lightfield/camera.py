@@ -1,0 +1,132 @@
+"""Cameras, in the project's one world frame.
+
+Frame: a pose is a camera-to-world matrix [R | t] of shape (3, 4). The camera's x axis points right in
+the picture, y up, and it looks along -z (OpenGL, Blender). Pixel (column u, row v) covers
+[u, u+1) x [v, v+1) with its centre at (u + 0.5, v + 0.5); row 0 is the top one.
+Every loader converts into this frame once and records how it did.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lightfield.errors import SceneError
+
+RIGID_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A pinhole camera with optional lens distortion; lengths are in pixels.
+
+    `distortion` is empty or OpenCV's (k1, k2, p1, p2).
+    """
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
+        if self.width < 1 or self.height < 1:
+            raise SceneError(
+                f"a picture of {self.width} x {self.height} pixels", where="intrinsics"
+            )
+        if not all(math.isfinite(x) for x in numbers) or self.fx <= 0 or self.fy <= 0:
+            raise SceneError(
+                f"focal lengths {self.fx}, {self.fy} and centre {self.cx}, {self.cy} are no camera",
+                where="intrinsics",
+            )
+        if len(self.distortion) not in (0, 4):
+            raise SceneError("distortion must have the four terms k1 k2 p1 p2", where="intrinsics")
+
+    @classmethod
+    def from_field_of_view(cls, width: int, height: int, angle_x: float) -> Intrinsics:
+        """The centred square-pixel camera that sees `angle_x` radians across its width."""
+        focal = 0.5 * width / math.tan(0.5 * angle_x)
+        return cls(width, height, focal, focal, 0.5 * width, 0.5 * height)
+
+    def resized(self, width: int, height: int) -> Intrinsics:
+        """The same camera with its picture resampled to `width` x `height` pixels."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self,
+            width=width,
+            height=height,
+            fx=self.fx * sx,
+            fy=self.fy * sy,
+            cx=self.cx * sx,
+            cy=self.cy * sy,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, to be read back by `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Intrinsics:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "distortion": tuple(data.get("distortion", ()))})
+
+
+def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3 4"]:
+    """The top three rows of camera-to-world matrices as float32, refused unless they are rigid.
+
+    Args:
+        poses: (n, 3, 4) or (n, 4, 4).
+        where: what to name in the error, with the frame's index appended.
+
+    Raises:
+        SceneError: on NaN or infinite entries, a scale, a shear or a mirror.
+    """
+    top = np.asarray(poses, dtype=np.float64)[:, :3, :4]
+    for index, pose in enumerate(top):
+        place = f"{where}, frame {index}"
+        if not np.isfinite(pose).all():
+            raise SceneError("pose holds NaN or infinity", where=place, remedy="remove the frame")
+        rotation = pose[:, :3]
+        skew = np.abs(rotation.T @ rotation - np.eye(3)).max()
+        if skew > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
+            raise SceneError(
+                f"pose is not rigid (R^T R is off the identity by {skew:.2g}, "
+                f"det R = {np.linalg.det(rotation):.3f})",
+                where=place,
+                remedy="poses must rotate and translate only",
+            )
+    return top.astype(np.float32)
+
+
+def look_at(
+    position: Float[np.ndarray, "3"],
+    target: Float[np.ndarray, "3"],
+    up: Float[np.ndarray, "3"],
+) -> Float[np.ndarray, "3 4"]:
+    """The pose at `position` that looks at `target` with `up` upwards in the picture (float64).
+
+    Not defined where the viewing direction is parallel to `up`.
+    """
+    back = np.asarray(position, np.float64) - target
+    back /= np.linalg.norm(back)
+    right = np.cross(up, back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back, np.asarray(position, np.float64)], axis=1)
+
+
+def focus_point(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
+    """The point nearest, in least squares, to all optical axes: what the cameras look at (float64).
+
+    With (nearly) parallel axes the point is (nearly) undetermined; the minimum-norm one is returned.
+    """
+    axis, centre = poses[:, :, 2].astype(np.float64), poses[:, :, 3].astype(np.float64)
+    projector = np.eye(3) - axis[:, :, None] * axis[:, None, :]
+    rhs = (projector @ centre[:, :, None]).sum(0)[:, 0]
+    return np.linalg.lstsq(projector.sum(0), rhs, rcond=1e-6)[0]

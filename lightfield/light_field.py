@@ -1,0 +1,55 @@
+"""A light field: a student together with the camera and ray space it was trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightfield.camera import Intrinsics
+from lightfield.encoding import encode
+from lightfield.errors import ConfigError
+from lightfield.rays import RaySpace, camera_rays, points_along
+from lightfield.student import Student, StudentSpec
+
+
+def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
+    """The low-resolution camera whose pixels are the student's rays.
+
+    Raises:
+        ConfigError: when the picture's sides are not multiples of the up-sampling factor.
+    """
+    s = spec.factor
+    if intrinsics.width % s or intrinsics.height % s:
+        raise ConfigError(
+            f"a picture of {intrinsics.width}x{intrinsics.height} pixels cannot be "
+            f"up-sampled {s}x from whole rays",
+            remedy=f"choose a resolution divisible by {s}, or other tail factors",
+        )
+    return intrinsics.resized(intrinsics.width // s, intrinsics.height // s)
+
+
+@dataclass(frozen=True)
+class LightField:
+    """Renders pictures of `intrinsics` from poses.
+
+    `intrinsics` is the output picture's camera; rays go through the centres of its s x s blocks.
+    """
+
+    student: Student
+    intrinsics: Intrinsics
+    space: RaySpace
+
+    def encoded_rays(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "1 c h w"]:
+        """The student's input for one pose, on the pose's device."""
+        spec = self.student.spec
+        rays = camera_rays(pose, ray_grid(self.intrinsics, spec), self.space)
+        points = points_along(*rays, self.space, spec.points)
+        return encode(points, spec.frequencies).permute(2, 0, 1)[None]
+
+    @torch.no_grad()
+    def render(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "sh sw rgb"]:
+        """One picture with values in (0, 1), by the student in its current mode."""
+        return self.student(self.encoded_rays(pose))[0].permute(1, 2, 0)

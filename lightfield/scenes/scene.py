@@ -1,0 +1,134 @@
+"""The common form of a scene, and its place on disk.
+
+Pictures are uint8 sRGB, composited on the scene's background; `alpha` keeps the source's coverage
+when it has one. All views of a scene share one camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from lightfield.camera import Intrinsics
+from lightfield.errors import CheckpointError, SceneError
+from lightfield.files import read_json, write_json
+from lightfield.rays import RaySpace
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Posed pictures; the arrays may be memory maps."""
+
+    names: tuple[str, ...]
+    poses: Float[np.ndarray, "n 3 4"]
+    images: UInt8[np.ndarray, "n h w 3"]
+    alpha: UInt8[np.ndarray, "n h w"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Float[np.ndarray, "h w 3"]:
+        """One picture as float32 in [0, 1]."""
+        return self.images[index].astype(np.float32) / 255
+
+
+@dataclass(frozen=True)
+class Box:
+    """The axis-aligned cube of the ray space that holds everything visible."""
+
+    centre: tuple[float, float, float]
+    half_extent: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene in the project's world frame.
+
+    `box` bounds the teacher's field and lives in `space`, like the rays. `val` may be empty; then
+    whoever needs held-out views takes them from `train`.
+    """
+
+    name: str
+    source: str
+    """Format or generator: `blender`, `llff`, `bricks`."""
+    intrinsics: Intrinsics
+    space: RaySpace
+    box: Box
+    background: tuple[float, float, float]
+    train: Views
+    val: Views
+    test: Views
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """How the source was converted, and hashes of what was read."""
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            if not len(getattr(self, split)):
+                raise SceneError(f"no {split} views", where=self.name)
+
+
+def save_scene(scene: Scene, folder: Path) -> None:
+    """Write a scene as `scene.json` and one .npy per array, into an existing folder."""
+    for split in SPLITS:
+        views: Views = getattr(scene, split)
+        np.save(folder / f"{split}_images.npy", views.images)
+        np.save(folder / f"{split}_poses.npy", views.poses)
+        if views.alpha is not None:
+            np.save(folder / f"{split}_alpha.npy", views.alpha)
+    write_json(
+        folder / "scene.json",
+        {
+            "name": scene.name,
+            "source": scene.source,
+            "intrinsics": scene.intrinsics.to_json(),
+            "space": scene.space.to_json(),
+            "box": {"centre": list(scene.box.centre), "half_extent": scene.box.half_extent},
+            "background": list(scene.background),
+            "names": {split: list(getattr(scene, split).names) for split in SPLITS},
+            "provenance": scene.provenance,
+        },
+    )
+
+
+def load_scene(folder: Path) -> Scene:
+    """Read what `save_scene` wrote, with pictures as memory maps.
+
+    Raises:
+        CheckpointError: when a file is missing, truncated or foreign.
+    """
+    data = read_json(folder / "scene.json", CheckpointError)
+    try:
+        views = {split: _load_views(folder, split, tuple(data["names"][split])) for split in SPLITS}
+        return Scene(
+            name=data["name"],
+            source=data["source"],
+            intrinsics=Intrinsics.from_json(data["intrinsics"]),
+            space=RaySpace.from_json(data["space"]),
+            box=Box(tuple(data["box"]["centre"]), data["box"]["half_extent"]),
+            background=tuple(data["background"]),
+            provenance=data["provenance"],
+            **views,
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"not a scene of this tool ({error})", where=folder) from error
+
+
+def _load_views(folder: Path, split: str, names: tuple[str, ...]) -> Views:
+    def read(kind: str) -> np.ndarray:
+        path = folder / f"{split}_{kind}.npy"
+        try:
+            return np.load(path, mmap_mode="r" if names else None, allow_pickle=False)
+        except (OSError, ValueError) as reason:
+            raise CheckpointError(f"not a readable array ({reason})", where=path) from reason
+
+    alpha = read("alpha") if (folder / f"{split}_alpha.npy").exists() else None
+    views = Views(names, np.array(read("poses")), read("images"), alpha)
+    if len(views.poses) != len(names) or len(views.images) != len(names):
+        raise CheckpointError(f"{split} arrays do not match their {len(names)} names", where=folder)
+    return views

@@ -1,0 +1,290 @@
+"""The student network: a MobileR2L neural light field (Cao et al., CVPR 2023, section 3).
+
+Letters: H x W rays go in as [N, C, H, W] with C = points * 3 * (2 * frequencies + 1) channels in the
+order of `lightfield.encoding`; [N, 3, sH, sW] colours in (0, 1) come out, s the up-sampling factor.
+
+    head    conv1x1 C -> stream, activation
+    body    residual blocks: conv1x1 stream -> inner, norm, activation, conv1x1 -> stream, norm, + x;
+            and one skip around all of them
+    tail    per stage an up-sampling operator, then residual blocks of its width
+    colour  conv1x1 -> output channels, sigmoid
+
+Only the up-sampling operators look at neighbours, so a patch with `halo_rays` extra rays on each
+side computes exactly what the whole picture computes there. `StudentSpec` says everything about the
+shape; a spec and a state dict rebuild the network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightfield.encoding import encodings_per_coordinate
+from lightfield.errors import ConfigError
+
+Activation = Literal["gelu", "sigmoid_gelu", "relu"]
+Norm = Literal["batch", "none"]
+Upsampling = Literal["conv_transpose", "pixel_shuffle"]
+
+
+@dataclass(frozen=True)
+class TailStage:
+    """One up-sampling stage: its operator, then one residual block per entry of `inner_widths`."""
+
+    factor: int
+    width: int
+    inner_widths: tuple[int, ...]
+    operator: Upsampling = "conv_transpose"
+
+    def __post_init__(self) -> None:
+        if self.operator == "conv_transpose" and self.factor not in (2, 3):
+            raise ConfigError("a transposed convolution up-samples 2x or 3x", where="tail stage")
+        if min(self.factor, self.width, *self.inner_widths, 99) < 1:
+            raise ConfigError("factor and widths must be at least 1", where="tail stage")
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """The shape of a student; data, so that pruning returns a new one."""
+
+    points: int
+    """Points per ray."""
+    frequencies: int
+    """Octaves of the positional encoding."""
+    stream_width: int
+    """Channels of the residual stream."""
+    inner_widths: tuple[int, ...]
+    """Inner width of each body block; as many blocks as entries."""
+    tail: tuple[TailStage, ...]
+    """Up-sampling stages."""
+    activation: Activation = "gelu"
+    norm: Norm = "batch"
+    """`none` is also what every student becomes for export: batch norms fold into convolutions."""
+    output_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.points, self.frequencies, self.stream_width, self.output_channels) < 1:
+            raise ConfigError("points, frequencies and widths must be at least 1", where="student")
+        if self.points < 2:
+            raise ConfigError("a ray needs at least 2 points", where="student")
+        if min(self.inner_widths, default=1) < 1:
+            raise ConfigError("a block's inner width must be at least 1", where="student")
+
+    @property
+    def input_channels(self) -> int:
+        """C, the channels of the encoded points."""
+        return self.points * 3 * encodings_per_coordinate(self.frequencies)
+
+    @property
+    def factor(self) -> int:
+        """Output pixels per ray, along each side."""
+        return math.prod(stage.factor for stage in self.tail)
+
+    @property
+    def halo_rays(self) -> int:
+        """Rays beyond a patch, on each side, on which its pixels depend."""
+        margin = 0
+        for stage in reversed(self.tail):
+            reach = 1 if stage.operator == "conv_transpose" and stage.factor == 2 else 0
+            margin = -(-(margin + reach) // stage.factor)
+        return margin
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, to be read back by `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StudentSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            ConfigError: when keys are missing, unknown, or hold impossible values.
+        """
+        try:
+            tail = tuple(
+                TailStage(**{**stage, "inner_widths": tuple(stage["inner_widths"])})
+                for stage in data["tail"]
+            )
+            return cls(**{**data, "inner_widths": tuple(data["inner_widths"]), "tail": tail})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"not a student specification ({error})") from error
+
+
+def mobile_r2l_spec(
+    factors: tuple[int, ...] = (2, 2, 2),
+    *,
+    stream_width: int = 256,
+    blocks: int = 29,
+    tail_widths: tuple[int, ...] = (64, 64, 16),
+    tail_blocks: int = 2,
+    points: int = 8,
+    frequencies: int = 6,
+    activation: Activation = "gelu",
+    norm: Norm = "batch",
+) -> StudentSpec:
+    """The published network, or one of its uniform relatives: inner widths equal stream widths.
+
+    `factors` (2, 2, 2) is the 8x network of synthetic scenes, (2, 2, 3) the 12x one of LLFF scenes.
+    """
+    if len(factors) != len(tail_widths):
+        raise ConfigError(f"{len(factors)} tail factors but {len(tail_widths)} tail widths")
+    tail = tuple(
+        TailStage(factor, width, (width,) * tail_blocks)
+        for factor, width in zip(factors, tail_widths, strict=True)
+    )
+    return StudentSpec(
+        points, frequencies, stream_width, (stream_width,) * blocks, tail, activation, norm
+    )
+
+
+class SigmoidGelu(nn.Module):
+    """x * sigmoid(1.702 x), the form of GELU that every runtime can execute."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x * torch.sigmoid(1.702 * x)
+
+
+def activation_module(activation: Activation) -> nn.Module:
+    """The activation of a spec as a module."""
+    if activation == "gelu":
+        return nn.GELU()
+    return SigmoidGelu() if activation == "sigmoid_gelu" else nn.ReLU()
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(activation(conv1x1(x))), each convolution followed by the norm."""
+
+    def __init__(self, width: int, inner: int, activation: Activation, norm: Norm):
+        super().__init__()
+        self.expand = nn.Conv2d(width, inner, 1)
+        self.expand_norm = nn.BatchNorm2d(inner) if norm == "batch" else nn.Identity()
+        self.activation = activation_module(activation)
+        self.contract = nn.Conv2d(inner, width, 1)
+        self.contract_norm = nn.BatchNorm2d(width) if norm == "batch" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        hidden = self.activation(self.expand_norm(self.expand(x)))
+        return x + self.contract_norm(self.contract(hidden))
+
+
+def _upsampling(width_in: int, stage: TailStage) -> nn.Module:
+    if stage.operator == "pixel_shuffle":
+        return nn.Sequential(
+            nn.Conv2d(width_in, stage.width * stage.factor**2, 1), nn.PixelShuffle(stage.factor)
+        )
+    if stage.factor == 2:
+        return nn.ConvTranspose2d(width_in, stage.width, 4, stride=2, padding=1)
+    return nn.ConvTranspose2d(width_in, stage.width, 3, stride=3)
+
+
+class Student(nn.Module):
+    """The network of a StudentSpec, freshly initialised with torch's current random state.
+
+    Without norms the last convolution of each residual block starts small enough that the sum of all
+    blocks keeps the stream's variance (Fixup-style), which stands in for what batch norm does.
+    """
+
+    def __init__(self, spec: StudentSpec):
+        super().__init__()
+        self.spec = spec
+        self.head = nn.Conv2d(spec.input_channels, spec.stream_width, 1)
+        self.head_activation = activation_module(spec.activation)
+        self.body = nn.ModuleList(
+            ResidualBlock(spec.stream_width, inner, spec.activation, spec.norm)
+            for inner in spec.inner_widths
+        )
+        self.tail = nn.ModuleList()
+        width = spec.stream_width
+        for stage in spec.tail:
+            blocks = [
+                ResidualBlock(stage.width, inner, spec.activation, spec.norm)
+                for inner in stage.inner_widths
+            ]
+            self.tail.append(nn.Sequential(_upsampling(width, stage), *blocks))
+            width = stage.width
+        self.colour = nn.Conv2d(width, spec.output_channels, 1)
+        if spec.norm == "none":
+            self._initialise_without_norms()
+
+    def _initialise_without_norms(self) -> None:
+        tails = [stage[1:] for stage in self.tail if isinstance(stage, nn.Sequential)]
+        for blocks in [self.body, *tails]:
+            for block in blocks:
+                assert isinstance(block, ResidualBlock)
+                nn.init.kaiming_normal_(block.expand.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(block.contract.weight, nonlinearity="linear")
+                with torch.no_grad():
+                    block.contract.weight.mul_(1 / math.sqrt(2 * len(blocks)))
+                nn.init.zeros_(block.expand.bias)
+                nn.init.zeros_(block.contract.bias)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n rgb sh sw"]:  # noqa: D102
+        head = self.head_activation(self.head(x))
+        stream = head
+        for block in self.body:
+            stream = block(stream)
+        stream = stream + head
+        for stage in self.tail:
+            stream = stage(stream)
+        return torch.sigmoid(self.colour(stream))
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def mac_count(spec: StudentSpec, height: int, width: int) -> int:
+    """Multiply-accumulates of one forward pass over height x width rays, convolutions only.
+
+    A transposed convolution does kernel^2 * in * out of them per *input* pixel; counting per output
+    pixel, as some tools do, over-states it by the stride squared.
+    """
+    pixels = height * width
+    total = pixels * spec.input_channels * spec.stream_width
+    total += pixels * sum(2 * spec.stream_width * inner for inner in spec.inner_widths)
+    previous = spec.stream_width
+    for stage in spec.tail:
+        kernel = 4 if stage.operator == "conv_transpose" and stage.factor == 2 else stage.factor
+        total += pixels * kernel**2 * previous * stage.width
+        pixels *= stage.factor**2
+        total += pixels * sum(2 * stage.width * inner for inner in stage.inner_widths)
+        previous = stage.width
+    return total + pixels * previous * spec.output_channels
+
+
+@torch.no_grad()
+def folded(student: Student) -> Student:
+    """The same function (in evaluation mode) with every batch norm folded into its convolution."""
+    result = Student(replace(student.spec, norm="none")).to(next(student.parameters()).device)
+    state = student.state_dict()
+    plain: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if "_norm." in name:
+            continue
+        module_name, kind = name.rsplit(".", 1)
+        norm = (
+            student.get_submodule(f"{module_name}_norm")
+            if _has_norm(student, module_name)
+            else None
+        )
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            if kind == "weight":
+                value = value * scale[:, None, None, None]
+            else:
+                value = (value - norm.running_mean) * scale + norm.bias
+        plain[name] = value.clone()
+    result.load_state_dict(plain)
+    return result.eval()
+
+
+def _has_norm(student: Student, module_name: str) -> bool:
+    return module_name.rsplit(".", 1)[-1] in ("expand", "contract") and student.spec.norm == "batch"

@@ -1,0 +1,1 @@
+"""Pictures to teacher, teacher to pseudo pictures, pseudo pictures to student."""
