@@ -51,7 +51,13 @@ class Intrinsics:
 
     @classmethod
     def from_field_of_view(cls, width: int, height: int, angle_x: float) -> Intrinsics:
-        """The centred square-pixel camera that sees `angle_x` radians across its width."""
+        """The centred square-pixel camera that sees `angle_x` radians across its width.
+
+        Raises:
+            SceneError: unless the angle lies between 0 and pi.
+        """
+        if not 0 < angle_x < math.pi:
+            raise SceneError(f"a field of view of {angle_x} radians", where="intrinsics")
         focal = 0.5 * width / math.tan(0.5 * angle_x)
         return cls(width, height, focal, focal, 0.5 * width, 0.5 * height)
 
@@ -86,9 +92,13 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
         where: what to name in the error, with the frame's index appended.
 
     Raises:
-        SceneError: on NaN or infinite entries, a scale, a shear or a mirror.
+        SceneError: on another shape, NaN or infinite entries, a scale, a shear or a mirror.
     """
-    top = np.asarray(poses, dtype=np.float64)[:, :3, :4]
+    if poses.shape[1:] not in ((3, 4), (4, 4)):
+        raise SceneError(
+            f"poses of shape {poses.shape}, not (n, 3, 4) or (n, 4, 4)", where=str(where)
+        )
+    top = np.asarray(poses, dtype=np.float64)[:, :3]
     for index, pose in enumerate(top):
         place = f"{where}, frame {index}"
         if not np.isfinite(pose).all():

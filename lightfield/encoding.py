@@ -20,16 +20,13 @@ def encodings_per_coordinate(frequencies: int) -> int:
     return 2 * frequencies + 1
 
 
-def encode(points: Float[Tensor, "*grid d"], frequencies: int) -> Float[Tensor, "*grid d*k"]:
+def encode(
+    points: Float[Tensor, "*grid d"], frequencies: int
+) -> Float[Tensor, "*grid d*(2*{frequencies}+1)"]:
     """Encode each coordinate, channels last, in the student's order c = d * K + k."""
-    # One evaluation of sin and cos; higher octaves follow from the double-angle formulas. Errors
-    # double per octave from 1e-7, far under what the network resolves, and it is 3x faster.
-    sines, cosines = [torch.sin(points)], [torch.cos(points)]
-    for _ in range(frequencies - 1):
-        s, c = sines[-1], cosines[-1]
-        sines.append(2 * s * c)
-        cosines.append(1 - 2 * s * s)
-    return torch.stack([*sines, *cosines, points], dim=-1).flatten(-2)
+    octaves = 2.0 ** torch.arange(frequencies, dtype=points.dtype, device=points.device)
+    angles = points[..., None] * octaves
+    return torch.cat([angles.sin(), angles.cos(), points[..., None]], dim=-1).flatten(-2)
 
 
 def embedder_to_student(

@@ -13,12 +13,17 @@ from typing import Any
 
 from lightfield.errors import NelfError
 
+TEMPORARY_PREFIX = ".part-"
+"""Files so named are writes under way, or cut by a kill."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder that replaces `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f"{TEMPORARY_PREFIX}{path.stem}-", suffix=path.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -48,7 +53,7 @@ def read_json(path: Path, error: type[NelfError]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error("file is missing", where=path) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as reason:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as reason:
         raise error(f"cannot be read as JSON ({reason})", where=path) from reason
 
 

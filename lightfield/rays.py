@@ -7,6 +7,7 @@ Everything here is the contract between teacher, student, and the exported Sampl
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -36,9 +37,13 @@ class RaySpace:
     ndc_near: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.near < self.far:
+        if self.kind not in ("world", "ndc"):
+            raise SceneError(f"unknown kind {self.kind!r}", where="ray space")
+        if not 0 <= self.near < self.far < math.inf:
             raise SceneError(f"near {self.near} and far {self.far} bound no ray", where="ray space")
-        if self.kind == "ndc" and (min(self.ndc_scale) <= 0 or self.ndc_near <= 0):
+        if self.kind == "ndc" and not all(
+            0 < x < math.inf for x in (*self.ndc_scale, self.ndc_near)
+        ):
             raise SceneError("an NDC space needs its scale and near plane", where="ray space")
 
     def to_json(self) -> dict[str, Any]:

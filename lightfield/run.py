@@ -33,13 +33,21 @@ import torch
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, RunLockedError
-from lightfield.files import atomic_path, fingerprint, read_json, sha256_of, write_json
+from lightfield.files import (
+    TEMPORARY_PREFIX,
+    atomic_path,
+    fingerprint,
+    read_json,
+    sha256_of,
+    write_json,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 KEY = "key.json"
+MANIFEST_FIELDS = {"stage", "key", "config", "inputs", "files", "metrics", "details"}
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime", "onnxsim", "coremltools")
 
 
@@ -199,10 +207,11 @@ class Run:
                 where=folder / MANIFEST,
                 remedy="delete the folder and run the stage again",
             )
-        missing = {"stage", "key", "config", "inputs", "files", "metrics", "details"} - set(
-            manifest
-        )
-        if missing or manifest["stage"] != stage:
+        if not (
+            manifest.keys() >= MANIFEST_FIELDS
+            and manifest["stage"] == stage
+            and _lists_files(manifest)
+        ):
             raise CheckpointError("not a manifest of this stage", where=folder / MANIFEST)
         return Artifact(folder, manifest)
 
@@ -233,7 +242,7 @@ class Run:
             RunLockedError: when another process works in this run.
         """
         with self.locked():
-            self._recover(stage)
+            self._finish_publication(stage)
             key = self.key(stage, config, inputs)
             with contextlib.suppress(CheckpointError):
                 current = self.artifact(stage)
@@ -242,15 +251,14 @@ class Run:
             writer = self._begin(stage, key)
             started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
             work(writer)
-            for name in (*writer.discard, KEY):
-                (writer.path / name).unlink(missing_ok=True)
+            transient = (*writer.discard, KEY)
             files = {
                 path.relative_to(writer.path).as_posix(): {
                     "sha256": sha256_of(path),
                     "size_bytes": path.stat().st_size,
                 }
                 for path in sorted(writer.path.rglob("*"))
-                if path.is_file()
+                if path.is_file() and path.relative_to(writer.path).as_posix() not in transient
             }
             manifest = {
                 "schema": SCHEMA,
@@ -269,6 +277,8 @@ class Run:
                 "resumed": writer.resumed,
             }
             write_json(writer.path / MANIFEST, manifest)
+            for name in transient:  # only now, and the key last: until then the work can be resumed
+                (writer.path / name).unlink(missing_ok=True)
             self._publish(stage)
             return self.artifact(stage), True
 
@@ -305,7 +315,11 @@ class Run:
         if known.is_file():
             with contextlib.suppress(CheckpointError):
                 resumed = read_json(known, CheckpointError) == {"key": key}
-        if not resumed:
+        if resumed:
+            (work / MANIFEST).unlink(missing_ok=True)
+            for cut in work.rglob(f"{TEMPORARY_PREFIX}*"):
+                cut.unlink()
+        else:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             write_json(known, {"key": key})
@@ -319,11 +333,29 @@ class Run:
         self._work_path(stage).rename(final)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _recover(self, stage: str) -> None:
-        """Finish or undo a publication that was cut between its two renames."""
+    def _finish_publication(self, stage: str) -> None:
+        """Finish, or else undo, a publication that was cut; the caller holds the lock."""
         final, old, work = self.path / stage, self.path / f".{stage}.old", self._work_path(stage)
-        if not final.exists() and old.exists():
-            (work if (work / MANIFEST).is_file() else old).rename(final)
+        if (work / MANIFEST).is_file() and not (work / KEY).exists():
+            self._publish(stage)
+        elif final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.rename(final)
+
+    def _recover(self, stage: str) -> None:
+        """Finish a publication that was cut between its renames, not one that is under way."""
+        if (self.path / f".{stage}.old").exists() and not (self.path / stage).exists():
+            with contextlib.suppress(RunLockedError), self.locked():
+                self._finish_publication(stage)
+
+
+def _lists_files(manifest: dict[str, Any]) -> bool:
+    files = manifest["files"]
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and entry.keys() >= {"sha256", "size_bytes"}
+        for entry in files.values()
+    )
 
 
 def _files_are_whole(artifact: Artifact) -> bool:

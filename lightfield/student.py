@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,20 @@ Norm = Literal["batch", "none"]
 Upsampling = Literal["conv_transpose", "pixel_shuffle"]
 
 
+def _check_counts(where: str, *counts: object) -> None:
+    if any(not isinstance(count, int) or count < 1 for count in counts):
+        raise ConfigError(
+            f"points, frequencies, factors and widths are whole numbers from 1, not {counts}",
+            where=where,
+        )
+
+
+def _check_choices(where: str, *choices: tuple[object, Any]) -> None:
+    for value, literal in choices:
+        if value not in get_args(literal):
+            raise ConfigError(f"{value!r} is none of {get_args(literal)}", where=where)
+
+
 @dataclass(frozen=True)
 class TailStage:
     """One up-sampling stage: its operator, then one residual block per entry of `inner_widths`."""
@@ -42,10 +56,10 @@ class TailStage:
     operator: Upsampling = "conv_transpose"
 
     def __post_init__(self) -> None:
+        _check_choices("tail stage", (self.operator, Upsampling))
+        _check_counts("tail stage", self.factor, self.width, *self.inner_widths)
         if self.operator == "conv_transpose" and self.factor not in (2, 3):
             raise ConfigError("a transposed convolution up-samples 2x or 3x", where="tail stage")
-        if min(self.factor, self.width, *self.inner_widths, 99) < 1:
-            raise ConfigError("factor and widths must be at least 1", where="tail stage")
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,11 @@ class StudentSpec:
     output_channels: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.points, self.frequencies, self.stream_width, self.output_channels) < 1:
-            raise ConfigError("points, frequencies and widths must be at least 1", where="student")
+        _check_choices("student", (self.activation, Activation), (self.norm, Norm))
+        _check_counts("student", self.points, self.frequencies, self.stream_width)
+        _check_counts("student", self.output_channels, *self.inner_widths)
         if self.points < 2:
             raise ConfigError("a ray needs at least 2 points", where="student")
-        if min(self.inner_widths, default=1) < 1:
-            raise ConfigError("a block's inner width must be at least 1", where="student")
 
     @property
     def input_channels(self) -> int:
@@ -220,8 +233,9 @@ class Student(nn.Module):
                 nn.init.kaiming_normal_(block.contract.weight, nonlinearity="linear")
                 with torch.no_grad():
                     block.contract.weight.mul_(1 / math.sqrt(2 * len(blocks)))
-                nn.init.zeros_(block.expand.bias)
-                nn.init.zeros_(block.contract.bias)
+                for convolution in (block.expand, block.contract):
+                    assert convolution.bias is not None
+                    nn.init.zeros_(convolution.bias)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n rgb sh sw"]:  # noqa: D102
         head = self.head_activation(self.head(x))
@@ -261,7 +275,8 @@ def mac_count(spec: StudentSpec, height: int, width: int) -> int:
 @torch.no_grad()
 def folded(student: Student) -> Student:
     """The same function (in evaluation mode) with every batch norm folded into its convolution."""
-    result = Student(replace(student.spec, norm="none")).to(next(student.parameters()).device)
+    with torch.device("meta"):  # no initialisation, which would draw from torch's random state
+        result = Student(replace(student.spec, norm="none"))
     state = student.state_dict()
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -282,7 +297,7 @@ def folded(student: Student) -> Student:
             else:
                 value = (value - norm.running_mean) * scale + norm.bias
         plain[name] = value.clone()
-    result.load_state_dict(plain)
+    result.load_state_dict(plain, assign=True)
     return result.eval()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from numpy.lib import format as npy
 
 from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError, SceneError
@@ -104,31 +105,47 @@ def load_scene(folder: Path) -> Scene:
     """
     data = read_json(folder / "scene.json", CheckpointError)
     try:
-        views = {split: _load_views(folder, split, tuple(data["names"][split])) for split in SPLITS}
+        intrinsics = Intrinsics.from_json(data["intrinsics"])
+        views = {
+            split: _load_views(folder, split, tuple(data["names"][split]), intrinsics)
+            for split in SPLITS
+        }
         return Scene(
             name=data["name"],
             source=data["source"],
-            intrinsics=Intrinsics.from_json(data["intrinsics"]),
+            intrinsics=intrinsics,
             space=RaySpace.from_json(data["space"]),
             box=Box(tuple(data["box"]["centre"]), data["box"]["half_extent"]),
             background=tuple(data["background"]),
             provenance=data["provenance"],
             **views,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, SceneError) as error:
         raise CheckpointError(f"not a scene of this tool ({error})", where=folder) from error
 
 
-def _load_views(folder: Path, split: str, names: tuple[str, ...]) -> Views:
-    def read(kind: str) -> np.ndarray:
+def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: Intrinsics) -> Views:
+    n, picture = len(names), (intrinsics.height, intrinsics.width)
+
+    def read(kind: str, number: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
         path = folder / f"{split}_{kind}.npy"
         try:
-            return np.load(path, mmap_mode="r" if names else None, allow_pickle=False)
+            if n:
+                array = npy.open_memmap(path, mode="r")
+            else:  # nothing to map
+                with path.open("rb") as file:
+                    array = npy.read_array(file, allow_pickle=False)
         except (OSError, ValueError) as reason:
             raise CheckpointError(f"not a readable array ({reason})", where=path) from reason
+        fits = np.issubdtype(array.dtype, number) and array.ndim == 1 + len(shape)
+        if not fits or len(array) != n or (n and array.shape[1:] != shape):
+            raise CheckpointError("not the array that scene.json announces", where=path)
+        return array
 
-    alpha = read("alpha") if (folder / f"{split}_alpha.npy").exists() else None
-    views = Views(names, np.array(read("poses")), read("images"), alpha)
-    if len(views.poses) != len(names) or len(views.images) != len(names):
-        raise CheckpointError(f"{split} arrays do not match their {len(names)} names", where=folder)
-    return views
+    has_alpha = (folder / f"{split}_alpha.npy").exists()
+    return Views(
+        names,
+        np.array(read("poses", np.floating, (3, 4))),
+        read("images", np.uint8, (*picture, 3)),
+        read("alpha", np.uint8, picture) if has_alpha else None,
+    )

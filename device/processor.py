@@ -1,0 +1,84 @@
+"""What a processor calls itself, from the text of /proc/cpuinfo.
+
+x86 kernels print a `model name`; Arm kernels print numbers per core, which are Arm's own part numbers
+for cores of implementer 0x41; some Arm kernels add a `Hardware` line with the chip.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+_ARM_CORES = {
+    0xD03: "Cortex-A53",
+    0xD04: "Cortex-A35",
+    0xD05: "Cortex-A55",
+    0xD07: "Cortex-A57",
+    0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73",
+    0xD0A: "Cortex-A75",
+    0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse-N1",
+    0xD0D: "Cortex-A77",
+    0xD40: "Neoverse-V1",
+    0xD41: "Cortex-A78",
+    0xD44: "Cortex-X1",
+    0xD46: "Cortex-A510",
+    0xD47: "Cortex-A710",
+    0xD48: "Cortex-X2",
+    0xD49: "Neoverse-N2",
+    0xD4B: "Cortex-A78C",
+    0xD4D: "Cortex-A715",
+    0xD4E: "Cortex-X3",
+    0xD4F: "Neoverse-V2",
+    0xD80: "Cortex-A520",
+    0xD81: "Cortex-A720",
+    0xD82: "Cortex-X4",
+    0xD85: "Cortex-X925",
+    0xD87: "Cortex-A725",
+}
+_ARM_IMPLEMENTER = 0x41
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Cores and chip of a machine."""
+
+    cores: tuple[str, ...]
+    """One name per core, in the kernel's order."""
+    chip: str | None
+    """What the `Hardware` line says."""
+
+    def __str__(self) -> str:
+        counts = Counter(self.cores)
+        parts = [name if len(counts) == 1 else f"{n}x {name}" for name, n in counts.items()]
+        return " + ".join(parts) or self.chip or "unknown processor"
+
+
+def parse_cpuinfo(text: str) -> Processor:
+    """Read /proc/cpuinfo of x86 or Arm."""
+    cores: list[str] = []
+    chip = None
+    for block in text.split("\n\n"):
+        fields = _fields(block)
+        chip = fields.get("Hardware", chip)
+        if "processor" not in fields:
+            continue
+        name = fields.get("model name") or _arm_core(fields)
+        cores.append(name or "unknown core")
+    return Processor(tuple(cores), chip)
+
+
+def _fields(block: str) -> dict[str, str]:
+    pairs = [line.split(":", 1) for line in block.splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _arm_core(fields: dict[str, str]) -> str | None:
+    try:
+        implementer, part = int(fields["CPU implementer"], 0), int(fields["CPU part"], 0)
+    except (KeyError, ValueError):
+        return None
+    if implementer == _ARM_IMPLEMENTER and part in _ARM_CORES:
+        return _ARM_CORES[part]
+    return f"core {implementer:#04x}/{part:#05x}"

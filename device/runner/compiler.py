@@ -1,0 +1,107 @@
+"""Compiles the runner for 64-bit Arm phones, in one of two forms.
+
+`bionic` links against Android's own C library: with the NDK's clang where ANDROID_NDK_HOME says so,
+else with zig's, which has no Android library. Then two libraries that hold nothing but the names of the
+functions stand in for the phone's, and `bionic_start.c` for the NDK's entry point. `glibc` is an
+ordinary Linux program whose C library travels with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from lightfield.errors import DeviceError
+
+RunnerForm = Literal["bionic", "glibc"]
+
+SOURCE = Path(__file__).parent
+SOURCE_FILES = ("nelf_runner.c", "ort_functions.h", "bionic_start.c", "compiler.py")
+
+_FLAGS = ["-O2", "-fPIE", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+_NDK_API = 24  # Android 7: the oldest that ONNX Runtime's Android library runs on
+_STAND_INS = {
+    "libc": "__libc_init _exit alarm clock_gettime exit fclose fflush fgetc fgets fopen fread fwrite "
+    "memset posix_memalign printf putchar puts snprintf strcmp strlen strncmp strtol",
+    "libdl": "dlerror dlopen dlsym",
+}
+
+
+def zig_command() -> list[str] | None:
+    """How to call the C compiler of the `ziglang` package, None when it is not installed."""
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    return [sys.executable, "-m", "ziglang", "cc"]
+
+
+def ndk_clang() -> Path | None:
+    """The NDK's compiler for arm64, None when ANDROID_NDK_HOME does not lead to one."""
+    home = os.environ.get("ANDROID_NDK_HOME") or os.environ.get("ANDROID_NDK_ROOT")
+    if not home:
+        return None
+    folder = Path(home) / "toolchains" / "llvm" / "prebuilt"
+    return next(iter(sorted(folder.glob(f"*/bin/aarch64-linux-android{_NDK_API}-clang"))), None)
+
+
+def compile_runner(form: RunnerForm, output: Path, scratch: Path) -> None:
+    """Build the runner into `output`, with intermediate files in `scratch`.
+
+    Raises:
+        DeviceError: when there is no compiler, or it fails.
+    """
+    clang, zig = ndk_clang(), zig_command()
+    source = str(SOURCE / "nelf_runner.c")
+    if form == "bionic" and clang is not None:
+        _call([str(clang), *_FLAGS, "-pie", "-s", source, "-ldl", "-o", str(output)])
+    elif zig is None and form == "glibc" and (gcc := shutil.which("aarch64-linux-gnu-gcc")):
+        _call([gcc, *_FLAGS, "-pie", "-s", source, "-ldl", "-o", str(output)])
+    elif zig is None:
+        raise DeviceError(
+            "no C compiler for the phone's runner",
+            where="phone",
+            remedy="install one with `pip install ziglang`, or set ANDROID_NDK_HOME",
+        )
+    elif form == "bionic":
+        _link_without_ndk([*zig, "-target", "aarch64-linux-musl"], output, scratch)
+    else:
+        target = ["-target", "aarch64-linux-gnu.2.28"]
+        _call([*zig, *target, *_FLAGS, "-pie", "-s", source, "-ldl", "-o", str(output)])
+
+
+def _link_without_ndk(compiler: Sequence[str], output: Path, scratch: Path) -> None:
+    # musl's headers agree with Android's on the few types used here, on arm64
+    inputs = []
+    for name in ("nelf_runner", "bionic_start"):
+        inputs.append(str(scratch / f"{name}.o"))
+        unwind = ["-fno-stack-protector", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"]
+        _call([*compiler, *_FLAGS, *unwind, "-c", str(SOURCE / f"{name}.c"), "-o", inputs[-1]])
+    for name, symbols in _STAND_INS.items():
+        assembly = scratch / f"{name}.S"
+        lines = [f".globl {s}\n.type {s},%function\n{s}: ret\n" for s in symbols.split()]
+        assembly.write_text(".text\n" + "".join(lines))
+        inputs.append(str(scratch / f"{name}.so"))
+        stand_in = ["-shared", "-nostdlib", f"-Wl,-soname,{name}.so"]
+        _call([*compiler, *stand_in, str(assembly), "-o", inputs[-1]])
+    link = ["-nostdlib", "-pie", "-s", "-Wl,--dynamic-linker=/system/bin/linker64"]
+    link += ["-Wl,-z,max-page-size=16384", "-Wl,--hash-style=both"]
+    _call([*compiler, *link, *inputs, "-o", str(output)])
+
+
+def _call(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=300, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as reason:
+        raise DeviceError(f"the C compiler cannot run ({reason})", where=command[0]) from reason
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+        raise DeviceError(
+            f"the phone's runner does not compile ({lines[0].strip()})", where=command[0]
+        )

@@ -1,0 +1,322 @@
+/* Runs ONNX graphs and says how long each run took.
+ *
+ *   nelf_runner --library LIBONNXRUNTIME --threads N --warmup N --turns N --limit SECONDS
+ *               (--model PATH --inputs FOLDER [--outputs FOLDER])...
+ *
+ * The contract (order of runs, files, the answer on standard output, exit codes) is stated once, in
+ * device/runner_protocol.py. Plain C and few functions of the C library, so that it also links against
+ * Android's with nothing but their names; `errno` is left alone because its symbol differs there.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ort_functions.h"
+
+enum { MAX_MODELS = 512, MAX_TENSORS = 32, MAX_RANK = 8, PATH_BYTES = 4096 };
+enum { EXIT_USAGE = 2, EXIT_FAILURE_REPORTED = 3 };
+
+#define DECLARE(position, result, name, arguments) static result(*name) arguments;
+#define BIND(position, result, name, arguments) name = (result(*) arguments)table[position];
+ORT_FUNCTIONS(DECLARE)
+
+typedef struct {
+  const char *name; /* numpy's */
+  size_t bytes;
+} Element;
+
+static const Element ELEMENTS[] = {
+    [1] = {"float32", 4}, [2] = {"uint8", 1},  [3] = {"int8", 1},     [6] = {"int32", 4},
+    [7] = {"int64", 8},   [9] = {"bool", 1},   [10] = {"float16", 2}, [11] = {"float64", 8},
+};
+
+typedef struct {
+  int64_t shape[MAX_RANK];
+  size_t rank, bytes;
+  int element;
+} Shape;
+
+typedef struct {
+  const char *path, *inputs_folder, *outputs_folder;
+  OrtSession *session;
+  size_t input_count, output_count;
+  char *input_names[MAX_TENSORS], *output_names[MAX_TENSORS];
+  OrtValue *inputs[MAX_TENSORS], *outputs[MAX_TENSORS];
+  double load_us, *wall_us, *cpu_us;
+} Model;
+
+typedef struct {
+  const char *library;
+  int threads, warmup, turns, limit_seconds;
+  size_t model_count;
+  Model models[MAX_MODELS];
+} Request;
+
+/* JSON out ------------------------------------------------------------------------------------- */
+
+static void print_string(const char *text) {
+  putchar('"');
+  for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+    if (*c == '"' || *c == '\\') printf("\\%c", *c);
+    else if (*c < 0x20) printf("\\u%04x", *c);
+    else putchar(*c);
+  }
+  putchar('"');
+}
+
+static void fail(const char *at, const char *reason) {
+  printf("{\"error\": ");
+  print_string(reason);
+  printf(", \"at\": ");
+  print_string(at);
+  printf("}\n");
+  exit(EXIT_FAILURE_REPORTED);
+}
+
+static void check(OrtStatus *status, const char *at) {
+  if (status) fail(at, GetErrorMessage(status));
+}
+
+static void *allocate(size_t bytes) {
+  void *memory = NULL;
+  if (posix_memalign(&memory, 64, bytes ? bytes : 1)) fail("allocate memory", "out of memory");
+  memset(memory, 0, bytes);
+  return memory;
+}
+
+/* Clocks and memory ---------------------------------------------------------------------------- */
+
+static double clock_us(clockid_t clock) {
+  struct timespec now;
+  clock_gettime(clock, &now);
+  return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
+}
+
+static long status_kb(const char *key) {
+  char line[256];
+  long value = 0;
+  FILE *file = fopen("/proc/self/status", "r");
+  if (!file) return 0;
+  while (fgets(line, sizeof line, file))
+    if (!strncmp(line, key, strlen(key))) value = strtol(line + strlen(key), NULL, 10);
+  fclose(file);
+  return value;
+}
+
+/* Tensors -------------------------------------------------------------------------------------- */
+
+static Shape shape_of(const OrtTensorInfo *info, const char *at) {
+  Shape shape = {0};
+  check(GetTensorElementType(info, &shape.element), at);
+  check(GetDimensionsCount(info, &shape.rank), at);
+  if (shape.rank > MAX_RANK) fail(at, "a tensor has more dimensions than the runner knows");
+  check(GetDimensions(info, shape.shape, shape.rank), at);
+  size_t kinds = sizeof ELEMENTS / sizeof *ELEMENTS;
+  if (shape.element < 0 || (size_t)shape.element >= kinds || !ELEMENTS[shape.element].bytes)
+    fail(at, "a tensor has an element type that the runner does not know");
+  shape.bytes = ELEMENTS[shape.element].bytes;
+  for (size_t i = 0; i < shape.rank; i++) {
+    if (shape.shape[i] < 1) fail(at, "a tensor has a dimension that is not fixed");
+    shape.bytes *= (size_t)shape.shape[i];
+  }
+  return shape;
+}
+
+static void tensor_path(char *path, const char *folder, size_t index) {
+  int length = snprintf(path, PATH_BYTES, "%s/%zu.bin", folder, index);
+  if (length < 0 || length >= PATH_BYTES) fail("open a tensor file", "its path is too long");
+}
+
+static OrtValue *read_input(const Model *model, size_t index, const OrtMemoryInfo *memory) {
+  const char *at = "read an input";
+  OrtTypeInfo *type;
+  const OrtTensorInfo *info;
+  check(SessionGetInputTypeInfo(model->session, index, &type), at);
+  check(CastTypeInfoToTensorInfo(type, &info), at);
+  if (!info) fail(at, "it is no tensor");
+  Shape shape = shape_of(info, at);
+  char path[PATH_BYTES];
+  tensor_path(path, model->inputs_folder, index);
+  void *data = allocate(shape.bytes);
+  FILE *file = fopen(path, "rb");
+  if (!file) fail(at, path);
+  if (fread(data, 1, shape.bytes, file) != shape.bytes || fgetc(file) != EOF)
+    fail(at, "its file has not the size that the graph wants");
+  fclose(file);
+  OrtValue *value;
+  check(CreateTensorWithDataAsOrtValue(memory, data, shape.bytes, shape.shape, shape.rank,
+                                       shape.element, &value), at);
+  return value;
+}
+
+static Shape output_shape(const Model *model, size_t index) {
+  OrtTensorInfo *info;
+  check(GetTensorTypeAndShape(model->outputs[index], &info), "read an output");
+  return shape_of(info, "read an output");
+}
+
+static void write_output(const Model *model, size_t index) {
+  const char *at = "write an output";
+  Shape shape = output_shape(model, index);
+  void *data;
+  check(GetTensorMutableData(model->outputs[index], &data), at);
+  char path[PATH_BYTES];
+  tensor_path(path, model->outputs_folder, index);
+  FILE *file = fopen(path, "wb");
+  if (!file) fail(at, path);
+  size_t written = fwrite(data, 1, shape.bytes, file);
+  if (fclose(file) || written != shape.bytes) fail(at, "the storage is full or read-only");
+}
+
+/* Models --------------------------------------------------------------------------------------- */
+
+static void load(Model *model, const OrtEnv *env, const OrtSessionOptions *options, int turns) {
+  const char *at = "load the graph";
+  double start_us = clock_us(CLOCK_MONOTONIC);
+  check(CreateSession(env, model->path, options, &model->session), at);
+  model->load_us = clock_us(CLOCK_MONOTONIC) - start_us;
+  check(SessionGetInputCount(model->session, &model->input_count), at);
+  check(SessionGetOutputCount(model->session, &model->output_count), at);
+  if (model->input_count > MAX_TENSORS || model->output_count > MAX_TENSORS)
+    fail(at, "it has more inputs or outputs than the runner knows");
+  OrtAllocator *allocator;
+  OrtMemoryInfo *memory;
+  check(GetAllocatorWithDefaultOptions(&allocator), at);
+  check(CreateCpuMemoryInfo(DEVICE_ALLOCATOR, DEFAULT_MEMORY, &memory), at);
+  for (size_t i = 0; i < model->input_count; i++) {
+    check(SessionGetInputName(model->session, i, allocator, &model->input_names[i]), at);
+    model->inputs[i] = read_input(model, i, memory);
+  }
+  for (size_t i = 0; i < model->output_count; i++)
+    check(SessionGetOutputName(model->session, i, allocator, &model->output_names[i]), at);
+  model->wall_us = allocate((size_t)turns * sizeof(double));
+  model->cpu_us = allocate((size_t)turns * sizeof(double));
+}
+
+static void run_once(Model *model, double *wall_us, double *cpu_us) {
+  for (size_t i = 0; i < model->output_count; i++) {
+    if (model->outputs[i]) ReleaseValue(model->outputs[i]);
+    model->outputs[i] = NULL;
+  }
+  double wall = clock_us(CLOCK_MONOTONIC), cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID);
+  check(Run(model->session, NULL, (const char *const *)model->input_names,
+            (const OrtValue *const *)model->inputs, model->input_count,
+            (const char *const *)model->output_names, model->output_count, model->outputs),
+        "run the graph");
+  if (cpu_us) *cpu_us = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+  if (wall_us) *wall_us = clock_us(CLOCK_MONOTONIC) - wall;
+}
+
+static void print_times(const char *key, const double *times_us, int count) {
+  printf("\"%s\": [", key);
+  for (int i = 0; i < count; i++) printf("%s%.3f", i ? ", " : "", times_us[i]);
+  printf("], ");
+}
+
+static void print_model(const Model *model, int turns) {
+  printf("{\"load_us\": %.3f, ", model->load_us);
+  print_times("wall_us", model->wall_us, turns);
+  print_times("cpu_us", model->cpu_us, turns);
+  printf("\"outputs\": [");
+  for (size_t i = 0; i < model->output_count; i++) {
+    Shape shape = output_shape(model, i);
+    printf("%s{\"name\": ", i ? ", " : "");
+    print_string(model->output_names[i]);
+    printf(", \"element\": \"%s\", \"shape\": [", ELEMENTS[shape.element].name);
+    for (size_t k = 0; k < shape.rank; k++) printf("%s%" PRId64, k ? ", " : "", shape.shape[k]);
+    printf("]}");
+  }
+  printf("]}");
+}
+
+/* The command line ----------------------------------------------------------------------------- */
+
+static int read_arguments(int count, char **words, Request *request) {
+  for (int i = 1; i < count; i += 2) {
+    const char *key = words[i], *value = i + 1 < count ? words[i + 1] : NULL;
+    Model *last = request->model_count ? &request->models[request->model_count - 1] : NULL;
+    if (!value) return 0;
+    if (!strcmp(key, "--library")) request->library = value;
+    else if (!strcmp(key, "--threads")) request->threads = (int)strtol(value, NULL, 10);
+    else if (!strcmp(key, "--warmup")) request->warmup = (int)strtol(value, NULL, 10);
+    else if (!strcmp(key, "--turns")) request->turns = (int)strtol(value, NULL, 10);
+    else if (!strcmp(key, "--limit")) request->limit_seconds = (int)strtol(value, NULL, 10);
+    else if (!strcmp(key, "--model") && request->model_count < MAX_MODELS)
+      request->models[request->model_count++].path = value;
+    else if (!strcmp(key, "--inputs") && last) last->inputs_folder = value;
+    else if (!strcmp(key, "--outputs") && last) last->outputs_folder = value;
+    else return 0;
+  }
+  for (size_t i = 0; i < request->model_count; i++)
+    if (!request->models[i].inputs_folder) return 0;
+  return request->library && request->threads > 0 && request->warmup >= 0 && request->turns > 0;
+}
+
+static const char *bind_library(const char *path) {
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) fail("open its library", dlerror());
+  const OrtApiBase *(*get_base)(void);
+  *(void **)&get_base = dlsym(library, "OrtGetApiBase");
+  if (!get_base) fail("open its library", "OrtGetApiBase is not in it");
+  const AnyFunction *table = get_base()->GetApi(ORT_API_VERSION);
+  if (!table) fail("open its library", "it is older than ONNX Runtime 1.12");
+  ORT_FUNCTIONS(BIND)
+  return get_base()->GetVersionString();
+}
+
+static OrtSessionOptions *session_options(int threads) {
+  const char *at = "configure a session";
+  OrtSessionOptions *options;
+  check(CreateSessionOptions(&options), at);
+  check(SetIntraOpNumThreads(options, threads), at);
+  check(SetInterOpNumThreads(options, 1), at);
+  check(SetSessionGraphOptimizationLevel(options, OPTIMISE_ALL), at);
+  check(AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), at);
+  check(AddSessionConfigEntry(options, "session.inter_op.allow_spinning", "0"), at);
+  return options;
+}
+
+int main(int count, char **words) {
+  static Request request; /* too large for the stack, and too large for the file if not all zero */
+  request.threads = request.turns = 1;
+  if (!read_arguments(count, words, &request)) {
+    printf("nelf_runner: wrong arguments; its callers know them (device/runner_protocol.py)\n");
+    return EXIT_USAGE;
+  }
+  if (request.limit_seconds > 0) alarm((unsigned)request.limit_seconds);
+  const char *version = bind_library(request.library);
+  OrtEnv *env;
+  check(CreateEnv(LOG_ERRORS, "nelf", &env), "start");
+  OrtSessionOptions *options = session_options(request.threads);
+  long before_kb = status_kb("VmRSS:");
+  Model *models = request.models;
+  size_t n = request.model_count;
+  for (size_t i = 0; i < n; i++) load(&models[i], env, options, request.turns);
+  for (size_t i = 0; i < n; i++)
+    for (int turn = 0; turn < request.warmup; turn++) run_once(&models[i], NULL, NULL);
+  for (int turn = 0; turn < request.turns; turn++)
+    for (size_t i = 0; i < n; i++)
+      run_once(&models[i], &models[i].wall_us[turn], &models[i].cpu_us[turn]);
+  long growth_kb = status_kb("VmHWM:") - before_kb;
+  for (size_t i = 0; i < n; i++)
+    for (size_t k = 0; models[i].outputs_folder && k < models[i].output_count; k++)
+      write_output(&models[i], k);
+  printf("{\"runtime\": ");
+  print_string(version);
+  printf(", \"growth_kb\": %ld, \"models\": [", growth_kb > 0 ? growth_kb : 0);
+  for (size_t i = 0; i < n; i++) {
+    if (i) printf(", ");
+    print_model(&models[i], request.turns);
+  }
+  printf("]}\n");
+  fflush(NULL);
+  /* Without tearing ONNX Runtime down: nothing is lost, and a crash on the way out would hide the
+   * answer. */
+  _exit(0);
+}

@@ -1,0 +1,188 @@
+"""The one language of all runners: command-line arguments in, one line of JSON out.
+
+A runner is a program that does nothing but run graphs: `device/runner/nelf_runner.c` on a phone,
+`device/host_runner.py` on this machine. Both take
+
+    --threads N --warmup N --turns N --limit SECONDS
+    --model PATH --inputs FOLDER [--outputs FOLDER]         once per graph, in this order
+
+load every graph, run each `warmup` times, then run all of them round-robin, `turns` times each (A B C
+A B C ...), so that whatever slows the device down slows all of them. Input i of a graph is the raw
+row-major file `FOLDER/i.bin`; output i of the last turn is written likewise. Without a graph a runner
+only loads ONNX Runtime: the hello check. The last line of its output is the report,
+
+    {"runtime": "1.31.1", "growth_kb": 9000, "models": [{"load_us": ..., "wall_us": [...],
+     "cpu_us": [...], "outputs": [{"name": ..., "element": "float32", "shape": [...]}]}]}
+
+or, with exit code 3, {"error": "...", "at": "..."}. `cpu_us` is the processor time of the whole runner
+during each turn, all threads together: what the turn cost, whoever else used the processor. After
+SECONDS the runner ends itself (SIGALRM), so that a hang leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device.onnx_inputs import ELEMENT_TYPES, TensorSpec
+from lightfield.errors import DeviceError
+
+FAILURE_EXIT_CODE = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One graph for a runner, with paths on this machine."""
+
+    model: Path
+    inputs: Path
+    outputs: Path | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often a runner runs its graphs, and on how many threads."""
+
+    threads: int
+    warmup: int
+    turns: int
+    limit_seconds: int
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """What a runner says about one graph; one time per turn."""
+
+    load_ms: float
+    wall_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class RunnerReport:
+    """What a runner says."""
+
+    runtime: str
+    """Version of ONNX Runtime."""
+    growth_bytes: int | None
+    """Peak resident memory above what the runner held before it loaded the graphs."""
+    models: tuple[ModelTimes, ...]
+
+
+def runner_arguments(jobs: Sequence[tuple[str, str, str | None]], schedule: Schedule) -> list[str]:
+    """The command line after the program's name; a job is (model, inputs, outputs) as the runner
+    sees them."""
+    arguments = ["--threads", str(schedule.threads), "--warmup", str(schedule.warmup)]
+    arguments += ["--turns", str(schedule.turns), "--limit", str(schedule.limit_seconds)]
+    for model, inputs, outputs in jobs:
+        arguments += ["--model", model, "--inputs", inputs]
+        arguments += ["--outputs", outputs] if outputs is not None else []
+    return arguments
+
+
+def write_inputs(folder: Path, arrays: Sequence[np.ndarray]) -> None:
+    """Write input i to `folder/i.bin`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, array in enumerate(arrays):
+        (folder / f"{index}.bin").write_bytes(array.tobytes())
+
+
+def read_outputs(folder: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """Read what a runner wrote, by output name.
+
+    Raises:
+        DeviceError: when a file is missing or not of the size that its shape says.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for index, spec in enumerate(specs):
+        path = folder / f"{index}.bin"
+        raw = path.read_bytes() if path.exists() else b""
+        if len(raw) != spec.size_bytes:
+            raise DeviceError(
+                f"output '{spec.name}' came back with {len(raw)} bytes instead of {spec.size_bytes}"
+            )
+        arrays[spec.name] = np.frombuffer(raw, spec.element).reshape(spec.shape).copy()
+    return arrays
+
+
+def parse_report(
+    exit_code: int, stdout: str, stderr: str, *, where: str, turns: int, models: int
+) -> RunnerReport:
+    """What the runner said, checked against what it was asked.
+
+    Raises:
+        DeviceError: when it failed, was killed, or answered something else.
+    """
+    data = _last_json_line(stdout)
+    if exit_code == FAILURE_EXIT_CODE and "error" in data:
+        what = f"ONNX Runtime failed to {data.get('at', 'run')} ({_one_line(str(data['error']))})"
+        raise DeviceError(what, where=where)
+    if exit_code != 0:
+        raise DeviceError(f"the runner {_ending(exit_code)}{_last_words(stderr)}", where=where)
+    try:
+        growth_kb = int(data["growth_kb"])
+        report = RunnerReport(
+            runtime=str(data["runtime"]),
+            growth_bytes=growth_kb * 1024 if growth_kb > 0 else None,
+            models=tuple(_model_times(entry) for entry in data["models"]),
+        )
+    except (KeyError, TypeError, ValueError) as reason:
+        raise DeviceError(
+            f"the runner's answer makes no sense ({_one_line(stdout)[:200]!r})", where=where
+        ) from reason
+    counts = [len(times.wall_ms) for times in report.models]
+    if counts != [turns] * models or counts != [len(times.cpu_ms) for times in report.models]:
+        raise DeviceError(f"the runner answered {counts} samples, not {turns} each", where=where)
+    return report
+
+
+def _model_times(entry: dict[str, Any]) -> ModelTimes:
+    outputs = [
+        TensorSpec(str(o["name"]), str(o["element"]), tuple(int(n) for n in o["shape"]))
+        for o in entry["outputs"]
+    ]
+    if any(output.element not in ELEMENT_TYPES.values() for output in outputs):
+        raise ValueError("unknown element type")
+    wall_ms, cpu_ms = (tuple(float(us) / 1e3 for us in entry[k]) for k in ("wall_us", "cpu_us"))
+    if not all(math.isfinite(ms) and ms >= 0 for ms in wall_ms + cpu_ms):
+        raise ValueError("a time that is none")
+    return ModelTimes(float(entry["load_us"]) / 1e3, wall_ms, cpu_ms, tuple(outputs))
+
+
+def _last_json_line(text: str) -> dict[str, Any]:
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                data = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(data, dict):
+                return data
+    return {}
+
+
+def _ending(exit_code: int) -> str:
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    if number == signal.SIGALRM:
+        return "did not finish within its time limit"
+    try:
+        return f"was killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"ended with exit code {exit_code}"
+
+
+def _last_words(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return f" ({_one_line(lines[-1])[:200]})" if lines else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

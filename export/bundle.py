@@ -1,0 +1,200 @@
+"""All graphs of one light field, each written, compared with PyTorch on real poses, and recorded.
+
+    Sampler.onnx, Embedder.onnx       from a pose to the student's input, for lenses and any runtime
+    <Scene>_SnapGELU.onnx             the student for Lens Studio (or _SnapSigmoidGELU, _SnapReLU)
+    <Scene>.onnx                      the student for ONNX Runtime
+    <Scene>_opset17.onnx              the same for runtimes older than opset 20
+    <Scene>_fused.onnx                pose to picture, one pose
+    <Scene>_fused_batch.onnx          pose to picture, any number of poses
+    <Scene>.mlpackage                 the student for CoreML
+    <Scene>_fused.mlpackage           pose to picture for CoreML
+
+A graph that is not what it promises, or further from PyTorch than its floor, raises and leaves no
+file. Only CoreML may be missing: where coremltools cannot convert, its record says why.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.coreml import replay
+from export.exported_graph import ExportedGraph, write_onnx, write_package
+from export.fused import fused_contract, fused_model
+from export.graph import load_model
+from export.parity import OnnxFunction, Parity, Poses, Reference
+from export.ray_graphs import embedder_contract, embedder_model, sampler_contract, sampler_model
+from export.snap_gelu import evaluate_by_reference, snap_file_name, with_runtime_gelu
+from export.student_graph import (
+    OLDER_RUNTIMES,
+    ONNX_RUNTIME,
+    SNAP_ML,
+    Form,
+    student_contract,
+    student_model,
+)
+from lightfield.errors import ExportError, ParityError
+from lightfield.light_field import LightField, ray_grid
+from lightfield.progress import Progress, silent
+
+SCENE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+Writer = Callable[[], ExportedGraph]
+
+
+def write_bundle(
+    light_field: LightField,
+    poses: Poses,
+    scene_name: str,
+    folder: Path,
+    *,
+    coreml: bool = True,
+    progress: Progress = silent,
+) -> list[ExportedGraph]:
+    """Write every graph of a light field into a folder, each compared on these poses.
+
+    Raises:
+        ExportError: on a scene name that no file or lens can bear, no poses, weights with NaN, or a
+            graph that is not what it promises.
+        ParityError: when a graph is too far from PyTorch.
+    """
+    if not SCENE_NAME.fullmatch(scene_name):
+        raise ExportError(
+            "a scene's name becomes a file name: a letter, then letters, digits, _ or -",
+            where=repr(scene_name),
+        )
+    bundle = _Bundle(light_field, Reference.of(light_field, poses), scene_name, folder)
+    writers = [*bundle.rays(), *bundle.students(), *bundle.fused()]
+    if coreml:
+        writers += bundle.packages()
+    graphs = []
+    for done, write in enumerate(writers, 1):
+        graphs.append(write())
+        figures = {} if graphs[-1].psnr_db is None else {"psnr_db": graphs[-1].psnr_db}
+        progress(done, len(writers), **figures)
+    return graphs
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """What all writers share; each method yields the writers of one kind of graph."""
+
+    light_field: LightField
+    reference: Reference
+    name: str
+    folder: Path
+
+    def rays(self) -> Iterator[Writer]:
+        field, compare = self.light_field, self.reference
+        yield lambda: write_onnx(
+            self.folder / "Sampler.onnx",
+            sampler_model(field),
+            sampler_contract(field),
+            lambda path: compare.sampler_parity(OnnxFunction(path)),
+            purpose="pose to points along all rays",
+        )
+        yield lambda: write_onnx(
+            self.folder / "Embedder.onnx",
+            embedder_model(field),
+            embedder_contract(field),
+            lambda path: compare.embedder_parity(OnnxFunction(path)),
+            purpose="points to their positional encodings",
+        )
+
+    def students(self) -> Iterator[Writer]:
+        snap = snap_file_name(self.name, self.light_field.student.spec.activation)
+        yield lambda: self.student(
+            snap,
+            SNAP_ML,
+            "student for Lens Studio (SnapML)",
+            note="checked by ONNX's reference evaluator as shipped, and by ONNX Runtime",
+        )
+        yield lambda: self.student(
+            f"{self.name}.onnx", ONNX_RUNTIME, "student for ONNX Runtime on phones and hosts"
+        )
+        yield lambda: self.student(
+            f"{self.name}_opset17.onnx", OLDER_RUNTIMES, "student for older runtimes"
+        )
+
+    def student(self, file_name: str, form: Form, purpose: str, *, note: str = "") -> ExportedGraph:
+        student = self.light_field.student
+        grid = ray_grid(self.light_field.intrinsics, student.spec)
+
+        def measure(path: Path) -> Parity:
+            if form is SNAP_ML:
+                return snap_parity(path, self.reference)
+            graph = OnnxFunction(path)
+            return self.reference.student_parity(lambda rays: graph(input=rays))
+
+        return write_onnx(
+            self.folder / file_name,
+            student_model(student, grid.height, grid.width, form),
+            student_contract(student, grid.height, grid.width, form),
+            measure,
+            purpose=purpose,
+            note=note,
+        )
+
+    def fused(self) -> Iterator[Writer]:
+        field, compare = self.light_field, self.reference
+
+        def measure(path: Path) -> Parity:
+            graph = OnnxFunction(path)
+            return compare.pose_parity(lambda pose: graph(pose=pose))
+
+        def measure_batch(path: Path) -> Parity:
+            graph = OnnxFunction(path)
+            return compare.batch_parity(lambda poses: graph(pose=poses))
+
+        yield lambda: write_onnx(
+            self.folder / f"{self.name}_fused.onnx",
+            fused_model(field),
+            fused_contract(field),
+            measure,
+            purpose="pose to picture, for browsers and apps",
+        )
+        yield lambda: write_onnx(
+            self.folder / f"{self.name}_fused_batch.onnx",
+            fused_model(field, batch="n"),
+            fused_contract(field, batch="n"),
+            measure_batch,
+            purpose="poses to pictures, any number at once",
+        )
+
+    def packages(self) -> Iterator[Writer]:
+        name = self.name
+        yield lambda: self.package(f"{name}.mlpackage", "student for CoreML (iOS 16)", fused=False)
+        yield lambda: self.package(
+            f"{name}_fused.mlpackage", "pose to picture for CoreML (iOS 16)", fused=True
+        )
+
+    def package(self, file_name: str, purpose: str, *, fused: bool) -> ExportedGraph:
+        path, compare = self.folder / file_name, self.reference.first()
+
+        def measure(package: Path) -> Parity:
+            if fused:
+                return compare.pose_parity(lambda pose: replay(package, pose=pose))
+            return compare.student_parity(lambda rays: replay(package, input=rays))
+
+        try:
+            return write_package(path, self.light_field, measure, purpose=purpose, fused=fused)
+        except ParityError:
+            raise
+        except ExportError as error:
+            shutil.rmtree(path, ignore_errors=True)  # an older one would not be this student's
+            return ExportedGraph.missing(path, purpose, f"not available: {error.what}")
+
+
+def snap_parity(path: Path, reference: Reference) -> Parity:
+    """Of a SnapML file: all poses by ONNX Runtime, and one by the reference evaluator as shipped."""
+    model = load_model(path)
+    graph = OnnxFunction(with_runtime_gelu(model))
+    return Parity.worst(
+        [
+            reference.student_parity(lambda rays: graph(input=rays)),
+            reference.first().student_parity(lambda rays: evaluate_by_reference(model, rays)),
+        ]
+    )

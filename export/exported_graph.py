@@ -1,0 +1,128 @@
+"""One exported file: written beside its name, checked, compared with PyTorch, published, recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.coreml import SPECIFICATION_VERSION, write_coreml
+from export.graph import Contract, check_file, operators_of, save_model, simplified
+from export.parity import FP16_FLOOR_DB, FP32_FLOOR_DB, Parity, require
+from lightfield.files import atomic_path, sha256_of
+from lightfield.light_field import LightField
+
+Measure = Callable[[Path], Parity]
+"""Compares the file at a temporary path with PyTorch."""
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A written graph and what is known of it; None where a figure does not apply."""
+
+    path: Path
+    purpose: str
+    size_bytes: int
+    sha256: str
+    opset: int | None
+    ir_version: int | None
+    ops: dict[str, int]
+    """How often each operator occurs."""
+    psnr_db: float | None
+    """Against PyTorch, on the worst of the poses."""
+    max_error: float | None
+    note: str = ""
+    """What else to know: how it was checked, or why it is not available."""
+
+    @classmethod
+    def missing(cls, path: Path, purpose: str, reason: str) -> ExportedGraph:
+        """The record of a file that could not be written."""
+        return cls(path, purpose, 0, "", None, None, {}, None, None, reason)
+
+    @property
+    def available(self) -> bool:
+        """Whether the file was written."""
+        return self.size_bytes > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the path reduced to the file's name."""
+        return {**asdict(self), "path": self.path.name}
+
+
+def write_onnx(
+    path: Path,
+    model: onnx.ModelProto,
+    contract: Contract,
+    measure: Measure,
+    *,
+    purpose: str,
+    note: str = "",
+) -> ExportedGraph:
+    """Simplify a graph, write it, hold it against its contract and the fp32 floor, and publish it.
+
+    Raises:
+        ExportError: when the file is not what the contract says.
+        ParityError: when `measure` finds it too far from PyTorch.
+    """
+    model, refusal = simplified(model)
+    with atomic_path(path) as temporary:
+        save_model(model, temporary)
+        written = check_file(temporary, contract)
+        parity = require(measure(temporary), FP32_FLOOR_DB, where=path)
+    return ExportedGraph(
+        path,
+        purpose,
+        path.stat().st_size,
+        sha256_of(path),
+        contract.opset,
+        written.ir_version,
+        operators_of(written),
+        parity.psnr_db,
+        parity.max_error,
+        "; ".join(filter(None, (note, refusal))),
+    )
+
+
+def write_package(
+    path: Path,
+    light_field: LightField,
+    measure: Measure,
+    *,
+    purpose: str,
+    fused: bool,
+) -> ExportedGraph:
+    """Convert to CoreML beside the final name, hold it against the fp16 floor, and publish it.
+
+    Raises:
+        ExportError: when coremltools cannot convert it.
+        ParityError: when `measure` finds it too far from PyTorch.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as place:
+        package = Path(place) / path.name
+        operators = write_coreml(light_field, package, fused=fused)
+        parity = require(measure(package), FP16_FLOOR_DB, where=path)
+        if path.exists():
+            path.rename(Path(place) / "replaced")
+        package.rename(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+    return ExportedGraph(
+        path,
+        purpose,
+        sum(file.stat().st_size for file in files),
+        digest.hexdigest(),
+        None,
+        None,
+        operators,
+        parity.psnr_db,
+        parity.max_error,
+        f"CoreML specification {SPECIFICATION_VERSION}, fp16; checked by replaying its program",
+    )

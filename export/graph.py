@@ -1,0 +1,195 @@
+"""ONNX graphs under construction, and what a graph must be before it becomes a file.
+
+Graphs are built node by node rather than traced: names, opset and IR version are ours, no exporter
+can quietly choose others, and writing one takes milliseconds, which pruning does dozens of times.
+Every value and weight is named after the module it comes from. A file is written beside its name,
+read back, held against its `Contract`, and only then published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxsim
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import checker, helper, numpy_helper, shape_inference
+
+from lightfield.errors import ExportError
+
+IR_VERSIONS = {11: 6, 17: 8, 20: 9}
+"""The IR version that came with each opset we write; a newer stamp is refused by older runtimes."""
+
+FOREIGN_OPERATORS = frozenset({"GeluSnap"})
+"""Operators in the default domain that ONNX does not define, so that its checker refuses them."""
+
+Shape = tuple[int | str, ...]
+"""Sizes of an input or output; a string names a symbolic one."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a graph promises to those who load it."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+    opset: int
+    operators: frozenset[str]
+    """Operators that the graph may use."""
+
+
+@dataclass
+class GraphBuilder:
+    """The nodes and weights of a graph, in execution order."""
+
+    opset: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def constant(self, name: str, values: Any) -> str:
+        """Add a weight (float32, or int64 for shapes and indices) and return its name.
+
+        Raises:
+            ExportError: when a value is NaN or infinite.
+        """
+        array = np.asarray(values)
+        array = np.ascontiguousarray(array, np.int64 if array.dtype.kind == "i" else np.float32)
+        if not np.isfinite(array).all():
+            raise ExportError(
+                "weights hold NaN or infinity",
+                where=name,
+                remedy="go back to an earlier checkpoint; the training diverged",
+            )
+        assert name not in self.weights, name
+        self.weights[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def add(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:
+        """Add a node whose one output carries the node's name, and return that name."""
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def split(self, x: str, sizes: str, *, axis: int, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Add a Split node with one named output per size, and return the names."""
+        self.nodes.append(helper.make_node("Split", [x, sizes], names, axis=axis))
+        return names
+
+    def model(self, contract: Contract, *, title: str) -> onnx.ModelProto:
+        """The finished model."""
+        assert contract.opset == self.opset
+        graph = helper.make_graph(
+            self.nodes,
+            title,
+            [_float_tensor(*item) for item in contract.inputs.items()],
+            [_float_tensor(*item) for item in contract.outputs.items()],
+            list(self.weights.values()),
+        )
+        return helper.make_model(
+            graph,
+            producer_name="nelf",
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=IR_VERSIONS[self.opset],
+        )
+
+
+def _float_tensor(name: str, shape: Shape) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def operators_of(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator occurs."""
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def simplified(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """The model after onnxsim, or the model itself and onnxsim's reason for refusing it."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints when it meets GeluSnap
+            result, _ = onnxsim.simplify(model, check_n=0)
+    except Exception as error:  # a native library that raises many types
+        reason = str(error).strip().splitlines()
+        return model, f"onnxsim refused it ({reason[0] if reason else type(error).__name__})"
+    return result, ""
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Serialise a model.
+
+    Raises:
+        ExportError: when it is beyond the 2 GB of one protobuf message.
+    """
+    try:
+        path.write_bytes(model.SerializeToString())
+    except (EncodeError, ValueError) as error:
+        raise ExportError(f"the graph cannot be serialised ({error})", where=path) from error
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file.
+
+    Raises:
+        ExportError: when it is missing or no ONNX.
+    """
+    try:
+        return onnx.load(path)
+    except FileNotFoundError:
+        raise ExportError("graph is missing", where=path) from None
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"not a readable ONNX file ({error})", where=path) from error
+
+
+def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
+    """The model in a file, read back and held against its contract.
+
+    Raises:
+        ExportError: on another opset or IR version, unexpected operators, other inputs or outputs,
+            inner shapes that are not known, or anything ONNX's own checker finds.
+    """
+    model = load_model(path)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": contract.opset} or model.ir_version != IR_VERSIONS[contract.opset]:
+        raise ExportError(
+            f"opsets {opsets} at IR {model.ir_version} instead of {contract.opset} "
+            f"at IR {IR_VERSIONS[contract.opset]}",
+            where=path,
+        )
+    if strange := operators_of(model).keys() - contract.operators:
+        raise ExportError(f"unexpected operators {', '.join(sorted(strange))}", where=path)
+    for kind, values, promised in (
+        ("inputs", model.graph.input, contract.inputs),
+        ("outputs", model.graph.output, contract.outputs),
+    ):
+        if (found := {value.name: _shape_of(value) for value in values}) != dict(promised):
+            raise ExportError(f"{kind} {found} instead of {dict(promised)}", where=path)
+    try:
+        _check_by_onnx(model)
+    except (checker.ValidationError, shape_inference.InferenceError) as error:
+        raise ExportError(f"ONNX's checker refuses it ({error})", where=path) from error
+    return model
+
+
+def _check_by_onnx(model: onnx.ModelProto) -> None:
+    """Run the full checker; operators foreign to ONNX are checked as Relu, which has their shape."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    for node in plain.graph.node:
+        if node.op_type in FOREIGN_OPERATORS:
+            node.op_type = "Relu"
+    checker.check_model(plain, full_check=True)
+    inferred = shape_inference.infer_shapes(plain, strict_mode=True, data_prop=True)
+    known = {value.name for value in inferred.graph.value_info if _shape_of(value)}
+    known |= {value.name for value in inferred.graph.output}
+    if unknown := {name for node in inferred.graph.node for name in node.output} - known:
+        raise shape_inference.InferenceError(f"no shape for {', '.join(sorted(unknown))}")
+
+
+def _shape_of(value: onnx.ValueInfoProto) -> Shape:
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(size.dim_param or size.dim_value for size in sizes)

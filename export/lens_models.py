@@ -1,0 +1,141 @@
+"""The three models of a lens as SnapML sees them: tensors, operators, sizes.
+
+SnapML drops the batch axis and names sizes x = width, y = height, z = channels; a tensor [1, C, H, W]
+is (x, y, z) = (W, H, C), and its data are channel-last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+
+from export.graph import IR_VERSIONS, load_model
+from lightfield.encoding import encodings_per_coordinate
+
+LENS_OPSET = 11
+COLOUR_SCALE = 255.0
+"""SnapML's textures hold 0 to 255, the student's colours 0 to 1."""
+LARGEST_BYTES = 10_000_000
+"""Snap's limit for the SnapML assets of one lens, after import."""
+
+RAY_OPERATORS = frozenset(
+    {"Add", "Concat", "Constant", "Cos", "Div", "MatMul", "Mul", "Reshape", "Sin", "Slice", "Sub"}
+    | {"Transpose"}
+)
+"""What SnapML runs on the CPU, where the Sampler and the Embedder run for float32's sake."""
+STUDENT_OPERATORS = frozenset(
+    {"Add", "Conv", "ConvTranspose", "GeluSnap", "Mul", "Relu", "Sigmoid"}
+)
+"""What SnapML runs on every backend, and GeluSnap, which some refuse."""
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LensModel:
+    """Inputs and outputs of one model by name, as (x, y, z)."""
+
+    role: str
+    inputs: dict[str, Size]
+    outputs: dict[str, Size]
+    output_scale: float = 1.0
+
+    @property
+    def file_name(self) -> str:
+        """Its file within a project."""
+        return f"{self.role.capitalize()}.onnx"
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """What its graph may use."""
+        return STUDENT_OPERATORS if self.role == "student" else RAY_OPERATORS
+
+
+def lens_models(
+    rays: tuple[int, int], picture: tuple[int, int], points: int, frequencies: int
+) -> tuple[LensModel, LensModel, LensModel]:
+    """The Sampler, the Embedder and the student of a lens; sizes are (height, width)."""
+    (ray_height, ray_width), (height, width) = rays, picture
+    n, d, k = ray_height * ray_width, 3 * points, encodings_per_coordinate(frequencies)
+    return (
+        LensModel("sampler", {"c2w33": (3, 3, 1), "c2w13": (3, 1, 1)}, {"pts": (d, n, 1)}),
+        LensModel("embedder", {"rays": (d, n, 1)}, {"embbrays": (d, n, k)}),
+        LensModel(
+            "student",
+            {"input": (ray_width, ray_height, d * k)},
+            {"output": (width, height, 3)},
+            COLOUR_SCALE,
+        ),
+    )
+
+
+def model_faults(path: Path, expected: LensModel) -> list[str]:
+    """Why SnapML, or the rest of the chain, could not use an ONNX file; empty when it can.
+
+    Raises:
+        ExportError: when the file is missing or no ONNX.
+    """
+    model = load_model(path)
+    return [f"{path.name}: {fault}" for fault in _faults(model, expected)]
+
+
+def _faults(model: onnx.ModelProto, expected: LensModel) -> Iterator[str]:
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": LENS_OPSET}:
+        yield f"opsets {opsets}, SnapML reads {LENS_OPSET}"
+    if model.ir_version > IR_VERSIONS[LENS_OPSET]:
+        yield f"IR version {model.ir_version}, newer than {IR_VERSIONS[LENS_OPSET]}"
+    for node_type in sorted({node.op_type for node in model.graph.node} - expected.operators):
+        yield f"operator {node_type} is not one SnapML runs here"
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    yield from _tensor_faults("input", inputs, expected.inputs)
+    yield from _tensor_faults("output", list(model.graph.output), expected.outputs)
+    if any(tensor.external_data for tensor in model.graph.initializer):
+        yield "weights lie outside the file"
+
+
+def _tensor_faults(
+    kind: str, values: list[onnx.ValueInfoProto], expected: dict[str, Size]
+) -> Iterator[str]:
+    found = {value.name: value for value in values}
+    if found.keys() != expected.keys():
+        yield f"{kind}s {sorted(found)} instead of {sorted(expected)}"
+        return
+    for name, (x, y, z) in expected.items():
+        sizes = found[name].type.tensor_type.shape.dim
+        shape = [size.dim_param or size.dim_value for size in sizes]
+        if any(size.dim_param or size.dim_value < 1 for size in sizes):
+            yield f"{kind} {name} {shape} has a dynamic axis"
+        elif shape != [1, z, y, x]:
+            yield f"{kind} {name} is {shape} instead of {[1, z, y, x]}"
+
+
+def scales_by_255(path: Path) -> bool:
+    """Whether a graph itself ends in a multiplication by 255."""
+    model = load_model(path)
+    outputs = {value.name for value in model.graph.output}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    return any(
+        node.op_type == "Mul"
+        and outputs & set(node.output)
+        and any(
+            name in weights and (numpy_helper.to_array(weights[name]) == COLOUR_SCALE).all()
+            for name in node.input
+        )
+        for node in model.graph.node
+    )
+
+
+def imported_bytes(path: Path) -> int:
+    """Estimated size of a model in a lens: Lens Studio halves float32 weights to float16."""
+    halved = sum(
+        numpy_helper.to_array(tensor).nbytes // 2
+        for tensor in load_model(path).graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    )
+    return path.stat().st_size - halved

@@ -1,0 +1,262 @@
+"""What a lens knows about its scene: sizes of the models, and where the camera may go.
+
+World scenes are seen from an orbit: azimuth turns about `orbit_up` from `orbit_east`, elevation rises
+above the plane of both horizontal axes, and the camera looks at `orbit_centre`. NDC scenes are seen
+from `mean_pose`, moved by x and y along its own right and up axes. Angles are in degrees, lengths in
+the world's units, poses as in `lightfield.camera`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from lightfield.camera import look_at
+from lightfield.errors import ConfigError
+from lightfield.light_field import LightField, ray_grid
+from lightfield.student import Activation
+from lightfield.viewpoints import orbit_of
+
+Vector = tuple[float, float, float]
+Row = tuple[float, float, float, float]
+Range = tuple[float, float]
+
+HIGHEST_ELEVATION = 89.5
+DEGREES_PER_SCREEN = (-180.0, 120.0)
+"""Azimuth for a drag across the screen's width, elevation for one down its height."""
+NAME_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class LensScene:
+    """The numbers that are baked into a lens's controller script."""
+
+    scene_name: str
+    ray_height: int
+    ray_width: int
+    points: int
+    frequencies: int
+    factor: int
+    near: float
+    far: float
+    space: Literal["world", "ndc"]
+    activation: Activation
+    orbit_centre: Vector = (0.0, 0.0, 0.0)
+    orbit_radius: float = 1.0
+    elevation_min: float = 0.0
+    elevation_max: float = 0.0
+    start_azimuth: float = 0.0
+    start_elevation: float = 0.0
+    azimuth_range: Range | None = None
+    """None for a full circle."""
+    orbit_east: Vector = (1.0, 0.0, 0.0)
+    orbit_up: Vector = (0.0, 0.0, 1.0)
+    mean_pose: tuple[Row, Row, Row] | None = None
+    """NDC scenes only, as are the two ranges below."""
+    x_range: Range = (0.0, 0.0)
+    y_range: Range = (0.0, 0.0)
+    drift: float = 0.0
+    """Speed at which an untouched picture moves by itself: degrees of azimuth (NDC: units of x) per
+    second; 0 for rest, which also rests the phone."""
+
+    def __post_init__(self) -> None:
+        counts = (self.ray_height, self.ray_width, self.points, self.frequencies, self.factor)
+        if min(counts) < 1:
+            raise ConfigError(f"sizes {counts} must all be at least 1", where="lens")
+        if not all(math.isfinite(x) for x in self._numbers()):
+            raise ConfigError("a number is NaN or infinite", where="lens")
+        if self.drift < 0:
+            raise ConfigError("drift must not be negative", where="lens")
+        if self.space == "ndc":
+            self._check_shift()
+        else:
+            self._check_orbit()
+
+    def _numbers(self) -> tuple[float, ...]:
+        pose = sum(self.mean_pose, ()) if self.mean_pose else ()
+        ranges = (*(self.azimuth_range or ()), *self.x_range, *self.y_range)
+        angles = (self.elevation_min, self.elevation_max, self.start_azimuth, self.start_elevation)
+        axes = (*self.orbit_centre, *self.orbit_east, *self.orbit_up)
+        return (*pose, *ranges, *angles, *axes, self.orbit_radius, self.near, self.far, self.drift)
+
+    def _check_orbit(self) -> None:
+        low, high = self.elevation_min, self.elevation_max
+        if self.orbit_radius <= 0:
+            raise ConfigError(f"an orbit of radius {self.orbit_radius}", where="lens")
+        if not -HIGHEST_ELEVATION <= low <= self.start_elevation <= high <= HIGHEST_ELEVATION:
+            raise ConfigError(
+                f"elevations {low} <= {self.start_elevation} <= {high} must be ordered "
+                f"and within {HIGHEST_ELEVATION} degrees",
+                where="lens",
+            )
+        if self.azimuth_range is not None:
+            first, last = self.azimuth_range
+            if not first <= self.start_azimuth <= last:
+                raise ConfigError("the start azimuth is outside its range", where="lens")
+        axes = np.array([self.orbit_east, self.orbit_up])
+        if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-4:
+            raise ConfigError("east and up must be orthogonal unit vectors", where="lens")
+
+    def _check_shift(self) -> None:
+        if self.mean_pose is None:
+            raise ConfigError("an NDC lens needs its mean pose", where="lens")
+        if not (
+            self.x_range[0] <= 0 <= self.x_range[1] and self.y_range[0] <= 0 <= self.y_range[1]
+        ):
+            raise ConfigError("the ranges of x and y must hold the mean pose", where="lens")
+
+    @property
+    def file_name(self) -> str:
+        """The scene's name as files carry it: ASCII letters, digits, `-` and `_`.
+
+        Raises:
+            ConfigError: when nothing of the name is left.
+        """
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", self.scene_name).strip("_-")[:NAME_LENGTH]
+        if not name:
+            raise ConfigError(
+                f"the scene's name {self.scene_name!r} has no letter or digit a file could carry",
+                where="lens",
+                remedy="rename the scene",
+            )
+        return name
+
+    @property
+    def picture_height(self) -> int:
+        """Rows of pixels that come out."""
+        return self.ray_height * self.factor
+
+    @property
+    def picture_width(self) -> int:
+        """Columns of pixels that come out."""
+        return self.ray_width * self.factor
+
+    def script_numbers(self) -> dict[str, Any]:
+        """The script's SCENE constant."""
+        return {
+            "name": self.file_name,
+            "rays": [self.ray_height, self.ray_width],
+            "picture": [self.picture_height, self.picture_width],
+            "points": self.points,
+            "frequencies": self.frequencies,
+            "near": _rounded(self.near),
+            "far": _rounded(self.far),
+            "drift": _rounded(self.drift),
+            **(self._orbit_numbers() if self.space == "world" else self._shift_numbers()),
+        }
+
+    def _orbit_numbers(self) -> dict[str, Any]:
+        across, down = DEGREES_PER_SCREEN
+        elevations = (self.elevation_min, self.elevation_max)
+        return {
+            "path": "orbit",
+            "centre": _rounded(self.orbit_centre),
+            "radius": _rounded(self.orbit_radius),
+            "east": _rounded(self.orbit_east),
+            "north": _rounded(np.cross(self.orbit_up, self.orbit_east).tolist()),
+            "up": _rounded(self.orbit_up),
+            "horizontal": _axis(self.start_azimuth, self.azimuth_range, across),
+            "vertical": _axis(self.start_elevation, elevations, down),
+        }
+
+    def _shift_numbers(self) -> dict[str, Any]:
+        assert self.mean_pose is not None
+        # The scene follows the finger, so the camera goes the other way: left and, as a touch's y
+        # points down, up.
+        return {
+            "path": "shift",
+            "pose": [_rounded(row) for row in self.mean_pose],
+            "horizontal": _axis(0.0, self.x_range, self.x_range[0] - self.x_range[1]),
+            "vertical": _axis(0.0, self.y_range, self.y_range[1] - self.y_range[0]),
+        }
+
+
+def _axis(start: float, span: Range | None, per_screen: float) -> dict[str, Any]:
+    return {
+        "start": _rounded(start),
+        "range": None if span is None else _rounded(span),
+        "per_screen": _rounded(per_screen),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Floats at 7 decimals: far below a pixel, and the same text on every machine."""
+    if isinstance(value, float | int):
+        return round(float(value), 7) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return [_rounded(x) for x in value]
+
+
+def lens_scene_from(
+    light_field: LightField, poses: Float[np.ndarray, "n 3 4"], scene_name: str
+) -> LensScene:
+    """Describe a light field's lens; the camera stays where the training poses were.
+
+    It starts at the training pose of median elevation, or in the middle of a forward-facing capture.
+
+    Raises:
+        ConfigError: when the picture is not a multiple of the up-sampling factor, or the student
+            gives more than three channels, which a lens cannot show.
+    """
+    spec, space = light_field.student.spec, light_field.space
+    if spec.output_channels != 3:
+        raise ConfigError(
+            f"a lens shows RGB, this student gives {spec.output_channels} channels", where="lens"
+        )
+    grid = ray_grid(light_field.intrinsics, spec)
+    view = _orbit(poses) if space.kind == "world" else _shift(poses)
+    return LensScene(
+        scene_name=scene_name,
+        ray_height=grid.height,
+        ray_width=grid.width,
+        points=spec.points,
+        frequencies=spec.frequencies,
+        factor=spec.factor,
+        near=float(space.near),
+        far=float(space.far),
+        space=space.kind,
+        activation=spec.activation,
+        **view,
+    )
+
+
+def _orbit(poses: np.ndarray) -> dict[str, Any]:
+    orbit = orbit_of(poses)
+    elevations = orbit.elevation_degrees.clip(-HIGHEST_ELEVATION, HIGHEST_ELEVATION)
+    middle = int(np.argsort(elevations, kind="stable")[len(elevations) // 2])
+    first, extent = orbit.azimuth_range_degrees
+    azimuth = float(orbit.azimuth_degrees[middle])
+    if extent < 360:
+        azimuth = min(first + (azimuth - first) % 360, first + extent)
+    east = orbit.pose(0, 0, 1)[:, 2]  # at azimuth 0 on the horizon, `back` is east
+    return {
+        "orbit_centre": _tuple(orbit.centre),
+        "orbit_radius": float(np.median(orbit.radius)),
+        "elevation_min": float(elevations.min()),
+        "elevation_max": float(elevations.max()),
+        "start_azimuth": azimuth,
+        "start_elevation": float(elevations[middle]),
+        "azimuth_range": None if extent >= 360 else (first, first + extent),
+        "orbit_east": _tuple(east),
+        "orbit_up": _tuple(orbit.up),
+    }
+
+
+def _shift(poses: np.ndarray) -> dict[str, Any]:
+    _, up, back, centre = poses.astype(np.float64).mean(0).T
+    mean = look_at(centre, centre - back, up)
+    offsets = (poses[:, :, 3] - centre) @ mean[:, :2]
+    low, high = offsets.min(0), offsets.max(0)
+    return {
+        "mean_pose": tuple(_tuple(row) for row in mean),
+        "x_range": (float(min(low[0], 0)), float(max(high[0], 0))),
+        "y_range": (float(min(low[1], 0)), float(max(high[1], 0))),
+    }
+
+
+def _tuple(vector: np.ndarray) -> Any:
+    return tuple(float(x) for x in vector)

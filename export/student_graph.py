@@ -1,0 +1,234 @@
+"""The student as ONNX: input [1, C, H, W] of encoded rays, output [1, 3, sH, sW] of colours.
+
+Two ways of up-sampling compute the same function. `trained` repeats the network operator by operator.
+`phases` is what ONNX Runtime runs fastest: the s x s pixels (phases) around every ray are channels of
+an ordinary convolution; the residual blocks, which look at single pixels, are grouped 1x1
+convolutions with one group per phase; and only at the end of the stage, in the last one after the
+colours, DepthToSpace moves the phases to their pixels.
+
+A transposed convolution with kernel 4, stride 2, padding 1 is a 2x2 convolution over the corners
+between rays: corner m of H + 1 sees the rays m - 1 and m and holds the output rows 2m - 1 (phase 0)
+and 2m (phase 1), whose kernel rows are (2, 0) and (3, 1). One row and column at each side is surplus
+and cut off. With kernel 3 and stride 3 nothing overlaps, and it is a 1x1 convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from jaxtyping import Float
+from torch import nn
+
+from export.graph import Contract, GraphBuilder, check_file, save_model
+from lightfield.files import atomic_path
+from lightfield.student import ResidualBlock, Student, TailStage, folded
+
+KERNEL_ROWS_OF_PHASES = np.array([[2, 0], [3, 1]])
+"""Of the 4 kernel rows, those that meet the rays m - 1 and m, for each of the two phases."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which of the equal graphs of a student to write."""
+
+    opset: int
+    upsampling: Literal["trained", "phases"]
+    gelu: Literal["Gelu", "Erf", "GeluSnap"]
+    """The operator of exact GELU: ONNX's own (opset 20), written out with Erf, or SnapML's."""
+
+
+ONNX_RUNTIME = Form(20, "phases", "Gelu")
+"""As fast as opset 17 and equal in numbers, but GELU needs no fusion by the runtime."""
+
+OLDER_RUNTIMES = Form(17, "phases", "Erf")
+
+SNAP_ML = Form(11, "trained", "GeluSnap")
+
+
+def student_contract(student: Student, height: int, width: int, form: Form) -> Contract:
+    """What the student's graph promises for height x width rays."""
+    spec = student.spec
+    return Contract(
+        {"input": (1, spec.input_channels, height, width)},
+        {"output": (1, spec.output_channels, spec.factor * height, spec.factor * width)},
+        form.opset,
+        student_operators(student, form),
+    )
+
+
+def student_operators(student: Student, form: Form) -> frozenset[str]:
+    """Operators that a student's graph may use."""
+    gelu = {"Div", "Erf", "Add", "Mul"} if form.gelu == "Erf" else {form.gelu}
+    activation = {"gelu": gelu, "sigmoid_gelu": {"Mul", "Sigmoid"}, "relu": {"Relu"}}
+    upsampling = {"Slice"} if form.upsampling == "phases" else {"ConvTranspose"}
+    common = {"Conv", "Add", "Sigmoid", "DepthToSpace"}
+    return frozenset(common | upsampling | activation[student.spec.activation])
+
+
+def student_model(student: Student, height: int, width: int, form: Form) -> onnx.ModelProto:
+    """The graph of a student in evaluation mode, batch norms folded.
+
+    Raises:
+        ExportError: when weights hold NaN or infinity.
+    """
+    graph = GraphBuilder(form.opset)
+    emit_student(graph, folded(student), "input", height, width, form, name="output")
+    return graph.model(student_contract(student, height, width, form), title="Student")
+
+
+def write_student_onnx(student: Student, height: int, width: int, path: Path) -> Path:
+    """Write the graph that ONNX Runtime runs fastest, for height x width rays, atomically.
+
+    The graph is minimal as built, so nothing simplifies it: this is the fast path of pruning. Its
+    numbers are not compared here; see `export.parity.student_parity`.
+
+    Raises:
+        ExportError: when weights hold NaN or infinity.
+    """
+    with atomic_path(path) as temporary:
+        save_model(student_model(student, height, width, ONNX_RUNTIME), temporary)
+        check_file(temporary, student_contract(student, height, width, ONNX_RUNTIME))
+    return path
+
+
+def emit_student(
+    graph: GraphBuilder, student: Student, x: str, height: int, width: int, form: Form, *, name: str
+) -> str:
+    """Add a folded student's nodes behind `x` [N, C, H, W]; returns `name` [N, 3, sH, sW]."""
+    assert student.spec.norm == "none"
+    emitter = _Emitter(graph, student.cpu(), form)
+    stream = emitter.body(x)
+    for index, stage in enumerate(student.spec.tail):
+        last = index == len(student.spec.tail) - 1
+        stream = emitter.stage(index, stage, stream, height, width, name if last else None)
+        height, width = height * stage.factor, width * stage.factor
+    return stream if student.spec.tail else emitter.colour(stream, 1, name)
+
+
+@dataclass(frozen=True)
+class _Emitter:
+    """Adds modules of a student to a graph; nodes are named after the modules."""
+
+    graph: GraphBuilder
+    student: Student
+    form: Form
+
+    def body(self, x: str) -> str:
+        head = self.activation(self.pointwise(self.student.head, x, "head"), "head.activation")
+        stream = head
+        for index, block in enumerate(self.student.body):
+            stream = self.block(block, stream, f"body.{index}")
+        return self.graph.add("Add", stream, head, name="body")
+
+    def stage(
+        self, index: int, stage: TailStage, x: str, height: int, width: int, output: str | None
+    ) -> str:
+        """A tail stage on height x width pixels; the last one, with `output`, has the colours."""
+        modules, place = self.student.tail[index], f"tail.{index}"
+        assert isinstance(modules, nn.Sequential)
+        stream = self.upsampling(stage, modules[0], x, f"{place}.0")
+        groups = stage.factor**2 if self.form.upsampling == "phases" else 1
+        for number, block in enumerate(list(modules)[1:], 1):
+            stream = self.block(block, stream, f"{place}.{number}", groups)
+        if output is not None:
+            stream = self.colour(stream, groups, output if groups == 1 else "colour.phases")
+        if groups == 1:
+            return stream
+        name = output or place
+        if stage.operator == "pixel_shuffle" or stage.factor == 3:
+            return self.pixels(stream, stage.factor, name)
+        wide = self.pixels(stream, stage.factor, f"{name}.uncut")
+        begin, axes = self.shared("cut.begin", [1, 1]), self.shared("cut.axes", [2, 3])
+        end = self.shared(f"{name}.end", [2 * height + 1, 2 * width + 1])
+        return self.graph.add("Slice", wide, begin, end, axes, name=name)
+
+    def upsampling(self, stage: TailStage, module: nn.Module, x: str, place: str) -> str:
+        conv = module[0] if isinstance(module, nn.Sequential) else module
+        assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+        weight, bias = _arrays(conv)
+        if self.form.upsampling == "trained" and stage.operator == "conv_transpose":
+            strides, pads = [stage.factor] * 2, [1 if stage.factor == 2 else 0] * 4
+            return self.weighted(
+                "ConvTranspose", x, weight, bias, place, strides=strides, pads=pads
+            )
+        weight, bias = phase_convolution(weight, bias, stage)
+        pads = [weight.shape[2] - 1] * 4
+        phases = self.weighted("Conv", x, weight, bias, place, pads=pads)
+        if self.form.upsampling == "phases" or stage.factor == 1:
+            return phases
+        return self.pixels(phases, stage.factor, f"{place}.pixels")
+
+    def block(self, block: nn.Module, x: str, place: str, groups: int = 1) -> str:
+        assert isinstance(block, ResidualBlock)
+        hidden = self.pointwise(block.expand, x, f"{place}.expand", groups)
+        hidden = self.activation(hidden, f"{place}.activation")
+        change = self.pointwise(block.contract, hidden, f"{place}.contract", groups)
+        return self.graph.add("Add", x, change, name=place)
+
+    def colour(self, x: str, groups: int, name: str) -> str:
+        return self.graph.add(
+            "Sigmoid", self.pointwise(self.student.colour, x, "colour", groups), name=name
+        )
+
+    def activation(self, x: str, place: str) -> str:
+        add, kind = self.graph.add, self.student.spec.activation
+        if kind == "relu":
+            return add("Relu", x, name=place)
+        if kind == "sigmoid_gelu":
+            scaled = add("Mul", x, self.shared("sigmoid_gelu.slope", 1.702), name=f"{place}.scaled")
+            return add("Mul", x, add("Sigmoid", scaled, name=f"{place}.gate"), name=place)
+        if self.form.gelu != "Erf":
+            return add(self.form.gelu, x, name=place)
+        # This very chain is what runtimes recognise and fuse.
+        scaled = add("Div", x, self.shared("gelu.root_two", 2**0.5), name=f"{place}.scaled")
+        erf = add("Erf", scaled, name=f"{place}.erf")
+        gate = add("Add", erf, self.shared("gelu.one", 1.0), name=f"{place}.gate")
+        twice = add("Mul", x, gate, name=f"{place}.twice")
+        return add("Mul", twice, self.shared("gelu.half", 0.5), name=place)
+
+    def pointwise(self, conv: nn.Module, x: str, place: str, groups: int = 1) -> str:
+        """A 1x1 convolution, repeated for each of `groups` phases."""
+        assert isinstance(conv, nn.Conv2d)
+        weight, bias = _arrays(conv)
+        weight, bias = np.tile(weight, (groups, 1, 1, 1)), np.tile(bias, groups)
+        return self.weighted("Conv", x, weight, bias, place, group=groups)
+
+    def weighted(
+        self, operator: str, x: str, weight: np.ndarray, bias: np.ndarray, place: str, **how: Any
+    ) -> str:
+        kernel, offset = f"{place}.weight", f"{place}.bias"
+        self.graph.constant(kernel, weight)
+        self.graph.constant(offset, bias)
+        how["kernel_shape"] = weight.shape[2:]
+        return self.graph.add(operator, x, kernel, offset, name=place, **how)
+
+    def pixels(self, x: str, factor: int, name: str) -> str:
+        return self.graph.add("DepthToSpace", x, blocksize=factor, mode="DCR", name=name)
+
+    def shared(self, name: str, value: float | list[int]) -> str:
+        return name if name in self.graph.weights else self.graph.constant(name, value)
+
+
+def _arrays(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[np.ndarray, np.ndarray]:
+    assert conv.bias is not None
+    return conv.weight.detach().numpy(), conv.bias.detach().numpy()
+
+
+def phase_convolution(
+    weight: Float[np.ndarray, "a b k k"], bias: Float[np.ndarray, " c"], stage: TailStage
+) -> tuple[Float[np.ndarray, "po i taps taps"], Float[np.ndarray, " po"]]:
+    """A stage's up-sampling as a convolution whose channels are phase * width + channel."""
+    phases = stage.factor**2
+    if stage.operator == "pixel_shuffle":
+        by_channel = weight.reshape(stage.width, phases, -1)
+        by_phase = by_channel.transpose(1, 0, 2).reshape(*weight.shape)
+        return by_phase, bias.reshape(stage.width, phases).T.reshape(-1)
+    rows = KERNEL_ROWS_OF_PHASES if stage.factor == 2 else np.arange(3)[:, None]
+    taps = rows.shape[1]
+    # [in, out, phase_y, tap_y, phase_x, tap_x] -> [phase_y, phase_x, out, in, tap_y, tap_x]
+    split = weight[:, :, rows][..., rows].transpose(2, 4, 1, 0, 3, 5)
+    return split.reshape(-1, weight.shape[0], taps, taps), np.tile(bias, phases)

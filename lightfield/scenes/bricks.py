@@ -1,0 +1,195 @@
+"""The embedded scene: a toy truck of studded bricks, ray-cast in closed form.
+
+Frame: the project's world with z up, as in Blender's scenes. The object is centred near the origin;
+cameras look at the origin from a distance of 4.031 on the upper hemisphere. Pictures are sampled on a
+regular grid within each pixel and averaged as stored (sRGB) values, so that colour x alpha +
+(1 - alpha) is exactly the picture on white.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from lightfield.camera import Intrinsics, look_at
+from lightfield.errors import ConfigError, SceneError
+from lightfield.metrics import psnr
+from lightfield.progress import Progress, silent
+from lightfield.rays import RaySpace
+from lightfield.scenes.brick_light import LitBricks
+from lightfield.scenes.brick_model import truck_on_plate
+from lightfield.scenes.brick_rays import first_hits, perspective_grid
+from lightfield.scenes.scene import Box, Scene, Views
+
+CAMERA_RADIUS = 4.031
+FIELD_OF_VIEW_X = 0.6911112070083618
+LOWEST_ELEVATION, HIGHEST_ELEVATION = np.radians(5.0), np.radians(85.0)
+ORBIT_ELEVATION, ORBIT_SWING = np.radians(27.0), np.radians(13.0)
+NEAR, FAR = 2.6, 5.5
+BOX = Box((0.0, 0.0, 0.0), 1.1)
+MOST_RAYS_AT_ONCE = 400_000
+SAMPLING_STREAM = {"train": 0, "val": 1}
+
+
+@dataclass(frozen=True)
+class BricksConfig:
+    """The embedded scene of toy bricks."""
+
+    resolution: int = 100
+    """Width and height of the pictures, in pixels."""
+    train_views: int = 50
+    """Pictures to learn from, at random places on the upper hemisphere."""
+    val_views: int = 0
+    """Held-out pictures at random places; 0 leaves validation to the training views."""
+    test_views: int = 10
+    """Pictures on a smooth orbit, which quality is measured on."""
+    supersampling: int = 4
+    """Rays per pixel along each axis."""
+    seed: int = 0
+    """Draws the cameras and picks the colours; 0 is the red truck."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("resolution", 8), ("train_views", 1), ("val_views", 0), ("test_views", 1),
+            ("supersampling", 1), ("seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ConfigError(f"must be at least {least}", where=f"bricks {name}")
+
+
+def bricks_scene(
+    width: int,
+    height: int,
+    *,
+    train_views: int,
+    val_views: int,
+    test_views: int,
+    supersampling: int = 4,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Scene:
+    """Render the toy truck; the same arguments give the same bytes on the same machine."""
+    intrinsics = Intrinsics.from_field_of_view(width, height, FIELD_OF_VIEW_X)
+    poses = {
+        "train": random_poses(train_views, seed=seed, split="train"),
+        "val": random_poses(val_views, seed=seed, split="val"),
+        "test": orbit_poses(test_views),
+    }
+    total, done = sum(map(len, poses.values())), 0
+    views: dict[str, Views] = {}
+    for split, placed in poses.items():
+        images = np.zeros((len(placed), height, width, 3), np.uint8)
+        alpha = np.zeros((len(placed), height, width), np.uint8)
+        for i, pose in enumerate(placed):
+            image, coverage = render_exact(pose, intrinsics, supersampling=supersampling, seed=seed)
+            images[i], alpha[i] = np.rint(255 * image), np.rint(255 * coverage)
+            done += 1
+            progress(done, total)
+        names = tuple(f"{split}_{i:03d}" for i in range(len(placed)))
+        views[split] = Views(names, placed, images, alpha)
+    return Scene(
+        name="bricks",
+        source="bricks",
+        intrinsics=intrinsics,
+        space=RaySpace("world", NEAR, FAR),
+        box=BOX,
+        background=(1.0, 1.0, 1.0),
+        provenance={"generator": "bricks", "seed": seed, "supersampling": supersampling},
+        **views,
+    )
+
+
+def render_exact(
+    pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics, *, supersampling: int, seed: int
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+    """The picture on white and its coverage, float32 in [0, 1].
+
+    Args:
+        supersampling: rays per pixel along each axis, on a regular grid.
+        seed: which truck (see `truck_on_plate`).
+
+    Raises:
+        SceneError: for a camera with lens distortion.
+    """
+    s = supersampling
+    fine = intrinsics.resized(intrinsics.width * s, intrinsics.height * s)
+    image = np.ones((intrinsics.height, intrinsics.width, 3), np.float32)
+    alpha = np.zeros((intrinsics.height, intrinsics.width), np.float32)
+    step = max(1, MOST_RAYS_AT_ONCE // (fine.width * s))
+    bricks = _lit_bricks(seed)
+    for first in range(0, intrinsics.height, step):
+        last = min(first + step, intrinsics.height)
+        band = replace(fine, height=(last - first) * s, cy=fine.cy - first * s)
+        colour, hit = _cast(bricks, pose, band)
+        blocks = (last - first, s, intrinsics.width, s)
+        image[first:last] = colour.reshape(*blocks, 3).mean((1, 3))
+        alpha[first:last] = hit.reshape(blocks).mean((1, 3))
+    return image, alpha
+
+
+def one_ray_reference_db(scene: Scene) -> float:
+    """Mean PSNR over the test views of the exact scene with one ray per pixel.
+
+    It says how much of the supersampled truth lies between the pixel centres: a field that is
+    queried with one ray per pixel and matches the exact scene scores this much.
+
+    Raises:
+        SceneError: for a scene that was not made here.
+    """
+    if scene.source != "bricks":
+        raise SceneError("only the embedded scene is known exactly", where=scene.name)
+    seed = scene.provenance["seed"]
+    figures = []
+    for i, pose in enumerate(scene.test.poses):
+        image, _ = render_exact(pose, scene.intrinsics, supersampling=1, seed=seed)
+        figures.append(float(psnr(torch.from_numpy(image), torch.from_numpy(scene.test.image(i)))))
+    return float(np.mean(figures))
+
+
+def random_poses(
+    count: int, *, seed: int, split: Literal["train", "val"]
+) -> Float[np.ndarray, "n 3 4"]:
+    """Cameras spread uniformly, by area, over the upper hemisphere between its elevation limits."""
+    generator = np.random.default_rng([seed, SAMPLING_STREAM[split]])
+    height = generator.uniform(np.sin(LOWEST_ELEVATION), np.sin(HIGHEST_ELEVATION), count)
+    return _poses(generator.uniform(0, 2 * np.pi, count), np.arcsin(height))
+
+
+def orbit_poses(count: int) -> Float[np.ndarray, "n 3 4"]:
+    """Cameras once around the object, rising and sinking on the way, closing smoothly."""
+    turn = 2 * np.pi * np.arange(count) / count
+    return _poses(turn - 0.75, ORBIT_ELEVATION + ORBIT_SWING * np.sin(turn))
+
+
+def _poses(
+    azimuth: Float[np.ndarray, "n"], elevation: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "n 3 4"]:
+    flat, z = CAMERA_RADIUS * np.cos(elevation), CAMERA_RADIUS * np.sin(elevation)
+    places = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), z], axis=-1)
+    up = np.array([0.0, 0.0, 1.0])
+    poses = [look_at(place, np.zeros(3), up) for place in places]
+    return np.array(poses, np.float32).reshape(-1, 3, 4)
+
+
+@lru_cache(maxsize=4)
+def _lit_bricks(seed: int) -> LitBricks:
+    return LitBricks.of(truck_on_plate(seed))
+
+
+def _cast(
+    bricks: LitBricks, pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+    """One ray per pixel: colour on white, and 1 where the ray hits."""
+    rays = perspective_grid(pose, intrinsics)
+    t, index = first_hits(bricks.solids, rays)
+    hit = index >= 0
+    directions = np.stack([d[hit] for d in rays.direction], axis=-1)
+    points = rays.centre + t[hit][:, None] * directions
+    colour = np.ones((*rays.shape, 3), np.float32)
+    colour[hit] = bricks.shade(index[hit], points, directions)
+    return colour, hit.astype(np.float32)

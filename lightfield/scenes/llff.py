@@ -1,0 +1,231 @@
+"""Forward-facing captures in the LLFF form: `poses_bounds.npy` beside folders of pictures.
+
+Each of the n rows of `poses_bounds.npy` holds a 3 x 5 matrix, row by row, and two depths. The matrix
+is [R | t | (height, width, focal)] of the full-resolution picture, where R's columns are the
+camera's axes (down, right, back); the depths bound what the camera sees.
+
+Conversion, as NeRF does it: axes become (right, up, back); lengths are divided by 0.75 of the nearest
+depth, so that everything lies beyond the near plane z = -1; poses are expressed in their mean
+camera. Fields are queried in NDC. Every 8th view, from the first, is a test view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from lightfield.camera import Intrinsics, checked_poses
+from lightfield.errors import SceneError
+from lightfield.files import sha256_of
+from lightfield.progress import Progress, silent
+from lightfield.scenes.bounds import NDC_BOX_RULE, forward_bounds
+from lightfield.scenes.frames import HELD_OUT_EVERY, Frames, picture_path, read_views
+from lightfield.scenes.pictures import (
+    ASPECT_TOLERANCE,
+    SUFFIXES,
+    Colour,
+    PictureFormat,
+    Resolution,
+    fitted_size,
+    picture_format,
+)
+from lightfield.scenes.scene import Scene
+
+POSES_FILE = "poses_bounds.npy"
+PICTURE_FOLDERS = ("images_8", "images_4", "images")  # smallest first
+USUAL_FOLDER = "images_4"
+BOUND_FACTOR = 0.75
+NDC_NEAR = 1.0
+BLACK: Colour = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What `poses_bounds.npy` holds, in the project's axes but its own lengths (float64)."""
+
+    poses: Float[np.ndarray, "n 3 4"]
+    depths: Float[np.ndarray, "n 2"]
+    height: float
+    width: float
+    focal: float
+
+
+def load_llff(
+    folder: Path,
+    *,
+    name: str | None = None,
+    resolution: Resolution = None,
+    multiple: int = 1,
+    test_every: int = 1,
+    background: Colour = BLACK,
+    progress: Progress = silent,
+) -> Scene:
+    """Read a capture folder, from the smallest of its picture folders that is large enough.
+
+    Args:
+        folder: holds `poses_bounds.npy` and `images_8`, `images_4` or `images`.
+        name: the scene's name, the folder's by default.
+        resolution: longest side, or (width, height); that of `images_4` by default.
+        multiple: both sides become multiples of it (a student's up-sampling factor).
+        test_every: take every n-th of the held-out views; all of them by default.
+        background: what a field that stops short shows.
+        progress: counts pictures.
+
+    Raises:
+        SceneError: when anything in the folder is missing, damaged, or makes no sense.
+        ConfigError: when the resolution is impossible.
+    """
+    path = folder / POSES_FILE
+    capture = read_capture(path)
+    pictures = _chosen_pictures(folder, resolution, len(capture.poses))
+    source = picture_format(pictures)
+    size = fitted_size(source.width, source.height, resolution, multiple=multiple)
+    camera = _camera(capture, source, path).resized(*size)
+
+    unit = BOUND_FACTOR * float(capture.depths.min())
+    poses = checked_poses(recentred(_scaled(capture.poses, 1 / unit)), where=path)
+    train, held_out = Frames(tuple(pictures), poses).held_out()
+    if not len(train):
+        raise SceneError("one view cannot both train and test", where=path)
+    splits = {"train": train, "val": train.at([]), "test": held_out.every(test_every)}
+    space, box = forward_bounds(train.poses, camera, NDC_NEAR, where=path)
+    views, pictures_sha256 = read_views(folder, splits, source, size, background, progress)
+    return Scene(
+        name=name or folder.resolve().name,
+        source="llff",
+        intrinsics=camera,
+        space=space,
+        box=box,
+        background=background,
+        **views,
+        provenance={
+            "poses": "axes (down, right, back) to (right, up, back); then in the mean camera",
+            "unit_length": unit,
+            "unit_rule": f"{BOUND_FACTOR} of the nearest depth is 1",
+            "bounds": NDC_BOX_RULE,
+            "pictures": pictures[0].parent.name,
+            "original_size": [source.width, source.height],
+            "resampling": "exact area means",
+            "views": {split: len(frames) for split, frames in splits.items()},
+            "test_views": f"1 in {HELD_OUT_EVERY} held out, of those 1 in {test_every}",
+            "poses_sha256": sha256_of(path),
+            "pictures_sha256": pictures_sha256,
+        },
+    )
+
+
+def read_capture(path: Path) -> Capture:
+    """Read `poses_bounds.npy`.
+
+    Raises:
+        SceneError: when it is missing, damaged, or holds impossible poses or depths.
+    """
+    try:
+        # A memory map is never larger than the file, whatever the header claims.
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise SceneError("file is missing", where=path) from None
+    except (OSError, ValueError, EOFError, SyntaxError) as reason:
+        raise SceneError(f"not a readable array ({reason})", where=path) from reason
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17:
+        shape = getattr(rows, "shape", "an archive")
+        raise SceneError(f"is {shape}, not one row of 17 numbers per view", where=path)
+    if not len(rows) or rows.dtype.kind != "f":
+        raise SceneError(f"holds {len(rows)} views of type {rows.dtype}", where=path)
+    values = np.array(rows, dtype=np.float64)
+    matrix, depths = values[:, :15].reshape(-1, 3, 5), values[:, 15:]
+    down, right, back, position, size = np.moveaxis(matrix, 2, 0)
+    poses = np.stack([right, -down, back, position], axis=-1)
+    checked_poses(poses, where=path)
+    if not (np.isfinite(depths).all() and (depths[:, 0] > 0).all()):
+        raise SceneError("depth bounds are not all positive numbers", where=path)
+    if (
+        not np.isfinite(size).all()
+        or (size <= 0).any()
+        or not np.allclose(size, size[0], rtol=1e-3)
+    ):
+        raise SceneError(
+            "views differ in size or focal length, or have none",
+            where=path,
+            remedy="all views of a scene must share one camera",
+        )
+    height, width, focal = (float(value) for value in size[0])
+    return Capture(poses, depths, height, width, focal)
+
+
+def recentred(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:
+    """The poses seen from their mean camera: mean position, mean viewing axis, mean up (float64).
+
+    Not defined where the mean viewing axis or up vanishes.
+    """
+    back = poses[:, :, 2].mean(0)
+    back /= np.linalg.norm(back)
+    right = np.cross(poses[:, :, 1].mean(0), back)
+    right /= np.linalg.norm(right)
+    mean = np.stack([right, np.cross(back, right), back], axis=1)
+    rotations = mean.T @ poses[:, :, :3]
+    positions = (poses[:, :, 3] - poses[:, :, 3].mean(0)) @ mean
+    return np.concatenate([rotations, positions[:, :, None]], axis=2)
+
+
+def _scaled(poses: Float[np.ndarray, "n 3 4"], factor: float) -> Float[np.ndarray, "n 3 4"]:
+    return np.concatenate([poses[:, :, :3], poses[:, :, 3:] * factor], axis=2)
+
+
+def _chosen_pictures(folder: Path, resolution: Resolution, count: int) -> list[Path]:
+    """The files of the smallest picture folder that need not be enlarged, one per pose."""
+    found = {name: _pictures(folder, name) for name in PICTURE_FOLDERS}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        raise SceneError(
+            f"no pictures in {', '.join(PICTURE_FOLDERS)}",
+            where=folder,
+            remedy="put one picture per pose into one of these folders",
+        )
+    chosen = list(found)[-1]
+    if resolution is None:
+        chosen = USUAL_FOLDER if USUAL_FOLDER in found else next(iter(found))
+    else:
+        wanted = max(resolution) if isinstance(resolution, tuple) else resolution
+        for name, paths in found.items():
+            first = picture_format(paths[:1])
+            if wanted <= max(first.width, first.height):
+                chosen = name
+                break
+    if len(found[chosen]) != count:
+        raise SceneError(
+            f"{len(found[chosen])} pictures but {count} poses in {POSES_FILE}",
+            where=folder / chosen,
+            remedy="there must be one picture per pose, in the order of their names",
+        )
+    return found[chosen]
+
+
+def _pictures(folder: Path, name: str) -> list[Path]:
+    place = folder / name
+    try:
+        names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
+    except OSError as reason:
+        raise SceneError(f"cannot be listed ({reason.strerror})", where=place) from reason
+    return [
+        picture_path(folder, f"{name}/{file}", where=place)
+        for file in names
+        if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
+    ]
+
+
+def _camera(capture: Capture, source: PictureFormat, path: Path) -> Intrinsics:
+    ratio = (capture.width * source.height) / (capture.height * source.width)
+    if abs(ratio - 1) > ASPECT_TOLERANCE:
+        raise SceneError(
+            f"describes pictures of {capture.width:g} x {capture.height:g} pixels, but they have "
+            f"{source.width} x {source.height}",
+            where=path,
+            remedy="pictures may be resampled, not cropped or rotated",
+        )
+    fx = capture.focal * source.width / capture.width
+    fy = capture.focal * source.height / capture.height
+    return Intrinsics(source.width, source.height, fx, fy, 0.5 * source.width, 0.5 * source.height)

@@ -1,0 +1,36 @@
+"""What holds in every test: shapes are checked, and arithmetic runs on one thread.
+
+jaxtyping's import hook lets beartype check every annotation of our packages, so it has to be in place
+before the first of them is imported, and the checkout has to be found by the path, not by the editable
+install's own finder, which the hook cannot see through.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads OpenMP
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jaxtyping
+import pytest
+import torch
+
+PACKAGES = ("lightfield", "train", "prune", "export", "device", "pipeline")
+
+# As for pyright, an int will do where a float is asked for.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(PACKAGES, CHECKER)
+torch.set_num_threads(1)  # sums do not depend on the machine's cores, and small ones are faster
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No type checks, as for a user: what refuses foreign data is then our code, not the checker.
+
+    A failed check is a TypeError, which code that reads foreign data catches and reports: without
+    this fixture such a test passes whatever the code does.
+    """
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

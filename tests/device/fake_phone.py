@@ -1,0 +1,173 @@
+"""A phone without a phone: the part of adbutils that `device.adb` uses, over a folder.
+
+Commands run in a real shell, so what is quoted wrongly goes wrong here too. The phone's folder and its
+system files are moved below `root` by rewriting the command line; `getprop`, `dumpsys`, `settings` and
+the like are small scripts in front of the PATH that read and write files below `root/state`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import adbutils
+
+TRANSCRIPTS = Path(__file__).parent / "transcripts"
+
+# $STATE is the folder of the phone's state; every script also notes that it was called.
+SCRIPTS = {
+    "getprop": 'cat "$STATE/getprop"',
+    "dumpsys": 'cat "$STATE/dumpsys_$1"',
+    "settings": """
+file="$STATE/setting_$2_$3"
+case "$1" in
+  get) if [ -e "$file" ]; then cat "$file"; else echo null; fi ;;
+  put) echo "$4" > "$file" ;;
+  delete) rm -f "$file" ;;
+esac""",
+    "cmd": """
+[ -e "$STATE/no_fixed_performance" ] && { echo 'Failed to set FIXED_PERFORMANCE mode' >&2; exit 255; }
+echo "$3" > "$STATE/fixed_performance" """,
+    "input": """
+case "$2" in
+  KEYCODE_WAKEUP) sed -i s/=Dozing/=Awake/ "$STATE/dumpsys_power" ;;
+  KEYCODE_SLEEP) sed -i s/=Awake/=Dozing/ "$STATE/dumpsys_power" ;;
+esac""",
+    "taskset": '[ -e "$STATE/no_taskset" ] && exit 1; shift; exec "$@"',
+}
+
+RUNNER = f"""#!/bin/sh
+# the phone's runner: checks how it is called, then lets this machine's do the work
+[ "$1" = --library ] && [ -e "$2" ] || exit 9
+[ -e "$STATE/runner_script" ] && . "$STATE/runner_script"
+shift 2
+exec {sys.executable} -P -m device.host_runner "$@"
+"""
+
+
+@dataclass
+class FakeDevice:
+    """One phone; also its own `sync`, as adbutils has it."""
+
+    root: Path
+    serial: str = "SERIAL01"
+    lost_after: int | None = None
+    """The cable is pulled after so many commands."""
+    hangs_at: str | None = None
+    """A command that contains this never answers."""
+    truncate_pushes: bool = False
+    commands: list[str] = field(default_factory=list)
+    pushed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.state.mkdir(parents=True)
+        (self.root / "bin").mkdir()
+        for name, body in SCRIPTS.items():
+            script = self.root / "bin" / name
+            script.write_text(f'#!/bin/sh\necho "{name} $*" >> "$STATE/calls"\n{body}\n')
+            script.chmod(0o755)
+        self.show(getprop="getprop_pixel_android15", dumpsys_battery="battery_android7")
+        self.show(dumpsys_thermalservice="thermal_pixel_android15", dumpsys_power="power_asleep")
+        cpu = self.root / "sys/devices/system/cpu"
+        for index, khz in enumerate([1704000, 1704000, 2367000, 2914000]):
+            folder = cpu / f"cpu{index}" / "cpufreq"
+            folder.mkdir(parents=True)
+            (folder / "cpuinfo_max_freq").write_text(f"{khz}\n")
+            (folder / "scaling_cur_freq").write_text("500000\n")
+        (cpu / "possible").write_text("0-3\n")
+        (self.root / "data/local/tmp").mkdir(parents=True)
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def sync(self) -> FakeDevice:
+        return self
+
+    def show(self, **transcripts: str) -> None:
+        """Let a command print a transcript."""
+        for name, transcript in transcripts.items():
+            shutil.copy(TRANSCRIPTS / f"{transcript}.txt", self.state / name)
+
+    def files(self) -> list[str]:
+        """What lies below /data/local/tmp."""
+        folder = self.root / "data/local/tmp"
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+    def shell2(self, command: str, timeout: float, v2: bool) -> SimpleNamespace:
+        assert v2
+        self.commands.append(command)
+        self._fail_if_lost()
+        if self.hangs_at is not None and self.hangs_at in command:
+            raise adbutils.AdbTimeout("adb read timeout")
+        done = subprocess.run(
+            ["sh", "-c", self._moved(command)],
+            capture_output=True,
+            text=True,
+            cwd=self.root,
+            env={
+                **os.environ,
+                "STATE": str(self.state),
+                "PATH": f"{self.root}/bin:{os.environ['PATH']}",
+            },
+            timeout=60,
+            check=False,
+        )
+        code = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        stdout = done.stdout.replace(str(self.root), "")
+        output = stdout + done.stderr
+        return SimpleNamespace(returncode=code, stdout=stdout, stderr=done.stderr, output=output)
+
+    def _moved(self, command: str) -> str:
+        for prefix in ("/data/local/tmp", "/sys/devices/system/cpu"):
+            command = command.replace(prefix, f"{self.root}{prefix}")
+        return command
+
+    def _fail_if_lost(self) -> None:
+        if self.lost_after is not None and len(self.commands) > self.lost_after:
+            raise adbutils.AdbError(f"device '{self.serial}' not found")
+
+    def stat(self, path: str) -> SimpleNamespace:
+        local = Path(self._moved(path))
+        return SimpleNamespace(mode=local.stat().st_mode if local.exists() else 0)
+
+    def push(self, source: Path, target: str, mode: int) -> None:
+        self._fail_if_lost()
+        self.pushed.append(target)
+        local = Path(self._moved(target))
+        data = Path(source).read_bytes()
+        local.write_bytes(data[: len(data) // 2] if self.truncate_pushes else data)
+        local.chmod(stat.S_IMODE(mode))
+
+    def pull(self, source: str, target: str) -> None:
+        self._fail_if_lost()
+        shutil.copy(self._moved(source), target)
+
+
+@dataclass
+class FakeClient:
+    """An adb server's list of devices; `states` are those of devices that cannot be used."""
+
+    devices: list[FakeDevice] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)
+    down: bool = False
+
+    def list(self, extended: bool = False) -> list[adbutils.AdbDeviceInfo]:
+        if self.down:
+            raise adbutils.AdbError("connection closed")
+        ready = [
+            adbutils.AdbDeviceInfo(device.serial, "device", {"model": "Pixel_8"})
+            for device in self.devices
+        ]
+        others = [adbutils.AdbDeviceInfo(serial, state) for serial, state in self.states.items()]
+        return ready + others
+
+    def device(self, serial: str | None = None) -> FakeDevice:
+        return next(device for device in self.devices if device.serial == serial)

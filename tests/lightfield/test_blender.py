@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightfield.camera import look_at
+from lightfield.errors import ConfigError, SceneError
+from lightfield.scenes import pictures
+from lightfield.scenes.blender import load_blender
+from lightfield.scenes.formats import load_scene_folder
+from lightfield.scenes.pictures import area_means, fitted_size
+from lightfield.scenes.scene import load_scene, save_scene
+
+ANGLE = 0.6911112070083618
+RADIUS = 4.031128874
+
+
+def ring_pose(index: int, radius: float = RADIUS) -> np.ndarray:
+    position = np.array([math.cos(index), math.sin(index), 0.5 + 0.1 * index])
+    position *= radius / np.linalg.norm(position)
+    return np.concatenate([look_at(position, np.zeros(3), np.array([0, 0, 1.0])), [[0, 0, 0, 1]]])
+
+
+def picture(index: int, width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 256, (height, width, 4), np.uint8)
+
+
+def write_scene(
+    folder: Path, *, width: int = 8, height: int = 8, camera: dict[str, Any] | None = None, **counts
+) -> Path:
+    """A scene of noise pictures, RGBA; counts of views by split."""
+    for split, count in (counts or {"train": 9, "val": 1, "test": 3}).items():
+        (folder / split).mkdir(parents=True)
+        frames = []
+        for index in range(count):
+            Image.fromarray(picture(index, width, height)).save(folder / split / f"r_{index}.png")
+            matrix = ring_pose(index).tolist()
+            frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": matrix})
+        data = {**(camera or {"camera_angle_x": ANGLE}), "frames": frames}
+        (folder / f"transforms_{split}.json").write_text(json.dumps(data))
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], split: str = "train") -> None:
+    path = folder / f"transforms_{split}.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_reads_every_split_with_the_published_geometry(tmp_path):
+    scene = load_blender(write_scene(tmp_path / "toy"))
+    assert (scene.name, scene.source) == ("toy", "blender")
+    assert [len(v) for v in (scene.train, scene.val, scene.test)] == [9, 1, 3]
+    assert scene.test.names == ("test/r_0.png", "test/r_1.png", "test/r_2.png")
+    np.testing.assert_allclose(scene.train.poses[2], ring_pose(2)[:3], atol=1e-6)
+    camera = scene.intrinsics
+    assert camera.fx == camera.fy == pytest.approx(4 / math.tan(ANGLE / 2))
+    assert (camera.cx, camera.cy) == (4, 4)
+    assert scene.box.centre == pytest.approx((0, 0, 0), abs=1e-5)
+    assert scene.box.half_extent == pytest.approx(RADIUS / 3, rel=1e-5)
+    assert (scene.space.near, scene.space.far) == pytest.approx((2, 6), abs=0.05)
+
+
+def test_pictures_are_composited_on_the_background(tmp_path):
+    folder = write_scene(tmp_path)
+    rgba = picture(1, 8, 8).astype(float) / 255
+    for background in ((1.0, 1.0, 1.0), (0.0, 0.5, 1.0)):
+        scene = load_blender(folder, background=background)
+        alpha = rgba[..., 3:]
+        expected = rgba[..., :3] * alpha + (1 - alpha) * background
+        np.testing.assert_allclose(scene.train.image(1), expected, atol=0.51 / 255)
+        assert scene.train.alpha is not None
+        np.testing.assert_array_equal(scene.train.alpha[1], picture(1, 8, 8)[..., 3])
+
+
+def test_resampling_is_the_mean_of_composited_pixels(tmp_path):
+    scene = load_blender(write_scene(tmp_path, width=16, height=8), resolution=8)
+    rgba = picture(0, 16, 8).astype(float)
+    white = rgba[..., :3] * rgba[..., 3:] / 255 + 255 - rgba[..., 3:]
+    expected = white.reshape(4, 2, 8, 2, 3).mean((1, 3))
+    assert scene.train.images.shape == (9, 4, 8, 3)
+    np.testing.assert_allclose(scene.train.images[0], expected, atol=0.5 + 1e-6)
+    full = load_blender(tmp_path).intrinsics
+    assert scene.intrinsics == full.resized(8, 4)
+
+
+@pytest.mark.parametrize(("width", "height"), [(5, 3), (7, 1), (10, 6), (3, 4)])
+def test_area_means_integrate_fractional_pixels(width, height):
+    plane = np.random.default_rng(0).integers(0, 65026, (6, 10)).astype(np.uint32)
+    # Enlarging by the common multiple makes every output pixel a whole number of copies.
+    copies = np.repeat(np.repeat(plane, height, 0), width, 1).astype(float)
+    expected = copies.reshape(height, 6, width, 10).mean((1, 3))
+    np.testing.assert_allclose(area_means(plane, width, height), expected, rtol=1e-12)
+
+
+def test_area_means_are_exact_at_the_largest_values():
+    plane = np.full((pictures.MAX_SIDE, 2), 255 * 255, np.uint32)
+    assert (area_means(plane, 1, 3) == 255 * 255).all()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "multiple", "expected"),
+    [
+        (None, 1, (1008, 756)),
+        (None, 8, (1008, 752)),
+        (252, 1, (252, 189)),
+        (252, 12, (240, 180)),
+        (100, 1, (100, 75)),
+        ((504, 380), 1, (504, 380)),
+    ],
+)
+def test_sizes_keep_the_aspect_in_whole_multiples(resolution, multiple, expected):
+    assert fitted_size(1008, 756, resolution, multiple=multiple) == expected
+    turned = resolution[::-1] if isinstance(resolution, tuple) else resolution
+    assert fitted_size(756, 1008, turned, multiple=multiple) == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "multiple"), [(1009, 1), (0, 1), ((504, 400), 1), ((504, 378), 12), (20, 12)]
+)
+def test_impossible_sizes_are_refused(resolution, multiple):
+    with pytest.raises(ConfigError, match=r"resolution: .*"):
+        fitted_size(1008, 756, resolution, multiple=multiple)
+
+
+def test_explicit_intrinsics_scale_with_the_pictures(tmp_path):
+    camera = {"fl_x": 30, "fl_y": 40, "cx": 10, "cy": 20, "w": 32, "h": 48, "camera_angle_x": 3.0}
+    scene = load_blender(write_scene(tmp_path, width=16, height=24, camera=camera), resolution=12)
+    c = scene.intrinsics
+    assert (c.width, c.height) == (8, 12)
+    assert (c.fx, c.fy, c.cx, c.cy, c.distortion) == (7.5, 10, 2.5, 5, ())
+
+
+def test_both_fields_of_view_and_distortion_count(tmp_path):
+    camera = {"camera_angle_x": 0.8, "camera_angle_y": 0.5, "k1": 0.1, "p2": -0.01}
+    c = load_blender(write_scene(tmp_path, width=16, camera=camera)).intrinsics
+    assert c.fx == pytest.approx(8 / math.tan(0.4))
+    assert c.fy == pytest.approx(4 / math.tan(0.25))
+    assert c.distortion == (0.1, 0, 0, -0.01)
+
+
+def test_every_nth_test_view(tmp_path):
+    scene = load_blender(write_scene(tmp_path, train=3, test=5), test_every=2)
+    assert scene.test.names == ("test/r_0.png", "test/r_2.png", "test/r_4.png")
+    assert len(scene.val) == 0
+    assert scene.val.images.shape == (0, 8, 8, 3)
+    with pytest.raises(ConfigError, match="0-th view"):
+        load_blender(tmp_path, test_every=0)
+
+
+def test_without_a_test_split_training_views_are_held_out(tmp_path):
+    scene = load_blender(write_scene(tmp_path, train=17))
+    assert scene.test.names == ("train/r_0.png", "train/r_8.png", "train/r_16.png")
+    assert len(scene.train) == 14
+    assert not set(scene.train.names) & set(scene.test.names)
+    np.testing.assert_array_equal(scene.test.alpha[1], picture(8, 8, 8)[..., 3])  # type: ignore
+    assert "held out" in scene.provenance["test_views"]
+
+
+def test_opaque_pictures_in_any_spelling(tmp_path):
+    folder = write_scene(tmp_path, train=3, test=1)
+    for path in folder.glob("*/*.png"):
+        Image.open(path).convert("RGB").save(path)
+    (folder / "train" / "r_1.png").rename(folder / "train" / "r_1.v2.PNG")
+    Image.open(folder / "train" / "r_2.png").save(folder / "train" / "r_2.jpg")
+    edit(folder, lambda d: d["frames"][0].update(file_path="train/r_0.png"))
+    edit(folder, lambda d: d["frames"][1].update(file_path=".\\train\\r_1.v2"))
+    edit(folder, lambda d: d["frames"][2].update(file_path="train/../train/r_2.jpg"))
+    scene = load_blender(folder)
+    assert scene.train.alpha is None
+    np.testing.assert_array_equal(scene.train.images[1], picture(1, 8, 8)[..., :3])
+
+
+def test_provenance_names_what_was_read(tmp_path):
+    folder = write_scene(tmp_path)
+    before = load_blender(folder).provenance
+    assert set(before["json_sha256"]) == {f"transforms_{s}.json" for s in ("train", "val", "test")}
+    Image.fromarray(picture(99, 8, 8)).save(folder / "test" / "r_1.png")
+    after = load_blender(folder).provenance
+    assert before.pop("pictures_sha256") != after.pop("pictures_sha256")
+    assert before == after
+
+
+def test_a_loaded_scene_survives_its_artifact(tmp_path):
+    scene = load_blender(write_scene(tmp_path / "toy"), resolution=4)
+    (tmp_path / "artifact").mkdir()
+    save_scene(scene, tmp_path / "artifact")
+    again = load_scene(tmp_path / "artifact")
+    np.testing.assert_array_equal(again.train.images, scene.train.images)
+    assert (again.intrinsics, again.provenance) == (scene.intrinsics, scene.provenance)
+
+
+def test_progress_counts_all_pictures(tmp_path):
+    seen = []
+    load_blender(
+        write_scene(tmp_path), progress=lambda done, total, /, **_: seen.append((done, total))
+    )
+    assert seen == [(i, 13) for i in range(1, 14)]
+
+
+def bend(data):
+    data["frames"][1]["transform_matrix"][0][0] += 0.1
+
+
+def poison(data):
+    data["frames"][1]["transform_matrix"][0][0] = math.nan
+
+
+BAD_JSON = {
+    "camera_angle_x nor fl_x": lambda d: d.pop("camera_angle_x"),
+    "camera_angle_x is 'wide'": lambda d: d.update(camera_angle_x="wide"),
+    "camera_angle_x is nan": lambda d: d.update(camera_angle_x=math.nan),
+    "not between 0 and pi": lambda d: d.update(camera_angle_x=0),
+    "are no camera": lambda d: d.update(fl_x=-1),
+    "fl_x is 1": lambda d: d.update(fl_x=10**400),
+    "pictures of 8 x 0 pixels": lambda d: d.update(w=8, h=0),
+    "pictures of 16 x 8 pixels": lambda d: d.update(w=16, h=8),
+    "undistort the pictures": lambda d: d.update(k3=0.1),
+    "camera of its own": lambda d: d["frames"][1].update(fl_x=9),
+    "frame 1: pose holds NaN": poison,
+    "frame 1: pose is not rigid": bend,
+    "frame 2: transform_matrix": lambda d: d["frames"][2].pop("transform_matrix"),
+    "frame 3: transform_matrix": lambda d: d["frames"][3].update(transform_matrix=[[1, 2], [3]]),
+    "frame 0: frame has no file_path": lambda d: d["frames"].insert(0, {}),
+    "lists no frames": lambda d: d.update(frames=[]),
+    "no list of frames": lambda d: d.update(frames={}),
+    "common point": lambda d: [
+        f.update(transform_matrix=np.diag([1.0, 1, 1, 1]).tolist()) for f in d["frames"]
+    ],
+    "frame 1: picture 'train/r_77' is missing": lambda d: d["frames"][1].update(
+        file_path="train/r_77"
+    ),
+    "cannot be opened": lambda d: d["frames"][1].update(file_path="a" * 5000),
+    "cannot be opened .*null": lambda d: d["frames"][1].update(file_path="train/r\0.png"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_JSON)
+def test_senseless_json_is_one_clear_line(tmp_path, message):
+    edit(write_scene(tmp_path), BAD_JSON[message])
+    with pytest.raises(SceneError, match=message) as error:
+        load_blender(tmp_path)
+    assert "\n" not in str(error.value)
+    assert "transforms_train.json" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 100_000])
+def test_a_file_that_is_no_json(tmp_path, text):
+    (write_scene(tmp_path) / "transforms_val.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SceneError, match=r"transforms_val.json"):
+        load_blender(tmp_path)
+
+
+def test_another_camera_in_another_split(tmp_path):
+    edit(write_scene(tmp_path), lambda d: d.update(camera_angle_x=0.5), split="test")
+    with pytest.raises(SceneError, match=r"transforms_test.json: another camera"):
+        load_blender(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "link.png", "away/outside.png", "{abs}"])
+def test_paths_that_climb_out_are_refused(tmp_path, name):
+    outside = tmp_path / "outside.png"
+    Image.fromarray(picture(0, 8, 8)).save(outside)
+    folder = write_scene(tmp_path / "toy")
+    (folder / "link.png").symlink_to(outside)
+    (folder / "away").symlink_to(tmp_path)
+    name = name.replace("{abs}", str(outside))
+    edit(folder, lambda d: d["frames"][1].update(file_path=name))
+    with pytest.raises(SceneError, match=r"frame 1: .* lies outside the scene folder"):
+        load_blender(folder)
+
+
+def test_a_scene_folder_may_itself_be_a_link(tmp_path):
+    write_scene(tmp_path / "toy")
+    (tmp_path / "link").symlink_to(tmp_path / "toy")
+    assert load_blender(tmp_path / "link").test.names[0] == "test/r_0.png"
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-60])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("no picture")
+    elif how == "gif":
+        Image.new("RGB", (8, 8)).save(path, format="GIF")
+    elif how == "deep":
+        Image.new("I;16", (8, 8)).save(path)
+    elif how == "size":
+        Image.new("RGBA", (9, 8)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "cannot be read"),
+        ("empty", "not a PNG, JPEG or WebP"),
+        ("text", "not a PNG, JPEG or WebP"),
+        ("gif", "not a PNG, JPEG or WebP"),
+        ("deep", "kind I;16 are not understood; save it as 8-bit"),
+        ("size", "9 x 8 pixels, but r_0.png has 8 x 8"),
+    ],
+)
+def test_damaged_pictures_are_named(tmp_path, how, message):
+    damage(write_scene(tmp_path) / "test" / "r_1.png", how)
+    with pytest.raises(SceneError, match=message) as error:
+        load_blender(tmp_path)
+    assert str(error.value).startswith(str(tmp_path / "test" / "r_1.png"))
+
+
+def test_a_picture_that_would_fill_the_memory_is_never_decoded(tmp_path):
+    folder = write_scene(tmp_path)
+    bomb = (folder / "train" / "r_0.png").read_bytes()
+    # The header alone claims 100,000 x 100,000 pixels; its checksum is made to fit.
+    header = bomb[12:16] + (100_000).to_bytes(4, "big") * 2 + bomb[24:29]
+    bomb = bomb[:12] + header + zlib.crc32(header).to_bytes(4, "big") + bomb[33:]
+    (folder / "train" / "r_0.png").write_bytes(bomb)
+    with pytest.raises(SceneError, match=r"r_0.png: .* decompression bomb"):
+        load_blender(folder)
+
+
+def test_pictures_above_the_limit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
+    with pytest.raises(SceneError, match="8 x 8 pixels is too large"):
+        load_blender(write_scene(tmp_path))
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    folder = write_scene(tmp_path)
+    (folder / "transforms_val.json").unlink()
+    (folder / "transforms_val.json").mkdir()
+    with pytest.raises(SceneError, match=r"transforms_val.json: cannot be read"):
+        load_blender(folder)
+
+
+def test_a_picture_without_permission(tmp_path, monkeypatch):
+    def refuse(path, **_):  # the tests may run as root, whom no file mode refuses
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(SceneError, match=r"r_0.png: picture cannot be read \(Permission denied\);"):
+        load_blender(write_scene(tmp_path))
+
+
+def test_one_view_is_no_scene(tmp_path):
+    with pytest.raises(SceneError, match="both train and test"):
+        load_blender(write_scene(tmp_path, train=1))
+
+
+def test_the_format_is_told_by_the_files(tmp_path):
+    write_scene(tmp_path / "toy")
+    assert load_scene_folder(tmp_path / "toy", resolution=4, multiple=2).source == "blender"
+    with pytest.raises(SceneError, match=r"holds toy; name one of them"):
+        load_scene_folder(tmp_path)
+    with pytest.raises(SceneError, match=r"transforms_train.json .* found r_0.png"):
+        load_scene_folder(tmp_path / "toy" / "val")
+    with pytest.raises(SceneError, match="no such folder"):
+        load_scene_folder(tmp_path / "nothing")
+    with pytest.raises(SceneError, match="not a readable folder"):
+        load_scene_folder(tmp_path / "toy" / "transforms_train.json")

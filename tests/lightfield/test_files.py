@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lightfield.errors import CheckpointError, SceneError
+from lightfield.files import (
+    atomic_path,
+    fingerprint,
+    read_json,
+    sha256_of,
+    write_json,
+    write_text,
+)
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_block_that_ends_well_replaces_the_file(tmp_path):
+    path = tmp_path / "new folder" / "picture.png"
+    for content in (b"first", b"second"):
+        with atomic_path(path) as temporary:
+            assert temporary.parent == path.parent
+            assert temporary.suffix == ".png"
+            temporary.write_bytes(content)
+        assert path.read_bytes() == content
+    assert names(path.parent) == {"picture.png"}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"good")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half of")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_bytes() == b"good"
+    assert names(tmp_path) == {"weights.bin"}
+
+
+def test_a_block_that_removes_its_file_fails_and_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.unlink()
+    assert not names(tmp_path)
+
+
+def test_json_round_trip(tmp_path):
+    data = {"b": [1, 2.5, None], "a": "größer", "nested": {"x": True}}
+    write_json(tmp_path / "a.json", data)
+    assert read_json(tmp_path / "a.json", SceneError) == data
+    assert list(read_json(tmp_path / "a.json", SceneError)) == ["b", "a", "nested"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{'a': 1}", b'{"a": 1', b"\xff\xfe\x00", b"PK\x03\x04"])
+def test_what_is_no_json_is_refused_with_the_callers_error(tmp_path, content):
+    path = tmp_path / "transforms.json"
+    path.write_bytes(content)
+    with pytest.raises(SceneError, match=r"transforms\.json: cannot be read as JSON"):
+        read_json(path, SceneError)
+
+
+def test_missing_json_and_folders_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: file is missing"):
+        read_json(tmp_path / "manifest.json", CheckpointError)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_json(tmp_path, CheckpointError)
+
+
+def test_sha256_of_the_standards_example(tmp_path):
+    write_text(tmp_path / "abc", "abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(tmp_path / "abc") == expected
+
+
+def test_fingerprint_is_of_the_value_not_of_its_spelling():
+    value = {"width": 8, "tail": (2, 3), "name": "größer"}
+    assert fingerprint(value) == fingerprint({"name": "größer", "tail": [2, 3], "width": 8})
+    assert fingerprint(value) == fingerprint(json.loads(json.dumps(value)))
+
+
+@pytest.mark.parametrize(
+    "other", [{"a": 1, "b": 3}, {"a": 1}, {"a": "1", "b": 2}, {"b": 1, "a": 2}]
+)
+def test_other_values_have_other_fingerprints(other):
+    assert fingerprint(other) != fingerprint({"a": 1, "b": 2})

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightfield.camera import look_at
+from lightfield.errors import ConfigError, SceneError
+from lightfield.rays import camera_rays
+from lightfield.scenes.formats import load_scene_folder
+from lightfield.scenes.llff import load_llff, recentred
+
+WIDTH, HEIGHT, FOCAL = 64, 48, 52.0
+NEAREST = 8.0
+UP = np.array([0.1, 1.0, 0.05])
+
+
+def camera_poses(count: int) -> np.ndarray:
+    """Cameras on a wavy patch at z = 3, looking about 10 units along -z, right-up-back axes."""
+    rng = np.random.default_rng(0)
+    places = np.column_stack([rng.uniform(-1, 1, (count, 2)), 3 + rng.uniform(-0.1, 0.1, count)])
+    target = np.array([0.2, -0.1, -7.0])
+    return np.stack([look_at(place, target + rng.uniform(-0.3, 0.3, 3), UP) for place in places])
+
+
+def poses_bounds(poses: np.ndarray) -> np.ndarray:
+    right, up, back, position = np.moveaxis(poses, 2, 0)
+    size = np.broadcast_to([HEIGHT, WIDTH, FOCAL], (len(poses), 3))
+    matrix = np.stack([-up, right, back, position, size], axis=2)
+    depths = np.stack([NEAREST + 0.1 * np.arange(len(poses)), np.full(len(poses), 40.0)], axis=1)
+    return np.concatenate([matrix.reshape(-1, 15), depths], axis=1)
+
+
+@pytest.fixture
+def capture(tmp_path):
+    """A capture of 10 noise pictures with `images` at full size and `images_4` at a quarter."""
+    folder = tmp_path / "plant"
+    rng = np.random.default_rng(1)
+    for name, shrink in (("images", 1), ("images_4", 4)):
+        (folder / name).mkdir(parents=True)
+        shape = (HEIGHT // shrink, WIDTH // shrink, 3)
+        for index in range(10):
+            pixels = rng.integers(0, 256, shape, np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"image{index:03d}.png")
+    np.save(folder / "poses_bounds.npy", poses_bounds(camera_poses(10)))
+    return folder
+
+
+def test_every_8th_view_is_held_out(capture):
+    scene = load_scene_folder(capture)
+    assert (scene.name, scene.source, scene.background) == ("plant", "llff", (0, 0, 0))
+    assert scene.test.names == ("images_4/image000.png", "images_4/image008.png")
+    assert len(scene.train) == 8
+    assert len(scene.val) == 0
+    assert scene.train.alpha is None
+    pixels = np.asarray(Image.open(capture / "images_4" / "image001.png"))
+    np.testing.assert_array_equal(scene.train.images[0], pixels)
+    assert load_llff(capture, test_every=2).test.names == ("images_4/image000.png",)
+
+
+def test_poses_are_rigidly_moved_and_scaled(capture):
+    scene = load_llff(capture)
+    poses = np.concatenate([scene.test.poses[:1], scene.train.poses[:7]])  # views 0 to 7
+    true = camera_poses(10)[:8]
+    assert scene.provenance["unit_length"] == 0.75 * NEAREST
+    # Relative poses do not depend on the world frame: only the lengths may have changed.
+    for i, j in ((0, 1), (3, 6)):
+        ours = poses[i, :, :3].T @ poses[j]
+        theirs = true[i, :, :3].T @ true[j]
+        np.testing.assert_allclose(ours[:, :3], theirs[:, :3], atol=1e-6)
+        ours_step = poses[i, :, :3].T @ (poses[j, :, 3] - poses[i, :, 3])
+        theirs_step = true[i, :, :3].T @ (true[j, :, 3] - true[i, :, 3])
+        np.testing.assert_allclose(ours_step * 0.75 * NEAREST, theirs_step, atol=1e-5)
+
+
+def test_the_mean_camera_becomes_the_identity():
+    poses = recentred(camera_poses(10))
+    np.testing.assert_allclose(poses[:, :, 3].mean(0), 0, atol=1e-12)
+    back = poses[:, :, 2].mean(0)
+    np.testing.assert_allclose(back / np.linalg.norm(back), [0, 0, 1], atol=1e-12)
+    up = poses[:, :, 1].mean(0)
+    assert up[0] == pytest.approx(0, abs=1e-12)
+    assert up[1] > 0
+    np.testing.assert_allclose(recentred(poses), poses, atol=1e-12)
+
+
+def test_the_camera_scales_with_the_chosen_folder(capture):
+    for resolution, folder in ((None, "images_4"), (16, "images_4"), (17, "images")):
+        scene = load_llff(capture, resolution=resolution)
+        assert scene.provenance["pictures"] == folder
+        c = scene.intrinsics
+        assert c.fx / c.width == pytest.approx(FOCAL / WIDTH, rel=0.02)
+        assert (c.cx, c.cy) == (c.width / 2, c.height / 2)
+        expected = (2 * FOCAL / WIDTH, 2 * FOCAL / HEIGHT)
+        assert scene.space.ndc_scale == pytest.approx(expected)
+    exact = load_llff(capture, resolution=(32, 24), multiple=8).intrinsics
+    assert (exact.width, exact.height, exact.fx) == (32, 24, FOCAL / 2)
+    with pytest.raises(ConfigError, match="neither enlarged"):
+        load_llff(capture, resolution=100)
+
+
+def test_rays_stay_inside_the_box(capture):
+    scene = load_llff(capture)
+    reach = 0.0
+    for pose in scene.train.poses:
+        origin, direction = camera_rays(torch.from_numpy(pose), scene.intrinsics, scene.space)
+        np.testing.assert_allclose(origin[..., 2], -1, atol=1e-5)
+        np.testing.assert_allclose((origin + direction)[..., 2], 1, atol=1e-5)
+        for t in (0.0, 0.3, 1.0):
+            reach = max(reach, (origin + t * direction).abs().max().item())
+    assert scene.box.centre == (0, 0, 0)
+    assert 0.75 * scene.box.half_extent < reach < scene.box.half_extent
+
+
+def rewrite(folder, change):
+    rows = poses_bounds(camera_poses(10))
+    np.save(folder / "poses_bounds.npy", change(rows))
+
+
+def with_entry(row, column, value):
+    def change(rows):
+        rows[row, column] = value
+        return rows
+
+    return change
+
+
+def turned_round(rows):
+    matrix = rows[5, :15].reshape(3, 5)
+    matrix[:, [0, 2]] *= -1  # half a turn about the camera's x axis
+    return rows
+
+
+BAD_ROWS = {
+    "one row of 17 numbers": lambda rows: rows[:, :15],
+    r"one row of 17 numbers per view": lambda rows: rows[0],
+    "holds 0 views": lambda rows: rows[:0],
+    "holds 10 views of type int64": lambda rows: rows.astype(int),
+    "frame 3: pose holds NaN": with_entry(3, 3, np.nan),
+    "frame 3: pose is not rigid": with_entry(3, 0, 2.0),
+    "depth bounds": with_entry(2, 15, -1.0),
+    "depth bounds are": with_entry(2, 16, np.inf),
+    "views differ in size": with_entry(4, 14, 60.0),
+    "10 pictures but 9 poses": lambda rows: rows[:9],
+    "do not all face forward": turned_round,
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_senseless_poses_are_one_clear_line(capture, message):
+    rewrite(capture, BAD_ROWS[message])
+    with pytest.raises(SceneError, match=message) as error:
+        load_llff(capture)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(str(capture))
+
+
+def test_other_files_in_its_place(capture):
+    path = capture / "poses_bounds.npy"
+    whole = path.read_bytes()
+    pickled = np.array([{"a": 1}], dtype=object)
+    for spoil in (
+        lambda: path.write_bytes(whole[:-100]),
+        lambda: path.write_bytes(whole[:40]),
+        lambda: path.write_bytes(b""),
+        lambda: path.write_text("no array"),
+        lambda: np.save(path, pickled, allow_pickle=True),
+    ):
+        spoil()
+        with pytest.raises(SceneError, match="not a readable array"):
+            load_llff(capture)
+    path.unlink()
+    with pytest.raises(SceneError, match="file is missing"):
+        load_llff(capture)
+
+
+def test_pictures_of_another_shape_or_none(capture):
+    for path in (capture / "images_4").iterdir():
+        Image.new("RGB", (12, 12)).save(path)
+    with pytest.raises(SceneError, match="64 x 48 pixels, but they have 12 x 12"):
+        load_llff(capture)
+    for path in capture.glob("images*/*"):
+        path.rename(path.with_suffix(".txt"))
+    with pytest.raises(SceneError, match="no pictures in images_8, images_4, images"):
+        load_llff(capture)
+
+
+def test_picture_folders_that_lead_away_are_refused(capture, tmp_path):
+    (capture / "images_4").rename(tmp_path / "elsewhere")
+    (capture / "images_4").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SceneError, match="lies outside the scene folder"):
+        load_llff(capture)
+
+
+def test_two_views_are_the_fewest(capture):
+    rewrite(capture, lambda rows: rows[:1])
+    for path in sorted((capture / "images_4").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(SceneError, match="both train and test"):
+        load_llff(capture)

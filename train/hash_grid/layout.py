@@ -1,0 +1,90 @@
+"""Where each level of the hash grid keeps its features: tiny-cuda-nn's layout, exactly.
+
+Letters: level l has scale s_l = base * b^l - 1 and resolution r_l = ceil(s_l) + 1. A coordinate x in
+[0, 1] lies at x * s_l + 0.5 in the level's lattice; the half keeps the levels' lattices from lining
+up. A lattice point (x, y, z) is entry x + y r + z r^2 of its level where the table is large enough
+for all of them (`dense`), else x ^ y p1 ^ z p2 modulo the table's size (`hashed`).
+
+The parameter of every implementation is one flat vector of entries * features values: levels one
+after the other, features of an entry side by side. Weights therefore move freely between them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightfield.errors import ConfigError
+
+PRIMES = (1, 2654435761, 805459861)
+INITIAL_RANGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Level:
+    """One lattice and the slice [offset, offset + size) of the table that holds its features."""
+
+    scale: float
+    resolution: int
+    offset: int
+    size: int
+    hashed: bool
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """What determines a hash grid."""
+
+    levels: int
+    features_per_level: int
+    log2_table_size: int
+    base_resolution: int
+    finest_resolution: int
+
+    def __post_init__(self) -> None:
+        if min(self.levels, self.features_per_level) < 1 or self.base_resolution < 2:
+            raise ConfigError("needs a level, a feature and a resolution of 2", where="hash grid")
+        if self.finest_resolution < self.base_resolution:
+            raise ConfigError(
+                f"finest resolution {self.finest_resolution} is under the base "
+                f"{self.base_resolution}",
+                where="hash grid",
+            )
+        if not 3 <= self.log2_table_size <= 24:
+            raise ConfigError("log2 of the table size must be 3 to 24", where="hash grid")
+
+    @property
+    def per_level_scale(self) -> float:
+        """b, the growth of the resolution from level to level."""
+        if self.levels == 1:
+            return 1.0
+        return math.exp(math.log(self.finest_resolution / self.base_resolution) / (self.levels - 1))
+
+    @property
+    def width(self) -> int:
+        """Features per point, over all levels."""
+        return self.levels * self.features_per_level
+
+    @property
+    def entries(self) -> int:
+        """Entries of the table, over all levels."""
+        last = self.placed_levels()[-1]
+        return last.offset + last.size
+
+    def placed_levels(self) -> tuple[Level, ...]:
+        """All levels, coarse to fine, in the order of the table."""
+        table_size = 1 << self.log2_table_size
+        # In float32, as tiny-cuda-nn computes it: the last bit can decide a level's resolution.
+        log2_growth = np.log2(np.float32(self.per_level_scale))
+        offset, placed = 0, []
+        for index in range(self.levels):
+            growth = np.exp2(np.float32(index) * log2_growth)
+            scale = growth * np.float32(self.base_resolution) - np.float32(1)
+            resolution = math.ceil(scale) + 1
+            points = resolution**3
+            size = min(-(-points // 8) * 8, table_size)
+            placed.append(Level(float(scale), resolution, offset, size, points > table_size))
+            offset += size
+        return tuple(placed)

@@ -1,0 +1,75 @@
+"""The hash grid of tiny-cuda-nn, when it is installed and works on this machine.
+
+Its parameter is the flat vector of `train.hash_grid.layout`, so weights trained with it load into
+every other implementation and back.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightfield.errors import ConfigError
+from train.hash_grid.layout import INITIAL_RANGE, GridShape
+
+
+@functools.lru_cache(maxsize=1)
+def probe() -> tuple[Any, str | None]:
+    """The tinycudann module and None, or None and the reason why it cannot be used."""
+    try:
+        return importlib.import_module("tinycudann"), None
+    except Exception as error:  # without a matching GPU it raises OSError, and worse
+        lines = str(error).strip().splitlines()
+        return None, f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+class TcnnHashGrid(nn.Module):
+    """The encoding of points in [0, 1]^3 by tiny-cuda-nn, in float32, on a CUDA device.
+
+    Raises:
+        ConfigError: when tinycudann cannot be imported or lays its table out differently.
+    """
+
+    def __init__(self, shape: GridShape, generator: torch.Generator):
+        super().__init__()
+        module, reason = probe()
+        if module is None:
+            raise ConfigError(
+                f"tinycudann cannot be used ({reason})",
+                where="grid tcnn",
+                remedy="install it for this GPU, or choose grid auto",
+            )
+        encoding = module.Encoding(
+            n_input_dims=3,
+            encoding_config={
+                "otype": "HashGrid",
+                "n_levels": shape.levels,
+                "n_features_per_level": shape.features_per_level,
+                "log2_hashmap_size": shape.log2_table_size,
+                "base_resolution": shape.base_resolution,
+                "per_level_scale": shape.per_level_scale,
+            },
+            dtype=torch.float32,
+        )
+        count = shape.entries * shape.features_per_level
+        if encoding.params.numel() != count:
+            raise ConfigError(
+                f"this tinycudann keeps {encoding.params.numel()} values where {count} are expected",
+                where="grid tcnn",
+                remedy="choose grid torch",
+            )
+        self.shape = shape
+        self.table = encoding.params
+        # Not registered as a submodule: the state dict holds the table once, under the common name.
+        self.__dict__["encoding"] = encoding
+        with torch.no_grad():
+            table = torch.empty(count).uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=generator)
+            self.table.copy_(table)
+
+    def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n lf"]:  # noqa: D102
+        return self.__dict__["encoding"](points)
