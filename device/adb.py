@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import adbutils
 
@@ -29,6 +29,7 @@ _SHELL_SECONDS = 30.0
 _NOT_FOUND = 127
 
 
+@runtime_checkable
 class AdbClient(Protocol):
     """The part of adbutils.AdbClient that is used."""
 

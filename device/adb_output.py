@@ -163,12 +163,6 @@ def parse_wakefulness(text: str) -> bool | None:
     return match[1] == "Awake" if match else None
 
 
-def parse_meminfo(text: str) -> dict[str, int]:
-    """/proc/meminfo in bytes, by its own names (MemTotal, MemAvailable, ...)."""
-    pairs = re.findall(r"^(\w+(?:\(\w+\))?):\s+(\d+) kB$", text, re.MULTILINE)
-    return {name: int(kb) * 1024 for name, kb in pairs}
-
-
 def parse_cpu_list(text: str) -> list[int]:
     """A kernel list of processors, for example `0-3,6`."""
     cpus: list[int] = []

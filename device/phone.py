@@ -7,6 +7,7 @@ where the phone allows it, runs on the fast cores, and puts everything back; `cl
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from device.adb_output import (
 )
 from device.adb_server import connect
 from device.phone_settings import steady
+from device.processor import parse_cpuinfo
 from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
 from device.runner_protocol import (
     Job,
@@ -37,7 +39,7 @@ from device.thermal import (
     read_state,
     wait_until_cool,
 )
-from lightfield.errors import DeviceError
+from lightfield.errors import AdbError, DeviceError
 from lightfield.latency import DeviceIdentity
 
 _HELLO_SECONDS = 30
@@ -80,6 +82,7 @@ class PhoneTarget(RunnerTarget):
         self._cpus = parse_cpu_list(
             phone.attempt(["cat", "/sys/devices/system/cpu/possible"]).stdout
         )
+        self._cores = parse_cpuinfo(phone.attempt(["cat", "/proc/cpuinfo"]).stdout)
         self._pinning = self._pinning_words()
         self._folders: set[str] = set()
         self._runtime = self._hello()
@@ -106,7 +109,11 @@ class PhoneTarget(RunnerTarget):
         try:
             schedule = Schedule(1, warmup=0, turns=1, limit_seconds=_HELLO_SECONDS)
             return self._run_on_phone([], schedule, where=self._phone.serial).runtime
+        except AdbError:
+            raise
         except DeviceError as error:
+            with contextlib.suppress(AdbError):
+                self.close()
             form = self._bundle.form
             remedy = (
                 "give it Android's own library with an onnxruntime-android AAR"
@@ -145,6 +152,7 @@ class PhoneTarget(RunnerTarget):
         self, jobs: Sequence[Job], schedule: Schedule
     ) -> tuple[RunnerReport, dict[str, Any]]:
         scratch = f"{PHONE_FOLDER}/run-{secrets.token_hex(4)}"
+        self._folders.add(scratch)
         remote = []
         for index, job in enumerate(jobs):
             model = self._push({"model.onnx": job.model})
@@ -161,12 +169,15 @@ class PhoneTarget(RunnerTarget):
                 after = self._read_state()
             self._pull_outputs(jobs, remote, report)
         finally:
-            self._phone.attempt(["rm", "-rf", scratch])
+            # a lost phone is told by the error under way, and `close` tries again
+            with contextlib.suppress(AdbError):
+                self._phone.attempt(["rm", "-rf", scratch])
         conditions = {
             "before": before.to_json(),
             "after": after.to_json(),
             "throttled": bool(after.thermal.status),
             "settings": settings,
+            "cores": str(self._cores),
             "pinned_to": self._pinning[1] if self._pinning else None,
             "runner": self._bundle.form,
             "phone": self._phone.pseudonym,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 
 
+@runtime_checkable
 class Target(Protocol):
     """What measures a graph. Close it, or use it as a context manager."""
 
@@ -70,7 +71,7 @@ class Target(Protocol):
         """Leave the device as it was found."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Target: ...
 
     def __exit__(
         self,
@@ -112,7 +113,7 @@ class RunnerTarget(ABC):
     def close(self) -> None:  # noqa: B027 -- nothing to do unless a target says otherwise
         """Leave the device as it was found."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunnerTarget:
         return self
 
     def __exit__(

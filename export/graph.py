@@ -27,6 +27,9 @@ from lightfield.errors import ExportError
 IR_VERSIONS = {11: 6, 17: 8, 20: 9}
 """The IR version that came with each opset we write; a newer stamp is refused by older runtimes."""
 
+GEMM_FUSIONS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
+"""Passes of onnxsim that we skip: they buy one Add less with a Reshape on each side."""
+
 FOREIGN_OPERATORS = frozenset({"GeluSnap"})
 """Operators in the default domain that ONNX does not define, so that its checker refuses them."""
 
@@ -112,10 +115,11 @@ def simplified(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """The model after onnxsim, or the model itself and onnxsim's reason for refusing it."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints when it meets GeluSnap
-            result, _ = onnxsim.simplify(model, check_n=0)
+            result, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=GEMM_FUSIONS)
     except Exception as error:  # a native library that raises many types
         reason = str(error).strip().splitlines()
         return model, f"onnxsim refused it ({reason[0] if reason else type(error).__name__})"
+    del result.metadata_props[:]  # a record of onnxsim's own settings, larger than some graphs
     return result, ""
 
 

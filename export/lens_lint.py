@@ -92,7 +92,8 @@ def _chain_faults(folder: Path) -> Iterator[str]:
     for model in models:
         path = folder / MODELS / model.file_name
         try:
-            yield from model_faults(path, model)
+            for fault in model_faults(path, model):
+                yield f"{path.name}: {fault}"
             total_bytes += imported_bytes(path)
             meta = compose(path.with_name(f"{path.name}.meta"))
             yield from _meta_faults(meta, path, model)

@@ -79,8 +79,7 @@ def model_faults(path: Path, expected: LensModel) -> list[str]:
     Raises:
         ExportError: when the file is missing or no ONNX.
     """
-    model = load_model(path)
-    return [f"{path.name}: {fault}" for fault in _faults(model, expected)]
+    return list(_faults(load_model(path), expected))
 
 
 def _faults(model: onnx.ModelProto, expected: LensModel) -> Iterator[str]:

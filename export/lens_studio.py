@@ -79,18 +79,21 @@ def write_lens_project(
     contents = _texts(lens, models, scaled=scales_by_255(student)) | {
         f"{MODELS}/{model.file_name}": paths[model.role].read_bytes() for model in models
     }
+    listing = {
+        "version": MANIFEST_VERSION,
+        "scene": lens.scene_name,
+        "files": {name: _sha256(data) for name, data in sorted(contents.items())},
+    }
+    project = f"{lens.file_name}.esproj"
     try:
         written = [
-            _place(folder, name, data, known.get(name)) for name, data in sorted(contents.items())
+            _place(folder, name, data, known.get(name))
+            for name, data in sorted(contents.items())
+            if name != project
         ]
-        write_json(
-            folder / MANIFEST,
-            {
-                "version": MANIFEST_VERSION,
-                "scene": lens.scene_name,
-                "files": {name: _sha256(data) for name, data in sorted(contents.items())},
-            },
-        )
+        write_json(folder / MANIFEST, listing)
+        # Last, so that a folder that can be opened is whole.
+        written.append(_place(folder, project, contents[project], known.get(project)))
     except OSError as reason:
         raise ExportError(
             f"cannot be written ({reason.strerror})", where=reason.filename or folder

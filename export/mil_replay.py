@@ -52,9 +52,14 @@ def _value(variable: Any, known: dict[str, Tensor]) -> Any:
     return constant.tolist() if isinstance(constant, np.ndarray | np.generic) else constant
 
 
+def is_fp16(variable: Any) -> bool:
+    """Whether a variable's type is fp16 (the types' own names do not tell)."""
+    return variable.dtype.get_bitwidth() == 16
+
+
 def _rounded(value: Tensor, variable: Any) -> Tensor:
     """A result in the precision that the program gives it, carried as fp32."""
-    value = value.half() if "fp16" in str(variable.dtype) else value
+    value = value.half() if is_fp16(variable) else value
     expected = tuple(variable.shape)
     assert tuple(value.shape) == expected, f"{variable.name}: {tuple(value.shape)}, not {expected}"
     return value.float()
@@ -102,6 +107,12 @@ def _slice(a: Arguments) -> Tensor:
     ]
 
 
+def _slice_by_size(a: Arguments) -> Tensor:
+    """A size of -1 takes the rest of the axis."""
+    spans = zip(a["begin"], a["size"], strict=True)
+    return a["x"][tuple(slice(b, None if size < 0 else b + size) for b, size in spans)]
+
+
 def _matmul(a: Arguments) -> Tensor:
     x = a["x"].mT if a.get("transpose_x") else a["x"]
     return x @ (a["y"].mT if a.get("transpose_y") else a["y"])
@@ -132,5 +143,6 @@ OPERATORS: dict[str, Callable[[Arguments], Tensor]] = {
     "sigmoid": lambda a: torch.sigmoid(a["x"]),
     "sin": lambda a: torch.sin(a["x"]),
     "slice_by_index": _slice,
+    "slice_by_size": _slice_by_size,
     "transpose": lambda a: a["x"].permute(a["perm"]),
 }

@@ -27,7 +27,7 @@ const DRIFT_AFTER_SECONDS = 3; // automatic motion waits this long after the las
 
 // Sines of coordinates times 2^5 need float32, which only the CPU promises. The student tries
 // faster backends first, and falls back when its activation is refused there.
-const HELPER_MODES = ["CPU"];
+const RAY_MODES = ["CPU"];
 const STUDENT_MODES = ["Auto", "GPU", "CPU"];
 
 const models = {}; // loaded MLComponents by role
@@ -132,11 +132,11 @@ function follow(axis, seconds) {
         axis.speed += (axis.drag / seconds - axis.speed) * grip;
         axis.drag = 0;
     } else {
-        screens = axis.speed * seconds;
-        axis.speed *= Math.exp(-seconds / GLIDE_SECONDS);
         if (Math.abs(axis.speed) < REST_SCREENS_PER_SECOND) {
             axis.speed = 0;
         }
+        screens = axis.speed * seconds;
+        axis.speed *= Math.exp(-seconds / GLIDE_SECONDS);
     }
     if (screens !== 0 && !shift(axis, screens * axis.perScreen)) {
         axis.speed = 0;
@@ -232,10 +232,8 @@ function accept(role, component) {
 function checkSize(role, name, shape, expected) {
     const found = shape.x * shape.y * shape.z;
     if (found !== expected) {
-        throw new Error(
-            "the " + role + " model's " + name + " holds " + found + " numbers, not " + expected +
-            "; generate the project again",
-        );
+        const counts = found + " numbers, not " + expected + "; generate the project again";
+        throw new Error("the " + role + " model's " + name + " holds " + counts);
     }
 }
 
@@ -329,8 +327,8 @@ function start() {
     script.createEvent("TouchMoveEvent").bind(guarded(onTouchMove));
     script.createEvent("TouchEndEvent").bind(guarded(onTouchEnd));
     script.createEvent("UpdateEvent").bind(guarded(onUpdate));
-    load("sampler", HELPER_MODES);
-    load("embedder", HELPER_MODES);
+    load("sampler", RAY_MODES);
+    load("embedder", RAY_MODES);
     load("student", STUDENT_MODES);
 }
 

@@ -18,6 +18,8 @@ from lightfield.camera import focus_point, look_at
 POLE_MARGIN_DEGREES = 0.5
 FULL_CIRCLE_GAP_DEGREES = 90.0
 UP_SNAP_DEGREES = 10.0
+LEVEL_SPREAD = 0.05
+"""Mean squared sideways spread of the x axes from which they determine a plane."""
 FORWARD_MARGIN = 1.1
 
 
@@ -52,13 +54,9 @@ class Orbit:
 
 
 def orbit_of(poses: Float[np.ndarray, "n 3 4"]) -> Orbit:
-    """Describe 360-degree cameras as an orbit; `up` snaps to a world axis within 10 degrees of it."""
+    """Describe 360-degree cameras as an orbit."""
     poses = poses.astype(np.float64)
-    centre, up = focus_point(poses), poses[:, :, 1].mean(0)
-    up /= np.linalg.norm(up)
-    nearest = int(np.abs(up).argmax())
-    if abs(up[nearest]) > np.cos(np.radians(UP_SNAP_DEGREES)):
-        up = np.eye(3)[nearest] * np.sign(up[nearest])
+    centre, up = focus_point(poses), up_axis(poses)
     east, north = _horizon(up)
     outward = poses[:, :, 3] - centre
     radius = np.linalg.norm(outward, axis=1)
@@ -78,6 +76,22 @@ def orbit_of(poses: Float[np.ndarray, "n 3 4"]) -> Orbit:
     )
     offset = np.swapaxes(straight[:, :, :3], 1, 2) @ poses[:, :, :3]
     return Orbit(centre, up, azimuth, orbit.elevation_degrees, radius, offset)
+
+
+def up_axis(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
+    """The direction that all cameras hold level: the one most nearly normal to their x axes, on the
+    side of their y axes. Snaps to a world axis within 10 degrees of it (float64).
+
+    Where the x axes do not span a plane (few or parallel cameras) it is the mean y axis.
+    """
+    right, mean_up = poses[:, :, 0].astype(np.float64), poses[:, :, 1].astype(np.float64).mean(0)
+    spread, axes = np.linalg.eigh(right.T @ right / len(right))
+    up = axes[:, 0] if spread[1] > LEVEL_SPREAD else mean_up
+    up = up * np.sign(up @ mean_up) / np.linalg.norm(up)
+    nearest = int(np.abs(up).argmax())
+    if abs(up[nearest]) > np.cos(np.radians(UP_SNAP_DEGREES)):
+        return np.eye(3)[nearest] * np.sign(up[nearest])
+    return up
 
 
 def sample_orbit(

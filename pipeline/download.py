@@ -78,9 +78,8 @@ def download(
         raise DataError("not an http address", where=url)
     part = path.with_name(f"{path.name}.part")
     by_hand = f"or get it with a browser, put it at {path}, and run this again"
-    fruitless = 0
+    furthest, fruitless = _size_bytes(part), 0
     while True:
-        before = _size_bytes(part)
         try:
             _request(url, part, progress)
             break
@@ -93,7 +92,8 @@ def download(
         except (_CutError, http.client.HTTPException, OSError) as reason:
             if isinstance(reason, OSError) and reason.errno in DISK_ERRORS:
                 raise disk_error(reason, part) from reason
-            fruitless = 0 if _size_bytes(part) > before else fruitless + 1
+            fruitless = 0 if _size_bytes(part) > furthest else fruitless + 1
+            furthest = max(furthest, _size_bytes(part))
             if fruitless == FRUITLESS_TRIES:
                 raise DataError(
                     f"cannot be downloaded ({_words(reason)})",
@@ -127,14 +127,10 @@ def _request(url: str, part: Path, progress: Progress) -> None:
     except urllib.error.HTTPError as refusal:
         if not known or refusal.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        whole = (
-            refusal.headers.get("Content-Range")
-            == f"bytes */{start}"
-            == (f"bytes */{known.size_bytes}")
-        )
+        size = refusal.headers.get("Content-Range", "").removeprefix("bytes */")
         refusal.close()
-        if whole:
-            return
+        if size == str(start) == str(known.size_bytes):
+            return  # it was stopped between its last byte and its renaming
         _forget(part)
         raise _CutError("the part is longer than the file on the server") from None
     with response:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from device.benchmark import BenchmarkConfig
-from lightfield.camera import Intrinsics
 from lightfield.errors import ConfigError
 from lightfield.student import Activation, Norm, StudentSpec, mobile_r2l_spec
 from prune.search import PruneConfig
@@ -16,7 +15,11 @@ from train.distil import DistilConfig, FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
 
-PresetName = Literal["auto", "tiny", "small", "paper"]
+PresetName = Literal["tiny", "small", "paper"]
+SceneKind = Literal["embedded", "object", "forward"]
+"""What a preset is adapted to: the embedded scene, a 360-degree capture, a forward-facing one."""
+
+PAPER_MEMORY_BYTES = 20 * 2**30
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,22 @@ class SceneConfig:
     """Which pictures, at which size."""
 
     resolution: int = 100
-    """Longest side of the pictures in pixels; the shorter one follows, both divisible by the factor."""
+    """Longest side of the pictures in pixels, at most; both sides become multiples of the factor."""
     test_every: int = 1
     """Score every n-th test view; 1 scores all of them."""
     seed: int = 0
     """Seed of the embedded scene."""
     train_views: int = 60
     """Training views of the embedded scene."""
+    val_views: int = 6
+    """Validation views of the embedded scene."""
     test_views: int = 12
     """Test views of the embedded scene."""
+
+    def __post_init__(self) -> None:
+        counts = (self.resolution, self.test_every, self.train_views, self.test_views)
+        if min(counts) < 1 or self.val_views < 0:
+            raise ConfigError("resolution and views must be at least 1", where="scene")
 
 
 @dataclass(frozen=True)
@@ -41,17 +51,17 @@ class NetworkConfig:
 
     factors: tuple[int, ...] = (2, 2)
     """Up-sampling of each tail stage, 2 or 3; their product is pixels per ray along a side."""
-    stream_width: int = 64
+    stream_width: int = 96
     """Channels of the residual stream and of each block."""
-    blocks: int = 8
+    blocks: int = 6
     """Residual blocks of the body."""
     tail_widths: tuple[int, ...] = (32, 16)
     """Channels of each tail stage."""
     tail_blocks: int = 2
     """Residual blocks per tail stage."""
-    points: int = 8
+    points: int = 24
     """Points per ray."""
-    frequencies: int = 6
+    frequencies: int = 4
     """Octaves of the positional encoding."""
     activation: Activation = "gelu"
     """GELU as published, or a form that more runtimes can execute."""
@@ -59,7 +69,11 @@ class NetworkConfig:
     """`batch` as published; `none` trains faster and exports to the same graph."""
 
     def spec(self) -> StudentSpec:
-        """The specification of the network."""
+        """The specification of the network.
+
+        Raises:
+            ConfigError: when the numbers describe no network.
+        """
         return mobile_r2l_spec(
             self.factors,
             stream_width=self.stream_width,
@@ -88,56 +102,101 @@ class Preset:
     bench: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
 
-def preset(name: PresetName, *, forward_facing: bool = False) -> Preset:
-    """A preset by name; `auto` looks at the hardware. Forward-facing scenes differ where the paper's
-    do (12x up-sampling at full size)."""
-    chosen = default_preset_name() if name == "auto" else name
-    if chosen == "tiny":
-        return Preset("tiny")
-    if chosen == "small":
-        return Preset(
-            "small",
-            scene=SceneConfig(resolution=400),
-            network=NetworkConfig(
-                factors=(2, 2, 2), stream_width=128, blocks=14, tail_widths=(64, 32, 16)
-            ),
-            pseudo=PseudoConfig(2000),
-            distil=DistilConfig(steps=40_000, windows=64, window_rays=14),
-        )
-    if chosen == "paper":
-        factors = (2, 2, 3) if forward_facing else (2, 2, 2)
-        return Preset(
-            "paper",
-            scene=SceneConfig(resolution=1008 if forward_facing else 800),
-            network=NetworkConfig(
-                factors=factors,
-                stream_width=256,
-                blocks=29,
-                tail_widths=(64, 64, 16),
-                norm="batch",
-            ),
-            pseudo=PseudoConfig(8_000 if forward_facing else 10_000),
-            distil=DistilConfig(
-                steps=200_000, windows=100, window_rays=12, learning_rate=5e-4, warmup_steps=200
-            ),
-        )
+TINY_TEACHER = TeacherConfig(
+    levels=8,
+    log2_table_size=15,
+    finest_resolution=256,
+    hidden_width=32,
+    occupancy_resolution=64,
+    max_samples_per_ray=256,
+    samples_per_step=1 << 14,
+    max_rays_per_step=1 << 12,
+    steps=1000,
+    grid="torch",
+)
+
+
+def preset(name: PresetName, kind: SceneKind = "object") -> Preset:
+    """A preset by name, adapted to the kind of scene.
+
+    Raises:
+        ConfigError: when there is no such preset.
+    """
+    if name == "tiny":
+        return _tiny(kind)
+    if name == "small":
+        return _small(kind)
+    if name == "paper":
+        return _paper(kind)
     raise ConfigError(f"no preset is called {name!r}", remedy="choose tiny, small or paper")
 
 
-def default_preset_name() -> Literal["tiny", "small", "paper"]:
+def _tiny(kind: SceneKind) -> Preset:
+    """Minutes on two CPU cores: 100 x 100 pixels of the embedded scene, 200 x 200 of a real one."""
+    embedded = Preset(
+        "tiny",
+        teacher=TINY_TEACHER,
+        pseudo=PseudoConfig(600),
+        distil=DistilConfig(steps=3000),
+        fine_tune=FineTuneConfig(steps=400),
+        prune=PruneConfig(tune_steps=120, final_tune_steps=1200),
+        bench=BenchmarkConfig(runs=100),
+    )
+    if kind == "embedded":
+        return embedded
+    distortion = 1e-3 if kind == "forward" else 0.0
+    return replace(
+        embedded,
+        scene=SceneConfig(resolution=200),
+        teacher=replace(TINY_TEACHER, steps=3000, log2_table_size=17, distortion=distortion),
+        pseudo=PseudoConfig(800),
+        network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
+        distil=DistilConfig(steps=8000),
+    )
+
+
+def _small(kind: SceneKind) -> Preset:
+    """Under an hour on a small GPU: 400 x 400 pixels."""
+    return Preset(
+        "small",
+        scene=SceneConfig(resolution=400, train_views=100, val_views=10, test_views=25),
+        teacher=TeacherConfig(steps=10_000, distortion=1e-3 if kind == "forward" else 0.0),
+        pseudo=PseudoConfig(2000),
+        network=NetworkConfig((2, 2, 2), 128, 14, (64, 32, 16)),
+        distil=DistilConfig(steps=40_000, windows=64, window_rays=14),
+        fine_tune=FineTuneConfig(steps=2000, evaluate_every=200),
+        prune=PruneConfig(tune_steps=500, final_tune_steps=10_000),
+    )
+
+
+def _paper(kind: SceneKind) -> Preset:
+    """The published size: 800 x 800, or 1008 x 756 for forward-facing scenes."""
+    forward = kind == "forward"
+    return Preset(
+        "paper",
+        scene=SceneConfig(1008 if forward else 800, train_views=100, val_views=10, test_views=25),
+        teacher=TeacherConfig(distortion=1e-3 if forward else 0.0),
+        pseudo=PseudoConfig(8_000 if forward else 10_000),
+        network=NetworkConfig(
+            (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), 2, 8, 6, norm="batch"
+        ),
+        distil=DistilConfig(
+            steps=200_000,
+            windows=100,
+            window_rays=12,
+            learning_rate=5e-4,
+            muon_learning_rate=0.0,
+            warmup_steps=200,
+            jitter=True,
+        ),
+        fine_tune=FineTuneConfig(steps=1000),
+        prune=PruneConfig(tune_steps=1000, final_tune_steps=60_000, first_step=0.08),
+    )
+
+
+def default_preset_name() -> PresetName:
     """`paper` with a GPU of at least 20 GiB, `small` with a smaller one, `tiny` without."""
     if not torch.cuda.is_available():
         return "tiny"
     memory = torch.cuda.get_device_properties(0).total_memory
-    return "paper" if memory >= 20 * 2**30 else "small"
-
-
-def picture_size(source: Intrinsics, resolution: int, factor: int) -> tuple[int, int]:
-    """Width and height with the longest side nearest to `resolution`, both multiples of `factor`,
-    in the source's aspect ratio as nearly as that allows."""
-    scale = resolution / max(source.width, source.height)
-    width, height = (
-        max(factor, round(side * scale / factor) * factor)
-        for side in (source.width, source.height)
-    )
-    return width, height
+    return "paper" if memory >= PAPER_MEMORY_BYTES else "small"

@@ -87,6 +87,7 @@ def _mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
     for fan_in, fan_out in pairwise(widths):
         # Not torch's initialisation, which would draw from the process's global generator.
         linear = skip_init(nn.Linear, fan_in, fan_out, bias=False)
+        assert isinstance(linear.weight, Tensor)
         nn.init.xavier_uniform_(linear.weight, generator=generator)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -1,17 +1,20 @@
-"""The teacher: an Instant-NGP style radiance field of a scene, and the pictures it renders.
+"""The teacher: an Instant-NGP style radiance field of a scene, trained on its pictures.
 
-Letters as in `train.marching` and `train.volume_rendering`. Rays are given in the scene's ray space
-(`lightfield.rays.camera_rays`), with `world` and `ndc` treated alike: the box is mapped to [0, 1]^3
-and marched in equal steps of t. Lengths and densities are per side of the box.
+Rays are given in the scene's ray space (`lightfield.rays.camera_rays`); `world` and `ndc` are treated
+alike: the box becomes [0, 1]^3 and is marched in equal steps of t. A TeacherConfig, a Box and a state
+dict rebuild a teacher: the occupancy grid is part of the state.
 
-A TeacherConfig, a Box and a state dict rebuild a teacher: the occupancy grid is part of the state.
+Training draws random pixels of all pictures. The number of rays of a step follows the number of their
+samples, so that steps cost about the same from first to last.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +23,26 @@ from torch import Tensor, nn
 
 from lightfield.camera import Intrinsics
 from lightfield.errors import ConfigError
+from lightfield.metrics import mse_to_psnr
+from lightfield.progress import Progress
 from lightfield.rays import RaySpace, camera_rays
-from lightfield.scenes.scene import Box
+from lightfield.scenes.scene import Box, Scene
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.hash_grid.grid import Backend
 from train.hash_grid.layout import GridShape
-from train.marching import Marcher, rays_in_box
+from train.marching import march, rays_in_box
 from train.occupancy import OccupancyGrid
+from train.pixels import PixelPool
 from train.radiance_field import RadianceField
-from train.spherical_harmonics import spherical_harmonics
-from train.volume_rendering import render_weights, sums_per_ray
+from train.rendering import RenderedRays, render_in_rounds, render_samples
+from train.visual_hull import candidate_cells
+from train.volume_rendering import distortion, opacity_entropy
 
-OPAQUE = 1e-4
-"""Transmittance under which a ray ends, and weight under which a sample's colour is not asked."""
-RAYS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}
-FIRST_ROUND = 8
-"""Samples per ray of the first round of rendering; later rounds double."""
+CHECKPOINT = "checkpoint.safetensors"
+RAYS_AT_ONCE_CPU, RAYS_AT_ONCE = 1 << 14, 1 << 18
+FIRST_RAYS, FEWEST_RAYS, MOST_GROWTH = 1024, 64, 1.25
+FINAL_LEARNING_RATE = 1 / 30
+REPORT_EVERY, LOG_EVERY = 20, 100
 
 
 @dataclass(frozen=True)
@@ -58,13 +66,13 @@ class TeacherConfig:
     occupancy_resolution: int = 128
     """Cells along each side of the occupancy grid."""
     max_samples_per_ray: int = 1024
-    """Marching steps along the box's diagonal."""
+    """Marching steps along the box's diagonal; about two per pixel of the pictures are enough."""
     steps: int = 30_000
     """Optimisation steps."""
     samples_per_step: int = 1 << 18
     """Samples to aim at in each step; the number of rays follows."""
     max_rays_per_step: int = 1 << 16
-    """Most rays of a step."""
+    """Most rays of a step, however few their samples."""
     learning_rate: float = 1e-2
     """Adam's learning rate at the start; falls to a thirtieth along a cosine."""
     opacity_entropy: float = 1e-3
@@ -81,17 +89,18 @@ class TeacherConfig:
     """Seed of the initial weights and of all sampling."""
 
     def __post_init__(self) -> None:
-        _ = self.grid_shape
-        counts = ("hidden_width", "geometry_features", "max_samples_per_ray", "steps",
-                  "samples_per_step", "max_rays_per_step", "occupancy_every")  # fmt: skip
-        for name in counts:
+        _ = self.grid_shape  # refuses impossible grids
+        for name in (
+            "hidden_width", "geometry_features", "max_samples_per_ray", "steps",
+            "samples_per_step", "max_rays_per_step", "occupancy_every",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError("must be at least 1", where=f"teacher.{name}")
-        if not 4 <= self.occupancy_resolution <= 512:
-            raise ConfigError("must be 4 to 512", where="teacher.occupancy_resolution")
         for name in ("opacity_entropy", "distortion", "occupancy_warmup", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError("must not be negative", where=f"teacher.{name}")
+        if not 4 <= self.occupancy_resolution <= 512:
+            raise ConfigError("must be 4 to 512", where="teacher.occupancy_resolution")
         if not 0 < self.learning_rate < 1:
             raise ConfigError("must be between 0 and 1", where="teacher.learning_rate")
 
@@ -103,30 +112,9 @@ class TeacherConfig:
             self.base_resolution, self.finest_resolution,
         )  # fmt: skip
 
-    @property
-    def step_length(self) -> float:
-        """Length of a marching step in sides of the box."""
-        return math.sqrt(3) / self.max_samples_per_ray
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers, to be read back by `from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TeacherConfig:
-        """The inverse of `to_json`.
-
-        Raises:
-            ConfigError: when keys are unknown or hold impossible values.
-        """
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise ConfigError(f"not a teacher configuration ({error})") from error
-
 
 class Teacher(nn.Module):
-    """A radiance field in a box with its occupancy grid, on `device`."""
+    """A radiance field in a box, with its occupancy grid."""
 
     def __init__(self, config: TeacherConfig, box: Box, *, device: torch.device | str = "cpu"):
         super().__init__()
@@ -139,30 +127,15 @@ class Teacher(nn.Module):
             generator=torch.Generator().manual_seed(config.seed),
             device=device,
         )
-        self.occupancy = OccupancyGrid(config.occupancy_resolution).to(device)
-        self.register_load_state_dict_post_hook(lambda module, _: module.occupancy_changed())
-        self.occupancy_changed()
+        step_length = math.sqrt(3) / config.max_samples_per_ray
+        self.occupancy = OccupancyGrid(config.occupancy_resolution, step_length).to(device)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the teacher is."""
         return self.occupancy.density.device
 
-    def occupancy_changed(self) -> None:
-        """To be called when cells were filled or emptied; loading a state dict does."""
-        self.marcher = Marcher(self.occupancy, self.config.step_length)
 
-
-@dataclass(frozen=True)
-class RenderedRays:
-    """What rays see: colour over the background, opacity, and mean t of what is opaque."""
-
-    colour: Float[Tensor, "n 3"]
-    opacity: Float[Tensor, "n"]
-    t: Float[Tensor, "n"]
-
-
-@torch.no_grad()
 def render_rays(
     teacher: Teacher,
     origins: Float[Tensor, "n 3"],
@@ -170,21 +143,15 @@ def render_rays(
     space: RaySpace,
     background: tuple[float, float, float],
 ) -> RenderedRays:
-    """Render rays of `space`, on the teacher's device.
-
-    Rays end at a transmittance of 1e-4 and samples of less weight get no colour, so a colour is off
-    by at most 1e-4 for each sample of its ray.
-    """
-    behind = torch.tensor(background, device=origins.device)
-    most = RAYS_AT_ONCE[origins.device.type]
-    parts = [
-        _render_some(teacher, *rays, space.near, space.far)
-        for rays in zip(origins.split(most), directions.split(most), strict=True)
-    ]
-    colour, depth, t = (torch.cat(values) for values in zip(*parts, strict=True))
-    opacity = -torch.expm1(-depth)
-    colour = torch.addcmul(colour, 1 - opacity[:, None], behind)
-    return RenderedRays(colour, opacity, t / opacity.clamp(min=OPAQUE))
+    """What rays of `space` see, their colours in front of the background; without gradients."""
+    at_once = RAYS_AT_ONCE_CPU if teacher.device.type == "cpu" else RAYS_AT_ONCE
+    behind = torch.tensor(background, device=teacher.device)
+    parts = []
+    for rays in zip(origins.split(at_once), directions.split(at_once), strict=True):
+        in_box = rays_in_box(*rays, teacher.box)
+        seen = render_in_rounds(teacher.field, teacher.occupancy, *in_box, space.near, space.far)
+        parts.append((seen.over(behind), seen.opacity, seen.t))
+    return RenderedRays(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def render_picture(
@@ -194,49 +161,123 @@ def render_picture(
     space: RaySpace,
     background: tuple[float, float, float],
 ) -> Float[Tensor, "h w 3"]:
-    """One picture, values in [0, 1], on the teacher's device."""
+    """One picture, values in [0, 1], on the teacher's device; without gradients."""
     rays = camera_rays(pose.to(teacher.device), intrinsics, space)
     origins, directions = (x.reshape(-1, 3) for x in rays)
-    rendered = render_rays(teacher, origins, directions, space, background)
-    return rendered.colour.clamp(0, 1).view(intrinsics.height, intrinsics.width, 3)
+    colour = render_rays(teacher, origins, directions, space, background).colour
+    return colour.clamp(0, 1).view(intrinsics.height, intrinsics.width, 3)
 
 
-def _render_some(
-    teacher: Teacher, origins: Tensor, directions: Tensor, near: float, far: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour before the background, optical depth, and weighted t of a batch of rays.
+def train_teacher(
+    scene: Scene,
+    config: TeacherConfig,
+    *,
+    device: torch.device,
+    folder: Path,
+    progress: Progress,
+    log: Callable[..., None],
+    checkpoint_every_s: float = 30,
+) -> Teacher:
+    """Train a teacher on the scene's training views.
 
-    Works in rounds over the rays still alive, because a ray's samples behind the first surface are
-    not worth asking for.
+    Goes on from the checkpoint in `folder`, and then ends with the weights of a training that was
+    not interrupted (bit for bit on a CPU with the same number of threads).
+
+    Raises:
+        CheckpointError: when the checkpoint is damaged or of another configuration.
+        ConfigError: when the training diverges.
     """
-    field, marcher = teacher.field, teacher.marcher
+    teacher = Teacher(config, scene.box, device=device)
+    optimiser = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    path, state = (
+        folder / CHECKPOINT,
+        {
+            "modules": {"teacher": teacher},
+            "optimisers": {"adam": optimiser},
+            "generators": {"sampling": generator},
+        },
+    )
+    views = (scene.train, scene.intrinsics, scene.space)
+    step, rays = 0, FIRST_RAYS
+    resumed = load_checkpoint(path, **state)
+    if resumed is not None:
+        step, rays = resumed[0], int(resumed[1]["rays"])
+    else:
+        cells = config.occupancy_resolution
+        teacher.occupancy.restrict(candidate_cells(*views, scene.box, cells, device=device))
+    pixels = PixelPool(*views, device=device)
+    background = torch.tensor(scene.background, device=device)
+    started = saved = time.monotonic()
+    while step < config.steps:
+        if step % config.occupancy_every == 0:
+            warming_up = step < config.occupancy_warmup
+            teacher.occupancy.update(
+                teacher.field.density, everywhere=warming_up, generator=generator
+            )
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * annealing(step / config.steps)
+        batch = pixels.draw(rays, generator)
+        loss, mse, samples = training_loss(teacher, *batch, scene.space, background, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        step += 1
+        if step % REPORT_EVERY == 0 or step == config.steps:
+            psnr_db = _finite_psnr_db(mse)
+            progress(step, config.steps, psnr_db=psnr_db)
+            if step % LOG_EVERY == 0 or step == config.steps:
+                seconds = round(time.monotonic() - started, 2)
+                log(step=step, psnr_db=psnr_db, rays=rays, samples=samples, seconds=seconds)
+        rays = _next_rays(rays, samples, config)
+        if time.monotonic() - saved > checkpoint_every_s or step == config.steps:
+            save_checkpoint(path, step=step, extra={"rays": rays}, **state)
+            saved = time.monotonic()
+    return teacher
+
+
+def training_loss(
+    teacher: Teacher,
+    origins: Float[Tensor, "n 3"],
+    directions: Float[Tensor, "n 3"],
+    colours: Float[Tensor, "n 3"],
+    space: RaySpace,
+    background: Float[Tensor, "3"],
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+    """The loss of some rays, its mean squared error alone, and the number of samples marched."""
+    config, rays = teacher.config, len(origins)
+    step_length = teacher.occupancy.step_length
     origins, directions = rays_in_box(origins, directions, teacher.box)
-    samples = marcher.march(origins, directions, near, far)
-    harmonics = spherical_harmonics(F.normalize(directions, dim=-1))
-    rays = len(origins)
-    count = torch.bincount(samples.ray, minlength=rays)
-    first = count.cumsum(0) - count
-    colour = origins.new_zeros((rays, 3))
-    depth, weighted_t = origins.new_zeros(rays), origins.new_zeros(rays)
-    done, size = 0, FIRST_ROUND
-    alive = count.nonzero()[:, 0]
-    while len(alive):
-        rank = done + torch.arange(size, device=alive.device)
-        row, column = (rank < count[alive, None]).nonzero(as_tuple=True)
-        ray = alive[row]
-        t = samples.t[first[ray] + done + column]
-        points = torch.addcmul(origins[ray], directions[ray], t[:, None])
-        density, features = field.geometry(points)
-        thickness = density * teacher.config.step_length
-        weights, _ = render_weights(thickness, row)
-        weights *= torch.exp(-depth[ray])
-        visible = (weights > OPAQUE).nonzero()[:, 0]
-        ray_of, weight = ray[visible], weights[visible]
-        seen = field.colour(features[visible], harmonics[ray_of])
-        colour.index_add_(0, ray_of, weight[:, None] * seen)
-        weighted_t.index_add_(0, ray_of, weight * t[visible])
-        depth[alive] += sums_per_ray(thickness, row, len(alive))
-        done += size
-        alive = alive[(depth[alive] < -math.log(OPAQUE)) & (count[alive] > done)]
-        size *= 2
-    return colour, depth, weighted_t
+    offset = torch.rand(rays, generator=generator, device=origins.device)
+    samples = march(origins, directions, teacher.occupancy, space.near, space.far, offset)
+    seen, weights = render_samples(teacher.field, samples, origins, directions, step_length)
+    mse = F.mse_loss(seen.over(background), colours)
+    loss = mse + config.opacity_entropy * opacity_entropy(seen.opacity).mean()
+    if config.distortion > 0:
+        lengths = torch.full_like(weights, step_length)
+        travelled = samples.t * directions.norm(dim=-1)[samples.ray]
+        spread = distortion(weights, travelled, lengths, samples.ray, rays)
+        loss = loss + config.distortion * spread.mean()
+    return loss, mse.detach(), len(samples)
+
+
+def annealing(done: float) -> float:
+    """The learning rate's factor when the part `done` of all steps is done: a cosine from 1 down."""
+    return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _next_rays(rays: int, samples: int, config: TeacherConfig) -> int:
+    wanted = rays * config.samples_per_step / max(samples, 1)
+    return int(min(max(wanted, FEWEST_RAYS), MOST_GROWTH * rays, config.max_rays_per_step))
+
+
+def _finite_psnr_db(mse: Tensor) -> float:
+    value = float(mse)
+    if not math.isfinite(value):
+        raise ConfigError(
+            "the teacher's training diverged",
+            where="teacher.learning_rate",
+            remedy="choose a lower one",
+        )
+    return mse_to_psnr(value)

@@ -73,3 +73,9 @@ def distortion(
     """
     between = weights * (middle * sums_before(weights, ray) - sums_before(weights * middle, ray))
     return sums_per_ray(2 * between + weights.square() * length / 3, ray, rays)
+
+
+def opacity_entropy(opacity: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """-o log o, which is least for rays that hit something for certain, or nothing."""
+    opacity = opacity.clamp(min=1e-5)
+    return -opacity * opacity.log()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from device.runner.compiler import SOURCE, SOURCE_FILES, RunnerForm, compile_runner
+from device.runner.compiler import SOURCE, SOURCE_FILES, RunnerForm, compile_runner, ndk_clang
 from lightfield.errors import DeviceError
 from lightfield.files import atomic_path, fingerprint, sha256_of
 
@@ -99,8 +99,8 @@ def runner_bundle(runtime: PhoneRuntime) -> RunnerBundle:
 
 def _runner(form: RunnerForm) -> Path:
     sources = {name: sha256_of(SOURCE / name) for name in SOURCE_FILES}
-    ndk = os.environ.get("ANDROID_NDK_HOME", "")
-    path = cache_folder() / f"nelf_runner-{form}-{fingerprint([sources, ndk])[:16]}"
+    made_of = fingerprint([sources, str(ndk_clang())])[:16]
+    path = cache_folder() / f"nelf_runner-{form}-{made_of}"
     if not path.exists():
         with atomic_path(path) as temporary, tempfile.TemporaryDirectory(prefix="nelf-cc-") as name:
             compile_runner(form, temporary, Path(name))

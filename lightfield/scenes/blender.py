@@ -23,7 +23,13 @@ from lightfield.errors import SceneError
 from lightfield.files import read_json, sha256_of
 from lightfield.progress import Progress, silent
 from lightfield.scenes.bounds import BOX_RULE, SPAN_RULE, orbit_bounds
-from lightfield.scenes.frames import HELD_OUT_EVERY, Frames, picture_path, read_views
+from lightfield.scenes.frames import (
+    HELD_OUT_EVERY,
+    Frames,
+    folder_entries,
+    picture_path,
+    read_views,
+)
 from lightfield.scenes.pictures import (
     ASPECT_TOLERANCE,
     Colour,
@@ -67,27 +73,11 @@ def load_blender(
         SceneError: when anything in the folder is missing, damaged, or makes no sense.
         ConfigError: when the resolution is impossible.
     """
+    there = folder_entries(folder)
     files = {split: folder / f"transforms_{split}.json" for split in SPLITS}
-    files = {split: path for split, path in files.items() if split == "train" or path.exists()}
+    files = {s: path for s, path in files.items() if s == "train" or path.name in there}
     sources = {split: _json_object(path) for split, path in files.items()}
-    splits = {split: _frames(folder, sources[split], files[split]) for split in files}
-    nothing = Frames((), np.empty((0, 3, 4), np.float32))
-    if "test" in splits:
-        splits["test"], test_rule = (
-            splits["test"].every(test_every),
-            f"1 in {test_every} of transforms_test.json",
-        )
-    else:
-        splits["train"], held_out = splits["train"].held_out()
-        splits["test"] = held_out.every(test_every)
-        test_rule = (
-            f"no transforms_test.json: 1 in {HELD_OUT_EVERY} training views held out, "
-            f"of those 1 in {test_every}"
-        )
-    splits = {split: splits.get(split, nothing) for split in SPLITS}
-    if not len(splits["train"]):
-        raise SceneError("one frame cannot both train and test", where=files["train"])
-
+    splits, test_rule = _splits(folder, sources, files, test_every)
     source = picture_format([path for frames in splits.values() for path in frames.paths])
     camera = _common_camera(sources, files, source)
     size = fitted_size(source.width, source.height, resolution, multiple=multiple)
@@ -112,6 +102,26 @@ def load_blender(
             "pictures_sha256": pictures_sha256,
         },
     )
+
+
+def _splits(
+    folder: Path, sources: dict[str, dict[str, Any]], files: dict[str, Path], test_every: int
+) -> tuple[dict[str, Frames], str]:
+    """The frames of all three splits, and where the test views come from."""
+    frames = {split: _frames(folder, data, files[split]) for split, data in sources.items()}
+    train, val, test = (frames.get(split) for split in SPLITS)
+    assert train is not None
+    if test is not None:
+        rule = f"1 in {test_every} of transforms_test.json"
+    else:
+        train, test = train.held_out()
+        rule = (
+            f"no transforms_test.json: 1 in {HELD_OUT_EVERY} training views held out, "
+            f"of those 1 in {test_every}"
+        )
+    if not len(train):
+        raise SceneError("one frame cannot both train and test", where=files["train"])
+    return {"train": train, "val": val or train.at([]), "test": test.every(test_every)}, rule
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -193,7 +203,8 @@ def camera_of(data: dict[str, Any], pictures: PictureFormat, *, where: Path) -> 
             raise SceneError(f"{key} is {angle:g}, not between 0 and pi radians", where=where)
         return 0.5 * side / math.tan(0.5 * angle)
 
-    if data.get("is_fisheye") or number("k3") or number("k4"):
+    fisheye = data.get("is_fisheye") or "FISHEYE" in str(data.get("camera_model", "")).upper()
+    if fisheye or number("k3") or number("k4"):
         raise SceneError(
             "fisheye lenses and terms beyond k1 k2 p1 p2 are not understood",
             where=where,

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightfield.errors import SceneError
 from lightfield.progress import Progress, silent
 from lightfield.scenes.blender import TRAIN_JSON, load_blender
+from lightfield.scenes.frames import folder_entries
 from lightfield.scenes.llff import POSES_FILE, load_llff
 from lightfield.scenes.pictures import Resolution
 from lightfield.scenes.scene import Scene
@@ -31,12 +32,7 @@ def load_scene_folder(
         SceneError: when the folder is missing, of no known form, or damaged.
         ConfigError: when the resolution is impossible.
     """
-    try:
-        found = sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
-        raise SceneError("no such folder", where=folder, remedy="give a scene's folder") from None
-    except OSError as reason:
-        raise SceneError(f"not a readable folder ({reason.strerror})", where=folder) from reason
+    found = folder_entries(folder)
     for marker, load in LOADERS.items():
         if marker in found:
             return load(

@@ -49,6 +49,20 @@ class Frames:
         return self.at(kept), self.every(HELD_OUT_EVERY)
 
 
+def folder_entries(folder: Path) -> list[str]:
+    """Names of what lies in a folder, sorted.
+
+    Raises:
+        SceneError: when it is missing or cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        raise SceneError("no such folder", where=folder, remedy="give a scene's folder") from None
+    except OSError as reason:
+        raise SceneError(f"not a readable folder ({reason.strerror})", where=folder) from reason
+
+
 def picture_path(folder: Path, name: str, *, where: object) -> Path:
     """The file a scene calls `name`, with or without its suffix.
 

@@ -22,7 +22,13 @@ from lightfield.errors import SceneError
 from lightfield.files import sha256_of
 from lightfield.progress import Progress, silent
 from lightfield.scenes.bounds import NDC_BOX_RULE, forward_bounds
-from lightfield.scenes.frames import HELD_OUT_EVERY, Frames, picture_path, read_views
+from lightfield.scenes.frames import (
+    HELD_OUT_EVERY,
+    Frames,
+    folder_entries,
+    picture_path,
+    read_views,
+)
 from lightfield.scenes.pictures import (
     ASPECT_TOLERANCE,
     SUFFIXES,
@@ -177,7 +183,8 @@ def _scaled(poses: Float[np.ndarray, "n 3 4"], factor: float) -> Float[np.ndarra
 
 def _chosen_pictures(folder: Path, resolution: Resolution, count: int) -> list[Path]:
     """The files of the smallest picture folder that need not be enlarged, one per pose."""
-    found = {name: _pictures(folder, name) for name in PICTURE_FOLDERS}
+    there = folder_entries(folder)
+    found = {name: _pictures(folder, name) for name in PICTURE_FOLDERS if name in there}
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise SceneError(
@@ -206,13 +213,9 @@ def _chosen_pictures(folder: Path, resolution: Resolution, count: int) -> list[P
 
 def _pictures(folder: Path, name: str) -> list[Path]:
     place = folder / name
-    try:
-        names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
-    except OSError as reason:
-        raise SceneError(f"cannot be listed ({reason.strerror})", where=place) from reason
     return [
         picture_path(folder, f"{name}/{file}", where=place)
-        for file in names
+        for file in folder_entries(place)
         if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
     ]
 

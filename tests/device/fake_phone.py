@@ -42,13 +42,28 @@ esac""",
     "taskset": '[ -e "$STATE/no_taskset" ] && exit 1; shift; exec "$@"',
 }
 
-RUNNER = f"""#!/bin/sh
-# the phone's runner: checks how it is called, then lets this machine's do the work
+# Both check how they are called and let the test interfere.
+RUNNER_START = """#!/bin/sh
 [ "$1" = --library ] && [ -e "$2" ] || exit 9
 [ -e "$STATE/runner_script" ] && . "$STATE/runner_script"
 shift 2
-exec {sys.executable} -P -m device.host_runner "$@"
 """
+RUNNER = RUNNER_START + f'exec {sys.executable} -P -m device.host_runner "$@"\n'
+CANNED_RUNNER = (
+    RUNNER_START
+    + """
+while [ $# -gt 1 ]; do
+  case "$1" in --turns) turns=$2 ;; --model) models="$models x" ;; esac
+  shift 2
+done
+while [ "$turns" -gt 0 ]; do times="$times${times:+, }2500"; turns=$((turns - 1)); done
+for model in $models; do
+  entry="{\\"load_us\\": 9, \\"wall_us\\": [$times], \\"cpu_us\\": [$times], \\"outputs\\": []}"
+  entries="$entries${entries:+, }$entry"
+done
+echo "{\\"runtime\\": \\"1.30.0\\", \\"growth_kb\\": 640, \\"models\\": [$entries]}"
+"""
+)
 
 
 @dataclass
@@ -82,6 +97,8 @@ class FakeDevice:
             (folder / "scaling_cur_freq").write_text("500000\n")
         (cpu / "possible").write_text("0-3\n")
         (self.root / "data/local/tmp").mkdir(parents=True)
+        (self.root / "proc").mkdir()
+        shutil.copy(TRANSCRIPTS / "cpuinfo_arm64_linux5.txt", self.root / "proc/cpuinfo")
 
     @property
     def state(self) -> Path:
@@ -126,7 +143,7 @@ class FakeDevice:
         return SimpleNamespace(returncode=code, stdout=stdout, stderr=done.stderr, output=output)
 
     def _moved(self, command: str) -> str:
-        for prefix in ("/data/local/tmp", "/sys/devices/system/cpu"):
+        for prefix in ("/data/local/tmp", "/sys/devices/system/cpu", "/proc/cpuinfo"):
             command = command.replace(prefix, f"{self.root}{prefix}")
         return command
 

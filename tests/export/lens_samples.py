@@ -1,4 +1,4 @@
-"""The smallest lens whose numbers all differ, and ONNX files that fit it."""
+"""The smallest lens whose numbers all differ, ONNX files that fit it, and a light field."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 from export.lens_scene import LensScene
+from lightfield.camera import Intrinsics
+from lightfield.light_field import LightField
+from lightfield.rays import RaySpace
+from lightfield.student import Student, mobile_r2l_spec
 
 H, W, POINTS, FREQUENCIES, FACTOR = 2, 3, 2, 1, 2
 D, K = 3 * POINTS, 2 * FREQUENCIES + 1
@@ -41,6 +45,17 @@ SHIFT = replace(
     x_range=(-0.5, 0.25),
     y_range=(-0.125, 0.375),
 )
+
+
+WORLD = {"kind": "world", "near": 2.0, "far": 6.0}
+NDC = {"kind": "ndc", "near": 0.0, "far": 1.0, "ndc_scale": (2.0, 2.0), "ndc_near": 1.0}
+
+
+def light_field(space, size=16, **spec):
+    spec = mobile_r2l_spec((2, 2), stream_width=4, blocks=0, tail_widths=(4, 4), **spec)
+    return LightField(
+        Student(spec).eval(), Intrinsics.from_field_of_view(size, size, 0.7), RaySpace(**space)
+    )
 
 
 def write_model(path, nodes, inputs, outputs, weights, *, opset=11, ir_version=6):

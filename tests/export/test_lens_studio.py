@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from lens_samples import (
+    NDC,
     ORBIT,
     SHIFT,
+    WORLD,
+    light_field,
     model_paths,
     write_sampler,
     write_student,
@@ -18,11 +21,10 @@ from lens_samples import (
 
 from export.lens_models import LARGEST_BYTES, imported_bytes
 from export.lens_studio import lens_scene_from, lint_lens_project, write_lens_project
-from lightfield.camera import Intrinsics, look_at
+from export.ray_graphs import embedder_model, sampler_model
+from export.student_graph import SNAP_ML, student_model
+from lightfield.camera import look_at
 from lightfield.errors import ConfigError, ExportError
-from lightfield.light_field import LightField
-from lightfield.rays import RaySpace
-from lightfield.student import Student, mobile_r2l_spec
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "lens"
 SCRIPT = "Assets/NeuralLightField.js"
@@ -193,6 +195,22 @@ def test_a_foreign_folder_is_left_alone(tmp_path, models, name, text, match):
     assert contents(tmp_path) == before
 
 
+def test_an_interrupted_generation_cannot_be_opened_and_can_be_repeated(
+    tmp_path, models, monkeypatch
+):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("export.lens_studio.write_json", full)
+        with pytest.raises(ExportError, match="No space left"):
+            write_lens_project(tmp_path / "lens", ORBIT, *models)
+    assert not list((tmp_path / "lens").glob("*.esproj"))
+    write_lens_project(tmp_path / "lens", ORBIT, *models)
+    assert lint_lens_project(tmp_path / "lens") == []
+    assert not (tmp_path / "lens/Regenerated").exists()
+
+
 def test_a_file_in_place_of_the_folder(tmp_path, models):
     (tmp_path / "lens").write_text("")
     with pytest.raises(ExportError, match="is a file, not a folder"):
@@ -270,7 +288,7 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
         ("Tiny_bricks.esproj", "sceneId: ", "sceneId: 0", "sceneId is not a scene"),
         ("Assets/Scene.scene", "RenderOutput: !<reference> ", "RenderOutput: !<reference> 1", "1"),
         ("Assets/Scene.scene", "- !<own> ", "- !<own> 1", "which the file does not define"),
-        ("Assets/Scene.scene", "- !<", "- !<[", "not readable as YAML"),
+        ("Assets/Scene.scene", "  objects:", "  objects: [", "not readable as YAML"),
         (STUDENT_META, "{x: 3.000000, y: 2.0", "{x: 2.000000, y: 3.0", "input input: shape"),
         (STUDENT_META, "Name: input", "Name: inputs", "inputs ['inputs'] instead of ['input']"),
         (STUDENT_META, "scale: 255.000000", "scale: 1.000000", "scaled differently"),
@@ -351,17 +369,6 @@ def test_the_linter_finds_a_uuid_used_twice(project):
 # ---- numbers from a light field
 
 
-def light_field(space, size=16, **spec):
-    spec = mobile_r2l_spec((2, 2), stream_width=4, blocks=0, tail_widths=(4, 4), **spec)
-    return LightField(
-        Student(spec).eval(), Intrinsics.from_field_of_view(size, size, 0.7), RaySpace(**space)
-    )
-
-
-WORLD = {"kind": "world", "near": 2.0, "far": 6.0}
-NDC = {"kind": "ndc", "near": 0.0, "far": 1.0, "ndc_scale": (2.0, 2.0), "ndc_near": 1.0}
-
-
 def orbit_poses(azimuths, elevations, centre=(0.0, 0.0, 0.0)):
     up = np.array([0.0, 0.0, 1.0])
     poses = []
@@ -385,7 +392,7 @@ def test_an_orbit_is_that_of_the_training_poses():
 
 
 def test_a_partial_circle_keeps_the_camera_where_pictures_were_taken():
-    poses = orbit_poses(np.linspace(100, 260, 9), np.full(9, 30.0))
+    poses = orbit_poses(np.linspace(100, 260, 9), np.zeros(9))
     lens = lens_scene_from(light_field(WORLD), poses, "front")
     assert np.allclose(np.radians(lens.azimuth_range), np.radians((100, 260)), atol=1e-4)
     assert lens.azimuth_range[0] <= lens.start_azimuth <= lens.azimuth_range[1]
@@ -434,9 +441,6 @@ def test_script_numbers_are_plain_json():
 
 def test_a_real_light_field_goes_the_whole_way(tmp_path):
     """The graphs that the other exporters write are the ones a lens asks for."""
-    from export.ray_graphs import embedder_model, sampler_model
-    from export.student_graph import SNAP_ML, student_model
-
     torch.manual_seed(0)
     field = light_field(WORLD)
     lens = lens_scene_from(field, orbit_poses([0, 90, 180, 270], [20, 30, 40, 50]), "bricks")

@@ -121,7 +121,7 @@ class MLComponent {
         if (this.onRunningFinished) this.onRunningFinished();
     }
     runImmediate(sync) {
-        if (sync !== true) throw new Error("the helpers must run at once");
+        if (sync !== true) throw new Error("the ray models must run at once");
         this.compute();
     }
     runScheduled(recurring, start, end) {

@@ -115,7 +115,8 @@ def test_look_at_is_rigid_and_looks():
         pose = look_at(position, target, up)
         checked_poses(pose[None], where="here")
         seen = pose[:, :3].T @ (target - position)
-        np.testing.assert_allclose(seen, [0, 0, -np.linalg.norm(target - position)], atol=1e-12)
+        distance = float(np.linalg.norm(target - position))
+        np.testing.assert_allclose(seen, [0, 0, -distance], atol=1e-12)
         x, y, _ = pose[:, :3].T @ up
         assert abs(x) < 1e-12 < y
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from lightfield.errors import BudgetError, DeviceError
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord, evidence
@@ -17,7 +18,7 @@ def record(*samples_ms: float, device: DeviceIdentity = HOST) -> LatencyRecord:
     return LatencyRecord(samples_ms, device, "student.onnx", "0" * 64, 1000, warmup_runs=3)
 
 
-def compared(ratios, drift=1.0) -> ComparedLatency:
+def compared(ratios: ArrayLike, drift: ArrayLike = 1.0) -> ComparedLatency:
     reference = np.broadcast_to(drift, np.shape(ratios))
     return ComparedLatency(record(*(reference * ratios).tolist()), record(*reference.tolist()))
 

@@ -184,6 +184,9 @@ def test_pictures_of_another_shape_or_none(capture):
         path.rename(path.with_suffix(".txt"))
     with pytest.raises(SceneError, match="no pictures in images_8, images_4, images"):
         load_llff(capture)
+    (capture / "images_8").write_text("no folder")
+    with pytest.raises(SceneError, match="images_8: not a readable folder"):
+        load_llff(capture)
 
 
 def test_picture_folders_that_lead_away_are_refused(capture, tmp_path):

@@ -76,12 +76,12 @@ class GridShape:
     def placed_levels(self) -> tuple[Level, ...]:
         """All levels, coarse to fine, in the order of the table."""
         table_size = 1 << self.log2_table_size
-        # In float32, as tiny-cuda-nn computes it: the last bit can decide a level's resolution.
-        log2_growth = np.log2(np.float32(self.per_level_scale))
+        # Each step in float32, as tiny-cuda-nn computes it: the last bit can decide a resolution.
+        growth = np.float32(math.log2(np.float32(self.per_level_scale)))
         offset, placed = 0, []
         for index in range(self.levels):
-            growth = np.exp2(np.float32(index) * log2_growth)
-            scale = growth * np.float32(self.base_resolution) - np.float32(1)
+            factor = np.float32(math.exp2(np.float32(index) * growth))
+            scale = factor * np.float32(self.base_resolution) - np.float32(1)
             resolution = math.ceil(scale) + 1
             points = resolution**3
             size = min(-(-points // 8) * 8, table_size)

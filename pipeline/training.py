@@ -1,11 +1,10 @@
-"""The stages: load artifacts, call a package, save an artifact. Prune and device are joined here.
+"""The stages from pictures to a student: load artifacts, call a package, save an artifact.
 
 Each function takes a run and its config, does nothing when the artifact is current, and returns it.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device.target import Target
-from export.parity import student_parity
-from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
 from lightfield.errors import SceneError
-from lightfield.latency import ComparedLatency
 from lightfield.light_field import LightField, ray_grid
 from lightfield.metrics import Quality, mean_quality
+from lightfield.progress import Progress
 from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
 from lightfield.scenes.bricks import bricks_scene, one_ray_reference_db
@@ -31,7 +27,6 @@ from lightfield.scenes.scene import Scene, Views, load_scene, save_scene
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from pipeline.console import Console
 from pipeline.presets import NetworkConfig, SceneConfig
-from prune.search import PruneConfig, Workbench, search
 from train.distil import (
     DistilConfig,
     FineTuneConfig,
@@ -48,9 +43,6 @@ from train.teacher import Teacher, TeacherConfig, render_picture, train_teacher
 SHOWN_VIEWS = 8
 RENDERS = "renders.npy"
 HELD_OUT_EVERY = 8
-MEASURE_TURNS = 30
-TABLE_TURNS = 9
-CALIBRATION_PICTURES = 8
 EMBEDDED = "bricks"
 
 
@@ -59,11 +51,21 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# --- scene ----------------------------------------------------------------------------------------
+def device_name() -> str:
+    """What training runs on, for people."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{torch.get_num_threads()} CPU cores"
 
 
 def make_scene(
-    run: Run, source: str, name: str, config: SceneConfig, factor: int, preset: str, console: Console
+    run: Run,
+    source: str,
+    name: str,
+    config: SceneConfig,
+    factor: int,
+    preset: str,
+    console: Console,
 ) -> Artifact:
     """Load (or render) the scene's pictures into the run; `source` is a folder or `bricks`."""
     settings = {**asdict(config), "factor": factor, "name": name, "preset": preset}
@@ -72,16 +74,7 @@ def make_scene(
     def work(stage: StageWriter) -> None:
         with console.progress("scene") as progress:
             if source == EMBEDDED:
-                side = max(1, round(config.resolution / factor)) * factor
-                scene = bricks_scene(
-                    side,
-                    side,
-                    train_views=config.train_views,
-                    val_views=max(4, config.test_views // 2),
-                    test_views=config.test_views,
-                    seed=config.seed,
-                    progress=progress,
-                )
+                scene = _embedded_scene(config, factor, progress)
                 stage.metrics["one_ray_reference_db"] = one_ray_reference_db(scene)
             else:
                 scene = load_scene_folder(
@@ -102,8 +95,20 @@ def make_scene(
         }
         stage.details |= {"preset": preset, "source": scene.source, "name": name}
 
-    artifact, _ = run.perform("scene", settings, {}, work)
-    return artifact
+    return run.perform("scene", settings, {}, work)[0]
+
+
+def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Scene:
+    side = max(1, config.resolution // factor) * factor
+    return bricks_scene(
+        side,
+        side,
+        train_views=config.train_views,
+        val_views=config.val_views,
+        test_views=config.test_views,
+        seed=config.seed,
+        progress=progress,
+    )
 
 
 def _source_identity(folder: Path) -> list[list[Any]]:
@@ -125,9 +130,6 @@ def scene_of(run: Run) -> tuple[Artifact, Scene]:
     return artifact, load_scene(artifact.path)
 
 
-# --- teacher and pseudo pictures ------------------------------------------------------------------
-
-
 def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
     """Train the teacher and score it on the test views."""
     source, scene = scene_of(run)
@@ -139,7 +141,7 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
                 scene, config, device=device, folder=stage.path, progress=progress, log=stage.log
             )
         save_weights(stage.path / WEIGHTS, teacher.state_dict())
-        render = _teacher_renderer(teacher, scene, device)
+        render = teacher_renderer(teacher, scene, device)
         with console.progress("teacher, test views") as progress:
             quality = _score(render, scene.test, stage.path / RENDERS, progress)
         stage.metrics |= quality.to_json() | {"parameters": parameter_count(teacher)}
@@ -148,16 +150,19 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
     return run.perform("teacher", asdict(config), {"scene": source}, work)[0]
 
 
-def _load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:
+def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:
+    """The run's trained teacher on a device, in evaluation mode."""
     artifact = run.artifact("teacher")
     teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box)
     load_into(teacher, artifact.weights(), where=artifact.path)
     return artifact, teacher.to(device).eval()
 
 
-def _teacher_renderer(
+def teacher_renderer(
     teacher: Teacher, scene: Scene, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
+    """A function from a pose [3, 4] to the teacher's picture [H, W, 3] of the scene's camera."""
+
     def render(pose: Tensor) -> Tensor:
         return render_picture(
             teacher, pose.to(device), scene.intrinsics, scene.space, scene.background
@@ -170,12 +175,12 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console) -> Artifact:
     """Render the teacher from random poses in the scene's viewing range."""
     source, scene = scene_of(run)
     device = compute_device()
-    artifact, teacher = _load_teacher(run, scene, device)
+    artifact, teacher = load_teacher(run, scene, device)
     poses = pseudo_poses(scene.train.poses, scene.space, config.pictures, seed=config.seed)
 
     def work(stage: StageWriter) -> None:
         camera = scene.intrinsics
-        render = _teacher_renderer(teacher, scene, device)
+        render = teacher_renderer(teacher, scene, device)
         with console.progress("pseudo pictures") as progress:
             render_pseudo(render, poses, camera.height, camera.width, stage.path, progress)
         stage.metrics["pictures"] = config.pictures
@@ -183,9 +188,6 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console) -> Artifact:
 
     inputs = {"scene": source, "teacher": artifact}
     return run.perform("pseudo", asdict(config), inputs, work)[0]
-
-
-# --- student --------------------------------------------------------------------------------------
 
 
 def make_student(
@@ -203,7 +205,7 @@ def make_student(
 
     def work(stage: StageWriter) -> None:
         pictures = load_pseudo(pseudo.path)
-        pool = _pool(pictures.poses, pictures.images, scene, spec, device)
+        pool = picture_pool(pictures.poses, pictures.images, scene, spec, device)
         torch.manual_seed(config.seed)
         student = Student(spec).to(device)
         with console.progress("student") as progress:
@@ -211,17 +213,19 @@ def make_student(
                 student, pool, config, progress=progress, log=stage.log, folder=stage.path
             )
         recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
-        kept, held = _real_split(scene)
+        kept, held = real_split(scene)
         with console.progress("student, real pictures") as progress:
             tuned = fine_tune(
                 student,
-                _pool(kept.poses, kept.images, scene, spec, device),
-                lambda s: mean_psnr(LightField(s, scene.intrinsics, scene.space), held.poses, held.images),
+                picture_pool(kept.poses, kept.images, scene, spec, device),
+                lambda s: mean_psnr(
+                    LightField(s, scene.intrinsics, scene.space), held.poses, held.images
+                ),
                 tuning,
                 config,
                 progress=progress,
             )
-        _save_student(stage, tuned.student, scene, console)
+        save_student(stage, tuned.student, scene, console)
         stage.metrics |= {
             "fine_tune_steps": tuned.steps,
             "held_out_before_db": tuned.before_db,
@@ -232,13 +236,14 @@ def make_student(
     return run.perform("student", settings, {"scene": source, "pseudo": pseudo}, work)[0]
 
 
-def _pool(
+def picture_pool(
     poses: np.ndarray, images: np.ndarray, scene: Scene, spec: StudentSpec, device: torch.device
 ) -> PicturePool:
+    """Pictures of the scene's camera as training windows for a student."""
     return PicturePool(poses, images, scene.intrinsics, scene.space, spec, device=device)
 
 
-def _real_split(scene: Scene) -> tuple[Views, Views]:
+def real_split(scene: Scene) -> tuple[Views, Views]:
     """Real pictures to fine-tune on, and held-out ones: the scene's `val`, or every 8th of `train`."""
     if len(scene.val):
         return scene.train, scene.val
@@ -251,7 +256,7 @@ def _subset(views: Views, indices: Sequence[int]) -> Views:
     return Views(tuple(views.names[i] for i in chosen), views.poses[chosen], views.images[chosen])
 
 
-def _save_student(stage: StageWriter, student: Student, scene: Scene, console: Console) -> None:
+def save_student(stage: StageWriter, student: Student, scene: Scene, console: Console) -> None:
     """Weights, everything needed to render with them, and the scores on the test views."""
     field = LightField(student, scene.intrinsics, scene.space)
     device = next(student.parameters()).device
@@ -284,119 +289,8 @@ def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
     )
 
 
-# --- prune ----------------------------------------------------------------------------------------
-
-
-def make_pruned(
-    run: Run, config: PruneConfig, distilling: DistilConfig, target: Target, console: Console
-) -> Artifact:
-    """Prune the student to a latency measured on the target."""
-    source, scene = scene_of(run)
-    dense, pseudo = run.artifact("student"), run.artifact("pseudo")
-    device = compute_device()
-    settings = {
-        "prune": asdict(config),
-        "distil": asdict(distilling),
-        "target": asdict(target.identity),
-    }
-
-    def work(stage: StageWriter) -> None:
-        field = load_light_field(dense, device)
-        with tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch:
-            bench = _workbench(field, scene, pseudo, target, distilling, Path(scratch))
-            with console.progress("prune") as progress:
-                found = search(
-                    field.student,
-                    bench,
-                    config,
-                    folder=stage.path,
-                    progress=progress,
-                    log=stage.log,
-                )
-        _save_student(stage, found.student, scene, console)
-        stage.metrics |= {
-            "budget_ms": found.state.budget_ms,
-            "dense_ms": found.state.pinned_ms,
-            "latency_ms": found.final.latency_ms,
-            "ratio": found.final.ratio,
-            "trials": len(found.state.trials),
-        }
-        stage.details["device"] = asdict(target.identity)
-
-    inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    return run.perform("prune", settings, inputs, work)[0]
-
-
-def _workbench(
-    field: LightField,
-    scene: Scene,
-    pseudo: Artifact,
-    target: Target,
-    distilling: DistilConfig,
-    scratch: Path,
-) -> Workbench:
-    """Join exporter, device and trainer into what the search works with."""
-    device = next(field.student.parameters()).device
-    rays = ray_grid(field.intrinsics, field.student.spec)
-    pictures = load_pseudo(pseudo.path)
-    kept, held = _real_split(scene)
-    poses = scene.train.poses[:2]
-    reference = write_student_onnx(field.student, rays.height, rays.width, scratch / "dense.onnx")
-
-    def like(student: Student) -> LightField:
-        return LightField(student, field.intrinsics, field.space)
-
-    def pool(student: Student) -> PicturePool:
-        return _pool(pictures.poses, pictures.images, scene, student.spec, device)
-
-    def measure(student: Student) -> ComparedLatency:
-        path = write_student_onnx(student, rays.height, rays.width, scratch / "candidate.onnx")
-        student_parity(path, like(student), poses)
-        return target.compare(path, reference, turns=MEASURE_TURNS)
-
-    def time_specs(specs: Sequence[StudentSpec]) -> list[float]:
-        paths = [
-            write_student_onnx(Student(spec), rays.height, rays.width, scratch / f"probe{i}.onnx")
-            for i, spec in enumerate(specs)
-        ]
-        records = target.measure_many(paths, turns=TABLE_TURNS)
-        return [record.p50_ms for record in records]
-
-    def tune(student: Student, steps: int, seed: int, progress: Any) -> Student:
-        settings = DistilConfig(
-            **{
-                **asdict(distilling),
-                "steps": max(steps, 1),
-                "learning_rate": 0.5 * distilling.learning_rate,
-                "warmup_steps": min(20, steps),
-                "ema_decay": min(distilling.ema_decay, 1 - 10 / max(steps, 20)),
-                "seed": seed,
-            }
-        )
-        return distil(student, pool(student), settings, progress=progress or _unwatched)
-
-    def recalibrate(student: Student) -> None:
-        recalibrate_norms(student, pool(student), windows=8, batches=4, seed=0)
-
-    def score(student: Student) -> float:
-        return mean_psnr(like(student), held.poses, held.images)
-
-    batches = []
-    for i in range(min(CALIBRATION_PICTURES, len(pictures))):
-        pose = torch.from_numpy(pictures.poses[i]).to(device)
-        truth = torch.from_numpy(np.array(pictures.images[i])).to(device).float() / 255
-        batches.append((field.encoded_rays(pose), truth.permute(2, 0, 1)[None]))
-    return Workbench(
-        measure, time_specs, tune, recalibrate, score, batches, target.width_multiple
-    )
-
-
-def _unwatched(done: int, total: int, /, **figures: float) -> None:
-    return None
-
-
 def _score(
-    render: Callable[[Tensor], Tensor], views: Views, renders: Path, progress: Any
+    render: Callable[[Tensor], Tensor], views: Views, renders: Path, progress: Progress
 ) -> Quality:
     """Quality over all views; the pictures of up to eight of them, evenly spread, are kept."""
     shown = set(np.linspace(0, len(views) - 1, min(SHOWN_VIEWS, len(views))).round().astype(int))

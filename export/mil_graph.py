@@ -1,0 +1,169 @@
+"""The student, and the whole chain from the pose, as programs in CoreML's intermediate language (MIL).
+
+    student   input [1, C, H, W] fp16  ->  output [1, 3, sH, sW] fp16
+    fused     pose [1, 3, 4] fp32      ->  rgb [1, 3, sH, sW] fp16
+
+Programs are built operator by operator from folded weights, like the ONNX graphs: a traced student
+depends on which PyTorch the converter knows, and the way through torch.export has turned one GELU
+silently into another. In the fused program everything before the first convolution is fp32: at a
+distance of 4 a coordinate in fp16 is off by 0.002, which the sixth octave multiplies by 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from export.ray_graphs import PointMap
+from lightfield.errors import ExportError
+from lightfield.student import ResidualBlock, Student
+
+
+def student_program(ct: Any, student: Student, height: int, width: int) -> Any:
+    """The program of a folded student on height x width rays; `ct` is the coremltools package.
+
+    Raises:
+        ExportError: when a weight is NaN or beyond fp16's range.
+    """
+    shape = (1, student.spec.input_channels, height, width)
+
+    def picture(mb: Any, rays: Any) -> Any:
+        return _Network(mb, student).picture(rays, "output")
+
+    return _program(ct, "input", shape, "fp16", picture)
+
+
+def fused_program(ct: Any, student: Student, points: PointMap, height: int, width: int) -> Any:
+    """The program from a pose to a folded student's picture; `ct` is the coremltools package.
+
+    Raises:
+        ExportError: when a weight is NaN or beyond fp16's range.
+    """
+
+    def picture(mb: Any, pose: Any) -> Any:
+        encoded = _encoded(mb, points, student.spec.frequencies, pose)
+        rays = mb.reshape(x=encoded, shape=[1, -1, height, width], name="rays_fp32")
+        rays = mb.cast(x=rays, dtype="fp16", name="rays")
+        return _Network(mb, student).picture(rays, "rgb")
+
+    return _program(ct, "pose", (1, 3, 4), "fp32", picture)
+
+
+def _program(
+    ct: Any,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    body: Callable[[Any, Any], Any],
+) -> Any:
+    """A program with one input, whose operators `body` adds and whose result `body` returns."""
+    mil, mb = ct.converters.mil.mil, ct.converters.mil.Builder
+    source = mb.placeholder(shape=shape, dtype=getattr(mil.types, dtype))
+    with mil.Function({name: source}, opset_version=ct.target.iOS16) as function:
+        function.set_outputs([body(mb, function.inputs[name])])
+    program = mil.Program()
+    program.add_function("main", function)
+    return program
+
+
+def _encoded(mb: Any, points: PointMap, frequencies: int, pose: Any) -> Any:
+    """The encodings [1, D, K, H*W] of all points: the point map transposed, rays last."""
+
+    def columns(values: np.ndarray) -> np.ndarray:
+        return values.T.reshape(1, values.shape[-1], -1).astype(np.float32)
+
+    rotation = mb.slice_by_size(x=pose, begin=[0, 0, 0], size=[1, 3, 3], name="rotation")
+    centre = mb.slice_by_size(x=pose, begin=[0, 0, 3], size=[1, 3, 1], name="centre")
+    directions = points.directions.T[None].astype(np.float32)
+    rays = mb.matmul(x=rotation, y=directions, name="rays_in_world")
+    if points.gain is not None:
+        depths = mb.slice_by_size(x=rays, begin=[0, 2, 0], size=[1, 1, -1], name="depths")
+        rays = mb.real_div(x=rays, y=depths, name="rays_at_unit_depth")
+    along = mb.matmul(x=columns(points.spread), y=rays, name="along_rays")
+    if points.gain is not None:
+        gain = mb.matmul(x=columns(points.gain), y=centre, name="gain_of_pose")
+        gain = mb.add(x=gain, y=columns(points.gain_bias), name="gain_of_coordinate")
+        along = mb.mul(x=along, y=gain, name="projected")
+    shift = mb.matmul(x=columns(points.shift), y=centre, name="shift_of_pose")
+    if points.shift_bias.any():
+        shift = mb.add(x=shift, y=columns(points.shift_bias), name="shift_of_coordinate")
+    coordinates = mb.expand_dims(x=mb.add(x=along, y=shift, name="points"), axes=[2])
+    octaves = 2.0 ** np.arange(frequencies, dtype=np.float32).reshape(1, 1, -1, 1)
+    phases = mb.mul(x=coordinates, y=octaves, name="phases")
+    sines, cosines = mb.sin(x=phases, name="sines"), mb.cos(x=phases, name="cosines")
+    return mb.concat(values=[sines, cosines, coordinates], axis=2, name="encoded")
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Adds modules of a student to the program under construction, in fp16."""
+
+    mb: Any
+    student: Student
+
+    def picture(self, rays: Any, name: str) -> Any:
+        head = self.activation(self.pointwise(self.student.head, rays, "head"), "head_activation")
+        stream = head
+        for index, block in enumerate(self.student.body):
+            stream = self.block(block, stream, f"body_{index}")
+        stream = self.mb.add(x=stream, y=head, name="body")
+        for index, stage in enumerate(self.student.tail):
+            assert isinstance(stage, nn.Sequential)
+            upsampling, *blocks = stage
+            stream = self.upsampling(upsampling, stream, f"tail_{index}_0")
+            for number, block in enumerate(blocks, 1):
+                stream = self.block(block, stream, f"tail_{index}_{number}")
+        return self.mb.sigmoid(x=self.pointwise(self.student.colour, stream, "colour"), name=name)
+
+    def block(self, block: nn.Module, x: Any, place: str) -> Any:
+        assert isinstance(block, ResidualBlock)
+        hidden = self.pointwise(block.expand, x, f"{place}_expand")
+        hidden = self.activation(hidden, f"{place}_activation")
+        change = self.pointwise(block.contract, hidden, f"{place}_contract")
+        return self.mb.add(x=x, y=change, name=place)
+
+    def upsampling(self, module: nn.Module, x: Any, place: str) -> Any:
+        if isinstance(module, nn.Sequential):
+            conv, shuffle = module
+            assert isinstance(shuffle, nn.PixelShuffle)
+            phases = self.pointwise(conv, x, f"{place}_phases")
+            return self.mb.pixel_shuffle(
+                x=phases, upscale_factor=shuffle.upscale_factor, name=place
+            )
+        assert isinstance(module, nn.ConvTranspose2d)
+        padding = int(module.padding[0])
+        return self.mb.conv_transpose(
+            x=x,
+            **_weights(module, place),
+            strides=list(module.stride),
+            pad_type="custom",
+            pad=[padding] * 4,
+            name=place,
+        )
+
+    def pointwise(self, conv: nn.Module, x: Any, place: str) -> Any:
+        assert isinstance(conv, nn.Conv2d)
+        return self.mb.conv(x=x, **_weights(conv, place), pad_type="valid", name=place)
+
+    def activation(self, x: Any, place: str) -> Any:
+        kind = self.student.spec.activation
+        if kind == "relu":
+            return self.mb.relu(x=x, name=place)
+        mode = "EXACT" if kind == "gelu" else "SIGMOID_APPROXIMATION"
+        return self.mb.gelu(x=x, mode=mode, name=place)
+
+
+def _weights(conv: nn.Conv2d | nn.ConvTranspose2d, place: str) -> dict[str, np.ndarray]:
+    assert conv.bias is not None
+    with np.errstate(over="ignore"):
+        weights = {
+            kind: values.detach().numpy().astype(np.float16)
+            for kind, values in (("weight", conv.weight), ("bias", conv.bias))
+        }
+    if not all(np.isfinite(values).all() for values in weights.values()):
+        raise ExportError("weights are NaN or beyond fp16's range", where=place)
+    return weights

@@ -1,0 +1,157 @@
+"""The stages that hand a student over: exported graphs, a lens project, measurements."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from device.benchmark import BenchmarkConfig, benchmark
+from device.target import Target
+from export.bundle import write_bundle
+from export.exported_graph import ExportedGraph
+from export.lens_studio import lens_scene_from, lint_lens_project, write_lens_project
+from export.student_graph import write_student_onnx
+from lightfield.errors import CheckpointError, ExportError
+from lightfield.files import write_json
+from lightfield.light_field import LightField, ray_grid
+from lightfield.run import Artifact, Run, StageWriter
+from pipeline.console import Console
+from pipeline.training import load_light_field, scene_of
+
+PARITY_VIEWS = 4
+GRAPHS, LATENCIES = "graphs.json", "latencies.json"
+CPU = torch.device("cpu")
+
+
+def newest_student(run: Run) -> tuple[str, Artifact]:
+    """The pruned student when there is one, else the dense one, with the stage's name.
+
+    Raises:
+        CheckpointError: when neither has been made, or the pruned one belongs to another dense one.
+    """
+    dense, pruned = run.find("student"), run.find("prune")
+    if (
+        pruned is not None
+        and dense is not None
+        and pruned.manifest["inputs"]["student"] != dense.key
+    ):
+        raise CheckpointError(
+            "the pruned student was made from another dense student",
+            where=pruned.path,
+            remedy=f"run `nelf prune --run {run.path}` again, or delete the folder",
+        )
+    if pruned is not None:
+        return "prune", pruned
+    return "student", run.artifact("student")
+
+
+def scene_file_name(name: str) -> str:
+    """A scene's name as it appears in file names: `lego` becomes `Lego`."""
+    words = re.findall(r"[A-Za-z0-9]+", name)
+    text = "".join(word[0].upper() + word[1:] for word in words)
+    return text if text and text[0].isalpha() else f"Scene{text}"
+
+
+def make_export(run: Run, console: Console) -> Artifact:
+    """Write every graph of the newest student, each compared with PyTorch on test poses."""
+    source, scene = scene_of(run)
+    stage_name, student = newest_student(run)
+    settings = {"student": stage_name, "parity_views": PARITY_VIEWS}
+
+    def work(stage: StageWriter) -> None:
+        field = load_light_field(student, CPU)
+        with console.progress("export") as progress:
+            graphs = write_bundle(
+                field,
+                scene.test.poses[:PARITY_VIEWS],
+                scene_file_name(scene.name),
+                stage.path,
+                progress=progress,
+            )
+        write_json(stage.path / GRAPHS, [graph.to_json() for graph in graphs])
+        stage.metrics |= _summary(graphs)
+        stage.details["student"] = stage_name
+
+    return run.perform("export", settings, {"scene": source, "student": student}, work)[0]
+
+
+def _summary(graphs: list[ExportedGraph]) -> dict[str, float | int | list[str]]:
+    fidelity = [graph.psnr_db for graph in graphs if graph.psnr_db is not None]
+    return {
+        "graphs": len(graphs),
+        "lowest_parity_db": min(fidelity),
+        "unavailable": [graph.path.name for graph in graphs if not graph.available],
+    }
+
+
+def make_lens(run: Run, console: Console) -> Artifact:
+    """Write the Lens Studio project of the exported graphs, and lint it."""
+    source, scene = scene_of(run)
+    _, student = newest_student(run)
+    graphs = run.artifact("export")
+
+    def work(stage: StageWriter) -> None:
+        field = load_light_field(student, CPU)
+        name = scene_file_name(scene.name)
+        lens = lens_scene_from(field, scene.train.poses, name)
+        paths = _lens_graphs(graphs.path)
+        files = write_lens_project(stage.path / name, lens, *paths)
+        if faults := lint_lens_project(stage.path / name):
+            raise ExportError(
+                f"the generated lens project has {len(faults)} faults, the first: {faults[0]}",
+                where=stage.path,
+            )
+        stage.metrics |= {
+            "files": len(files),
+            "size_bytes": sum(path.stat().st_size for path in files),
+        }
+        stage.details["project"] = name
+
+    console.say("lens: writing the Lens Studio project")
+    inputs = {"scene": source, "student": student, "export": graphs}
+    return run.perform("lens", {}, inputs, work)[0]
+
+
+def _lens_graphs(folder: Path) -> tuple[Path, Path, Path]:
+    students = sorted(folder.glob("*_Snap*.onnx"))
+    if len(students) != 1:
+        raise ExportError("no student for SnapML among the exported graphs", where=folder)
+    return folder / "Sampler.onnx", folder / "Embedder.onnx", students[0]
+
+
+def make_bench(run: Run, config: BenchmarkConfig, target: Target, console: Console) -> Artifact:
+    """Measure the dense student, the newest one, and the whole way from pose to picture."""
+    graphs = run.artifact("export")
+    dense = run.artifact("student")
+    settings = {"bench": _measurement_settings(config), "target": asdict(target.identity)}
+
+    def work(stage: StageWriter) -> None:
+        field = load_light_field(dense, CPU)
+        graph_files = _measured_graphs(field, graphs, stage.path)
+        with console.progress("bench") as progress:
+            records = benchmark(target, graph_files, config, progress)
+        write_json(stage.path / LATENCIES, {name: r.to_json() for name, r in records.items()})
+        stage.metrics |= {f"{name}_p50_ms": record.p50_ms for name, record in records.items()}
+        stage.details["device"] = asdict(target.identity)
+
+    inputs = {"export": graphs, "student": dense}
+    return run.perform("bench", settings, inputs, work)[0]
+
+
+def _measurement_settings(config: BenchmarkConfig) -> dict[str, int]:
+    return {"runs": config.runs, "warmup": config.warmup, "threads": config.threads}
+
+
+def _measured_graphs(field: LightField, graphs: Artifact, folder: Path) -> dict[str, Path]:
+    """Named graphs to measure; the dense student is written here, beside the results."""
+    rays = ray_grid(field.intrinsics, field.student.spec)
+    fused = next(graphs.path.glob("*_fused.onnx"))
+    newest = graphs.path / fused.name.replace("_fused", "")
+    files = {"student": newest, "pose_to_picture": fused}
+    if graphs.manifest["details"]["student"] == "student":
+        return files
+    dense = write_student_onnx(field.student, rays.height, rays.width, folder / "dense.onnx")
+    return {"dense_student": dense, **files}

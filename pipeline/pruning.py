@@ -1,0 +1,155 @@
+"""Prune meets device: the workbench that lets the search train, export and measure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from device.target import Target, on_cpu_time
+from export.parity import student_parity
+from export.student_graph import write_student_onnx
+from lightfield.latency import ComparedLatency, LatencyRecord
+from lightfield.light_field import LightField, ray_grid
+from lightfield.progress import Progress, silent
+from lightfield.run import Artifact, Run, StageWriter
+from lightfield.scenes.scene import Scene
+from lightfield.student import Student, StudentSpec
+from pipeline.console import Console
+from pipeline.training import (
+    compute_device,
+    load_light_field,
+    picture_pool,
+    real_split,
+    save_student,
+    scene_of,
+)
+from prune.importance import Batch
+from prune.search import PruneConfig, Workbench, search
+from train.distil import DistilConfig, PicturePool, distil, mean_psnr, recalibrate_norms
+from train.pseudo import PosedPictures, load_pseudo
+
+MEASURE_TURNS = 40
+TABLE_TURNS = 9
+CALIBRATION_PICTURES = 8
+PARITY_POSES = 2
+
+
+def make_pruned(
+    run: Run, config: PruneConfig, distilling: DistilConfig, target: Target, console: Console
+) -> Artifact:
+    """Prune the student to a latency measured on the target."""
+    source, scene = scene_of(run)
+    dense, pseudo = run.artifact("student"), run.artifact("pseudo")
+    settings = {
+        "prune": asdict(config),
+        "distil": asdict(distilling),
+        "target": asdict(target.identity),
+    }
+
+    def work(stage: StageWriter) -> None:
+        field = load_light_field(dense, compute_device())
+        with (
+            tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch,
+            console.progress("prune") as progress,
+        ):
+            bench = workbench(
+                field, scene, load_pseudo(pseudo.path), target, distilling, Path(scratch)
+            )
+            found = search(
+                field.student, bench, config, folder=stage.path, progress=progress, log=stage.log
+            )
+        save_student(stage, found.student, scene, console)
+        stage.metrics |= {
+            "budget_ms": found.state.budget_ms,
+            "dense_ms": found.state.pinned_ms,
+            "latency_ms": found.final.latency_ms,
+            "ratio": found.final.ratio,
+            "trials": len(found.state.trials),
+        }
+        stage.details["device"] = asdict(target.identity)
+
+    inputs = {"scene": source, "student": dense, "pseudo": pseudo}
+    return run.perform("prune", settings, inputs, work)[0]
+
+
+def workbench(
+    field: LightField,
+    scene: Scene,
+    pictures: PosedPictures,
+    target: Target,
+    distilling: DistilConfig,
+    scratch: Path,
+) -> Workbench:
+    """Join exporter, device and trainer; measured graphs go into `scratch`."""
+    device = next(field.student.parameters()).device
+    rays = ray_grid(field.intrinsics, field.student.spec)
+    held = real_split(scene)[1]
+    poses = scene.train.poses[:PARITY_POSES]
+
+    def write(student: Student, name: str) -> Path:
+        return write_student_onnx(student, rays.height, rays.width, scratch / name)
+
+    def like(student: Student) -> LightField:
+        return replace(field, student=student)
+
+    def pool(student: Student) -> PicturePool:
+        return picture_pool(pictures.poses, pictures.images, scene, student.spec, device)
+
+    reference = write(field.student, "dense.onnx")
+
+    def measure(student: Student) -> ComparedLatency:
+        path = write(student, "candidate.onnx")
+        student_parity(path, like(student), poses)
+        measured = target.compare(path, reference, turns=MEASURE_TURNS)
+        return ComparedLatency(steadiest(measured.candidate), steadiest(measured.reference))
+
+    def time_specs(specs: Sequence[StudentSpec]) -> list[float]:
+        paths = [write(Student(spec), f"probe{i}.onnx") for i, spec in enumerate(specs)]
+        records = target.measure_many(paths, turns=TABLE_TURNS)
+        return [steadiest(record).p50_ms for record in records]
+
+    def tune(student: Student, steps: int, seed: int, progress: Progress | None = None) -> Student:
+        # Half the rates of training from scratch, and an average over the last tenth of the steps.
+        settings = replace(
+            distilling,
+            steps=max(steps, 1),
+            learning_rate=0.5 * distilling.learning_rate,
+            muon_learning_rate=0.5 * distilling.muon_learning_rate,
+            warmup_steps=min(20, steps),
+            ema_decay=min(distilling.ema_decay, 1 - 10 / max(steps, 20)),
+            seed=seed,
+        )
+        return distil(student, pool(student), settings, progress=progress or silent)
+
+    def recalibrate(student: Student) -> None:
+        recalibrate_norms(student, pool(student), windows=8, batches=4, seed=0)
+
+    def score(student: Student) -> float:
+        return mean_psnr(like(student), held.poses, held.images)
+
+    batches = _calibration(field, pictures, device)
+    return Workbench(measure, time_specs, tune, recalibrate, score, batches, target.width_multiple)
+
+
+def steadiest(record: LatencyRecord) -> LatencyRecord:
+    """What the search decides on: a phone's wall-clock time; of this host, which other programs share,
+    the processor time of the same runs, which with one thread is the wall-clock time of an idle host
+    (their ratios agree; under load the wall-clock ratio of equal graphs ranged over 0.96 to 3.8)."""
+    return on_cpu_time(record) if record.device.kind == "host" else record
+
+
+def _calibration(field: LightField, pictures: PosedPictures, device: torch.device) -> list[Batch]:
+    """Whole pseudo pictures on which the search measures what parts are worth."""
+    batches = []
+    for pose, image in zip(
+        pictures.poses[:CALIBRATION_PICTURES], pictures.images[:CALIBRATION_PICTURES], strict=True
+    ):
+        truth = torch.from_numpy(np.array(image)).to(device).float() / 255
+        encoded = field.encoded_rays(torch.from_numpy(pose).to(device))
+        batches.append((encoded, truth.permute(2, 0, 1)[None]))
+    return batches

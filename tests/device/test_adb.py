@@ -1,0 +1,162 @@
+import inspect
+from pathlib import Path
+
+import adbutils
+import pytest
+from adbutils.sync import Sync
+from fake_phone import FakeClient, FakeDevice
+
+from device.adb import PHONE_FOLDER, AdbPhone, attached_phones, open_phone
+from lightfield.errors import AdbError
+
+
+@pytest.fixture
+def phone(fake: FakeDevice) -> AdbPhone:
+    return AdbPhone(fake, fake.serial)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a b", "c"],
+        ["; touch pwned"],
+        ["$(touch pwned)"],
+        ["`touch pwned`"],
+        ["it's", '"quoted"', "a\\b", "*", "", "a\nb"],
+        ["&& reboot", "|", ">out"],
+    ],
+)
+def test_words_arrive_as_they_are(phone, fake, words):
+    printed = phone.shell(["printf", "<%s>", *words])
+    assert printed == "".join(f"<{word}>" for word in words)
+    assert not (fake.root / "pwned").exists()
+    assert not (fake.root / "out").exists()
+
+
+def test_a_failing_command_says_why(phone):
+    with pytest.raises(AdbError, match=r"SERIAL01: `ls` failed with exit code \d+ \(.*/nowhere"):
+        phone.shell(["ls", "/nowhere"])
+    with pytest.raises(AdbError, match="`no-such-tool` is not on this phone"):
+        phone.shell(["no-such-tool"])
+
+
+def test_a_silent_phone_is_told_from_a_lost_one(phone, fake):
+    fake.hangs_at = "sleep"
+    with pytest.raises(AdbError, match="does not answer"):
+        phone.shell(["sleep", "9"])
+    fake.lost_after = 0
+    with pytest.raises(AdbError, match="device 'SERIAL01' not found"):
+        phone.shell(["true"])
+
+
+def test_files_are_pushed_once_and_checked(phone, fake, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(b"1" * 5000)
+    second.write_bytes(b"2")
+    folder = phone.push_files({"a": first, "b": second})
+    assert folder.startswith(f"{PHONE_FOLDER}/")
+    assert sorted(fake.pushed) == [f"{folder}/a", f"{folder}/b"]
+    assert phone.push_files({"a": first, "b": second}) == folder
+    assert len(fake.pushed) == 2
+
+    on_phone = fake.root / f"{folder}/a".lstrip("/")
+    on_phone.write_bytes(b"damaged since")
+    phone.push_files({"a": first, "b": second})
+    assert fake.pushed[2:] == [f"{folder}/a"]
+    assert on_phone.read_bytes() == first.read_bytes()
+
+    second.write_bytes(b"3")
+    assert phone.push_files({"a": first, "b": second}) != folder
+
+
+def test_a_truncated_push_is_refused_and_leaves_nothing(phone, fake, tmp_path):
+    (tmp_path / "file").write_bytes(b"1234")
+    fake.truncate_pushes = True
+    with pytest.raises(AdbError, match="file did not arrive whole"):
+        phone.push_files({"file": tmp_path / "file"})
+    phone.remove([])
+    assert fake.files() == []
+
+
+def test_a_cable_pulled_during_a_push_is_an_adb_error(phone, fake, tmp_path):
+    (tmp_path / "file").write_bytes(b"1234")
+    fake.lost_after = 1
+    with pytest.raises(AdbError, match="not found"):
+        phone.push_files({"file": tmp_path / "file"})
+
+
+def test_pulling_what_is_not_there_is_refused(phone, tmp_path):
+    with pytest.raises(AdbError, match=r"nothing\.bin is missing"):
+        phone.pull_file(f"{PHONE_FOLDER}/nothing.bin", tmp_path / "local")
+
+
+def test_removing_spares_what_others_put_there(phone, fake, tmp_path):
+    (tmp_path / "file").write_bytes(b"1234")
+    folder = phone.push_files({"file": tmp_path / "file"})
+    (fake.root / f"{PHONE_FOLDER}/other".lstrip("/")).mkdir()
+    phone.remove([folder])
+    assert fake.files() == ["nelf", "nelf/other"]
+
+
+def test_a_pseudonym_is_stable_and_hides_the_serial(phone, fake):
+    assert phone.pseudonym == AdbPhone(fake, "SERIAL01").pseudonym
+    assert phone.pseudonym != AdbPhone(fake, "SERIAL02").pseudonym
+    assert "SERIAL" not in phone.pseudonym
+
+
+def two(tmp_path: Path) -> list[FakeDevice]:
+    return [FakeDevice(tmp_path / name, serial=name) for name in ("ONE", "TWO")]
+
+
+def test_phones_are_listed_with_their_states(fake):
+    phones = attached_phones(FakeClient([fake], {"X": "unauthorized"}))
+    assert [(p.serial, p.is_ready) for p in phones] == [("SERIAL01", True), ("X", False)]
+
+
+def test_the_only_usable_phone_is_taken(fake):
+    assert open_phone(FakeClient([fake], {"X": "offline"})).serial == "SERIAL01"
+
+
+def test_among_several_a_serial_decides(tmp_path):
+    client = FakeClient(two(tmp_path))
+    assert open_phone(client, "TWO").serial == "TWO"
+    with pytest.raises(AdbError, match=r"ONE \(device\), TWO \(device\): 2 phones.*by its serial"):
+        open_phone(client)
+
+
+@pytest.mark.parametrize(
+    ("states", "serial", "message"),
+    [
+        ({}, None, "no phone is attached; enable USB debugging"),
+        ({}, "A; reboot", "A; reboot: no such phone is attached; attached: none"),
+        ({"X": "unauthorized"}, None, "X: the phone is unauthorized; unlock it and accept"),
+        ({"X": "offline"}, "X", "X: the phone is offline; plug it in again"),
+        ({"X": "no"}, None, "udev"),
+        ({"X": "host"}, None, "see `adb devices -l`"),
+        ({"X": "offline", "Y": "unauthorized"}, None, "2 phones are attached"),
+    ],
+)
+def test_an_unusable_phone_comes_with_advice(states, serial, message):
+    with pytest.raises(AdbError, match=message):
+        open_phone(FakeClient(states=states), serial)
+
+
+def test_a_dead_server_is_an_adb_error():
+    with pytest.raises(AdbError, match=r"adb: adb failed \(connection closed\)"):
+        attached_phones(FakeClient(down=True))
+
+
+@pytest.mark.parametrize(
+    ("fake_method", "method", "arguments", "options"),
+    [
+        (FakeDevice.shell2, adbutils.AdbDevice.shell2, ["true"], {"timeout": 1.0, "v2": True}),
+        (FakeDevice.push, Sync.push, [Path("here"), "/there", 0o755], {}),
+        (FakeDevice.pull, Sync.pull, ["/there", "here"], {}),
+        (FakeDevice.stat, Sync.stat, ["/there"], {}),
+        (FakeClient.list, adbutils.AdbClient.list, [], {"extended": True}),
+        (FakeClient.device, adbutils.AdbClient.device, ["SERIAL01"], {}),
+    ],
+)
+def test_adbutils_takes_the_calls_that_the_fake_takes(fake_method, method, arguments, options):
+    for callee in (fake_method, method):
+        inspect.signature(callee).bind(None, *arguments, **options)

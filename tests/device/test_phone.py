@@ -1,0 +1,256 @@
+import contextlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_graphs import reference_output, write_graph
+
+from device.adb import AdbPhone
+from device.onnx_inputs import fixed_inputs
+from device.phone import PhoneTarget, attach_phone
+from device.phone_settings import steady
+from device.runner.bundle import RunnerBundle
+from device.target import Target
+from device.thermal import PhoneState, ThermalConfig, wait_until_cool
+from lightfield.errors import AdbError, BudgetError, DeviceError
+from lightfield.files import sha256_of
+from lightfield.latency import LatencyRecord, evidence
+
+
+def settings(fake) -> dict[str, str]:
+    """Everything on the phone that a measurement changes."""
+    names = ("setting_global_stay_on_while_plugged_in", "fixed_performance", "dumpsys_power")
+    paths = {name: fake.state / name for name in names}
+    return {name: path.read_text() for name, path in paths.items() if path.exists()}
+
+
+def script(fake, text: str) -> None:
+    """Let the phone's runner do this first."""
+    (fake.state / "runner_script").write_text(text)
+
+
+def test_the_whole_way(attach, running_bundle, fake, graph):
+    target = attach(running_bundle)
+    assert isinstance(target, Target)
+    before = settings(fake)
+    with target:
+        record = target.measure(graph, runs=4, warmup=1)
+        outputs = target.run(graph, fixed_inputs(graph, seed=5))
+    expected = reference_output(8, 2, fixed_inputs(graph, seed=5)["input"])
+    np.testing.assert_allclose(outputs["output"], expected, atol=1e-5)
+    assert len(record.samples_ms) == len(record.conditions["cpu_ms"]) == 4
+    assert (record.model, record.model_sha256) == ("small.onnx", sha256_of(graph))
+    assert record.device.kind == "phone"
+    assert record.device.name == "Google Pixel 8 (Google Tensor G3)"
+    assert not record.device.emulated
+    assert LatencyRecord.from_json(record.to_json()) == record
+    assert settings(fake) == {**before, "fixed_performance": "false\n"}
+    assert fake.files() == []
+
+
+def test_a_record_says_in_which_state_the_phone_was(attach, graph):
+    conditions = attach().measure(graph, runs=1, warmup=0).conditions
+    assert conditions["before"]["thermal_status"] == 0
+    assert conditions["before"]["battery_celsius"] == 28.5
+    assert conditions["after"]["temperatures_celsius"]["VIRTUAL-SKIN"] == pytest.approx(
+        31.8, abs=0.1
+    )
+    assert conditions["before"]["frequencies_khz"]["0"] == 500000
+    assert conditions["throttled"] is False
+    assert conditions["settings"] == {
+        "stays_on": True,
+        "screen_on": True,
+        "fixed_performance": True,
+    }
+    assert conditions["cores"] == "4x Cortex-A510 + 4x Cortex-A715 + 1x Cortex-X3"
+    assert conditions["pinned_to"] == "8"  # the one fastest of four cores
+
+
+def test_no_record_holds_the_serial(attach, fake, graph):
+    record = attach().measure(graph, runs=1, warmup=0)
+    assert fake.serial not in str(record.to_json())
+
+
+def test_nothing_is_sent_twice(attach, fake, graph):
+    target = attach()
+    target.measure(graph, runs=1, warmup=0)
+    sent = len(fake.pushed)
+    target.measure(graph, runs=1, warmup=0)
+    assert len(fake.pushed) == sent
+
+
+def test_two_graphs_take_turns(attach, running_bundle, tmp_path):
+    one = write_graph(tmp_path / "one.onnx", layers=1)
+    two = write_graph(tmp_path / "two.onnx", layers=2)
+    compared = attach(running_bundle).compare(one, two, turns=5, warmup=1)
+    assert (compared.candidate.model, compared.reference.model) == ("one.onnx", "two.onnx")
+    assert len(compared.ratios) == 5
+
+
+def test_settings_are_on_while_the_runner_runs(attach, fake, graph):
+    target = attach()
+    script(fake, 'cat "$STATE"/setting_* "$STATE/fixed_performance" > "$STATE/seen"')
+    (fake.state / "setting_global_stay_on_while_plugged_in").write_text("3\n")
+    target.measure(graph, runs=1, warmup=0)
+    assert (fake.state / "seen").read_text() == "7\ntrue\n"
+    assert (fake.state / "setting_global_stay_on_while_plugged_in").read_text() == "3\n"
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        ("kill -SEGV $$", "killed by SIGSEGV"),
+        ("kill -ALRM $$", "time limit"),
+        ("echo hello; exit 0", "makes no sense"),
+        ("""echo '{"error": "no such op", "at": "load the graph"}'; exit 3""", "no such op"),
+        ("echo 'CANNOT LINK EXECUTABLE' >&2; exit 1", "CANNOT LINK EXECUTABLE"),
+    ],
+)
+def test_a_failing_runner_is_reported_and_everything_put_back(attach, fake, graph, runner, message):
+    target = attach()
+    before = settings(fake)
+    script(fake, runner)
+    with target, pytest.raises(DeviceError, match=rf"small\.onnx: .*{message}"):
+        target.measure(graph, runs=1)
+    assert settings(fake) == {**before, "fixed_performance": "false\n"}
+    assert fake.files() == []
+
+
+def test_a_hang_is_cut(attach, fake, graph):
+    target = attach()
+    fake.hangs_at = "--model"
+    with pytest.raises(AdbError, match="does not answer"):
+        target.measure(graph, runs=1)
+    assert (fake.state / "fixed_performance").read_text() == "false\n"
+
+
+def test_ctrl_c_puts_everything_back(attach, fake, graph, monkeypatch):
+    target = attach()
+    before = settings(fake)
+    attempt = AdbPhone.attempt
+
+    def interrupted(self, words, **options):
+        if "--model" in words:
+            raise KeyboardInterrupt
+        return attempt(self, words, **options)
+
+    monkeypatch.setattr(AdbPhone, "attempt", interrupted)
+    with pytest.raises(KeyboardInterrupt), target:
+        target.measure(graph, runs=1)
+    assert settings(fake) == {**before, "fixed_performance": "false\n"}
+    assert fake.files() == []
+
+
+def test_a_pulled_cable_is_one_clear_error_wherever_it_happens(attach, fake, graph):
+    target = attach()
+    for commands in itertools.count():
+        fake.lost_after = len(fake.commands) + commands
+        with contextlib.suppress(AdbError):  # and nothing else
+            target.measure(graph, runs=1, warmup=0)
+            break
+    assert commands > 20
+
+
+def test_a_setting_that_cannot_be_put_back_is_named(fake):
+    changed = steady(AdbPhone(fake, fake.serial), api=34)
+    with pytest.raises(AdbError, match="could not put back: fixed performance"), changed:
+        (fake.state / "no_fixed_performance").touch()
+
+
+def test_phones_that_allow_less_are_measured_as_they_are(attach, fake, graph):
+    for refusal in ("no_fixed_performance", "no_taskset"):
+        (fake.state / refusal).touch()
+    fake.show(dumpsys_thermalservice="thermal_android9", dumpsys_power="power_awake")
+    record = attach().measure(graph, runs=1, warmup=0)
+    assert record.conditions["settings"]["fixed_performance"] is False
+    assert record.conditions["pinned_to"] is None
+    assert record.conditions["before"]["thermal_status"] is None
+    assert not any("KEYCODE" in command for command in fake.commands)
+
+
+def test_old_androids_are_not_asked_for_fixed_clocks(attach, fake, graph):
+    fake.show(getprop="getprop_xiaomi_android10")
+    record = attach().measure(graph, runs=1, warmup=0)
+    assert "fixed_performance" not in record.conditions["settings"]
+
+
+@pytest.mark.parametrize(
+    "transcripts",
+    [
+        {"dumpsys_battery": "battery_android14"},  # 40.1 degrees
+        {"dumpsys_thermalservice": "thermal_throttled_android12"},
+    ],
+)
+def test_a_warm_phone_is_not_measured(attach, fake, graph, transcripts):
+    target = attach()
+    fake.show(**transcripts)
+    with pytest.raises(DeviceError, match="stays warm"):
+        target.measure(graph, runs=1)
+    assert not (fake.state / "fixed_performance").exists()
+
+
+def test_a_phone_that_warms_up_on_the_way_is_marked(attach, fake, graph):
+    target = attach()
+    transcript = Path(__file__).parent / "transcripts/thermal_throttled_android12.txt"
+    script(
+        fake,
+        f'case "$*" in *--warmup\\ 7*) cp {transcript} "$STATE/dumpsys_thermalservice";; esac',
+    )
+    record = target.measure(graph, runs=1, warmup=7)
+    assert record.conditions["throttled"] is True
+
+
+def test_waiting_ends_when_the_phone_is_cool():
+    from device.adb_output import Battery, Thermal
+
+    states = [PhoneState(Thermal(s), Battery(c), {}) for s, c in ((1, 30.0), (0, 38.0), (0, 36.0))]
+    waits: list[float] = []
+    reads = iter(states)
+    config = ThermalConfig(poll_seconds=7)
+    cool = wait_until_cool(lambda: next(reads), config, sleep=waits.append, clock=lambda: 0.0)
+    assert cool is states[2]
+    assert waits == [7, 7]
+
+
+@pytest.mark.parametrize("marker", ["[ro.kernel.qemu]: [1]", "[debug.nelf.emulated]: [1]"])
+def test_an_emulated_phone_says_so_and_is_no_evidence(attach, fake, graph, marker):
+    properties = fake.state / "getprop"
+    properties.write_text(properties.read_text() + marker + "\n")
+    record = attach().measure(graph, runs=1, warmup=0)
+    assert record.device.emulated
+    with pytest.raises(BudgetError, match="emulated"):
+        evidence(record)
+
+
+def test_a_processor_of_another_kind_is_refused(attach, fake):
+    properties = fake.state / "getprop"
+    properties.write_text("[ro.product.cpu.abilist]: [armeabi-v7a,armeabi]\n")
+    with pytest.raises(DeviceError, match="armeabi-v7a, armeabi, not arm64-v8a"):
+        attach()
+
+
+def test_a_runner_that_does_not_start_is_found_before_anything_is_measured(
+    attach, fake, bundle, monkeypatch
+):
+    script(fake, "kill -SYS $$")
+    with pytest.raises(DeviceError, match=r"the runner \(bionic\) does not start: .*SIGSYS"):
+        attach()
+    assert fake.files() == []
+    glibc = {"ld-linux-aarch64.so.1": Path("/bin/sh"), **bundle.files}
+    with pytest.raises(DeviceError, match=r"\(glibc\).*onnxruntime-android AAR"):
+        PhoneTarget(AdbPhone(fake, fake.serial), RunnerBundle("glibc", glibc))
+
+
+def test_a_hostile_file_name_never_reaches_the_phone(attach, fake, tmp_path):
+    graph = write_graph(tmp_path / "a b;$(touch pwned)'.onnx")
+    record = attach().measure(graph, runs=1, warmup=0)
+    assert record.model == graph.name
+    assert not any("pwned" in command for command in fake.commands)
+
+
+def test_attaching_finds_builds_and_greets(client, bundle, monkeypatch):
+    monkeypatch.setattr("device.phone.runner_bundle", lambda runtime: bundle)
+    target = attach_phone("SERIAL01", threads=2, client=client)
+    assert target.identity.threads == 2
+    assert target.identity.runtime == "onnxruntime 1.30.0"

@@ -1,0 +1,78 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from tiny_fields import TAILS, random_student
+
+from export.graph import check_file, operators_of, save_model, simplified
+from export.parity import OnnxFunction
+from export.snap_gelu import GeluSnap, evaluate_by_reference, snap_file_name, with_runtime_gelu
+from export.student_graph import SNAP_ML, student_contract, student_model
+
+TAIL = TAILS["mixed"]
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """A SnapML file, its input, and PyTorch's picture."""
+    student = random_student(TAIL)
+    rays = torch.randn(1, student.spec.input_channels, 4, 5)
+    model, refusal = simplified(student_model(student, 4, 5, SNAP_ML))
+    assert not refusal
+    save_model(model, tmp_path / "a.onnx")
+    model = check_file(tmp_path / "a.onnx", student_contract(student, 4, 5, SNAP_ML))
+    with torch.no_grad():
+        return model, rays.numpy(), student(rays).numpy()
+
+
+def renamed(model: onnx.ModelProto, operator: str) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        node.op_type = operator if node.op_type == "GeluSnap" else node.op_type
+    return result
+
+
+def test_a_gelu_student_has_snaps_operator_in_the_default_domain(shipped):
+    model, *_ = shipped
+    operators = operators_of(model)
+    assert operators["GeluSnap"] == 6
+    assert operators["ConvTranspose"] == 3
+    assert all(node.domain == "" for node in model.graph.node)
+    assert (model.ir_version, model.opset_import[0].version) == (6, 11)
+
+
+def test_the_shipped_file_is_exact_by_the_reference_evaluator(shipped):
+    model, rays, expected = shipped
+    np.testing.assert_allclose(evaluate_by_reference(model, rays), expected, atol=2e-6)
+    slow = ReferenceEvaluator(model, new_ops=[GeluSnap]).run(None, {"input": rays})[0]
+    np.testing.assert_allclose(slow, expected, atol=2e-6)
+
+
+def test_the_renamed_operator_is_exact_in_onnx_runtime(shipped):
+    model, rays, expected = shipped
+    found = OnnxFunction(with_runtime_gelu(model))(input=rays)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_the_same_weights_behind_relu_are_seen_to_be_wrong(shipped):
+    model, rays, expected = shipped
+    found = OnnxFunction(renamed(model, "Relu"))(input=rays)
+    assert np.abs(found - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        ("gelu", "Toy_SnapGELU.onnx"),
+        ("sigmoid_gelu", "Toy_SnapSigmoidGELU.onnx"),
+        ("relu", "Toy_SnapReLU.onnx"),
+    ],
+)
+def test_file_names_say_the_activation_and_only_gelu_needs_a_foreign_operator(activation, name):
+    assert snap_file_name("Toy", activation) == name
+    model = student_model(random_student(TAIL, activation), 4, 5, SNAP_ML)
+    assert ("GeluSnap" in operators_of(model)) == (activation == "gelu")
+    if activation != "gelu":
+        onnx.checker.check_model(model, full_check=True)

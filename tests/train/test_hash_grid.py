@@ -1,0 +1,203 @@
+"""The hash grid against a scalar twin written from tiny-cuda-nn's rules, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lightfield.errors import ConfigError
+from train.hash_grid import tcnn
+from train.hash_grid.grid import hash_grid
+from train.hash_grid.layout import GridShape
+from train.hash_grid.torch import TorchHashGrid
+
+SMALL = GridShape(
+    levels=4, features_per_level=2, log2_table_size=8, base_resolution=4, finest_resolution=24
+)
+
+
+def grid_of(shape: GridShape, seed: int = 0) -> TorchHashGrid:
+    grid = TorchHashGrid(shape, torch.Generator().manual_seed(seed))
+    with torch.no_grad():  # values of order one, so that tolerances mean something
+        grid.table.normal_(generator=torch.Generator().manual_seed(seed + 1))
+    return grid
+
+
+def scalar_features(shape: GridShape, table: torch.Tensor, x: list[float]) -> list[torch.Tensor]:
+    """One point's features, an addition at a time."""
+    features, offset = [], 0
+    growth = (shape.finest_resolution / shape.base_resolution) ** (1 / max(shape.levels - 1, 1))
+    for level in range(shape.levels):
+        scale = shape.base_resolution * growth**level - 1
+        resolution = math.ceil(scale - 1e-4) + 1
+        dense = resolution**3 <= 2**shape.log2_table_size
+        size = (resolution**3 + 7) // 8 * 8 if dense else 2**shape.log2_table_size
+        position = [c * scale + 0.5 for c in x]
+        cell = [math.floor(p) for p in position]
+        total = torch.zeros(shape.features_per_level, dtype=table.dtype)
+        for corner in range(8):
+            bits = [corner & 1, corner >> 1 & 1, corner >> 2 & 1]
+            i, j, k = (c + b for c, b in zip(cell, bits, strict=True))
+            weight = math.prod(
+                p - c if b else 1 - (p - c) for p, c, b in zip(position, cell, bits, strict=True)
+            )
+            if dense:
+                entry = i + j * resolution + k * resolution**2
+            else:
+                entry = i ^ (j * 2654435761 % 2**32) ^ (k * 805459861 % 2**32)
+            row = (offset + entry % size) * shape.features_per_level
+            total = total + weight * table[row : row + shape.features_per_level]
+        features.append(total)
+        offset += size
+    return features
+
+
+@pytest.mark.parametrize("features", [1, 2, 4])
+def test_forward_and_backward_equal_the_scalar_twin(features: int) -> None:
+    shape = GridShape(4, features, 8, 4, 24)
+    assert {level.hashed for level in shape.placed_levels()} == {True, False}
+    grid = grid_of(shape)
+    points = torch.rand(20, 3, generator=torch.Generator().manual_seed(2))
+    points[0], points[1] = 0.0, 1.0  # the box's ends, where lattice points wrap
+    direction = torch.randn(20, shape.width, generator=torch.Generator().manual_seed(3))
+
+    twin_table = grid.table.detach().double().requires_grad_()
+    twin = torch.stack(
+        [torch.cat(scalar_features(shape, twin_table, point.tolist())) for point in points]
+    )
+    (twin * direction).sum().backward()
+    mine = grid(points)
+    (mine * direction).sum().backward()
+
+    assert twin_table.grad is not None
+    assert grid.table.grad is not None
+    torch.testing.assert_close(mine, twin.float(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(grid.table.grad, twin_table.grad.float(), atol=2e-5, rtol=0)
+
+
+def test_gradcheck_in_double_precision() -> None:
+    shape = GridShape(2, 2, 4, 2, 5)
+    grid = grid_of(shape).double()
+    points = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+    def features(table: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(grid, {"table": table}, (points,))
+
+    assert torch.autograd.gradcheck(features, (grid.table.detach().requires_grad_(),))
+
+
+def test_wide_products_need_64_bits_and_give_the_same_entries() -> None:
+    wide = GridShape(1, 2, 22, 1024, 1024)
+    grid = grid_of(wide)
+    point = torch.tensor([[0.3, 0.9, 0.7]])
+    twin = scalar_features(wide, grid.table.detach(), point[0].tolist())[0]
+    torch.testing.assert_close(grid(point)[0], twin, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("finest", "values"), [(1024, 11_445_040), (2048, 12_196_240)])
+def test_tables_are_as_large_as_tiny_cuda_nn_makes_them(finest: int, values: int) -> None:
+    """The sizes of ngp_pl's and nerfstudio's published tables.
+
+    Exact arithmetic would give the first one 64 instead of 65 lattice points on its sixth level.
+    """
+    shape = GridShape(16, 2, 19, 16, finest)
+    assert shape.entries * 2 == values
+
+
+def test_initial_values_are_small_and_seeded() -> None:
+    first = TorchHashGrid(SMALL, torch.Generator().manual_seed(7)).table
+    again = TorchHashGrid(SMALL, torch.Generator().manual_seed(7)).table
+    assert torch.equal(first, again)
+    assert 0.9e-4 < float(first.detach().abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"levels": 0}, "level"),
+        ({"finest_resolution": 2}, "finest resolution 2"),
+        ({"log2_table_size": 40}, "table size"),
+    ],
+)
+def test_impossible_shapes_are_refused(change: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        GridShape(**{**vars(SMALL), **change})
+
+
+class FakeEncoding(nn.Module):
+    """What tinycudann's Encoding shows to its caller."""
+
+    def __init__(self, n_input_dims: int, encoding_config: dict, dtype: torch.dtype):
+        super().__init__()
+        assert n_input_dims == 3
+        assert dtype == torch.float32
+        shape = GridShape(
+            encoding_config["n_levels"],
+            encoding_config["n_features_per_level"],
+            encoding_config["log2_hashmap_size"],
+            encoding_config["base_resolution"],
+            24,
+        )
+        assert encoding_config["per_level_scale"] == shape.per_level_scale
+        self.twin = [grid_of(shape)]
+        self.params = nn.Parameter(torch.zeros(shape.entries * shape.features_per_level))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(self.twin[0], {"table": self.params}, (x,))
+
+
+@pytest.fixture
+def no_tcnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed tinycudann that does not work here: it raises neither ImportError nor its kin."""
+
+    def broken(name: str) -> None:
+        raise OSError("Unknown compute capability.\nEnsure PyTorch with CUDA support is installed.")
+
+    monkeypatch.setattr(tcnn.importlib, "import_module", broken)
+    tcnn.probe.cache_clear()
+    yield
+    tcnn.probe.cache_clear()
+
+
+@pytest.mark.usefixtures("no_tcnn")
+def test_auto_takes_torch_where_tcnn_does_not_import() -> None:
+    for device in ("cpu", "meta"):
+        grid = hash_grid(SMALL, "auto", torch.Generator(), device)
+        assert isinstance(grid, TorchHashGrid)
+
+
+@pytest.mark.usefixtures("no_tcnn")
+def test_asking_for_an_absent_tcnn_is_one_clear_error() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        hash_grid(SMALL, "tcnn", torch.Generator(), "cpu")
+    assert str(refusal.value) == (
+        "grid tcnn: tinycudann cannot be used (OSError: Unknown compute capability.); "
+        "install it for this GPU, or choose grid auto"
+    )
+
+
+def test_weights_move_between_tcnn_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(Encoding=FakeEncoding)
+    monkeypatch.setattr(tcnn, "probe", lambda: (fake, None))
+    theirs = hash_grid(SMALL, "tcnn", torch.Generator().manual_seed(1), "cpu")
+    ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(2), "cpu")
+    assert list(theirs.state_dict()) == list(ours.state_dict()) == ["table"]
+    assert [name for name, _ in theirs.named_parameters()] == ["table"]
+    ours.load_state_dict(theirs.state_dict())
+    points = torch.rand(50, 3)
+    assert torch.equal(ours(points), theirs(points))
+
+
+def test_a_tcnn_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Padded(FakeEncoding):
+        def __init__(self, **arguments: object):
+            super().__init__(**arguments)
+            self.params = nn.Parameter(torch.zeros(len(self.params) + 16))
+
+    monkeypatch.setattr(tcnn, "probe", lambda: (SimpleNamespace(Encoding=Padded), None))
+    with pytest.raises(ConfigError, match="choose grid torch"):
+        hash_grid(SMALL, "tcnn", torch.Generator(), "cpu")

@@ -1,0 +1,128 @@
+"""Volume rendering against a loop over samples, in values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from train import volume_rendering
+from train.volume_rendering import (
+    distortion,
+    opacity_entropy,
+    render_weights,
+    scatter_library,
+    sums_before,
+    sums_per_ray,
+)
+
+RAY = torch.tensor([0, 0, 0, 2, 3, 3])  # ray 1 and ray 4 have no samples
+RAYS = 5
+
+
+@pytest.fixture(params=["torch", "torch_scatter"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(volume_rendering, "scatter_library", lambda: None)
+    elif scatter_library() is None:
+        pytest.skip("torch_scatter does not import here")
+
+
+def looped_weights(thickness: list[torch.Tensor], ray: list[int]) -> list[torch.Tensor]:
+    weights = []
+    for i, x in enumerate(thickness):
+        transmittance = torch.ones((), dtype=x.dtype)
+        for j in range(i):
+            if ray[j] == ray[i]:
+                transmittance = transmittance * torch.exp(-thickness[j])
+        weights.append(transmittance * (1 - torch.exp(-x)))
+    return weights
+
+
+@pytest.mark.usefixtures("library")
+def test_pixels_and_gradients_equal_a_loop_over_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    thickness = torch.rand(6, dtype=torch.float64, generator=generator).requires_grad_()
+    colour = torch.rand(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    out = torch.randn(RAYS, 3, dtype=torch.float64, generator=generator)
+
+    rows = [torch.zeros(3, dtype=torch.float64) for _ in range(RAYS)]
+    for i, w in enumerate(looped_weights(list(thickness), RAY.tolist())):
+        rows[RAY[i]] = rows[RAY[i]] + w * colour[i]
+    expected = torch.autograd.grad((torch.stack(rows) * out).sum(), (thickness, colour))
+
+    weights, _ = render_weights(thickness, RAY)
+    pixels = sums_per_ray(weights[:, None] * colour, RAY, RAYS)
+    got = torch.autograd.grad((pixels * out).sum(), (thickness, colour))
+
+    torch.testing.assert_close(pixels, torch.stack(rows))
+    torch.testing.assert_close(got, expected)
+
+
+def test_weights_telescope_to_the_opacity() -> None:
+    thickness = torch.rand(6)
+    weights, transmittance = render_weights(thickness, RAY)
+    opacity = sums_per_ray(weights, RAY, RAYS)
+    total = sums_per_ray(thickness, RAY, RAYS)
+    torch.testing.assert_close(opacity, 1 - torch.exp(-total))
+    assert transmittance[[0, 3, 4]].tolist() == [1, 1, 1]
+
+
+def test_a_thin_ray_behind_thousands_of_opaque_ones_keeps_its_digits() -> None:
+    """A running sum in float32 would lose the last ray's 1e-3 in the 6e7 before it."""
+    ray = torch.arange(3001).repeat_interleave(2)
+    thickness = torch.full((6002,), 2e4)
+    thickness[-2:] = 1e-3
+    weights, transmittance = render_weights(thickness, ray)
+    assert float(transmittance[-1]) == pytest.approx(math.exp(-1e-3), rel=1e-6)
+    assert float(weights[-1]) == pytest.approx(math.exp(-1e-3) * -math.expm1(-1e-3), rel=1e-5)
+    assert bool(torch.isfinite(weights).all())
+
+
+def test_no_samples_at_all() -> None:
+    empty, none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    weights, transmittance = render_weights(empty, none)
+    assert len(weights) == len(transmittance) == 0
+    assert sums_per_ray(torch.zeros(0, 3), none, 2).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert sums_before(empty, none).shape == (0,)
+
+
+@pytest.mark.usefixtures("library")
+def test_distortion_equals_the_double_sum() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(6, dtype=torch.float64, generator=generator).requires_grad_()
+    middle = torch.tensor([0.1, 0.2, 0.5, 0.3, 0.4, 0.9], dtype=torch.float64)
+    length = torch.full((6,), 0.1, dtype=torch.float64)
+    expected = [torch.zeros((), dtype=torch.float64) for _ in range(RAYS)]
+    for i in range(6):
+        expected[RAY[i]] = expected[RAY[i]] + weights[i] ** 2 * length[i] / 3
+        for j in range(6):
+            if RAY[i] == RAY[j]:
+                pair = weights[i] * weights[j] * (middle[i] - middle[j]).abs()
+                expected[RAY[i]] = expected[RAY[i]] + pair
+    got = distortion(weights, middle, length, RAY, RAYS)
+    torch.testing.assert_close(got, torch.stack(expected))
+    ours = torch.autograd.grad(got.sum(), weights)
+    theirs = torch.autograd.grad(torch.stack(expected).sum(), weights)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_opacity_entropy_prefers_all_or_nothing() -> None:
+    entropy = opacity_entropy(torch.tensor([0.0, 0.01, math.exp(-1), 0.99, 1.0]))
+    assert entropy.argmax() == 2
+    assert float(entropy[2]) == pytest.approx(math.exp(-1))
+    assert float(entropy[-1]) == 0
+    assert float(entropy[0]) < 2e-4
+
+
+def test_a_scatter_library_that_breaks_on_import_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("Detected that PyTorch and torch_scatter were compiled with different…")
+
+    monkeypatch.setattr(volume_rendering.importlib, "import_module", broken)
+    scatter_library.cache_clear()
+    try:
+        assert scatter_library() is None
+    finally:
+        scatter_library.cache_clear()

@@ -1,0 +1,106 @@
+"""Rendering a field along rays: all samples at once with gradients, or in rounds without.
+
+Rays are in the box's coordinates (`train.marching`); the letters are those of
+`train.volume_rendering`. Both ways see the same samples when the marching offset is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from train.marching import Samples, march
+from train.occupancy import OccupancyGrid
+from train.radiance_field import RadianceField
+from train.spherical_harmonics import spherical_harmonics
+from train.volume_rendering import render_weights, sums_per_ray
+
+HIDDEN = 1e-4
+"""Samples of less transmittance (training) or weight (rounds) are not asked for their colour."""
+RAY_ENDS = 1e-3
+"""Transmittance under which rounds leave a ray: a quarter of a step of an 8-bit picture."""
+FIRST_ROUND = 8
+
+
+@dataclass(frozen=True)
+class RenderedRays:
+    """What rays see: colour without background, opacity, and the mean t of what is opaque."""
+
+    colour: Float[Tensor, "n 3"]
+    opacity: Float[Tensor, "n"]
+    t: Float[Tensor, "n"]
+
+    def over(self, background: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
+        """The colour in front of a background."""
+        return self.colour + (1 - self.opacity[:, None]) * background
+
+
+def render_samples(
+    field: RadianceField,
+    samples: Samples,
+    origins: Float[Tensor, "n 3"],
+    directions: Float[Tensor, "n 3"],
+    step_length: float,
+) -> tuple[RenderedRays, Float[Tensor, "m"]]:
+    """Rays rendered from all their samples, and the samples' weights; differentiable."""
+    rays, ray = len(origins), samples.ray
+    density, features = field.geometry(_points(origins, directions, ray, samples.t))
+    weights, transmittance = render_weights(density * step_length, ray)
+    seen = (transmittance > HIDDEN).nonzero()[:, 0]
+    ray_seen, weights_seen = ray[seen], weights.index_select(0, seen)
+    harmonics = spherical_harmonics(F.normalize(directions, dim=-1))[ray_seen]
+    emitted = field.colour(features.index_select(0, seen), harmonics)
+    colour = sums_per_ray(weights_seen[:, None] * emitted, ray_seen, rays)
+    opacity = sums_per_ray(weights, ray, rays)
+    t = sums_per_ray(weights * samples.t, ray, rays) / opacity.clamp(min=HIDDEN)
+    return RenderedRays(colour, opacity, t), weights
+
+
+@torch.no_grad()
+def render_in_rounds(
+    field: RadianceField,
+    grid: OccupancyGrid,
+    origins: Float[Tensor, "n 3"],
+    directions: Float[Tensor, "n 3"],
+    near: float,
+    far: float,
+) -> RenderedRays:
+    """Rays rendered near to far in rounds of a few samples, each round only for rays still clear.
+
+    A colour is off by at most `RAY_ENDS`, plus `HIDDEN` for each sample of its ray.
+    """
+    samples = march(origins, directions, grid, near, far)
+    rays = len(origins)
+    harmonics = spherical_harmonics(F.normalize(directions, dim=-1))
+    count = torch.bincount(samples.ray, minlength=rays)
+    first = count.cumsum(0) - count
+    colour = origins.new_zeros((rays, 3))
+    depth, weighted_t = origins.new_zeros(rays), origins.new_zeros(rays)
+    alive, done, size = count.nonzero()[:, 0], 0, FIRST_ROUND
+    while len(alive):
+        column = done + torch.arange(size, device=alive.device)
+        row, column = (column < count[alive, None]).nonzero(as_tuple=True)
+        ray = alive[row]
+        t = samples.t[first[ray] + column + done]
+        density, features = field.geometry(_points(origins, directions, ray, t))
+        thickness = density * grid.step_length
+        weights = render_weights(thickness, row)[0] * torch.exp(-depth[ray])
+        seen = (weights > HIDDEN).nonzero()[:, 0]
+        ray, weights, t = ray[seen], weights[seen], t[seen]
+        emitted = field.colour(features[seen], harmonics[ray])
+        colour.index_add_(0, ray, weights[:, None] * emitted)
+        weighted_t.index_add_(0, ray, weights * t)
+        depth[alive] += sums_per_ray(thickness, row, len(alive))
+        done, size = done + size, 2 * size
+        alive = alive[(depth[alive] < -math.log(RAY_ENDS)) & (count[alive] > done)]
+    opacity = -torch.expm1(-depth)
+    return RenderedRays(colour, opacity, weighted_t / opacity.clamp(min=HIDDEN))
+
+
+def _points(origins: Tensor, directions: Tensor, ray: Tensor, t: Tensor) -> Tensor:
+    return torch.addcmul(origins[ray], directions[ray], t[:, None])
