@@ -1,97 +1,118 @@
-"""What each part of a student is worth: mean squared error gained when it goes.
+"""What the parts of a student are worth.
 
-Channels are ranked by first-order Taylor expansion of the loss in their mask, computed with batch
-norms in evaluation mode, so the ranking is that of the folded weights and does not change when a
-norm's scale moves into a convolution. How much a *choice* costs is then measured, not estimated.
+Channels are ranked by first-order Taylor expansion of the loss in their mask, with batch norms in
+evaluation mode, so the ranking is that of the folded weights and does not change when a norm's scale
+moves into a convolution. What a *choice* costs is then measured, not estimated: the mean squared error
+of the student that has been slimmed accordingly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightfield.student import Student
-from prune.slimming import Channels, Keep, Masks, StageKeep, masked_forward
+from prune.chains import Shape
+from prune.slimming import Channels, Keep, Masks, masked_forward
 
-Batch = tuple[Float[Tensor, "n c h w"], Float[Tensor, "n rgb sh sw"]]
+Batch = tuple[Float[Tensor, "_ c h w"], Float[Tensor, "_ rgb sh sw"]]
+"""Inputs and their true pictures; batches may be of different sizes."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Every prunable layer's channels from most to least important, and mean activations."""
+    """Every prunable layer's channels from most to least important, chain by chain."""
 
-    stream: Channels
-    body: tuple[Channels, ...]
-    tail_width: tuple[Channels, ...]
-    tail: tuple[tuple[Channels, ...], ...]
-    mean_hidden: dict[str, Tensor]
+    widths: tuple[Channels, ...]
+    blocks: tuple[tuple[Channels, ...], ...]
+
+    def best(self, shape: Shape) -> Keep:
+        """The best-ranked channels for the given widths."""
+        return Keep(
+            tuple(_first(order, n) for order, n in zip(self.widths, shape.widths, strict=True)),
+            tuple(
+                tuple(_first(order, n) for order, n in zip(orders, inner, strict=True))
+                for orders, inner in zip(self.blocks, shape.blocks, strict=True)
+            ),
+        )
 
 
 def rank_channels(student: Student, batches: Sequence[Batch]) -> Ranking:
-    """Rank channels by the squared gradient of the loss with respect to their mask, summed over
-    pictures (Molchanov et al. 2017, applied to masks)."""
-    student.eval()
-    device = student.head.weight.device
-    masks = Masks.ones(student.spec, device)
-    leaves = masks.all()
-    scores = [torch.zeros_like(leaf) for leaf in leaves]
-    sums: dict[str, Tensor] = {}
-    pictures = 0
-    for x, truth in batches:
-        for i in range(len(x)):
-            for leaf in leaves:
-                leaf.requires_grad_(True)
-            hidden: dict[str, Tensor] = {}
-            error = masked_forward(student, x[i : i + 1], masks, hidden) - truth[i : i + 1]
-            gradients = torch.autograd.grad(error.square().mean(), leaves)
-            for score, gradient in zip(scores, gradients, strict=True):
-                score += gradient.square()
-            for name, value in hidden.items():
-                mean = value.detach().mean((0, 2, 3))
-                sums[name] = sums.get(name, torch.zeros_like(mean)) + mean
-            pictures += 1
-    ranked = iter([tuple(s.argsort(descending=True, stable=True).tolist()) for s in scores])
+    """Rank channels by `taylor_scores`."""
+    scores = taylor_scores(student, batches)
+
+    def order(score: Tensor) -> Channels:
+        return tuple(score.argsort(descending=True, stable=True).tolist())
+
     return Ranking(
-        next(ranked),
-        tuple(next(ranked) for _ in masks.body),
-        tuple(next(ranked) for _ in masks.tail_width),
-        tuple(tuple(next(ranked) for _ in stage) for stage in masks.tail),
-        {name: total / pictures for name, total in sums.items()},
+        tuple(map(order, scores.widths)), tuple(tuple(map(order, c)) for c in scores.blocks)
     )
+
+
+def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
+    """The squared derivative of the mean squared error with respect to each channel's mask, summed
+    over pictures (Molchanov et al. 2019, equation 8, with the mask as the parameter).
+
+    Leaves the student in evaluation mode.
+    """
+    student.eval()
+    masks = Masks.ones(student.spec, student.head.weight.device)
+    scores = Masks.ones(student.spec, student.head.weight.device)
+    for score in scores.all():
+        score.zero_()
+    for mask in masks.all():
+        mask.requires_grad_(True)
+    for x, truth in batches:
+        for picture, its_truth in zip(x.split(1), truth.split(1), strict=True):
+            error = masked_forward(student, picture, masks) - its_truth
+            gradients = torch.autograd.grad(error.square().mean(), masks.all())
+            for score, gradient in zip(scores.all(), gradients, strict=True):
+                score += gradient.square()
+    return scores
+
+
+@torch.no_grad()
+def mean_inputs(student: Student, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Mean input of every convolution, per channel, over all pictures and pixels, by module name.
+
+    Leaves the student in evaluation mode.
+    """
+    student.eval()
+    pictures = sum(len(x) for x, _ in batches)
+    means: dict[str, Tensor] = {}
+
+    def collecting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            mean = inputs[0].mean((2, 3)).sum(0) / pictures
+            means[name] = means[name] + mean if name in means else mean
+
+        return collect
+
+    hooks = [
+        module.register_forward_pre_hook(collecting(name))
+        for name, module in student.named_modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    try:
+        for x, _ in batches:
+            student(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return means
 
 
 @torch.no_grad()
 def mean_squared_error(student: Student, batches: Sequence[Batch]) -> float:
-    """Mean squared error of the student over the batches, in its evaluation mode."""
+    """Mean squared error over the batches; leaves the student in evaluation mode."""
     student.eval()
     total = sum(float((student(x) - truth).square().mean()) * len(x) for x, truth in batches)
     return total / sum(len(x) for x, _ in batches)
 
 
-def narrowed(
-    ranking: Ranking,
-    stream: int,
-    body: Sequence[int],
-    tail_width: Sequence[int],
-    tail: Sequence[Sequence[int]],
-) -> Keep:
-    """The keep with the best-ranked channels for the given widths; 0 drops a block."""
-
-    def best(order: Channels, width: int) -> Channels:
-        return tuple(sorted(order[:width]))
-
-    return Keep(
-        best(ranking.stream, stream),
-        tuple(best(order, width) for order, width in zip(ranking.body, body, strict=True)),
-        tuple(
-            StageKeep(
-                best(ranking.tail_width[s], tail_width[s]),
-                tuple(best(order, w) for order, w in zip(ranking.tail[s], tail[s], strict=True)),
-            )
-            for s in range(len(tail_width))
-        ),
-    )
+def _first(order: Channels, count: int) -> Channels:
+    return tuple(sorted(order[:count]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,30 +26,31 @@ def choose_options(
     Costs are rounded up to `budget_ms / bins`, so the choice never exceeds the budget; the optimum is
     exact up to that rounding. None when even the cheapest options do not fit.
     """
-    if budget_ms <= 0 or not blocks:
-        cheapest = sum(min(o.cost_ms for o in options) for options in blocks)
-        return [] if not blocks and cheapest <= max(budget_ms, 0) else None
-    unit = budget_ms / bins
-    loss = np.full(bins + 1, np.inf)
-    loss[0] = 0.0
-    taken = np.full((len(blocks), bins + 1), -1, dtype=np.int32)
-    weights = [[max(0, int(np.ceil(o.cost_ms / unit - 1e-9))) for o in opts] for opts in blocks]
-    for b, options in enumerate(blocks):
-        best = np.full(bins + 1, np.inf)
-        for index, (option, weight) in enumerate(zip(options, weights[b], strict=True)):
-            if weight > bins:
-                continue
-            shifted = np.full(bins + 1, np.inf)
-            shifted[weight:] = loss[: bins + 1 - weight] + option.loss
-            better = shifted < best
-            best[better] = shifted[better]
-            taken[b, better] = index
-        loss = best
-    if not np.isfinite(loss).any():
+    if budget_ms < 0:
         return None
-    at, choice = int(loss.argmin()), []
+    weights = [[_bins_of(option.cost_ms, budget_ms, bins) for option in opts] for opts in blocks]
+    # least[n] is the least loss of the blocks so far at a weight of exactly n bins.
+    least = np.full(bins + 1, np.inf)
+    least[0] = 0.0
+    taken = np.zeros((len(blocks), bins + 1), dtype=np.int32)
+    for b, options in enumerate(blocks):
+        by_option = np.full((len(options), bins + 1), np.inf)
+        for row, option, weight in zip(by_option, options, weights[b], strict=True):
+            if weight <= bins:
+                row[weight:] = least[: bins + 1 - weight] + option.loss
+        taken[b], least = by_option.argmin(0), by_option.min(0)
+    if not np.isfinite(least).any():
+        return None
+    at, choice = int(least.argmin()), []
     for b in reversed(range(len(blocks))):
         index = int(taken[b, at])
         choice.append(index)
         at -= weights[b][index]
     return choice[::-1]
+
+
+def _bins_of(cost_ms: float, budget_ms: float, bins: int) -> int:
+    if cost_ms <= 0:
+        return 0
+    # The small allowance keeps a cost of exactly n bins from being rounded up to n + 1.
+    return math.ceil(cost_ms / budget_ms * bins - 1e-9) if budget_ms > 0 else bins + 1

@@ -2,16 +2,18 @@
 
 A student's latency is modelled as
 
-    T = scale * (base[W, tail widths] + sum of body blocks + sum of tail blocks) + offset
+    T = scale * (base[widths] + sum of its blocks) + offset
 
-where `base` is a student without residual blocks and a block's cost is the slope of a chain of them:
-whole blocks as the runtime fuses them, never single operators. Scale and offset start at 1 and 0 and
-are fitted again whenever a real student has been measured.
+where `base` is a student of these stream widths without residual blocks, and a block's cost is the
+slope of a chain of them: whole blocks as the runtime fuses them, never single operators. A chain is
+measured behind the narrowest earlier ones and with the later ones cut off, so that little else is in
+the time. Scale and offset are fitted again whenever a real student has been measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,30 +21,25 @@ import numpy as np
 
 from lightfield.errors import BudgetError
 from lightfield.student import StudentSpec
+from prune.chains import Shape, Widths
 
-BODY_CHAIN = (2, 6)
-TAIL_CHAIN = (1, 4)
+CHAIN_LENGTH = 5
+OFFSET_WEIGHT = 0.3
+"""Trust in a zero offset: a model error of 3% counts as much as an offset of 10% of the dense cost."""
 TimeSpecs = Callable[[Sequence[StudentSpec]], list[float]]
 """Median latencies in ms of students of the given specs, measured in turns."""
-
-Outer = tuple[int, tuple[int, ...]]
-"""Stream width and tail widths: what all blocks of a student share."""
-
-
-def outer_of(spec: StudentSpec) -> Outer:
-    """A spec's stream width and tail widths."""
-    return spec.stream_width, tuple(stage.width for stage in spec.tail)
+Block = tuple[int, int, int]
+"""Chain, its stream width, and the block's inner width."""
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured costs in milliseconds; `predict` adds them up."""
+    """Measured costs in milliseconds; `predict_ms` adds them up."""
 
-    base_ms: dict[Outer, float]
-    body_ms: dict[tuple[int, int], float]
-    """By (stream width, inner width)."""
-    tail_ms: dict[tuple[int, int, int], float]
-    """By (stage, stage width, inner width)."""
+    base_ms: dict[Widths, float]
+    block_ms: dict[Block, float]
+    floor_ms: tuple[float, ...]
+    """The narrowest student without blocks, cut off behind each chain; the last is the whole."""
     scale: float = 1.0
     offset_ms: float = 0.0
     pairs: tuple[tuple[float, float], ...] = field(default=())
@@ -54,17 +51,20 @@ class LatencyTable:
         Raises:
             BudgetError: when the table holds no such part.
         """
+        shape = Shape.of(spec)
         try:
-            total = self.base_ms[outer_of(spec)]
-            total += sum(self.body_ms[spec.stream_width, inner] for inner in spec.inner_widths)
-            for s, stage in enumerate(spec.tail):
-                total += sum(self.tail_ms[s, stage.width, inner] for inner in stage.inner_widths)
+            return self.base_ms[shape.widths] + sum(
+                self.block_ms[chain, width, inner]
+                for chain, (width, inners) in enumerate(
+                    zip(shape.widths, shape.blocks, strict=True)
+                )
+                for inner in inners
+            )
         except KeyError as missing:
             raise BudgetError(f"the latency table has no entry for {missing}") from missing
-        return total
 
     def predict_ms(self, spec: StudentSpec) -> float:
-        """Predicted latency of a student."""
+        """Predicted median latency of a student."""
         return self.scale * self.parts_ms(spec) + self.offset_ms
 
     def parts_budget_ms(self, latency_ms: float) -> float:
@@ -72,27 +72,23 @@ class LatencyTable:
         return (latency_ms - self.offset_ms) / self.scale
 
     def corrected(self, spec: StudentSpec, measured_ms: float) -> LatencyTable:
-        """The table after one more real measurement: scale and offset by least squares, the offset
-        only once three students of different size are known."""
+        """The table after one more real measurement: scale and offset by least squares of relative
+        errors, the offset held near zero until measurements of different sizes demand it."""
         pairs = (*self.pairs, (self.parts_ms(spec), measured_ms))
         x, y = np.array(pairs).T
-        # Relative errors count, so that the small students near the budget weigh as much.
-        if len(set(x.round(6))) >= 3:
-            scale, offset = np.linalg.lstsq(
-                np.stack([np.ones_like(x), 1 / x], 1), y / x, rcond=None
-            )[0]
-        else:
-            scale, offset = float(np.mean(y / x)), 0.0
-        if scale <= 0:
-            scale, offset = float(np.mean(y / x)), 0.0
+        rows = np.stack([x / y, 1 / y], 1)  # predicted / measured
+        rows = np.vstack([rows, [0, OFFSET_WEIGHT / y.max()]])
+        scale, offset = np.linalg.lstsq(rows, np.append(np.ones_like(y), 0), rcond=None)[0]
+        if scale <= 0:  # the larger students were measured as the faster ones
+            scale, offset = 1 / np.mean(x / y), 0.0
         return replace(self, pairs=pairs, scale=float(scale), offset_ms=float(offset))
 
     def to_json(self) -> dict[str, Any]:
         """Rows of plain numbers."""
         return {
-            "base_ms": [[w, list(tail), ms] for (w, tail), ms in self.base_ms.items()],
-            "body_ms": [[*key, ms] for key, ms in self.body_ms.items()],
-            "tail_ms": [[*key, ms] for key, ms in self.tail_ms.items()],
+            "base_ms": [[list(widths), ms] for widths, ms in self.base_ms.items()],
+            "block_ms": [[*block, ms] for block, ms in self.block_ms.items()],
+            "floor_ms": list(self.floor_ms),
             "scale": self.scale,
             "offset_ms": self.offset_ms,
             "pairs": [list(pair) for pair in self.pairs],
@@ -102,102 +98,92 @@ class LatencyTable:
     def from_json(cls, data: dict[str, Any]) -> LatencyTable:
         """The inverse of `to_json`."""
         return cls(
-            {(w, tuple(tail)): ms for w, tail, ms in data["base_ms"]},
-            {(w, inner): ms for w, inner, ms in data["body_ms"]},
-            {(s, w, inner): ms for s, w, inner, ms in data["tail_ms"]},
+            {tuple(widths): ms for widths, ms in data["base_ms"]},
+            {(chain, width, inner): ms for chain, width, inner, ms in data["block_ms"]},
+            tuple(data["floor_ms"]),
             data["scale"],
             data["offset_ms"],
-            tuple((a, b) for a, b in data["pairs"]),
+            tuple((parts, measured) for parts, measured in data["pairs"]),
         )
 
 
 @dataclass(frozen=True)
 class WidthChoices:
-    """The widths a search may choose from; each list starts at the dense width and falls."""
+    """The widths a search may choose from, chain by chain; each list falls from the dense width."""
 
-    stream: tuple[int, ...]
-    tail: tuple[tuple[int, ...], ...]
-    """Per stage."""
-    body_inner: tuple[int, ...]
-    tail_inner: tuple[tuple[int, ...], ...]
-    """Per stage; without 0, which drops a block and costs nothing."""
+    widths: tuple[tuple[int, ...], ...]
+    inner: tuple[tuple[int, ...], ...]
+    """Without 0, which drops a block and costs nothing."""
 
     @classmethod
-    def of(cls, spec: StudentSpec, *, multiple: int, smallest_share: float) -> WidthChoices:
-        """Multiples of the target's vector width below each dense width, and that width itself.
+    def of(
+        cls, spec: StudentSpec, *, multiple: int, smallest_share: float, streams: int, inners: int
+    ) -> WidthChoices:
+        """The dense widths and multiples of the target's `multiple` below them.
 
-        Outer widths stop at `smallest_share` of the dense ones.
+        At most `streams` (`inners`) of them, evenly spread, for each stream (inner) width. Stream
+        widths stop at `smallest_share` of the dense ones.
         """
+        shape = Shape.of(spec)
 
-        def below(widths: Sequence[int], share: float) -> tuple[int, ...]:
-            low = max(multiple, round(share * max(widths)))
-            multiples = range((max(widths) - 1) // multiple * multiple, low - 1, -multiple)
-            return tuple(sorted({*widths, *multiples}, reverse=True))
+        def below(dense: Sequence[int], share: float, count: int) -> tuple[int, ...]:
+            if not dense:
+                return ()
+            lowest = max(multiple, round(share * max(dense)))
+            narrower = range((max(dense) - 1) // multiple * multiple, lowest - 1, -multiple)
+            steps = np.linspace(0, len(narrower) - 1, min(count - 1, len(narrower)))
+            chosen = {narrower[-1 - int(i)] for i in steps.round()} if narrower else set()
+            return tuple(sorted({*dense, *chosen}, reverse=True))
 
         return cls(
-            below((spec.stream_width,), smallest_share),
-            tuple(below((stage.width,), smallest_share) for stage in spec.tail),
-            below(spec.inner_widths or (multiple,), 0),
-            tuple(below(stage.inner_widths or (multiple,), 0) for stage in spec.tail),
+            tuple(below((width,), smallest_share, streams) for width in shape.widths),
+            tuple(below(inner, 0, inners) for inner in shape.blocks),
         )
 
-    def outers(self) -> list[Outer]:
-        """Every combination of stream width and *one* relative tail width, dense first.
+    def outers(self) -> list[Widths]:
+        """Every body width with every tail, widest first.
 
         Tail stages narrow together: position i of each stage's list, or its last.
         """
-        longest = max((len(widths) for widths in self.tail), default=1)
-        tails = [tuple(w[min(i, len(w) - 1)] for w in self.tail) for i in range(longest)]
-        return [(stream, tail) for stream in self.stream for tail in dict.fromkeys(tails)]
+        body, *tail = self.widths
+        longest = max((len(widths) for widths in tail), default=1)
+        tails = [tuple(w[min(i, len(w) - 1)] for w in tail) for i in range(longest)]
+        return [(width, *rest) for width in body for rest in dict.fromkeys(tails)]
+
+    @property
+    def narrowest(self) -> Widths:
+        """The last of every list."""
+        return tuple(widths[-1] for widths in self.widths)
 
 
 def build_latency_table(
     spec: StudentSpec, choices: WidthChoices, time_specs: TimeSpecs
 ) -> LatencyTable:
-    """Measure base students and chains of blocks on the target, all in turns."""
-    empty = replace(
-        spec, inner_widths=(), tail=tuple(replace(s, inner_widths=()) for s in spec.tail)
-    )
+    """Measure base students and chains of blocks on the target, all in turns.
+
+    One probe for each of `choices.outers()`, one for each stream width of each chain, and one for
+    each of its inner widths.
+    """
+    narrowest = choices.narrowest
+
+    def chain_of(chain: int, width: int, *inner: int) -> StudentSpec:
+        blocks = ((),) * chain + (inner,)
+        return Shape((*narrowest[:chain], width), blocks).applied_to(spec)
+
     outers = choices.outers()
-    dense_tail = outers[0][1]
-    body_keys = [(w, inner) for w in choices.stream for inner in choices.body_inner]
-    tail_keys = [
-        (s, width, inner)
-        for s in range(len(spec.tail))
-        for width in dict.fromkeys(tail[s] for _, tail in outers)
-        for inner in choices.tail_inner[s]
-    ]
-    probes: list[StudentSpec] = [with_outer(empty, outer) for outer in outers]
-    for w, inner in body_keys:
-        narrow = with_outer(empty, (w, dense_tail))
-        probes += [replace(narrow, inner_widths=(inner,) * n) for n in BODY_CHAIN]
-    for s, width, inner in tail_keys:
-        for n in TAIL_CHAIN:
-            tail = list(empty.tail)
-            tail[s] = replace(tail[s], width=width, inner_widths=(inner,) * n)
-            probes.append(replace(empty, tail=tuple(tail)))
+    bases = [Shape(outer, ((),) * len(outer)).applied_to(spec) for outer in outers]
+    streams = [(c, width) for c, widths in enumerate(choices.widths) for width in widths]
+    blocks = [(c, width, inner) for c, width in streams for inner in choices.inner[c]]
+    probes = [*bases, *(chain_of(*stream) for stream in streams)]
+    probes += [chain_of(c, width, *(inner,) * CHAIN_LENGTH) for c, width, inner in blocks]
     times = iter(time_specs(probes))
-    base = {outer: next(times) for outer in outers}
-    return LatencyTable(
-        base,
-        _slopes(body_keys, times, BODY_CHAIN),
-        _slopes(tail_keys, times, TAIL_CHAIN),
-    )
-
-
-def with_outer(spec: StudentSpec, outer: Outer) -> StudentSpec:
-    """The spec with another stream width and other tail widths, blocks unchanged."""
-    tail = tuple(replace(s, width=w) for s, w in zip(spec.tail, outer[1], strict=True))
-    return replace(spec, stream_width=outer[0], tail=tail)
-
-
-def _slopes(
-    keys: Sequence[Any], times: Iterable[float], chain: tuple[int, int]
-) -> dict[Any, float]:
-    source = iter(times)
-    slopes = {}
-    for key in keys:
-        short, long = next(source), next(source)
+    base_ms = dict(zip(outers, itertools.islice(times, len(outers)), strict=True))
+    stream_ms = dict(zip(streams, itertools.islice(times, len(streams)), strict=True))
+    block_ms = {
         # Noise can make a cheap block's slope vanish; a block is never free.
-        slopes[key] = max((long - short) / (chain[1] - chain[0]), 1e-3 * long)
-    return slopes
+        (c, width, inner): max((long - stream_ms[c, width]) / CHAIN_LENGTH, 1e-3 * long)
+        for (c, width, inner), long in zip(blocks, times, strict=True)
+    }
+    return LatencyTable(
+        base_ms, block_ms, tuple(stream_ms[stream] for stream in enumerate(narrowest))
+    )

@@ -1,32 +1,36 @@
 """Smaller students worth trying for a latency target.
 
-The loss of every single choice (a block at a width, a narrower stream, a narrower tail) is measured on
-held-out batches by really slimming; choices are then combined as if losses added up, per stream and
-tail width by a knapsack over all blocks. The sum is a heuristic; the search trains and measures what
-comes out.
+The loss of every single choice (a block at a width, a narrower chain) is measured by really slimming;
+choices are then combined as if losses added up, per set of stream widths by a knapsack over all
+blocks. The sum is a heuristic; the search trains and measures what comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from lightfield.student import Student, StudentSpec
-from prune.importance import Batch, Ranking, mean_squared_error, narrowed, rank_channels
+from prune.chains import Shape, Widths
+from prune.importance import Batch, Ranking, mean_inputs, mean_squared_error, rank_channels
 from prune.knapsack import Option, choose_options
-from prune.latency_table import LatencyTable, Outer, WidthChoices, outer_of
-from prune.slimming import Keep, slimmed
+from prune.latency_table import LatencyTable, WidthChoices
+from prune.slimming import slimmed
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A smaller student: how it was found, what stays, and what is expected of it."""
+    """A smaller student: how it was found, and what is expected of it."""
 
     kind: str
-    keep: Keep
+    """`channels`, `narrow`, `blocks` or `fastest`; see `propose`."""
+    shape: Shape
     spec: StudentSpec
     predicted_ms: float
     predicted_loss: float
+    """Mean squared error added before any tuning."""
 
 
 @dataclass(frozen=True)
@@ -34,74 +38,53 @@ class ChoiceLosses:
     """Added mean squared error of every single choice for one student."""
 
     ranking: Ranking
-    stream: dict[int, float]
-    tail: dict[tuple[int, ...], float]
-    body: list[dict[int, float]]
-    """Per block, by inner width; 0 drops the block."""
-    tail_blocks: list[list[dict[int, float]]]
+    means: dict[str, Tensor]
+    widths: dict[Widths, float]
+    blocks: list[list[dict[int, float]]]
+    """Chain by chain, per block, by inner width; 0 drops the block."""
+
+    def slimmed(self, student: Student, shape: Shape) -> Student:
+        """The student with the best-ranked channels of a shape, what goes replaced by its mean."""
+        return slimmed(student, self.ranking.best(shape), self.means)
 
 
 def measure_choices(
     student: Student, batches: Sequence[Batch], choices: WidthChoices
 ) -> ChoiceLosses:
     """Measure what each single choice costs; never less than nothing."""
-    spec, ranking = student.spec, rank_channels(student, batches)
-    tail_width = [stage.width for stage in spec.tail]
-    tail_inner = [list(stage.inner_widths) for stage in spec.tail]
-    dense = mean_squared_error(student, batches)
+    dense = Shape.of(student.spec)
+    losses = ChoiceLosses(rank_channels(student, batches), mean_inputs(student, batches), {}, [])
+    before = mean_squared_error(student, batches)
 
-    def loss(
-        stream: int, body: Sequence[int], tail: Sequence[int], blocks: Sequence[Sequence[int]]
-    ) -> float:
-        keep = narrowed(ranking, stream, body, tail, blocks)
-        smaller = slimmed(student, keep, ranking.mean_hidden)
-        return max(0.0, mean_squared_error(smaller, batches) - dense)
+    def added(shape: Shape) -> float:
+        if shape == dense:
+            return 0.0
+        return max(0.0, mean_squared_error(losses.slimmed(student, shape), batches) - before)
 
-    body = list(spec.inner_widths)
-    stream = {
-        w: loss(w, body, tail_width, tail_inner) for w in choices.stream if w <= spec.stream_width
-    }
+    # The body's and the tail's widths are measured apart, and their losses added.
+    outers = [o for o in choices.outers() if all(map(int.__le__, o, dense.widths))]
+    body = {w: added(dense.with_width(0, w)) for w in dict.fromkeys(o[0] for o in outers)}
     tails = {
-        tail: loss(spec.stream_width, body, tail, tail_inner)
-        for _, tail in choices.outers()
-        if all(w <= full for w, full in zip(tail, tail_width, strict=True))
+        tail: added(replace(dense, widths=(dense.widths[0], *tail)))
+        for tail in dict.fromkeys(o[1:] for o in outers)
     }
-
-    def with_body(index: int, width: int) -> float:
-        return loss(
-            spec.stream_width, [*body[:index], width, *body[index + 1 :]], tail_width, tail_inner
-        )
-
-    def with_tail(s: int, index: int, width: int) -> float:
-        blocks = [list(stage) for stage in tail_inner]
-        blocks[s][index] = width
-        return loss(spec.stream_width, body, tail_width, blocks)
-
-    def per_width(
-        full: int, widths: Sequence[int], measure: Callable[[int], float]
-    ) -> dict[int, float]:
-        return {w: 0.0 if w == full else measure(w) for w in (*widths, 0) if w <= full}
-
-    return ChoiceLosses(
-        ranking,
-        stream,
-        tails,
-        [
-            per_width(full, choices.body_inner, lambda w, i=i: with_body(i, w))
-            for i, full in enumerate(body)
-        ],
-        [
+    losses.widths.update({o: body[o[0]] + tails[o[1:]] for o in outers})
+    for c, chain in enumerate(dense.blocks):
+        losses.blocks.append(
             [
-                per_width(full, choices.tail_inner[s], lambda w, s=s, i=i: with_tail(s, i, w))
-                for i, full in enumerate(stage)
+                {
+                    inner: added(dense.with_block(c, b, inner))
+                    for inner in (*choices.inner[c], 0)
+                    if inner <= full
+                }
+                for b, full in enumerate(chain)
             ]
-            for s, stage in enumerate(tail_inner)
-        ],
-    )
+        )
+    return losses
 
 
 def propose(
-    student: Student,
+    spec: StudentSpec,
     losses: ChoiceLosses,
     table: LatencyTable,
     target_ms: float,
@@ -110,83 +93,62 @@ def propose(
 ) -> list[Proposal]:
     """Up to `count` different students predicted to meet the target, of different kinds:
 
-    `blocks` drops whole blocks only; `channels` keeps stream and tail widths; `narrow` takes the best
-    narrower stream or tail; then the next best of any kind. Fewer or none when the target is out of
+    `channels` keeps the stream widths; `narrow` takes the best other ones; `blocks` keeps stream and
+    inner widths and drops whole blocks; then the next best narrow ones. None when the target is out of
     reach.
     """
-    now = outer_of(student.spec)
-    found = [
-        p
-        for outer in _outers(losses, table)
-        if (p := _best(student, losses, table, target_ms, outer))
-    ]
+    now = Shape.of(spec).widths
+    found = [p for w in losses.widths if (p := _best(spec, losses, table, target_ms, w))]
     found.sort(key=lambda p: p.predicted_loss)
-    same = [p for p in found if outer_of(p.spec) == now]
-    other = [p for p in found if outer_of(p.spec) != now]
-    whole = _best(student, losses, table, target_ms, now, whole_blocks=True)
-    ordered = [*same[:1], *other[:1], *([whole] if whole else []), *other[1:]]
-    distinct = {p.spec: p for p in reversed(ordered)}
-    return [p for p in ordered if distinct.get(p.spec) is p][:count]
+    narrow = [p for p in found if p.shape.widths != now]
+    whole = _best(spec, losses, table, target_ms, now, whole_blocks=True)
+    ordered = [p for p in found if p.shape.widths == now]
+    ordered += [*narrow[:1], *([whole] if whole else []), *narrow[1:]]
+    distinct: dict[StudentSpec, Proposal] = {}
+    for proposal in ordered:
+        distinct.setdefault(proposal.spec, proposal)
+    return list(distinct.values())[:count]
 
 
-def smallest_spec(spec: StudentSpec, choices: WidthChoices) -> StudentSpec:
-    """The fastest student the search could reach: narrowest, without residual blocks."""
-    stream, tail = choices.stream[-1], [widths[-1] for widths in choices.tail]
-    keep = Keep.everything(spec)
-    return Keep(
-        keep.stream[:stream],
-        ((),) * len(keep.body),
-        tuple(
-            type(stage)(stage.width[:width], ((),) * len(stage.blocks))
-            for stage, width in zip(keep.tail, tail, strict=True)
-        ),
-    ).applied_to(spec)
-
-
-def _outers(losses: ChoiceLosses, table: LatencyTable) -> list[Outer]:
-    return [o for o in table.base_ms if o[0] in losses.stream and o[1] in losses.tail]
+def fastest(spec: StudentSpec, table: LatencyTable, choices: WidthChoices) -> Proposal:
+    """The fastest student a search could reach: narrowest, without residual blocks."""
+    now = Shape.of(spec)
+    shape = replace(now, widths=choices.narrowest).without_blocks()
+    smallest = shape.applied_to(spec)
+    return Proposal("fastest", shape, smallest, table.predict_ms(smallest), float("inf"))
 
 
 def _best(
-    student: Student,
+    spec: StudentSpec,
     losses: ChoiceLosses,
     table: LatencyTable,
     target_ms: float,
-    outer: Outer,
+    widths: Widths,
     *,
     whole_blocks: bool = False,
 ) -> Proposal | None:
-    """The best choice of blocks for one stream and tail width."""
-    spec = student.spec
-    stream, tail = outer
-    options: list[list[Option]] = []
-    for full, by_width in zip(spec.inner_widths, losses.body, strict=True):
-        options.append(
-            [
-                Option(w, table.body_ms[stream, w] if w else 0.0, loss)
-                for w, loss in by_width.items()
-                if not whole_blocks or w in (0, full)
-            ]
-        )
-    for s, (stage, blocks) in enumerate(zip(spec.tail, losses.tail_blocks, strict=True)):
-        for full, by_width in zip(stage.inner_widths, blocks, strict=True):
-            options.append(
-                [
-                    Option(w, table.tail_ms[s, tail[s], w] if w else 0.0, loss)
-                    for w, loss in by_width.items()
-                    if not whole_blocks or w in (0, full)
-                ]
-            )
-    budget = table.parts_budget_ms(target_ms) - table.base_ms[outer]
-    chosen = choose_options(options, budget)
-    if chosen is None:
+    """The best choice of blocks for one set of stream widths."""
+    now = Shape.of(spec)
+    options = [
+        [
+            Option(w, table.block_ms[c, widths[c], w] if w else 0.0, loss)
+            for w, loss in by_width.items()
+            if not whole_blocks or w in (0, full)
+        ]
+        for c, chain in enumerate(losses.blocks)
+        for full, by_width in zip(now.blocks[c], chain, strict=True)
+    ]
+    budget = table.parts_budget_ms(target_ms) - table.base_ms[widths]
+    indices = choose_options(options, budget)
+    if indices is None:
         return None
-    widths = [opts[i].width for opts, i in zip(options, chosen, strict=True)]
-    body, rest = widths[: len(spec.inner_widths)], iter(widths[len(spec.inner_widths) :])
-    blocks = [[next(rest) for _ in stage.inner_widths] for stage in spec.tail]
-    keep = narrowed(losses.ranking, stream, body, tail, blocks)
-    smaller = keep.applied_to(spec)
-    loss = sum(opts[i].loss for opts, i in zip(options, chosen, strict=True))
-    loss += losses.stream[stream] + losses.tail[tail]
-    kind = "blocks" if whole_blocks else "channels" if outer == outer_of(spec) else "narrow"
-    return Proposal(kind, keep, smaller, table.predict_ms(smaller), loss)
+    chosen = [opts[i] for opts, i in zip(options, indices, strict=True)]
+    shape = Shape(widths, _regrouped((o.width for o in chosen), now))
+    kind = "blocks" if whole_blocks else "channels" if widths == now.widths else "narrow"
+    smaller = shape.applied_to(spec)
+    loss = losses.widths[widths] + sum(option.loss for option in chosen)
+    return Proposal(kind, shape, smaller, table.predict_ms(smaller), loss)
+
+
+def _regrouped(widths: Iterator[int], like: Shape) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(next(widths) for _ in chain) for chain in like.blocks)

@@ -3,7 +3,7 @@
 Letters: x in [0, 1]^3 a point in the box's coordinates, d a unit direction, h the geometry features.
 
     h       = density MLP(hash grid(x))        one hidden layer
-    density = exp(h_0), per side of the box
+    density = initial_density * exp(h_0), per side of the box
     colour  = sigmoid(colour MLP(harmonics(d), h))        two hidden layers
 
 No layer has a bias. Source: Instant-NGP (Mueller et al. 2022), section 5.4.
@@ -27,7 +27,9 @@ LARGEST_EXPONENT = 15.0
 
 
 class RadianceField(nn.Module):
-    """Hash grid and two small networks, initialised from `generator`."""
+    """Hash grid and two small networks, initialised from `generator`; at first it is even fog."""
+
+    initial_density: Tensor
 
     def __init__(
         self,
@@ -40,6 +42,8 @@ class RadianceField(nn.Module):
         device: torch.device | str,
     ):
         super().__init__()
+        # A buffer, because it is part of what the weights mean.
+        self.register_buffer("initial_density", torch.ones(()))
         self.grid = hash_grid(shape, backend, generator, device)
         self.density_mlp = _mlp((shape.width, hidden_width, geometry_features), generator)
         widths = (COUNT + geometry_features, hidden_width, hidden_width, 3)
@@ -51,7 +55,7 @@ class RadianceField(nn.Module):
     ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n h"]]:
         """Density and geometry features at points."""
         features = self.density_mlp(self.grid(points))
-        return bounded_exp(features[:, 0]), features
+        return self.initial_density * bounded_exp(features[:, 0]), features
 
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         """Density at points, without gradients."""

@@ -133,16 +133,16 @@ def picture_rays(teacher: Teacher, scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def test_learns_views_it_has_not_seen(learned: Teacher, scene: Scene) -> None:
-    """Untrained it scores 14 dB; 24 dB in 150 steps needs geometry and colour."""
+    """Untrained it scores 14 dB; 26 dB in 150 steps needs geometry and colour."""
     assert held_out_psnr_db(Teacher(TINY, scene.box), scene) < 15
-    assert held_out_psnr_db(learned, scene) > 24
-    assert 0 < float(learned.occupancy.occupied.float().mean()) < 0.25
+    assert held_out_psnr_db(learned, scene) > 26
+    assert 0.1 < float(learned.occupancy.occupied.float().mean()) < 0.35  # the ball fills 0.19
 
 
 def test_learns_a_forward_facing_scene_without_coverage(tmp_path: Path) -> None:
     scene = ball_scene("ndc")
     teacher = trained(scene, replace(TINY, steps=200, distortion=1e-3), tmp_path)
-    assert held_out_psnr_db(teacher, scene) > 24
+    assert held_out_psnr_db(teacher, scene) > 23
 
 
 def test_rounds_equal_rendering_all_samples_at_once(learned: Teacher, scene: Scene) -> None:
@@ -321,4 +321,4 @@ def test_a_gpu_computes_the_same(learned: Teacher, scene: Scene, tmp_path: Path)
         scene, TINY, device=torch.device("cuda"), folder=tmp_path, progress=silent,
         log=lambda **_: None,
     )  # fmt: skip
-    assert held_out_psnr_db(on_gpu.cpu(), scene) > 24
+    assert held_out_psnr_db(on_gpu.cpu(), scene) > 26

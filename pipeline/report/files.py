@@ -1,0 +1,93 @@
+"""What can be taken away: the exported graphs and the lens project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.report.chain import Chain
+from pipeline.report.figures import (
+    DOES_NOT_APPLY,
+    NOT_AVAILABLE,
+    as_number,
+    decibels,
+    plural,
+    scientific,
+    size,
+    whole,
+)
+from pipeline.report.layout import or_reason, section, table, unavailable
+from pipeline.report.markup import Html, element, fragment
+
+
+def files_section(chain: Chain) -> Html:
+    """Exported files, each compared with PyTorch, and the lens."""
+    return section(
+        "files",
+        "Files to use",
+        or_reason(lambda: _graphs(chain.graphs())),
+        element("h3", "Lens Studio project"),
+        or_reason(lambda: _lens(chain)),
+    )
+
+
+def _graphs(records: list[dict[str, Any]]) -> Html:
+    head = ["file", "purpose", "size", "opset", "operators", "PSNR", "max. error", "sha256"]
+    rows = [_written(g) for g in records if (as_number(g.get("size_bytes")) or 0) > 0]
+    absent = [
+        unavailable(f"{_text(g, 'path')}: {_text(g, 'note').removeprefix('not available: ')}")
+        for g in records
+        if (as_number(g.get("size_bytes")) or 0) <= 0
+    ]
+    caption = (
+        "In the run's folder export/. PSNR and largest error compare each file with PyTorch on real "
+        "test poses, the worst of them; ∞ means equal to the last bit."
+    )
+    return fragment(table(head, rows, caption=caption, words=(0, 1, 4, 7)), *absent)
+
+
+def _written(graph: dict[str, Any]) -> list[str]:
+    opset = graph.get("opset")
+    note = graph.get("note")
+    purpose = fragment(
+        _text(graph, "purpose"), element("small", str(note), class_="below") if note else None
+    )
+    return [
+        element("code", _text(graph, "path")),
+        purpose,
+        size(graph.get("size_bytes")),
+        DOES_NOT_APPLY if opset is None else whole(opset),
+        _operators(graph.get("ops")),
+        decibels(graph.get("psnr_db")),
+        scientific(graph.get("max_error")),
+        element("code", _text(graph, "sha256")[:12]),
+    ]
+
+
+def _text(graph: dict[str, Any], name: str) -> str:
+    return str(graph.get(name) or NOT_AVAILABLE)
+
+
+def _operators(ops: object) -> Html:
+    if not isinstance(ops, dict) or not ops:
+        return fragment(NOT_AVAILABLE)
+    counts = {str(name): as_number(count) or 0 for name, count in ops.items()}
+    listed = ", ".join(f"{name} {whole(counts[name])}" for name in sorted(counts))
+    summary = f"{whole(sum(counts.values()))}, {plural(len(counts), 'kind')}"
+    return element("details", element("summary", summary), element("small", listed))
+
+
+def _lens(chain: Chain) -> Html:
+    lens = chain.require("lens")
+    project = str(chain.detail("lens", "project") or NOT_AVAILABLE)
+    opened = next((name for name in lens.manifest["files"] if name.endswith(".esproj")), None)
+    if opened is None:
+        return unavailable("the lens artifact holds no project file")
+    return fragment(
+        element(
+            "p",
+            "The folder ", element("code", f"lens/{project}"), " of the run is a Lens Studio project: "
+            f"{whole(chain.metric('lens', 'files'))} files, {size(chain.metric('lens', 'size_bytes'))}. "
+            "Open ", element("code", f"lens/{opened}"), " in Lens Studio 5.15.4 or newer, wait until "
+            "the models are imported, and drag in the preview to turn the object.",
+        )
+    )  # fmt: skip

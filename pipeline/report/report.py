@@ -1,0 +1,80 @@
+"""The report of a run: one HTML file that needs no network, no JavaScript and nothing beside it.
+
+Every figure on the page stands in an artifact; what is missing is named with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+
+from lightfield.files import write_text
+from lightfield.run import Artifact, Run, StageWriter
+from pipeline.console import Console
+from pipeline.report.chain import Chain
+from pipeline.report.files import files_section
+from pipeline.report.latency import latency_section
+from pipeline.report.making import making_section
+from pipeline.report.markup import Html, element, fragment
+from pipeline.report.pruning import pruning_section
+from pipeline.report.quality import pictures_section, quality_section
+from pipeline.report.summary import header
+
+PAGE = "index.html"
+LAYOUT = 1
+"""Grows when the same artifacts give another page."""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may do with the page: show it. A second lock behind escaping."""
+PARTS: tuple[Callable[[Chain], Html], ...] = (
+    header, pictures_section, quality_section, pruning_section, latency_section, files_section,
+    making_section,
+)  # fmt: skip
+LINKS = {
+    "pictures": "Pictures",
+    "quality": "Quality",
+    "pruning": "Pruning",
+    "latency": "Latency",
+    "files": "Files",
+    "making": "How it was made",
+}
+
+
+def make_report(run: Run, console: Console) -> Artifact:
+    """Write `index.html` about everything the run has so far.
+
+    Raises:
+        CheckpointError: when the run has no readable scene.
+    """
+    chain = Chain.of(run)
+    settings = {"layout": LAYOUT, "manifests": chain.identity()}
+
+    def work(stage: StageWriter) -> None:
+        parts = []
+        with console.progress("report") as progress:
+            for part in PARTS:
+                parts.append(part(chain))
+                progress(len(parts), len(PARTS))
+        page = page_of(chain.scene.name, parts)
+        write_text(stage.path / PAGE, page)
+        stage.metrics |= {"size_bytes": len(page.encode()), "missing": sorted(chain.absent)}
+
+    return run.perform("report", settings, chain.artifacts, work)[0]
+
+
+def page_of(title: str, parts: list[Html]) -> str:
+    """The whole document around its parts."""
+    style = resources.files("pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{title}: a neural light field"),
+        element("style", Html(style)),
+    )
+    top, *rest = parts
+    links = [element("a", text, href=f"#{name}") for name, text in LINKS.items()]
+    contents = element("nav", *links, aria_label="Contents")
+    body = element("body", element("main", top, contents, fragment(*rest)))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}"

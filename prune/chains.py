@@ -1,0 +1,88 @@
+"""A student as a row of chains, which is how it is pruned and how its cost adds up.
+
+Chain 0 is the head and the body, chain s + 1 is tail stage s. Each chain is an entry (the head's
+convolution, or the stage's up-sampling operator) and residual blocks behind it: one width for the
+stream that they share, one inner width for each block. The colour convolution reads the last chain
+and is never pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import nn
+
+from lightfield.errors import ConfigError
+from lightfield.student import ResidualBlock, Student, StudentSpec
+
+Value = TypeVar("Value")
+Widths = tuple[int, ...]
+"""Stream width of every chain."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths of a student, chain by chain; an inner width of 0 marks a block to be dropped."""
+
+    widths: Widths
+    blocks: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, spec: StudentSpec) -> Shape:
+        """The shape of a specification."""
+        return cls(
+            (spec.stream_width, *(stage.width for stage in spec.tail)),
+            (spec.inner_widths, *(stage.inner_widths for stage in spec.tail)),
+        )
+
+    def with_width(self, chain: int, width: int) -> Shape:
+        """Another stream width in one chain."""
+        return replace(self, widths=_with(self.widths, chain, width))
+
+    def with_block(self, chain: int, block: int, inner: int) -> Shape:
+        """Another inner width in one block; 0 drops it."""
+        return replace(
+            self, blocks=_with(self.blocks, chain, _with(self.blocks[chain], block, inner))
+        )
+
+    def without_blocks(self) -> Shape:
+        """All blocks dropped."""
+        return replace(self, blocks=tuple((0,) * len(chain) for chain in self.blocks))
+
+    def applied_to(self, spec: StudentSpec) -> StudentSpec:
+        """The specification with these widths and without the dropped blocks; chains beyond the last
+        one are cut off.
+
+        Raises:
+            ConfigError: when the specification has fewer chains.
+        """
+        if len(self.widths) > 1 + len(spec.tail):
+            raise ConfigError(f"{len(self.widths)} chains for another student", where="pruning")
+        kept = [tuple(inner for inner in chain if inner) for chain in self.blocks]
+        tail = tuple(
+            replace(stage, width=width, inner_widths=inner)
+            for stage, width, inner in zip(spec.tail, self.widths[1:], kept[1:], strict=False)
+        )
+        return replace(spec, stream_width=self.widths[0], inner_widths=kept[0], tail=tail)
+
+
+def chains_of(student: Student) -> list[list[tuple[str, ResidualBlock]]]:
+    """The residual blocks of every chain with their module names."""
+    modules: list[tuple[str, Iterable[nn.Module]]] = [("body", student.body)]
+    for s, stage in enumerate(student.tail):
+        assert isinstance(stage, nn.Sequential)
+        modules.append((f"tail.{s}", stage))
+    return [
+        [
+            (f"{name}.{index}", block)
+            for index, block in enumerate(chain)
+            if isinstance(block, ResidualBlock)
+        ]
+        for name, chain in modules
+    ]
+
+
+def _with(values: Sequence[Value], index: int, value: Value) -> tuple[Value, ...]:
+    return (*values[:index], value, *values[index + 1 :])

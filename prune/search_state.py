@@ -1,0 +1,175 @@
+"""Where a search stands: everything it needs to go on, in one atomic file with the student's weights.
+
+Invariants: `trials` only grows; the student beside the state is that of the last trial whose verdict
+is one of `prune.trial.CURRENT`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from lightfield.errors import CheckpointError, NelfError
+from lightfield.files import atomic_path, write_json
+from lightfield.run import load_into
+from lightfield.student import Student, StudentSpec
+from prune.latency_table import LatencyTable
+from prune.trial import CURRENT, Trial
+
+STATE = "search.safetensors"
+"""Serves resuming only; not needed once the search has ended."""
+HISTORY = "search.json"
+FORMAT = "nelf-search-1"
+SMALLEST_STEP = 0.03
+"""Share of the latency below which a gain drowns in noise."""
+
+
+@dataclass
+class SearchState:
+    """Everything a search knows besides the student itself."""
+
+    question: str
+    """Fingerprint of the settings and the dense specification."""
+    budget_ms: float = 0.0
+    pinned_ms: float = 0.0
+    """The dense student's latency, as the percentile that budgets are held against."""
+    pinned_median_ms: float = 0.0
+    tail: float = 1.0
+    """Percentile over median: of the dense student, then of the last one measured for long."""
+    share: float = 0.0
+    """Share of the latency that the next step tries to remove."""
+    step: int = 0
+    measurements: int = 0
+    """How many lines of the record are behind this state."""
+    stopped: str = ""
+    """Why the search ended before the budget was met."""
+    allowance_spent: bool = False
+    """Whether it ended because quality, not latency, allowed no further step."""
+    table: LatencyTable | None = None
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def current(self) -> Trial:
+        """The student the search goes on with."""
+        return next(trial for trial in reversed(self.trials) if trial.verdict in CURRENT)
+
+    @property
+    def goal_ms(self) -> float:
+        """The median latency at which the budget is expected to be met."""
+        return self.budget_ms / self.tail
+
+    @property
+    def at_goal(self) -> bool:
+        """Whether the current student can be expected to meet the budget."""
+        return self.current.verdict != "over budget" and self.current.median_ms <= self.goal_ms
+
+    @property
+    def verified(self) -> bool:
+        """Whether the current student was found to meet the budget."""
+        return self.current.verdict == "within budget"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the final student is found."""
+        return bool(self.trials) and self.current.verdict == "final"
+
+    @property
+    def percent_of_way(self) -> int:
+        """How far the current student is on the way from the dense latency to the budget."""
+        way_ms = self.pinned_ms - self.budget_ms
+        if way_ms <= 0:
+            return 100
+        gone_ms = self.pinned_ms - self.current.latency_ms
+        return max(0, min(100, round(100 * gone_ms / way_ms)))
+
+    def next_target_ms(self) -> float:
+        """The median latency that the next step aims at: all the way when little would be left, and
+        never less than a step that can be told from noise."""
+        now = self.current.median_ms
+        target = now * (1 - self.share)
+        if target * (1 - SMALLEST_STEP) < self.goal_ms:
+            target = self.goal_ms
+        return min(target, now * (1 - SMALLEST_STEP))
+
+    def shorten(self, share: float, reason: str) -> None:
+        """Aim nearer from now on; stop, for the reason given, when that is too near to be measured."""
+        self.share = min(self.share, share)
+        if self.share < SMALLEST_STEP:
+            self.stopped = reason
+
+    def tried(self) -> list[StudentSpec]:
+        """What was made of the current student and not kept."""
+        tried: list[StudentSpec] = []
+        for trial in reversed(self.trials):
+            if trial.verdict in CURRENT:
+                break
+            tried.append(StudentSpec.from_json(trial.spec))
+        return tried
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        table = None if self.table is None else self.table.to_json()
+        return {**vars(self), "table": table, "trials": [asdict(trial) for trial in self.trials]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SearchState:
+        """The inverse of `to_json`.
+
+        Raises:
+            CheckpointError: when it is not a search's state.
+        """
+        try:
+            trials = [Trial(**trial) for trial in data["trials"]]
+            table = None if data["table"] is None else LatencyTable.from_json(data["table"])
+            return cls(**{**data, "trials": trials, "table": table})
+        except (AttributeError, KeyError, TypeError, ValueError) as reason:
+            raise CheckpointError(f"not the state of a search ({reason})") from reason
+
+
+def save_search(folder: Path, state: SearchState, student: Student) -> None:
+    """Write the state with the current student's weights, and the history for readers."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "spec": json.dumps(student.spec.to_json()),
+        "state": json.dumps(state.to_json()),
+    }
+    with atomic_path(folder / STATE) as temporary:
+        save_file(tensors, temporary, metadata)
+    write_json(folder / HISTORY, state.to_json())
+
+
+def load_search(
+    folder: Path, question: str, device: torch.device
+) -> tuple[SearchState, Student] | None:
+    """The state of an interrupted search and its student, or None when none was begun.
+
+    Raises:
+        CheckpointError: when the file is damaged, foreign, or answers another question.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    remedy = "delete it to start the search over"
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError("not written by this tool")
+        state = SearchState.from_json(json.loads(metadata["state"]))
+        student = Student(StudentSpec.from_json(json.loads(metadata["spec"])))
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError, NelfError) as reason:
+        raise CheckpointError(
+            f"not the state of a search ({reason})", where=path, remedy=remedy
+        ) from reason
+    if state.question != question:
+        raise CheckpointError("belongs to a search with other settings", where=path, remedy=remedy)
+    load_into(student, tensors, where=path)
+    return state, student.to(device).eval()

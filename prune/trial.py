@@ -1,0 +1,62 @@
+"""One student that was measured, and what became of it: the rows of a search's history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prune.evidence import Clock
+
+Verdict = Literal[
+    "dense", "kept", "passed over", "missed", "rolled back", "within budget", "over budget", "final"
+]
+"""`dense` came in. A candidate was `kept`, `passed over` for a better one, `missed` its target, or was
+`rolled back` because it lost too much quality. A kept student was then found `within budget` or `over
+budget` in a longer measurement; `final` went out."""
+CURRENT = ("dense", "kept", "within budget", "over budget", "final")
+"""Verdicts of students that the search went on with."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measured student; latencies have the drift since the dense student's measurement taken out."""
+
+    step: int
+    kind: str
+    """`dense`, how it was proposed (see `prune.proposals.propose`), or `verification` and `final`."""
+    spec: dict[str, Any]
+    target_ms: float
+    """Median latency aimed at; for a longer measurement, the budget's."""
+    predicted_ms: float
+    """Median latency by the table as it was then."""
+    median_ms: float
+    """Ratio times the dense student's median latency."""
+    latency_ms: float
+    """Percentile that budgets are held against."""
+    clock: Clock
+    """What `latency_ms` is a percentile of."""
+    ratio: float
+    """Median ratio to the dense student, by the steadiest clock, with its 95% interval."""
+    ratio_low: float
+    ratio_high: float
+    turns: int
+    psnr_db: float
+    """Held-out PSNR after the tuning that this student has had."""
+    parameters: int
+    macs: int
+    verdict: Verdict
+
+    @property
+    def met(self) -> bool:
+        """Whether the target was reached, as far as can be told."""
+        return self.median_ms * self.ratio_low / self.ratio <= self.target_ms
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other one beats in both latency and PSNR, fastest first."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.latency_ms, -t.psnr_db)):
+        if not front or trial.psnr_db > front[-1].psnr_db:
+            front.append(trial)
+    return front

@@ -1,0 +1,39 @@
+"""What the search works with: training, exporting and measuring, injected by `pipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightfield.latency import ComparedLatency
+from lightfield.progress import Progress
+from lightfield.student import Student
+from prune.importance import Batch
+from prune.latency_table import TimeSpecs
+
+
+class Tune(Protocol):
+    """Trains a student further and returns it in evaluation mode."""
+
+    def __call__(  # noqa: D102
+        self, student: Student, steps: int, seed: int, progress: Progress | None
+    ) -> Student: ...
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What the search works with; `pipeline` builds it from train, export and device."""
+
+    measure: Callable[[Student], ComparedLatency]
+    """Export, check, and measure a student in turns with the pinned dense one."""
+    time_specs: TimeSpecs
+    tune: Tune
+    recalibrate: Callable[[Student], None]
+    """Renew batch-norm statistics in place."""
+    score: Callable[[Student], float]
+    """Held-out PSNR in dB."""
+    batches: Sequence[Batch]
+    """Whole held-out pictures for measuring importance."""
+    width_multiple: int
+    """Widths are rounded to multiples of this."""

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console as RichConsole
+
+from lightfield.errors import CheckpointError
+from lightfield.files import write_json
+from lightfield.run import MANIFEST, Artifact, Run
+from pipeline.console import Console
+from pipeline.status import StageStatus, chain_status, print_status, runs_in
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STAGES = ("scene", "teacher", "pseudo", "student", "report")
+READS = {
+    "scene": (),
+    "teacher": ("scene",),
+    "pseudo": ("scene", "teacher"),
+    "student": ("scene", "pseudo"),
+    "report": ("student",),
+}
+
+
+class Interrupted(BaseException):
+    """Ctrl-C."""
+
+
+def make(run: Run, stage: str, *, metrics: dict | None = None, interrupted=False, **config):
+    """One stage of two files, reading what READS says."""
+
+    def work(writer):
+        (writer.path / "weights.bin").write_bytes(bytes(1000))
+        if interrupted:
+            raise Interrupted
+        (writer.path / "pictures").mkdir(exist_ok=True)
+        (writer.path / "pictures" / "0.bin").write_bytes(bytes(234))
+        writer.metrics |= metrics or {}
+
+    inputs = {name: run.artifact(name) for name in READS[stage]}
+    return run.perform(stage, config, inputs, work)[0]
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path / "runs" / "toy")
+
+
+@pytest.fixture
+def whole(run) -> Run:
+    for stage in STAGES:
+        make(run, stage)
+    return run
+
+
+def statuses(run: Run) -> dict[str, StageStatus]:
+    return {status.stage: status for status in chain_status(run, STAGES)}
+
+
+def states(run: Run) -> list[str]:
+    return [status.state for status in chain_status(run, STAGES)]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def edit(artifact: Artifact, change) -> None:
+    manifest = json.loads((artifact.path / MANIFEST).read_text())
+    write_json(artifact.path / MANIFEST, change(manifest))
+
+
+# -- states -----------------------------------------------------------------------------------------
+
+
+def test_a_whole_chain_is_finished(whole):
+    before = datetime.datetime.now(datetime.UTC)
+    assert states(whole) == ["finished"] * 5
+    teacher = statuses(whole)["teacher"]
+    assert teacher.size_bytes == 1234
+    assert teacher.seconds is not None
+    assert teacher.seconds >= 0
+    assert teacher.made is not None
+    assert abs(before - teacher.made) < datetime.timedelta(minutes=5)
+    assert teacher.reason == ""
+
+
+def test_stages_that_were_not_run_are_missing(run):
+    make(run, "scene")
+    assert states(run) == ["finished"] + ["missing"] * 4
+    assert statuses(run)["report"] == StageStatus("report", "missing")
+
+
+def test_a_run_that_is_not_there_is_refused(run):
+    with pytest.raises(
+        CheckpointError, match=r"toy: there is no such run; begin it with `nelf scene --run .*toy`"
+    ):
+        chain_status(run, STAGES)
+    assert not run.path.exists()
+
+
+def test_what_was_made_from_a_replaced_artifact_is_stale_and_so_is_what_follows(whole):
+    make(whole, "teacher", steps=2)
+    assert states(whole) == ["finished", "finished", "stale", "stale", "stale"]
+    found = statuses(whole)
+    assert found["pseudo"].reason == "its teacher is no longer the one here"
+    assert found["student"].reason == "its pseudo is stale"
+    assert found["report"].reason == "its student is stale"
+    assert found["report"].size_bytes == 1234
+    for stage in ("pseudo", "student", "report"):
+        make(whole, stage)
+    assert states(whole) == ["finished"] * 5
+
+
+def test_made_again_from_the_same_is_not_stale(whole):
+    shutil.rmtree(whole.path / "teacher")
+    make(whole, "teacher")
+    assert states(whole) == ["finished"] * 5
+
+
+def test_what_was_made_from_a_deleted_artifact_is_stale(whole):
+    shutil.rmtree(whole.path / "pseudo")
+    assert states(whole) == ["finished", "finished", "missing", "stale", "stale"]
+
+
+def test_an_input_counts_by_its_key_whatever_it_is_called(whole):
+    pseudo = whole.artifact("pseudo")
+    whole.perform("report", {}, {"pictures": pseudo}, lambda writer: None)
+    assert states(whole) == ["finished"] * 5
+    make(whole, "pseudo", pictures=9)
+    assert statuses(whole)["report"].reason == "its pictures is no longer the one here"
+
+
+# -- interruption -----------------------------------------------------------------------------------
+
+
+def interrupt(run: Run, stage: str, **config) -> None:
+    with pytest.raises(Interrupted):
+        make(run, stage, interrupted=True, **config)
+
+
+def test_a_first_run_that_was_interrupted(run):
+    interrupt(run, "scene")
+    found = statuses(run)["scene"]
+    assert (found.state, found.made, found.size_bytes) == ("interrupted", None, None)
+    assert found.reason == "begun and not ended; the same command resumes it"
+
+
+def test_an_interrupted_stage_shows_the_earlier_artifact_which_still_counts(whole):
+    interrupt(whole, "teacher", steps=2)
+    assert states(whole) == ["finished", "interrupted", "finished", "finished", "finished"]
+    assert statuses(whole)["teacher"].size_bytes == 1234
+    make(whole, "scene", resolution=2)
+    assert states(whole) == ["finished", "interrupted", "stale", "stale", "stale"]
+
+
+def test_a_work_folder_without_a_key_is_nothing(whole):
+    (whole.path / ".teacher.work").mkdir()
+    assert states(whole) == ["finished"] * 5
+
+
+@pytest.mark.parametrize("cut", ["before the renames", "between the renames", "before the last"])
+def test_a_publication_that_was_cut_is_left_as_it_is(whole, cut):
+    other = Run(whole.path.with_name("other"))
+    make(other, "scene", resolution=2).path.rename(whole.path / ".scene.work")
+    if cut != "before the renames":
+        (whole.path / "scene").rename(whole.path / ".scene.old")
+    if cut == "before the last":
+        shutil.rmtree(whole.path / ".scene.work")
+    before = snapshot(whole.path)
+    found = statuses(whole)["scene"]
+    assert found.state == "interrupted"
+    assert found.reason == "done, but not yet put in place; the same command ends it"
+    assert snapshot(whole.path) == before
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from lightfield.run import Run
+
+def work(writer):
+    (writer.path / "checkpoint").touch()
+    print("working", flush=True)
+    time.sleep(120)
+
+Run(Path(sys.argv[1])).perform("pseudo", {"v": 2}, {}, work)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists its locks")
+def test_a_stage_that_a_process_works_on_is_running_until_that_ends(whole):
+    interrupt(whole, "teacher", steps=2)
+    for path in (whole.path / ".teacher.work", *(whole.path / ".teacher.work").iterdir()):
+        os.utime(path, (0, 0))
+    command = [sys.executable, "-c", CHILD, str(whole.path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "working\n"
+            during = states(whole)
+        finally:
+            child.kill()
+    assert during == ["finished", "interrupted", "running", "finished", "finished"]
+    assert states(whole) == ["finished", "interrupted", "interrupted", "finished", "finished"]
+
+
+def test_a_lock_that_nobody_holds_means_nothing(whole):
+    interrupt(whole, "teacher", steps=2)
+    (whole.path / ".lock").write_text(str(os.getpid()))
+    assert states(whole)[1] == "interrupted"
+    (whole.path / ".lock").write_bytes(b"\xff")
+    assert states(whole)[1] == "interrupted"
+
+
+# -- damage -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
+def test_a_missing_or_truncated_file_is_damage_and_named(whole, damage):
+    damage(whole.path / "teacher" / "pictures" / "0.bin")
+    found = statuses(whole)["teacher"]
+    assert found.state == "damaged"
+    assert found.reason == "pictures/0.bin: file is missing or truncated"
+    assert states(whole)[2:] == ["finished"] * 3, "made again it would have the same key"
+
+
+def test_a_stage_without_its_manifest_is_damaged(whole):
+    (whole.path / "teacher" / MANIFEST).unlink()
+    assert statuses(whole)["teacher"].reason == "manifest.json is missing"
+    assert states(whole) == ["finished", "damaged", "stale", "stale", "stale"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda manifest: [], "not a manifest of this tool"),
+        (lambda manifest: manifest | {"schema": 2}, "manifest schema 2, this version reads 1"),
+        (lambda manifest: manifest | {"stage": "scene"}, "not a manifest of this stage"),
+        (lambda manifest: manifest | {"inputs": ["scene"]}, "not a manifest of this stage"),
+        (lambda manifest: manifest | {"inputs": {"scene": [1]}}, "not a manifest of this stage"),
+        (lambda manifest: manifest | {"key": 7}, "not a manifest of this stage"),
+        (lambda manifest: manifest | {"metrics": 30.0}, "not a manifest of this stage"),
+        (
+            lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": "many"}}},
+            "w: file is missing or truncated",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_foreign_manifest_is_damage(whole, change, reason):
+    edit(whole.artifact("teacher"), change)
+    found = statuses(whole)["teacher"]
+    assert (found.state, found.reason) == ("damaged", reason)
+
+
+def test_a_manifest_that_is_no_json_is_damage(whole):
+    (whole.path / "teacher" / MANIFEST).write_bytes(b"\x80\x04")
+    found = statuses(whole)["teacher"]
+    assert found.state == "damaged"
+    assert found.reason.startswith("cannot be read as JSON")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: {k: v for k, v in manifest.items() if k not in ("started", "seconds")},
+        lambda manifest: manifest | {"started": "yesterday"},
+        lambda manifest: manifest | {"seconds": "long", "started": 3},
+        lambda manifest: manifest | {"seconds": 1e300},
+    ],
+)
+def test_times_that_make_no_sense_are_left_out(whole, change):
+    edit(whole.artifact("teacher"), change)
+    found = statuses(whole)["teacher"]
+    assert (found.state, found.made, found.seconds) == ("finished", None, None)
+    assert "2 files" in printed([found])
+
+
+# -- reading only -----------------------------------------------------------------------------------
+
+
+def test_looking_changes_nothing(whole):
+    interrupt(whole, "teacher", steps=2)
+    (whole.path / ".lock").unlink()
+    before = snapshot(whole.path.parent)
+    chain_status(whole, STAGES)
+    assert [found.path for found in runs_in(whole.path.parent, STAGES)] == [whole.path]
+    assert snapshot(whole.path.parent) == before
+
+
+def test_a_run_that_is_locked_can_be_looked_at(whole):
+    with whole.locked():
+        assert states(whole) == ["finished"] * 5
+
+
+# -- figures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metrics", "headline"),
+    [
+        ({}, "2 files"),
+        ({"psnr_db": 29.146, "ssim": 0.9}, "29.15 dB"),
+        ({"latency_ms": 3.4, "psnr_db": 29.1, "dense_ms": 7.0}, "29.10 dB, 3.40 ms"),
+        ({"psnr_db": float("inf")}, "inf dB"),
+        ({"psnr_db": None, "pictures": 600}, "600 pictures"),
+        ({"psnr_db": "high"}, "2 files"),
+    ],
+)
+def test_the_headline(run, metrics, headline):
+    make(run, "scene", metrics=metrics)
+    assert statuses(run)["scene"].headline == headline
+
+
+def test_the_runs_of_a_folder(tmp_path):
+    runs = tmp_path / "runs"
+    assert runs_in(runs, STAGES) == []
+    make(Run(runs / "lego"), "scene")
+    interrupt(Run(runs / "fern"), "scene")
+    (runs / "notes").mkdir()
+    (runs / "todo.txt").touch()
+    assert runs_in(runs, STAGES) == [Run(runs / "fern"), Run(runs / "lego")]
+
+
+# -- the table --------------------------------------------------------------------------------------
+
+
+def printed(chain: list[StageStatus], *, width: int = 200, **options) -> str:
+    text = io.StringIO()
+    rich = RichConsole(file=text, width=width, soft_wrap=True, highlight=False)
+    print_status(chain, Console(rich_console=rich), **options)
+    return text.getvalue()
+
+
+def test_the_table_says_it_all_within_its_width(whole):
+    make(whole, "teacher", steps=2, metrics={"psnr_db": 30.125, "latency_ms": 3.0})
+    chain = chain_status(whole, STAGES)
+    for width in (80, 100, 200):
+        text = printed(chain, width=width, title="runs/[toy]")
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= min(width, 100)
+        lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+        assert lines["runs/[toy]"] == ["runs/[toy]"]
+        assert lines["teacher"][1] == "finished"
+        assert lines["teacher"][4:] == ["0:00:00", "1.2", "kB", "30.12", "dB,", "3.00", "ms"]
+        assert lines["student"][1] == "stale"
+        flat = " ".join(text.split())
+        assert "its teacher is no longer the one here" in flat
+        assert text.endswith("\nNext: `nelf pseudo`.\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("finished", "The chain is complete."),
+        ("running", "A process is working on `teacher`."),
+        ("missing", "Next: `nelf teacher`."),
+        ("damaged", "Next: `nelf teacher`."),
+    ],
+)
+def test_the_last_line_says_what_is_next(state, line):
+    text = printed([StageStatus("scene", "finished"), StageStatus("teacher", state)])
+    assert text.splitlines()[-1] == line

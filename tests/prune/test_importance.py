@@ -1,0 +1,104 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_students import pictures, rays, small_spec, trained
+from torch.nn import functional as F
+
+from prune.chains import Shape, chains_of
+from prune.importance import (
+    mean_inputs,
+    mean_squared_error,
+    rank_channels,
+    taylor_scores,
+)
+from prune.slimming import Masks, masked_forward
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_taylor_scores_are_squared_derivatives_of_the_loss(norm):
+    student = trained(small_spec(norm=norm)).double()
+    batches = [(x.double(), truth.double()) for x, truth in pictures(student.spec)]
+    scores = taylor_scores(student, batches)
+    step = 1e-5
+
+    @torch.no_grad()
+    def loss(which: int, channel: int, value: float, x, truth) -> float:
+        masks = Masks.ones(student.spec)
+        masks.widths = [mask.double() for mask in masks.widths]
+        masks.blocks = [[mask.double() for mask in chain] for chain in masks.blocks]
+        masks.all()[which][channel] = value
+        return float((masked_forward(student, x, masks) - truth).square().mean())
+
+    for which, score in enumerate(scores.all()):
+        for channel in (0, len(score) - 1):
+            expected = 0.0
+            for x, truth in batches:
+                rise = loss(which, channel, 1 + step, x, truth)
+                expected += ((rise - loss(which, channel, 1 - step, x, truth)) / (2 * step)) ** 2
+            assert float(score[channel]) == pytest.approx(expected, rel=1e-3, abs=1e-12)
+
+
+def test_the_ranking_does_not_see_a_scale_that_moves_from_norm_into_convolution():
+    student = trained(small_spec(norm="batch"))
+    batches = pictures(student.spec)
+    before, output = rank_channels(student, batches), student(batches[0][0])
+    generator = torch.Generator().manual_seed(0)
+    for chain in chains_of(student):
+        for _, block in chain:
+            for convolution, norm in (
+                (block.expand, block.expand_norm),
+                (block.contract, block.contract_norm),
+            ):
+                factor = torch.exp(torch.randn(len(norm.weight), generator=generator))
+                with torch.no_grad():  # scaling what the norm divides away, exactly
+                    convolution.weight.mul_(factor[:, None, None, None])
+                    convolution.bias.mul_(factor)
+                    norm.running_mean.mul_(factor)
+                    norm.running_var.add_(norm.eps).mul_(factor**2).sub_(norm.eps)
+    torch.testing.assert_close(student(batches[0][0]), output, rtol=0, atol=1e-5)
+    assert rank_channels(student, batches) == before
+
+
+def test_a_channel_that_matters_ranks_before_a_channel_that_does_not():
+    student = trained(small_spec())
+    with torch.no_grad():
+        student.body[0].contract.weight[:, [1, 4]] = 0
+        student.tail[1][1].contract.weight[:, 2] = 0
+    ranking = rank_channels(student, pictures(student.spec))
+    assert set(ranking.blocks[0][0][-2:]) == {1, 4}
+    assert ranking.blocks[2][0][-1] == 2
+
+
+def test_the_best_channels_of_a_shape():
+    student = trained(small_spec())
+    ranking = rank_channels(student, pictures(student.spec))
+    shape = Shape.of(student.spec).with_width(0, 4).with_block(0, 1, 0).with_block(2, 0, 3)
+    keep = ranking.best(shape)
+    assert keep.shape == shape
+    assert keep.widths[0] == tuple(sorted(ranking.widths[0][:4]))
+    assert keep.blocks[2][0] == tuple(sorted(ranking.blocks[2][0][:3]))
+    assert keep.applied_to(student.spec) == shape.applied_to(student.spec)
+
+
+@torch.no_grad()
+def test_mean_inputs_are_those_that_each_convolution_sees():
+    student = trained(small_spec())
+    x = rays(student.spec, batch=3)
+    means = mean_inputs(student, [(x[:1], student(x[:1])), (x[1:], student(x[1:]))])
+    head = F.gelu(student.head(x))
+    torch.testing.assert_close(means["head"], x.mean((0, 2, 3)))
+    torch.testing.assert_close(means["body.0.expand"], head.mean((0, 2, 3)))
+    hidden = F.gelu(student.body[0].expand(head))
+    torch.testing.assert_close(means["body.0.contract"], hidden.mean((0, 2, 3)))
+    assert means["colour"].shape == (5,)
+    assert not any(module._forward_pre_hooks for module in student.modules())
+
+
+@torch.no_grad()
+def test_mean_squared_error_weighs_pictures_not_batches():
+    student = trained(replace(small_spec(), inner_widths=()))
+    x = rays(student.spec, batch=3)
+    truth = student(x) + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1)
+    batches = [(x[:1], truth[:1]), (x[1:], truth[1:])]
+    assert mean_squared_error(student, batches) == pytest.approx((0.01 + 0.04 + 0.09) / 3, rel=1e-4)
