@@ -99,13 +99,18 @@ class StudentSpec:
         return math.prod(stage.factor for stage in self.tail)
 
     @property
+    def halo_pixels(self) -> int:
+        """Pixels next to each side of a patch that depend on rays beyond it."""
+        margin = 0
+        for stage in self.tail:
+            reach = 1 if stage.operator == "conv_transpose" and stage.factor == 2 else 0
+            margin = margin * stage.factor + reach
+        return margin
+
+    @property
     def halo_rays(self) -> int:
         """Rays beyond a patch, on each side, on which its pixels depend."""
-        margin = 0
-        for stage in reversed(self.tail):
-            reach = 1 if stage.operator == "conv_transpose" and stage.factor == 2 else 0
-            margin = -(-(margin + reach) // stage.factor)
-        return margin
+        return -(-self.halo_pixels // self.factor)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, to be read back by `from_json`."""

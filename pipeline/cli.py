@@ -1,352 +1,58 @@
-"""The `nelf` command: one subcommand per stage, its options made from the stages' dataclasses.
+"""The `nelf` command's way in and out: what goes wrong is one line on stderr, and exit code 2.
 
-A run remembers the preset its scene was made with, so that later stages need only `--run`; options
-given on the command line override the preset's. Every error a user can cause is one line and exit
-code 2; `--debug` shows the trace.
+That holds from the first moment: importing torch takes seconds, and half-imported libraries do not
+pass an interruption on, so until all is imported one ends the process at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import errno
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
 
-import torch
-import tyro
-
-from device.benchmark import BenchmarkConfig, TargetKind, choose_target
-from device.target import Target
-from lightfield.errors import CheckpointError, NelfError
-from lightfield.run import Artifact, Run
-from lightfield.scenes.llff import POSES_FILE
-from pipeline import delivery, pruning, training
-from pipeline.console import Console
-from pipeline.data import download_example_data
-from pipeline.doctor import examine, print_findings
-from pipeline.presets import (
-    NetworkConfig,
-    Preset,
-    PresetName,
-    SceneConfig,
-    SceneKind,
-    default_preset_name,
-    preset,
-)
-from pipeline.report.report import make_report
-from pipeline.status import chain_status, print_status
-from prune.search import PruneConfig
-from train.distil import DistilConfig, FineTuneConfig
-from train.pseudo import PseudoConfig
-from train.teacher import TeacherConfig
-
-STAGES = (
-    "scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench", "report",
-)  # fmt: skip
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-Flat = tyro.conf.OmitArgPrefixes
-PresetChoice = Literal["auto", "tiny", "small", "paper"]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Load the pictures, or render the embedded scene."""
-
-    run: Path
-    """Folder of the run, for example runs/lego."""
-    preset: PresetChoice = "auto"
-    """Size of the whole chain; auto looks at the hardware, and is remembered by the run."""
-    data: str = training.EMBEDDED
-    """Folder of a scene (Blender or LLFF form), or `bricks` for the embedded scene."""
-    name: str | None = None
-    """Name of the scene; by default the run folder's."""
-    config: Flat[SceneConfig] = field(default_factory=SceneConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Make the scene."""
-        embedded = self.data == training.EMBEDDED
-        if embedded:
-            console.say("scene: no data set given, using the embedded scene `bricks`")
-        console.say(
-            f"scene: preset `{chosen.name}` on {training.device_name()}; "
-            f"{self.data if not embedded else 'bricks'} -> {self.run}"
-        )
-        artifact = training.make_scene(
-            Run(self.run),
-            self.data,
-            self.name or self.run.resolve().name,
-            self.config,
-            chosen.network.spec().factor,
-            chosen.name,
-            console,
-        )
-        _say(console, artifact, "{width} x {height} pixels, {train_views} train, {test_views} test")
-
-
-@dataclass(frozen=True)
-class _Stage:
-    run: Path
-    """Folder of the run."""
-    preset: PresetChoice = "auto"
-    """Size of the whole chain; auto takes the one the run was begun with."""
-
-
-@dataclass(frozen=True)
-class Teacher(_Stage):
-    """Train the hash-grid NeRF on the pictures."""
-
-    config: Flat[TeacherConfig] = field(default_factory=TeacherConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Train the teacher."""
-        artifact = training.make_teacher(Run(self.run), self.config, console)
-        _say(console, artifact, "{psnr_db:.2f} dB over {views} test views")
-
-
-@dataclass(frozen=True)
-class Pseudo(_Stage):
-    """Render pseudo pictures from random poses with the teacher."""
-
-    config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Render the pseudo pictures."""
-        artifact = training.make_pseudo(Run(self.run), self.config, console)
-        _say(console, artifact, "{pictures} pictures")
-
-
-@dataclass(frozen=True)
-class Student(_Stage):
-    """Distil the student from the pseudo pictures, then fine-tune it on the real ones."""
-
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
-    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Train the student."""
-        artifact = training.make_student(
-            Run(self.run), self.network, self.distil, self.fine_tune, console
-        )
-        _say(console, artifact, "{psnr_db:.2f} dB over {views} test views, {parameters} parameters")
-
-
-@dataclass(frozen=True)
-class _Target:
-    target: TargetKind = "auto"
-    """`phone`, `host`, or `auto`: the phone when exactly one is attached, else this machine."""
-    serial: str | None = None
-    """Which phone, when several are attached."""
-    threads: int = 1
-    """Threads that one operator may use."""
-
-    @contextlib.contextmanager
-    def opened(self, console: Console) -> Iterator[Target]:
-        """The target, left as it was found."""
-        with choose_target(self.target, serial=self.serial, threads=self.threads) as target:
-            who = target.identity
-            console.say(
-                f"measuring on the {who.kind}: {who.name}, {who.runtime}, {who.threads} thread(s)"
-            )
-            yield target
-
-
-@dataclass(frozen=True)
-class Prune(_Stage):
-    """Prune the student until its latency, measured on the target, meets the budget."""
-
-    config: Flat[PruneConfig] = field(default_factory=PruneConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
-    on: Flat[_Target] = field(default_factory=_Target)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Prune the student."""
-        with self.on.opened(console) as target:
-            artifact = pruning.make_pruned(Run(self.run), self.config, self.distil, target, console)
-        _say(
-            console,
-            artifact,
-            "{dense_ms:.2f} -> {latency_ms:.2f} ms (budget {budget_ms:.2f}), {psnr_db:.2f} dB",
-        )
-
-
-@dataclass(frozen=True)
-class Export(_Stage):
-    """Write the newest student as ONNX and CoreML, each graph compared with PyTorch."""
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Export the student."""
-        artifact = delivery.make_export(Run(self.run), console)
-        _say(console, artifact, "{graphs} graphs, lowest parity {lowest_parity_db:.1f} dB")
-
-
-@dataclass(frozen=True)
-class Lens(_Stage):
-    """Write the Lens Studio project."""
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Write the project."""
-        artifact = delivery.make_lens(Run(self.run), console)
-        _say(console, artifact, "{files} files, {size_bytes} bytes")
-
-
-@dataclass(frozen=True)
-class Bench(_Stage):
-    """Measure the exported graphs on a phone, or on this machine."""
-
-    config: Flat[BenchmarkConfig] = field(default_factory=BenchmarkConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Measure the graphs."""
-        where = _Target(self.config.target, self.config.serial, self.config.threads)
-        with where.opened(console) as target:
-            artifact = delivery.make_bench(Run(self.run), self.config, target, console)
-        _say(console, artifact, "student {student_p50_ms:.2f} ms at the median")
-
-
-@dataclass(frozen=True)
-class Report(_Stage):
-    """Write the HTML report."""
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Write the report."""
-        artifact = make_report(Run(self.run), console)
-        console.say(f"report: {artifact.path / 'index.html'}")
-
-
-@dataclass(frozen=True)
-class Status:
-    """Show how far the chain of a run is."""
-
-    run: Path
-    """Folder of the run."""
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Print the chain."""
-        print_status(chain_status(Run(self.run), STAGES), console)
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Say what this machine has, and what each absence costs."""
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Print the findings."""
-        print_findings(examine(), console)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Download the NeRF authors' example scenes (Lego and fern), about 700 MB."""
-
-    folder: Path = Path("data")
-    """Where to put them; nothing is written outside."""
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Download, check and unpack."""
-        with console.progress("data") as progress:
-            found = download_example_data(self.folder, progress=progress)
-        console.say(f"data: {found.status}: {', '.join(str(scene) for scene in found.scenes)}")
+INTERRUPTED = "interrupted; finished stages are kept, the same command goes on from here"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _ending_when_interrupted():
+        from pipeline.commands import perform
+        from pipeline.mishaps import in_one_line
     try:
-        chosen = _preset_for(words)
-        command: Any = tyro.cli(_commands(chosen), args=words, prog="nelf", description=__doc__)
-        command.perform(chosen, console)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        perform([word for word in words if word != "--debug"])
     except KeyboardInterrupt:
-        return _refuse("interrupted; finished stages are kept, the same command goes on from here")
-    except (NelfError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        if debug:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would garble the way out
+        return _refuse(INTERRUPTED)
+    except Exception as error:
+        text = in_one_line(error)
+        if debug or text is None:
             raise
-        return _refuse(_one_line(error))
+        return _refuse(text)
     return 0
 
 
-def _commands(chosen: Preset) -> Any:
-    """The union of all subcommands, with the preset's values as defaults."""
-    missing: Any = tyro.MISSING
-    defaults: dict[str, Any] = {
-        "scene": Scene(missing, config=chosen.scene),
-        "teacher": Teacher(missing, config=chosen.teacher),
-        "pseudo": Pseudo(missing, config=chosen.pseudo),
-        "student": Student(
-            missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
-        ),
-        "prune": Prune(missing, config=chosen.prune, distil=chosen.distil),
-        "export": Export(missing),
-        "lens": Lens(missing),
-        "bench": Bench(missing, config=chosen.bench),
-        "report": Report(missing),
-        "status": Status(missing),
-        "doctor": Doctor(),
-        "data": Data(),
-    }
-    return tyro.extras.subcommand_type_from_defaults(
-        defaults, {name: type(default).__doc__ or "" for name, default in defaults.items()}
-    )
+@contextlib.contextmanager
+def _ending_when_interrupted() -> Iterator[None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"nelf: {INTERRUPTED}\n".encode())
+        os._exit(2)
 
-
-def _preset_for(words: list[str]) -> Preset:
-    """The preset whose values become the options' defaults: asked for, the run's own, or the
-    hardware's; adapted to the kind of scene."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--run", "--preset", "--data"):
-        parser.add_argument(option)
-    known, _ = parser.parse_known_args(words)
-    begun = None
-    if known.run is not None and words[:1] != ["scene"]:
-        with contextlib.suppress(CheckpointError):
-            begun = Run(Path(known.run)).find("scene")
-    details = {} if begun is None else begun.manifest["details"]
-    name: PresetName = default_preset_name()
-    if known.preset not in (None, "auto"):
-        name = known.preset
-    elif "preset" in details:
-        name = details["preset"]
-    return preset(name, _scene_kind(known.data, details.get("source")))
-
-
-def _scene_kind(data: str | None, source: str | None) -> SceneKind:
-    if source is not None:
-        kinds: dict[str, SceneKind] = {training.EMBEDDED: "embedded", "llff": "forward"}
-        return kinds.get(source, "object")
-    if data in (None, training.EMBEDDED):
-        return "embedded"
-    return "forward" if (Path(data) / POSES_FILE).exists() else "object"
-
-
-def _say(console: Console, artifact: Artifact, text: str) -> None:
-    stage = artifact.manifest["stage"]
-    console.say(
-        f"{stage}: {text.format(**artifact.metrics)}  ({artifact.manifest['seconds']:.0f} s)"
-    )
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _refuse(text: str) -> int:
     print(f"nelf: {text}", file=sys.stderr)
     return 2
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f" at {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space, the same command goes on from here"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out of memory; choose a smaller preset, or fewer samples per step or windows"
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

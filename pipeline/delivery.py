@@ -30,22 +30,10 @@ def newest_student(run: Run) -> tuple[str, Artifact]:
     """The pruned student when there is one, else the dense one, with the stage's name.
 
     Raises:
-        CheckpointError: when neither has been made, or the pruned one belongs to another dense one.
+        CheckpointError: when neither has been made, or that one is older than what it was made from.
     """
-    dense, pruned = run.find("student"), run.find("prune")
-    if (
-        pruned is not None
-        and dense is not None
-        and pruned.manifest["inputs"]["student"] != dense.key
-    ):
-        raise CheckpointError(
-            "the pruned student was made from another dense student",
-            where=pruned.path,
-            remedy=f"run `nelf prune --run {run.path}` again, or delete the folder",
-        )
-    if pruned is not None:
-        return "prune", pruned
-    return "student", run.artifact("student")
+    stage = "student" if run.find("prune") is None else "prune"
+    return stage, ingredient(run, stage)
 
 
 def scene_file_name(name: str) -> str:

@@ -22,6 +22,7 @@ from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
 from pipeline.training import (
     compute_device,
+    ingredient,
     load_light_field,
     picture_pool,
     real_split,
@@ -44,7 +45,7 @@ def make_pruned(
 ) -> Artifact:
     """Prune the student to a latency measured on the target."""
     source, scene = scene_of(run)
-    dense, pseudo = run.artifact("student"), run.artifact("pseudo")
+    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
     settings = {
         "prune": asdict(config),
         "distil": asdict(distilling),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightfield.camera import Intrinsics
-from lightfield.errors import SceneError
+from lightfield.errors import CheckpointError, NelfError, SceneError
 from lightfield.light_field import LightField, ray_grid
 from lightfield.metrics import Quality, mean_quality
 from lightfield.progress import Progress
@@ -23,6 +23,7 @@ from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
 from lightfield.scenes.bricks import bricks_scene, one_ray_reference_db
 from lightfield.scenes.formats import load_scene_folder
+from lightfield.scenes.pictures import EnlargementError
 from lightfield.scenes.scene import Scene, Views, load_scene, save_scene
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from pipeline.console import Console
@@ -77,14 +78,7 @@ def make_scene(
                 scene = _embedded_scene(config, factor, progress)
                 stage.metrics["one_ray_reference_db"] = one_ray_reference_db(scene)
             else:
-                scene = load_scene_folder(
-                    Path(source),
-                    name=name,
-                    resolution=config.resolution,
-                    multiple=factor,
-                    test_every=config.test_every,
-                    progress=progress,
-                )
+                scene = _pictured_scene(Path(source), name, config, factor, console, progress)
         save_scene(scene, stage.path)
         stage.metrics |= {
             "width": scene.intrinsics.width,
@@ -111,6 +105,31 @@ def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Sce
     )
 
 
+def _pictured_scene(
+    folder: Path, name: str, config: SceneConfig, factor: int, console: Console, progress: Progress
+) -> Scene:
+    """The folder's scene, at the pictures' own size where they are smaller than asked for."""
+
+    def load(resolution: int) -> Scene:
+        return load_scene_folder(
+            folder,
+            name=name,
+            resolution=resolution,
+            multiple=factor,
+            test_every=config.test_every,
+            progress=progress,
+        )
+
+    try:
+        return load(config.resolution)
+    except EnlargementError as small:
+        console.say(
+            f"scene: the pictures' longest side is {small.longest} pixels, which is taken in place of "
+            f"the {config.resolution} asked for"
+        )
+        return load(small.longest)
+
+
 def _source_identity(folder: Path) -> list[list[Any]]:
     """Names, sizes and times of a scene's files: enough to notice that it changed."""
     if not folder.is_dir():
@@ -124,9 +143,29 @@ def _source_identity(folder: Path) -> list[list[Any]]:
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
+def ingredient(run: Run, stage: str) -> Artifact:
+    """A finished stage to build on, whole and made from what the run holds now.
+
+    Raises:
+        CheckpointError: when it has not been run, is damaged, or is older than what it was made from.
+    """
+    artifact = run.artifact(stage)
+    for name in artifact.manifest["files"]:
+        artifact.file(name)
+    for name, key in artifact.manifest["inputs"].items():
+        source = run.find(name)
+        if source is None or source.key != key:
+            raise CheckpointError(
+                f"this {stage} was made from another {name} than the run's",
+                where=artifact.path,
+                remedy=f"run `nelf {stage} --run {run.path}` again",
+            )
+    return artifact
+
+
 def scene_of(run: Run) -> tuple[Artifact, Scene]:
     """The run's scene."""
-    artifact = run.artifact("scene")
+    artifact = ingredient(run, "scene")
     return artifact, load_scene(artifact.path)
 
 
@@ -152,10 +191,21 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
 
 def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:
     """The run's trained teacher on a device, in evaluation mode."""
-    artifact = run.artifact("teacher")
-    teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box)
+    artifact = ingredient(run, "teacher")
+    try:
+        teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box)
+    except (TypeError, NelfError) as reason:
+        raise _foreign(artifact, reason) from reason
     load_into(teacher, artifact.weights(), where=artifact.path)
     return artifact, teacher.to(device).eval()
+
+
+def _foreign(artifact: Artifact, reason: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"its manifest describes nothing that this version can build ({reason})",
+        where=artifact.path,
+        remedy=f"delete {artifact.path} and run the stage again",
+    )
 
 
 def teacher_renderer(
@@ -199,7 +249,7 @@ def make_student(
 ) -> Artifact:
     """Distil a student from the pseudo pictures, then fine-tune it on the real ones."""
     source, scene = scene_of(run)
-    pseudo = run.artifact("pseudo")
+    pseudo = ingredient(run, "pseudo")
     device, spec = compute_device(), network.spec()
     settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
 
@@ -280,13 +330,14 @@ def save_student(stage: StageWriter, student: Student, scene: Scene, console: Co
 def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
     """The light field of a `student` or `prune` artifact, in evaluation mode."""
     details = artifact.manifest["details"]
-    student = Student(StudentSpec.from_json(details["spec"]))
+    try:
+        student = Student(StudentSpec.from_json(details["spec"]))
+        camera = Intrinsics.from_json(details["intrinsics"])
+        space = RaySpace.from_json(details["space"])
+    except (KeyError, TypeError, NelfError) as reason:
+        raise _foreign(artifact, reason) from reason
     load_into(student, artifact.weights(), where=artifact.path)
-    return LightField(
-        student.to(device).eval(),
-        Intrinsics.from_json(details["intrinsics"]),
-        RaySpace.from_json(details["space"]),
-    )
+    return LightField(student.to(device).eval(), camera, space)
 
 
 def _score(

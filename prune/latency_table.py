@@ -71,6 +71,12 @@ class LatencyTable:
         """The sum of parts that is predicted to take `latency_ms`."""
         return (latency_ms - self.offset_ms) / self.scale
 
+    def floor_part(self) -> tuple[str, float]:
+        """The part that holds most of the floor, and its share of it."""
+        parts_ms = np.diff(self.floor_ms, prepend=0.0)
+        most = int(parts_ms.argmax())
+        return f"tail stage {most}" if most else "the head", float(parts_ms[most] / parts_ms.sum())
+
     def corrected(self, spec: StudentSpec, measured_ms: float) -> LatencyTable:
         """The table after one more real measurement: scale and offset by least squares of relative
         errors, the offset held near zero until measurements of different sizes demand it."""
@@ -131,8 +137,9 @@ class WidthChoices:
                 return ()
             lowest = max(multiple, round(share * max(dense)))
             narrower = range((max(dense) - 1) // multiple * multiple, lowest - 1, -multiple)
-            steps = np.linspace(0, len(narrower) - 1, min(count - 1, len(narrower)))
-            chosen = {narrower[-1 - int(i)] for i in steps.round()} if narrower else set()
+            possible = [max(dense), *narrower]
+            picks = np.linspace(0, len(possible) - 1, min(count, len(possible))).round()
+            chosen = {possible[int(i)] for i in picks}
             return tuple(sorted({*dense, *chosen}, reverse=True))
 
         return cls(

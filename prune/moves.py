@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from lightfield.errors import BudgetError, ConfigError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
@@ -254,7 +252,7 @@ class Moves:
         return Trial(
             step=state.step,
             kind=kind,
-            spec=student.spec.to_json(),
+            spec=student.spec,
             target_ms=target_ms,
             predicted_ms=predicted_ms,
             median_ms=by_ratio.ratio * state.pinned_median_ms,
@@ -283,12 +281,8 @@ class Moves:
 
     def _floor(self) -> str:
         """The least latency there can be, and the part that holds most of it."""
-        table = self._table
-        smallest = fastest(self.dense.spec, table, self.choices)
-        parts = np.diff(table.floor_ms, prepend=0.0)
-        most = int(parts.argmax())
-        share = parts[most] / parts.sum()
-        name = f"tail stage {most}" if most else "the head"
+        smallest = fastest(self.dense.spec, self._table, self.choices)
+        name, share = self._table.floor_part()
         return (
             f"without residual blocks, at the narrowest widths, this student is still predicted to take "
             f"{smallest.predicted_ms * self.state.tail:.2f} ms, {share:.0%} of it in {name}"

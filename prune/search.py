@@ -89,7 +89,7 @@ def search(
         state.measurements = record.position
         save_search(folder, state, student)
         for trial in state.trials[known:]:
-            log(**{name: value for name, value in asdict(trial).items() if name != "spec"})
+            log(**{name: value for name, value in trial.to_json().items() if name != "spec"})
         now = state.current
         figures = {"ms": now.latency_ms, "budget_ms": state.budget_ms, "db": now.psnr_db}
         progress(state.percent_of_way, 100, **figures)

@@ -7,7 +7,7 @@ is one of `prune.trial.CURRENT`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from lightfield.errors import CheckpointError, NelfError
+from lightfield.errors import CheckpointError, ConfigError, NelfError
 from lightfield.files import atomic_path, write_json
 from lightfield.run import load_into
 from lightfield.student import Student, StudentSpec
@@ -109,13 +109,13 @@ class SearchState:
         for trial in reversed(self.trials):
             if trial.verdict in CURRENT:
                 break
-            tried.append(StudentSpec.from_json(trial.spec))
+            tried.append(trial.spec)
         return tried
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         table = None if self.table is None else self.table.to_json()
-        return {**vars(self), "table": table, "trials": [asdict(trial) for trial in self.trials]}
+        return {**vars(self), "table": table, "trials": [trial.to_json() for trial in self.trials]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchState:
@@ -125,10 +125,10 @@ class SearchState:
             CheckpointError: when it is not a search's state.
         """
         try:
-            trials = [Trial(**trial) for trial in data["trials"]]
+            trials = [Trial.from_json(trial) for trial in data["trials"]]
             table = None if data["table"] is None else LatencyTable.from_json(data["table"])
             return cls(**{**data, "trials": trials, "table": table})
-        except (AttributeError, KeyError, TypeError, ValueError) as reason:
+        except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as reason:
             raise CheckpointError(f"not the state of a search ({reason})") from reason
 
 
@@ -140,9 +140,9 @@ def save_search(folder: Path, state: SearchState, student: Student) -> None:
         "spec": json.dumps(student.spec.to_json()),
         "state": json.dumps(state.to_json()),
     }
+    write_json(folder / HISTORY, state.to_json())  # first: an ended search never writes again
     with atomic_path(folder / STATE) as temporary:
         save_file(tensors, temporary, metadata)
-    write_json(folder / HISTORY, state.to_json())
 
 
 def load_search(

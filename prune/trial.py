@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lightfield.student import StudentSpec
 from prune.evidence import Clock
 
 Verdict = Literal[
@@ -25,7 +26,7 @@ class Trial:
     step: int
     kind: str
     """`dense`, how it was proposed (see `prune.proposals.propose`), or `verification` and `final`."""
-    spec: dict[str, Any]
+    spec: StudentSpec
     target_ms: float
     """Median latency aimed at; for a longer measurement, the budget's."""
     predicted_ms: float
@@ -51,6 +52,15 @@ class Trial:
     def met(self) -> bool:
         """Whether the target was reached, as far as can be told."""
         return self.median_ms * self.ratio_low / self.ratio <= self.target_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Trial:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "spec": StudentSpec.from_json(data["spec"])})
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:

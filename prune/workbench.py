@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
@@ -13,6 +13,7 @@ from prune.importance import Batch
 from prune.latency_table import TimeSpecs
 
 
+@runtime_checkable
 class Tune(Protocol):
     """Trains a student further and returns it in evaluation mode."""
 

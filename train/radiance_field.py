@@ -24,6 +24,7 @@ from train.hash_grid.layout import GridShape
 from train.spherical_harmonics import COUNT
 
 LARGEST_EXPONENT = 15.0
+POINTS_AT_ONCE = 1 << 18
 
 
 class RadianceField(nn.Module):
@@ -58,9 +59,10 @@ class RadianceField(nn.Module):
         return self.initial_density * bounded_exp(features[:, 0]), features
 
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-        """Density at points, without gradients."""
+        """Density at points, however many, without gradients."""
         with torch.no_grad():
-            return self.geometry(points)[0]
+            parts = [self.geometry(part)[0] for part in points.split(POINTS_AT_ONCE)]
+        return torch.cat(parts)
 
     def colour(
         self, features: Float[Tensor, "n h"], harmonics: Float[Tensor, "n 16"]

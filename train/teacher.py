@@ -194,25 +194,19 @@ def train_teacher(
     teacher = Teacher(config, scene.box, device=device)
     optimiser = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
     generator = torch.Generator(device).manual_seed(config.seed)
-    path, state = (
-        folder / CHECKPOINT,
-        {
-            "modules": {"teacher": teacher},
-            "optimisers": {"adam": optimiser},
-            "generators": {"sampling": generator},
-        },
-    )
-    views = (scene.train, scene.intrinsics, scene.space)
+    path = folder / CHECKPOINT
+    state = {
+        "modules": {"teacher": teacher},
+        "optimisers": {"adam": optimiser},
+        "generators": {"sampling": generator},
+    }
     step, rays = 0, FIRST_RAYS
     resumed = load_checkpoint(path, **state)
-    if resumed is not None:
-        step, rays = resumed[0], int(resumed[1]["rays"])
+    if resumed is None:
+        _carve(teacher, scene)
     else:
-        if scene.train.alpha is not None:
-            teacher.field.initial_density.fill_(CARVED_DENSITY)
-        cells = config.occupancy_resolution
-        teacher.occupancy.restrict(candidate_cells(*views, scene.box, cells, device=device))
-    pixels = PixelPool(*views, device=device)
+        step, rays = resumed[0], int(resumed[1]["rays"])
+    pixels = PixelPool(scene.train, scene.intrinsics, scene.space, device=device)
     background = torch.tensor(scene.background, device=device)
     started = saved = time.monotonic()
     while step < config.steps:
@@ -271,6 +265,17 @@ def training_loss(
 def annealing(done: float) -> float:
     """The learning rate's factor when the part `done` of all steps is done: a cosine from 1 down."""
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _carve(teacher: Teacher, scene: Scene) -> None:
+    """Leave only the cells that the pictures do not rule out."""
+    cells = candidate_cells(
+        scene.train, scene.intrinsics, scene.space, scene.box,
+        teacher.config.occupancy_resolution, device=teacher.device,
+    )  # fmt: skip
+    teacher.occupancy.restrict(cells)
+    if scene.train.alpha is not None:
+        teacher.field.initial_density.fill_(CARVED_DENSITY)
 
 
 def _next_rays(rays: int, samples: int, config: TeacherConfig) -> int:

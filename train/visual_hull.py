@@ -1,15 +1,15 @@
 """What the training pictures rule out before training: cells unseen, or seen to be empty.
 
-Letters as in `train.occupancy`; a cell's outline in a picture is the bounding rectangle of its eight
-projected corners, which contains the cell's true outline, so nothing visible is ever ruled out.
+Letters as in `train.occupancy`. A cell's outline in a picture is the bounding rectangle of its eight
+projected corners. It contains the cell's true outline, and the outlines of the cells it is cut into,
+so nothing visible is ever ruled out, and whatever a coarse grid rules out need not be looked at finely.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lightfield.camera import Intrinsics
@@ -18,6 +18,8 @@ from lightfield.scenes.scene import Box, Views
 
 NEAREST_TO_CAMERA = 0.01
 """Cells whose centre is nearer to a camera than this, in sides of the box, cannot be occupied."""
+COARSE = 32
+"""Resolution up to which all cells are looked at."""
 
 
 @torch.no_grad()
@@ -31,57 +33,88 @@ def candidate_cells(
     device: torch.device | str = "cpu",
 ) -> Bool[Tensor, "r r r"]:
     """Cells that some camera sees, none is in, and no silhouette (`views.alpha`) shows as empty."""
-    corners = _lattice(box, space, resolution, device)
-    seen = torch.zeros((resolution,) * 3, dtype=torch.bool, device=device)
-    empty = torch.zeros_like(seen)
-    for index, pose in enumerate(torch.from_numpy(views.poses).to(device)):
-        low, high = _outlines(corners, pose, intrinsics)
-        size = torch.tensor([intrinsics.width, intrinsics.height], device=device)
+    r = resolution
+    while r > COARSE and r % 2 == 0:
+        r //= 2
+    octants = torch.cartesian_prod(*[torch.arange(2, device=device)] * 3)
+    cells = torch.cartesian_prod(*[torch.arange(r, device=device)] * 3)
+    cells = _kept(cells, r, views, intrinsics, space, box)
+    while r < resolution:
+        r *= 2
+        cells = (2 * cells[:, None] + octants).view(-1, 3)
+        cells = _kept(cells, r, views, intrinsics, space, box)
+    if space.kind == "world":
+        cells = cells[~_in_a_camera(cells, r, views, box)]
+    candidates = torch.zeros((r, r, r), dtype=torch.bool, device=device)
+    candidates[cells.unbind(-1)] = True
+    return candidates
+
+
+def _kept(
+    cells: Int[Tensor, "n 3"],
+    resolution: int,
+    views: Views,
+    intrinsics: Intrinsics,
+    space: RaySpace,
+    box: Box,
+) -> Int[Tensor, "k 3"]:
+    """The cells that some picture shows and no silhouette rules out."""
+    points, corners = _corners(cells, resolution, space, box)
+    seen = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
+    size = torch.tensor([intrinsics.width, intrinsics.height], device=cells.device)
+    for index, pose in enumerate(torch.from_numpy(np.array(views.poses)).to(cells.device)):
+        low, high = _outlines(points, corners, pose, intrinsics)
         seen |= ((high > 0) & (low < size)).all(-1)
         if views.alpha is not None:
+            alpha = torch.from_numpy(np.array(views.alpha[index])).to(cells.device)
             inside = ((low >= 0) & (high <= size)).all(-1)
-            covered = _any_coverage(torch.from_numpy(np.array(views.alpha[index])), low, high)
-            empty |= inside & ~covered
-        if space.kind == "world":
-            empty |= _near(pose[:, 3], box, resolution)
-    return seen & ~empty
+            kept = ~inside | _any_coverage(alpha, low, high)
+            cells, corners, seen = cells[kept], corners[kept], seen[kept]
+    return cells[seen]
 
 
-def _lattice(
-    box: Box, space: RaySpace, resolution: int, device: torch.device | str
-) -> Float[Tensor, "s s s 4"]:
-    """The cells' corners in the world, as homogeneous coordinates with a weight of 0 or more."""
-    axis = torch.linspace(-1, 1, resolution + 1, device=device) * box.half_extent
-    x, y, z = torch.meshgrid(*(axis + centre for centre in box.centre), indexing="ij")
+def _corners(
+    cells: Int[Tensor, "n 3"], resolution: int, space: RaySpace, box: Box
+) -> tuple[Float[Tensor, "p 4"], Int[Tensor, "n 8"]]:
+    """The cells' corners in the world, each once, and which eight of them each cell has.
+
+    Points are homogeneous, with a weight of 0 or more.
+    """
+    octants = torch.cartesian_prod(*[torch.arange(2, device=cells.device)] * 3)
+    side = resolution + 1
+    i, j, k = (cells[:, None] + octants).unbind(-1)
+    numbers, corners = torch.unique((i * side + j) * side + k, return_inverse=True)
+    lattice = torch.stack(torch.unravel_index(numbers, (side, side, side)), -1) / resolution
+    centre = torch.tensor(box.centre, device=cells.device)
+    x, y, z = (centre + (2 * lattice - 1) * box.half_extent).unbind(-1)
     if space.kind == "world":
-        return torch.stack([x, y, z, torch.ones_like(x)], -1)
+        return torch.stack([x, y, z, torch.ones_like(x)], -1), corners
     # The inverse of rays_in_space: z_world = 2 n / (z - 1), infinite (weight 0) on the far plane.
     sx, sy = space.ndc_scale
     weight = (1 - z).clamp(min=0) / (2 * space.ndc_near)
-    return torch.stack([x / sx, y / sy, -torch.ones_like(x), weight], -1)
+    return torch.stack([x / sx, y / sy, -torch.ones_like(x), weight], -1), corners
 
 
 def _outlines(
-    corners: Float[Tensor, "s s s 4"], pose: Float[Tensor, "3 4"], intrinsics: Intrinsics
-) -> tuple[Float[Tensor, "r r r 2"], Float[Tensor, "r r r 2"]]:
-    """Low and high (u, v) of each cell's outline; unbounded for cells that reach behind the camera,
-    empty for those that lie behind it altogether."""
-    rotation, centre = pose[:, :3], pose[:, 3]
-    local = (corners[..., :3] - corners[..., 3:] * centre) @ rotation
-    depth = -local[..., 2]
+    points: Float[Tensor, "p 4"],
+    corners: Int[Tensor, "n 8"],
+    pose: Float[Tensor, "3 4"],
+    intrinsics: Intrinsics,
+) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
+    """Low and high (u, v) of each cell's outline: unbounded where a cell reaches behind the camera,
+    nowhere where it lies behind it altogether."""
+    local = (points[:, :3] - points[:, 3:] * pose[:, 3]) @ pose[:, :3]
+    depth = -local[:, 2]
     behind = depth <= 1e-6
-    safe = depth.clamp(min=1e-6)
-    u, v = _pixels(local[..., 0] / safe, -local[..., 1] / safe, intrinsics)
-    uv = torch.stack([u, v])
-    high = _largest_of_corners(torch.where(behind, torch.inf, uv))
-    low = -_largest_of_corners(torch.where(behind, torch.inf, -uv))
-    lost = -_largest_of_corners(-behind.float()[None])[0] > 0
-    high = torch.where(lost, -torch.inf, high)
-    return low.movedim(0, -1), high.movedim(0, -1)
-
-
-def _largest_of_corners(lattice: Float[Tensor, "c s s s"]) -> Float[Tensor, "c r r r"]:
-    return F.max_pool3d(lattice[None], 2, stride=1)[0]
+    x, y = (local[:, :2] / depth.clamp(min=1e-6)[:, None]).unbind(-1)
+    lows, highs = [], []
+    for pixel in _pixels(x, -y, intrinsics):
+        # NaN wins over every number, so a cell with any corner behind the camera has no bounds.
+        low, high = torch.where(behind, torch.nan, pixel)[corners].aminmax(dim=-1)
+        lows.append(low.nan_to_num(nan=-torch.inf))
+        highs.append(high.nan_to_num(nan=torch.inf))
+    lost = behind[corners].all(-1)[:, None]
+    return torch.stack(lows, -1), torch.stack(highs, -1).masked_fill(lost, -torch.inf)
 
 
 def _pixels(x: Tensor, y: Tensor, intrinsics: Intrinsics) -> tuple[Tensor, Tensor]:
@@ -98,27 +131,26 @@ def _pixels(x: Tensor, y: Tensor, intrinsics: Intrinsics) -> tuple[Tensor, Tenso
 
 
 def _any_coverage(
-    alpha: UInt8[Tensor, "h w"], low: Float[Tensor, "*cells 2"], high: Float[Tensor, "*cells 2"]
-) -> Bool[Tensor, "*cells"]:
+    alpha: UInt8[Tensor, "h w"], low: Float[Tensor, "n 2"], high: Float[Tensor, "n 2"]
+) -> Bool[Tensor, "n"]:
     """Whether any pixel that a rectangle touches has coverage, from a summed-area table."""
     height, width = alpha.shape
-    table = torch.zeros((height + 1, width + 1), dtype=torch.int32, device=low.device)
-    table[1:, 1:] = (alpha > 0).to(table).cumsum(0).cumsum(1)
-    u0, v0 = low[..., 0].clamp(0, width).long(), low[..., 1].clamp(0, height).long()
-    u1 = high[..., 0].clamp(0, width).ceil().long()
-    v1 = high[..., 1].clamp(0, height).ceil().long()
-
-    def at(v: Tensor, u: Tensor) -> Tensor:
-        return table.view(-1)[v * (width + 1) + u]
-
-    return at(v1, u1) - at(v0, u1) - at(v1, u0) + at(v0, u0) > 0
+    table = torch.zeros((height + 1, width + 1), dtype=torch.int32, device=alpha.device)
+    table[1:, 1:] = (alpha > 0).to(torch.int32).cumsum(0).cumsum(1)
+    size = torch.tensor([width, height], device=alpha.device)
+    u0, v0 = low.clamp(min=0).minimum(size).long().unbind(-1)
+    u1, v1 = high.clamp(min=0).minimum(size).ceil().long().unbind(-1)
+    return table[v1, u1] - table[v0, u1] - table[v1, u0] + table[v0, u0] > 0
 
 
-def _near(centre: Float[Tensor, "3"], box: Box, resolution: int) -> Bool[Tensor, "r r r"]:
-    side = 2 * box.half_extent
-    axis = (torch.arange(resolution, device=centre.device) + 0.5) / resolution - 0.5
-    offset = [
-        (axis + (box.centre[i] - float(centre[i])) / side).square().view(shape)
-        for i, shape in enumerate(((-1, 1, 1), (1, -1, 1), (1, 1, -1)))
-    ]
-    return offset[0] + offset[1] + offset[2] < NEAREST_TO_CAMERA**2
+def _in_a_camera(
+    cells: Int[Tensor, "n 3"], resolution: int, views: Views, box: Box
+) -> Bool[Tensor, "n"]:
+    centre = torch.tensor(box.centre, device=cells.device)
+    cameras = torch.from_numpy(np.array(views.poses[:, :, 3])).to(cells.device)
+    cameras = (cameras - centre) / (2 * box.half_extent) + 0.5
+    middle = (cells + 0.5) / resolution
+    inside = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
+    for camera in cameras:
+        inside |= (middle - camera).square().sum(-1) < NEAREST_TO_CAMERA**2
+    return inside

@@ -41,6 +41,18 @@ Resolution = int | tuple[int, int] | None
 """The longest side, keeping the aspect ratio; or exactly (width, height); or as the files are."""
 
 
+class EnlargementError(ConfigError):
+    """A longest side was asked for that is beyond the pictures' own."""
+
+    def __init__(self, wanted: int, width: int, height: int):
+        super().__init__(
+            f"a longest side of {wanted} pixels cannot be made of pictures of {width} x {height}",
+            where="resolution",
+            remedy="pictures are never enlarged: choose a smaller one",
+        )
+        self.longest = max(width, height)
+
+
 @dataclass(frozen=True)
 class PictureFormat:
     """What all pictures of a scene have in common."""
@@ -126,7 +138,7 @@ def fitted_size(
     whose aspect ratio is off by less than 1% (or half a pixel); nothing is ever cropped or enlarged.
 
     Raises:
-        ConfigError: when there is no such size.
+        ConfigError: when there is no such size; an EnlargementError when the pictures are too small.
     """
     if multiple < 1:
         raise ConfigError(f"sides cannot be multiples of {multiple}", where="resolution")
@@ -135,8 +147,10 @@ def fitted_size(
         chosen = resolution
     else:
         wanted = longest if resolution is None else resolution
-        if not 1 <= wanted <= longest:
-            raise _impossible(f"a longest side of {wanted} pixels", width, height)
+        if wanted < 1:
+            raise ConfigError(f"a longest side of {wanted} pixels", where="resolution")
+        if wanted > longest:
+            raise EnlargementError(wanted, width, height)
         chosen = _largest_size(width, height, wanted, multiple)
         if chosen is None:
             raise ConfigError(

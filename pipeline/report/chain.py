@@ -20,7 +20,7 @@ from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
 from pipeline.delivery import GRAPHS, LATENCIES
-from pipeline.report.figures import finite
+from pipeline.report.quantities import finite
 from pipeline.training import RENDERS, SHOWN_VIEWS
 from prune.search_state import HISTORY
 
@@ -83,9 +83,14 @@ class Chain:
         artifacts, absent = {"scene": source}, {}
         for stage in STAGES[1:]:
             try:
-                artifacts[stage] = run.artifact(stage)
+                artifact = run.find(stage)
             except CheckpointError as error:
-                absent[stage] = error.what
+                absent[stage] = f"the {stage} artifact is damaged ({error.what})"
+                continue
+            if artifact is None:
+                absent[stage] = f"nelf {stage} has not been run"
+            else:
+                artifacts[stage] = artifact
         return cls(run.path.resolve().name, load_scene(source.path), artifacts, absent)
 
     def identity(self) -> dict[str, str]:
@@ -126,7 +131,10 @@ class Chain:
             NelfError: when it is not there or makes no sense.
         """
         self.require(stage)
-        return StudentSpec.from_json(self.detail(stage, "spec"))
+        spec = self.detail(stage, "spec")
+        if not isinstance(spec, dict):
+            raise CheckpointError(f"the {stage} artifact holds no specification")
+        return StudentSpec.from_json(spec)
 
     def require(self, stage: str) -> Artifact:
         """A finished stage.
@@ -135,7 +143,7 @@ class Chain:
             CheckpointError: with the reason why it is not there.
         """
         if stage not in self.artifacts:
-            raise CheckpointError(self.absent.get(stage, "this stage has not been run"))
+            raise CheckpointError(self.absent.get(stage, f"no stage {stage}"))
         return self.artifacts[stage]
 
     def outdated(self, stage: str) -> list[str]:
@@ -149,6 +157,11 @@ class Chain:
             if (source := self._input(stage, name)) in self.artifacts
             and self.artifacts[source].key != key
         ]
+
+    @property
+    def pruned_files(self) -> bool:
+        """Whether the exported files are the pruned student's."""
+        return self.detail("export", "student") == "prune"
 
     def _input(self, stage: str, name: str) -> str:
         """The stage that an input's name stands for: what is delivered takes the newest student."""

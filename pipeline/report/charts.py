@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from lightfield.latency import LatencyRecord
 from lightfield.student import StudentSpec
 from pipeline.report.chain import Trial
-from pipeline.report.figures import decibels, milliseconds
 from pipeline.report.markup import Html
+from pipeline.report.quantities import decibels, milliseconds
 from pipeline.report.svg import (
     BAD,
     CARD,
@@ -152,38 +152,38 @@ def _verdict_legend(axes: Axes, trials: Sequence[Trial], others: list[Line2D]) -
         Line2D([], [], linestyle="", label=v, **{**VERDICTS.get(v, OTHER_VERDICT), "markersize": 6})
         for v in shown
     ]
-    columns = 4
-    axes.figure.legend(handles=[*handles, *others], loc="outside upper center", ncols=columns)
+    axes.figure.legend(handles=[*handles, *others], loc="outside upper center", ncols=4)
 
 
-def network_chart(dense: StudentSpec, pruned: StudentSpec | None) -> Html:
-    """Inner width of every block as a bar, stream and tail widths as steps; hollow is gone."""
+def network_chart(dense: StudentSpec, pruned: StudentSpec) -> Html:
+    """Inner width of every block as a bar, stream and tail widths as lines; hollow is gone."""
     with drawing("network"):
         figure = new_figure(3.0)
         axes = figure.add_subplot()
         at, ticks = 0.0, []
-        narrow = [None] * (1 + len(dense.tail)) if pruned is None else _groups(pruned)
-        for (title, width, inner), after in zip(_groups(dense), narrow, strict=True):
+        for before, after in zip(_groups(dense), _groups(pruned), strict=True):
+            title, width, inner = before
             span = max(len(inner), 1)
-            places = at + np.arange(len(inner))
-            axes.bar(places, inner, 0.72, facecolor="none", edgecolor=MUTED, linewidth=1)
-            kept = inner if after is None else after[2]
-            axes.bar(places[: len(kept)], kept, 0.72, color=STUDENT if pruned is None else PRUNED)
+            places = at + np.arange(span)
+            axes.bar(places[: len(inner)], inner, 0.72, facecolor="none", edgecolor=MUTED)
+            axes.bar(places[: len(after[2])], after[2], 0.72, color=PRUNED)
             edges = [at - 0.5, at + span - 0.5]
             axes.plot(edges, [width, width], color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
-            if after is not None:
-                axes.plot(edges, [after[1], after[1]], color=INK, linewidth=1.6)
+            axes.plot(edges, [after[1], after[1]], color=INK)
             ticks.append((at + (span - 1) / 2, title))
             at += span + 0.6
         axes.set_xticks([place for place, _ in ticks], [title for _, title in ticks])
         axes.tick_params(axis="x", length=0)
         axes.grid(visible=False, axis="x")
         axes.set_ylabel("channels")
-        _network_legend(axes, pruned is not None)
-        label = "inner width of each block" + (
-            "" if pruned is None else " before and after pruning"
-        )
-        return inline_svg(figure, label=label)
+        handles = [
+            Patch(facecolor="none", edgecolor=MUTED, label="block before pruning"),
+            Patch(color=PRUNED, label="block now"),
+            Line2D([], [], color=MUTED, lw=1, linestyle=(0, (3, 2)), label="stream before"),
+            Line2D([], [], color=INK, label="stream now"),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        return inline_svg(figure, label="inner width of each block before and after pruning")
 
 
 def _groups(spec: StudentSpec) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -193,21 +193,6 @@ def _groups(spec: StudentSpec) -> list[tuple[str, int, tuple[int, ...]]]:
         for i, stage in enumerate(spec.tail, 1)
     ]
     return [("body", spec.stream_width, spec.inner_widths), *tail]
-
-
-def _network_legend(axes: Axes, pruned: bool) -> None:
-    hollow = Patch(facecolor="none", edgecolor=MUTED, label="block before pruning")
-    before = Line2D([], [], color=MUTED, lw=1, linestyle=(0, (3, 2)), label="stream before")
-    handles: list[Patch | Line2D] = [
-        hollow,
-        Patch(color=PRUNED, label="block now"),
-        before,
-        Line2D([], [], color=INK, lw=1.6, label="stream now"),
-    ]
-    if not pruned:
-        before.set_label("stream")
-        handles = [Patch(color=STUDENT, label="block"), before]
-    axes.figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 
 
 def latency_chart(records: Mapping[str, LatencyRecord], labels: Mapping[str, str]) -> Html:

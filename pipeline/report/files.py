@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.report.chain import Chain
-from pipeline.report.figures import (
+from pipeline.report.layout import or_reason, outdated, section, table, unavailable
+from pipeline.report.markup import Html, element, fragment
+from pipeline.report.quantities import (
     DOES_NOT_APPLY,
     NOT_AVAILABLE,
     as_number,
@@ -15,8 +17,6 @@ from pipeline.report.figures import (
     size,
     whole,
 )
-from pipeline.report.layout import or_reason, section, table, unavailable
-from pipeline.report.markup import Html, element, fragment
 
 
 def files_section(chain: Chain) -> Html:
@@ -24,7 +24,7 @@ def files_section(chain: Chain) -> Html:
     return section(
         "files",
         "Files to use",
-        or_reason(lambda: _graphs(chain.graphs())),
+        or_reason(lambda: fragment(outdated(chain.outdated("export")), _graphs(chain.graphs()))),
         element("h3", "Lens Studio project"),
         or_reason(lambda: _lens(chain)),
     )
@@ -34,7 +34,7 @@ def _graphs(records: list[dict[str, Any]]) -> Html:
     head = ["file", "purpose", "size", "opset", "operators", "PSNR", "max. error", "sha256"]
     rows = [_written(g) for g in records if (as_number(g.get("size_bytes")) or 0) > 0]
     absent = [
-        unavailable(f"{_text(g, 'path')}: {_text(g, 'note').removeprefix('not available: ')}")
+        unavailable(_text(g, "note").removeprefix(f"{NOT_AVAILABLE}: "), _text(g, "path"))
         for g in records
         if (as_number(g.get("size_bytes")) or 0) <= 0
     ]
@@ -83,6 +83,7 @@ def _lens(chain: Chain) -> Html:
     if opened is None:
         return unavailable("the lens artifact holds no project file")
     return fragment(
+        outdated(chain.outdated("lens")),
         element(
             "p",
             "The folder ", element("code", f"lens/{project}"), " of the run is a Lens Studio project: "

@@ -11,7 +11,19 @@ from lightfield.errors import CheckpointError
 from lightfield.latency import DeviceIdentity, LatencyRecord
 from pipeline.report.chain import Chain
 from pipeline.report.charts import latency_chart
-from pipeline.report.figures import (
+from pipeline.report.layout import (
+    facts,
+    figure,
+    folded,
+    or_reason,
+    outdated,
+    section,
+    side_by_side,
+    table,
+    unavailable,
+)
+from pipeline.report.markup import Html, element, fragment
+from pipeline.report.quantities import (
     NOT_AVAILABLE,
     as_number,
     fixed,
@@ -20,17 +32,6 @@ from pipeline.report.figures import (
     size,
     whole,
 )
-from pipeline.report.layout import (
-    facts,
-    figure,
-    folded,
-    or_reason,
-    section,
-    side_by_side,
-    table,
-    unavailable,
-)
-from pipeline.report.markup import Html, element, fragment
 
 NAMES = {
     "dense_student": "Dense student",
@@ -58,8 +59,9 @@ def _content(chain: Chain) -> Html:
     if device.emulated or chain.emulated("bench"):
         reason = f"{device.name} is an emulated device; its times mean nothing and are not shown"
         return fragment(unavailable(reason), _device(device))
-    names = {**NAMES, "student": "Pruned student"} if "prune" in chain.artifacts else NAMES
+    names = {**NAMES, "student": "Pruned student"} if chain.pruned_files else NAMES
     return fragment(
+        outdated(chain.outdated("bench")),
         element("p", HOST_NOTE) if device.kind != "phone" else None,
         _statistics(records, names),
         side_by_side(_runs(records, names), _circumstances(device, records, names)),

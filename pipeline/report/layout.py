@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from lightfield.errors import NelfError
-from pipeline.report.figures import NOT_AVAILABLE
 from pipeline.report.markup import Html, element, fragment
+from pipeline.report.quantities import NOT_AVAILABLE
 
 
 def section(identifier: str, title: str, *children: str | None) -> Html:
@@ -14,9 +14,17 @@ def section(identifier: str, title: str, *children: str | None) -> Html:
     return element("section", element("h2", title), *children, id=identifier)
 
 
-def unavailable(reason: str) -> Html:
+def unavailable(reason: str, subject: str = "") -> Html:
     """What stands where something is missing."""
-    return element("p", f"{NOT_AVAILABLE}: {reason}", class_="missing")
+    return element("p", f"{subject} {NOT_AVAILABLE}: {reason}".lstrip(), class_="missing")
+
+
+def outdated(sources: Sequence[str]) -> Html | None:
+    """A warning above figures that were made from something older than what the run holds."""
+    if not sources:
+        return None
+    text = f"Outdated: made before the present {' and '.join(sources)}; run this stage again."
+    return element("p", text, class_="warning")
 
 
 def or_reason(build: Callable[[], Html]) -> Html:

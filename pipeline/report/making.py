@@ -8,9 +8,9 @@ from typing import Any
 
 from lightfield.run import Artifact
 from pipeline.report.chain import STAGES, Chain
-from pipeline.report.figures import NOT_AVAILABLE, as_number, duration, plural, size
 from pipeline.report.layout import facts, folded, section, table
 from pipeline.report.markup import Html, element
+from pipeline.report.quantities import NOT_AVAILABLE, as_number, duration, plural, size
 from pipeline.training import EMBEDDED
 
 EVERYWHERE = ("tools", "git_commit", "machine")

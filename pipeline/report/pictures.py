@@ -104,8 +104,6 @@ def image(picture: Picture, alt: str, quality: int | None = None, *, width: int 
     )
 
 
-def shown_width(width_pixels: int) -> int:
-    """CSS pixels for a picture: a whole multiple of a small one, a cell's width otherwise."""
-    if 2 * width_pixels <= CELL_PIXELS:
-        return CELL_PIXELS // width_pixels * width_pixels
-    return CELL_PIXELS
+def shown_width(width_pixels: int, most: int = CELL_PIXELS) -> int:
+    """CSS pixels for a picture: a whole multiple of a small one, else the most there is room for."""
+    return most // width_pixels * width_pixels if 2 * width_pixels <= most else most

@@ -7,7 +7,19 @@ import statistics
 from lightfield.student import StudentSpec
 from pipeline.report.chain import Chain, Trial
 from pipeline.report.charts import network_chart, pareto_chart, prediction_chart
-from pipeline.report.figures import (
+from pipeline.report.layout import (
+    facts,
+    figure,
+    folded,
+    or_reason,
+    outdated,
+    section,
+    side_by_side,
+    table,
+    unavailable,
+)
+from pipeline.report.markup import Html, element, fragment
+from pipeline.report.quantities import (
     DOES_NOT_APPLY,
     decibels,
     finite,
@@ -19,17 +31,6 @@ from pipeline.report.figures import (
     share,
     whole,
 )
-from pipeline.report.layout import (
-    facts,
-    figure,
-    folded,
-    or_reason,
-    section,
-    side_by_side,
-    table,
-    unavailable,
-)
-from pipeline.report.markup import Html, element, fragment
 from pipeline.report.summary import RUNS_OF_CLOCK, device_name, final_trial, percentile_name
 
 VERDICT_MEANINGS = {
@@ -61,6 +62,7 @@ def _content(chain: Chain) -> Html:
             unavailable("the latencies are an emulated device's and mean nothing"), _network(chain)
         )
     return fragment(
+        outdated(chain.outdated("prune")),
         _introduction(chain),
         or_reason(lambda: _outcome(chain)),
         side_by_side(or_reason(lambda: _trade_offs(chain)), or_reason(lambda: _predictions(chain))),
@@ -191,7 +193,8 @@ def _history(trials: list[Trial]) -> Html:
     ]
     caption = (
         "All measurements, in order. Aim, predicted and median are medians; the percentile is what "
-        f"the budget is held against, of all runs unless marked. PSNR on held-out views. {' '.join(marks)}"
+        "the budget is held against, of all runs unless marked. PSNR on held-out views. "
+        f"{' '.join(marks)}"
     )
     return fragment(
         table(head, rows, caption=caption, words=(0, 1, 2)),

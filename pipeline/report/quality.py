@@ -7,7 +7,6 @@ import numpy as np
 from lightfield.errors import CheckpointError, NelfError
 from pipeline.report.chain import RENDERED, Chain
 from pipeline.report.charts import training_chart
-from pipeline.report.figures import DOES_NOT_APPLY, as_number, decibels, fixed, large, whole
 from pipeline.report.layout import (
     figure,
     or_reason,
@@ -26,6 +25,7 @@ from pipeline.report.pictures import (
     image,
     psnr_db,
 )
+from pipeline.report.quantities import DOES_NOT_APPLY, as_number, decibels, fixed, large, whole
 from pipeline.report.svg import STUDENT, TEACHER
 
 NO_LPIPS = fragment(
@@ -62,7 +62,7 @@ def _views(chain: Chain) -> Html:
         try:
             renders[stage] = chain.renders(stage)
         except CheckpointError as error:
-            reasons.append(unavailable(f"{name}: {error.what}"))
+            reasons.append(unavailable(error.what, name))
     views = chain.shown_views()
     truths = chain.scene.test.images[views]
     sample = [truths[0], *(r[0] for r in renders.values())]
@@ -121,7 +121,7 @@ def quality_section(chain: Chain) -> Html:
         _row(chain, stage, name) for stage, name in RENDERED.items() if stage in chain.artifacts
     ]
     absent = [
-        unavailable(f"{name}: {chain.absent[stage]}")
+        unavailable(chain.absent[stage], name)
         for stage, name in RENDERED.items()
         if stage in chain.absent
     ]
@@ -168,7 +168,7 @@ def _curves(chain: Chain) -> Html:
         try:
             curve = chain.curve(stage)
         except NelfError as error:
-            return unavailable(f"{name}'s training curve: {error.what}")
+            return unavailable(error.what, f"{name}'s training curve")
         test_db = as_number(chain.metric(stage, "psnr_db"))
         drawn = training_chart(curve, name=name, colour=colour, test_db=test_db)
         text = f"{name}: PSNR while training on {source}. Dashed: the finished one on test views."

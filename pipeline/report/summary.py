@@ -6,7 +6,10 @@ from typing import Any
 
 from lightfield.errors import NelfError
 from pipeline.report.chain import STAGES, Chain, Trial
-from pipeline.report.figures import (
+from pipeline.report.layout import or_reason
+from pipeline.report.markup import Html, element, fragment
+from pipeline.report.pictures import image, shown_width
+from pipeline.report.quantities import (
     NOT_AVAILABLE,
     decibels,
     duration,
@@ -20,9 +23,6 @@ from pipeline.report.figures import (
     size,
     whole,
 )
-from pipeline.report.layout import or_reason
-from pipeline.report.markup import Html, element, fragment
-from pipeline.report.pictures import CELL_PIXELS, image, shown_width
 from pipeline.training import EMBEDDED
 
 FORMATS = {"blender": "Blender (NeRF-synthetic) form", "llff": "LLFF form"}
@@ -85,8 +85,8 @@ def device_line(chain: Chain) -> str:
     if device.get("kind") == "phone":
         return f"Latency: measured on a phone, {name}."
     return (
-        f"Latency: measured on this host, {name}. No phone was measured: read the figures as this "
-        "host's, and their ratio as the gain."
+        f"Latency: measured on this host, {name}. No phone was measured: the milliseconds are this "
+        "host's, not a phone's."
     )
 
 
@@ -137,15 +137,13 @@ def _hero(chain: Chain) -> Html:
             picture, who = chain.scene.test.images[0], "A test picture of the scene"
         else:
             picture, who = chain.renders(stage)[0], f"Drawn by the {names[stage]}"
-        small = shown_width(picture.shape[1])
-        shown = small * (HERO_PIXELS // small) if small < CELL_PIXELS else HERO_PIXELS
-        if HERO_PIXELS % picture.shape[1] == 0:
-            shown = HERO_PIXELS
+        width = picture.shape[1]
+        quality = 90 if width > HERO_PIXELS else None
         alt = f"{chain.scene.name}, view {view}, {who.lower()}"
         caption = f"{who}: test view “{view}”"
         if stage is not None:
             caption += ", which no training has seen"
-        content = image(picture, alt, 90 if picture.shape[1] > HERO_PIXELS else None, width=shown)
+        content = image(picture, alt, quality, width=shown_width(width, HERO_PIXELS))
         return element("figure", content, element("figcaption", f"{caption}."), class_="hero")
 
     return or_reason(build)
@@ -186,7 +184,7 @@ def _quality(chain: Chain) -> Html:
 
 def _latency(chain: Chain) -> tuple[Html, str]:
     if "prune" not in chain.artifacts:
-        return _value(NOT_AVAILABLE, f"prune: {chain.absent['prune']}"), ""
+        return _latency_unpruned(chain)
     final = final_trial(chain)
     if final is None:
         reason = "measured on an emulated device" if chain.emulated("prune") else "no final record"
@@ -202,6 +200,15 @@ def _latency(chain: Chain) -> tuple[Html, str]:
     )
 
 
+def _latency_unpruned(chain: Chain) -> tuple[Html, str]:
+    """The bench's figure of the dense student, where there is one that counts."""
+    current = not chain.emulated("bench") and not chain.pruned_files
+    median_ms = chain.metric("bench", "student_p50_ms") if current else None
+    if finite(median_ms) is None:
+        return _value(NOT_AVAILABLE, chain.absent["prune"]), ""
+    return _value(milliseconds(median_ms), "median, not pruned"), chain.absent["prune"]
+
+
 def percentile_name(chain: Chain) -> str:
     """The percentile that the budget was held against, in words."""
     settings = chain.require("prune").manifest["config"].get("prune")
@@ -211,17 +218,19 @@ def percentile_name(chain: Chain) -> str:
 
 def _size(chain: Chain) -> tuple[Html, str]:
     if chain.newest is None:
-        return _value(NOT_AVAILABLE, f"student: {chain.absent['student']}"), ""
+        return _value(NOT_AVAILABLE, chain.absent["student"]), ""
     counts = [
-        f"{whole(chain.metric(stage, 'parameters'))} parameters {name}"
-        for stage, name in (("student", "dense"), ("prune", "pruned"))
+        whole(chain.metric(stage, "parameters"))
+        for stage in ("student", "prune")
         if stage in chain.artifacts
     ]
-    note = f"{' → '.join(counts)}; {large(chain.metric(chain.newest, 'macs'))} MACs a picture"
+    note = f"{' → '.join(counts)} parameters; {large(chain.metric(chain.newest, 'macs'))} MACs a picture"
     try:
         graphs = [g for g in chain.graphs() if "for ONNX Runtime" in str(g.get("purpose"))]
     except NelfError as error:
-        return _value(NOT_AVAILABLE, f"export: {error.what}"), note
+        return _value(NOT_AVAILABLE, error.what), note
+    if old := chain.outdated("export"):
+        return _value(NOT_AVAILABLE, f"exported before the present {' and '.join(old)}"), note
     if not graphs:
         return _value(NOT_AVAILABLE, "no graph for ONNX Runtime was exported"), note
     return _value(size(graphs[0].get("size_bytes")), "ONNX file"), note

@@ -160,9 +160,10 @@ def sample_trials() -> list[dict[str, Any]]:
         {
             "step": step, "kind": kind, "verdict": verdict, "target_ms": target,
             "predicted_ms": predicted, "median_ms": median, "latency_ms": 1.05 * median,
-            "clock": "wall" if step < 2 else "quiet", "ratio": median / 4, "ratio_low": median / 4 - 0.012,
-            "ratio_high": median / 4 + 0.014, "turns": 40, "psnr_db": psnr_db,
-            "parameters": round(35_000 * median), "macs": 1, "spec": PRUNED.to_json(),
+            "clock": "wall" if step < 2 else "quiet", "ratio": median / 4,
+            "ratio_low": median / 4 - 0.012, "ratio_high": median / 4 + 0.014, "turns": 40,
+            "psnr_db": psnr_db, "parameters": round(35_000 * median), "macs": 1,
+            "spec": PRUNED.to_json(),
         }
         for step, kind, verdict, target, predicted, median, psnr_db in rows
     ]  # fmt: skip

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_students import pictures, rays, small_spec, trained
 from torch.nn import functional as F
+from toy_students import pictures, rays, small_spec, trained
 
 from prune.chains import Shape, chains_of
 from prune.importance import (

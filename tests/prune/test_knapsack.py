@@ -27,9 +27,7 @@ def test_the_choice_is_the_best_there_is(seed):
     def option(width):
         return Option(width, unit * random.randint(0, 900), random.random())
 
-    blocks = [
-        [option(w) for w in range(random.randint(1, 4))] for _ in range(random.randint(1, 5))
-    ]
+    blocks = [[option(w) for w in range(random.randint(1, 4))] for _ in range(random.randint(1, 5))]
     chosen, best = choose_options(blocks, budget, bins=BINS), brute_force(blocks, budget)
     if best is None:
         assert chosen is None

@@ -20,7 +20,9 @@ def additive_ms(spec: StudentSpec) -> float:
     for c, (width, inner) in enumerate(zip(shape.widths, shape.blocks, strict=True)):
         pixels *= 1 if c == 0 else 4
         total += 1e-5 * pixels * before * width
-        total += sum(pixels * (0.02 + 1e-5 * width * i * (1.0 if i % 32 == 0 else 1.3)) for i in inner)
+        total += sum(
+            pixels * (0.02 + 1e-5 * width * i * (1.0 if i % 32 == 0 else 1.3)) for i in inner
+        )
         before = width
     return total
 
@@ -55,6 +57,12 @@ def test_the_floor_is_the_narrowest_student_chain_by_chain():
         assert len(cut.tail) == c
         assert floor_ms == pytest.approx(additive_ms(cut))
     assert table.floor_ms[-1] == pytest.approx(table.predict_ms(narrowest.applied_to(DENSE)))
+
+
+def test_the_part_that_holds_the_floor_is_named():
+    table = replace(table_of(), floor_ms=(1.0, 1.5, 4.0))
+    assert table.floor_part() == ("tail stage 2", 2.5 / 4)
+    assert replace(table, floor_ms=(3.0, 3.5, 4.0)).floor_part() == ("the head", 3 / 4)
 
 
 def test_noisy_probes_still_predict_within_a_few_percent():
@@ -143,7 +151,7 @@ def test_few_choices_still_span_the_range():
     choices = WidthChoices.of(
         mobile_r2l_spec(), multiple=16, smallest_share=0.5, streams=5, inners=8
     )
-    assert choices.widths[0] == (256, 240, 208, 160, 128)
+    assert choices.widths[0] == (256, 224, 192, 160, 128)
     assert choices.widths[1:] == ((64, 48, 32), (64, 48, 32), (16,))
     assert choices.inner[0][0] == 256
     assert choices.inner[0][-1] == 16
@@ -160,10 +168,14 @@ def test_widths_below_the_multiple_stay():
 
 def test_the_number_of_probes_of_the_tiny_and_the_paper_network():
     asked = []
-    build_latency_table(DENSE, CHOICES, lambda specs: asked.append(len(specs)) or [1.0] * len(specs))
+    build_latency_table(
+        DENSE, CHOICES, lambda specs: asked.append(len(specs)) or [1.0] * len(specs)
+    )
     paper = mobile_r2l_spec()
     choices = WidthChoices.of(paper, multiple=16, smallest_share=0.5, streams=5, inners=8)
-    build_latency_table(paper, choices, lambda specs: asked.append(len(specs)) or [1.0] * len(specs))
+    build_latency_table(
+        paper, choices, lambda specs: asked.append(len(specs)) or [1.0] * len(specs)
+    )
     assert asked == [44, 92]
 
 

@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 import torch
-from toy_students import rays, small_spec, trained
 from torch import nn
+from toy_students import rays, small_spec, trained
 
 from lightfield.errors import ConfigError
 from lightfield.student import Student, TailStage
@@ -65,7 +65,9 @@ def test_slimming_equals_masking_with_zeros():
         for seed in range(6):
             keep = random_keep(student.spec, seed, drop=0)
             expected = masked_forward(student, rays(student.spec), zero_masks(student.spec, keep))
-            torch.testing.assert_close(slimmed(student, keep)(rays(student.spec)), expected, **EXACT)
+            torch.testing.assert_close(
+                slimmed(student, keep)(rays(student.spec)), expected, **EXACT
+            )
 
 
 def test_slimming_equals_masking_with_batch_norms_too():

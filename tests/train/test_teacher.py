@@ -145,6 +145,13 @@ def test_learns_a_forward_facing_scene_without_coverage(tmp_path: Path) -> None:
     assert held_out_psnr_db(teacher, scene) > 23
 
 
+def test_only_carved_scenes_start_dense(learned: Teacher, scene: Scene, tmp_path: Path) -> None:
+    assert float(learned.field.initial_density) == 10
+    bare = replace(scene, train=replace(scene.train, alpha=None))
+    teacher = trained(bare, replace(TINY, steps=1), tmp_path)
+    assert float(teacher.field.initial_density) == 1
+
+
 def test_rounds_equal_rendering_all_samples_at_once(learned: Teacher, scene: Scene) -> None:
     origins, directions = picture_rays(learned, scene)
     near, far, grid = scene.space.near, scene.space.far, learned.occupancy

@@ -1,0 +1,54 @@
+"""Mishaps that a user can cause or cure, and not our mistakes: each in one line.
+
+A line says what is wrong, where, and what to do. Libraries report a full disk and missing memory in
+ways of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import safetensors
+import torch
+
+from lightfield.errors import NelfError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SAFETENSORS_ERRNO = re.compile(r"\(os error (\d+)\)")
+NUMPY_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+TORCH_CPU_MEMORY = "DefaultCPUAllocator"
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What to tell the user, or None when the mistake is ours."""
+    if isinstance(error, NelfError):
+        return " ".join(str(error).split())
+    if is_full_disk(error):
+        name = getattr(error, "filename", None)
+        where = f"{name}: " if name else ""
+        return f"{where}the disk is full; free some space, the same command goes on from here"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or " ".join(str(error).split())
+        return f"{where}{reason.lower()}; check the path and its permissions"
+    if is_out_of_memory(error):
+        return "out of memory; choose a smaller preset, or fewer samples per step or windows"
+    return None
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether a file could not be written for lack of space, or for a limit on its size."""
+    if isinstance(error, safetensors.SafetensorError):
+        number = SAFETENSORS_ERRNO.search(str(error))
+        return number is not None and int(number[1]) in FULL_DISK
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in FULL_DISK or NUMPY_SHORT_WRITE.fullmatch(str(error)) is not None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of this machine or of its GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and TORCH_CPU_MEMORY in str(error)

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from report_samples import HOST, sample_run, sample_scene
+
+from lightfield.errors import CheckpointError
+from lightfield.files import read_json, write_json
+from lightfield.run import MANIFEST, Run
+from lightfield.scenes.scene import Scene, save_scene
+from pipeline.console import Console
+from pipeline.delivery import GRAPHS, LATENCIES
+from pipeline.report import pictures, quantities
+from pipeline.report.chain import STAGES, Chain
+from pipeline.report.charts import front_of, training_chart
+from pipeline.report.making import commands
+from pipeline.report.markup import Html, element, fragment
+from pipeline.report.report import make_report
+from pipeline.report.svg import PAINTS, TEACHER
+from pipeline.training import RENDERS
+from prune.search_state import HISTORY
+
+ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"
+VOID = {"img", "meta"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: elements must nest, ids be unique, and nothing may be fetched or run."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.source, self.open, self.tags, self.ids = text, list[str](), list[str](), list[str]()
+        self.images, self.links, self.words = (
+            list[dict[str, str | None]](),
+            list[str](),
+            list[str](),
+        )
+        self.feed(text)
+        self.close()
+        assert not self.open
+        assert len(set(self.ids)) == len(self.ids)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name in attributes)
+        if tag == "img":
+            self.images.append(attributes)
+        for name in ("src", "href", "xlink:href"):
+            if (target := attributes.get(name)) is not None:
+                assert target.startswith(("data:image/webp;base64,", "#")), target
+                self.links.append(target)
+        if (identifier := attributes.get("id")) is not None:
+            self.ids.append(identifier)
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):  # pyright: ignore
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return sample_scene()
+
+
+@pytest.fixture(scope="module")
+def whole_run(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return sample_run(tmp_path_factory.mktemp("runs") / "bricks", scene)
+
+
+@pytest.fixture(scope="module")
+def whole_page(whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    copy = tmp_path_factory.mktemp("reported") / "bricks"
+    shutil.copytree(whole_run.path, copy)
+    return page_of(Run(copy))
+
+
+@pytest.fixture
+def run(whole_run: Run, tmp_path: Path) -> Run:
+    shutil.copytree(whole_run.path, tmp_path / "bricks")
+    return Run(tmp_path / "bricks")
+
+
+def page_of(run: Run) -> Page:
+    return Page((make_report(run, Console()).path / "index.html").read_text(encoding="utf-8"))
+
+
+def edit(run: Run, stage: str, name: str, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file of an artifact, with its size in the manifest."""
+    path = run.path / stage / name
+    data = read_json(path, CheckpointError)
+    changed = change(data)
+    write_json(path, data if changed is None else changed)
+    if name != MANIFEST:
+        size = path.stat().st_size
+        edit(run, stage, MANIFEST, lambda m: m["files"][name].update(size_bytes=size))
+
+
+def test_whole_page_shows_every_stage_and_its_figures(whole_page: Page) -> None:
+    page = whole_page
+    for section in ("pictures", "quality", "pruning", "latency", "files", "making"):
+        assert section in page.ids
+    for figure in (
+        "27.71 dB", "27.02 dB", "26.58 dB",  # manifests
+        "28.01 dB",  # one ray per pixel
+        "4.20 ms", "2.04 ms", "2.10 ms", "0.485", "0.473 to 0.499",  # the search
+        "142.30 dB", "3.6e-07", "252 kB", "0123456789ab",  # the graphs
+        "Sample CPU", "no data set was given", "lens/Bricks/Bricks.esproj",
+    ):  # fmt: skip
+        assert figure in page.text, figure
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 6
+    assert len(page.source) < 3_000_000
+    assert "nan" not in page.text.lower().replace("nano", "")
+    assert "None" not in page.text
+
+
+def test_first_lines_name_data_and_device(whole_page: Page) -> None:
+    text = whole_page.text
+    top = text[: text.index("Quality on test views")]
+    assert "no data set was given" in top
+    assert "measured on this host, Sample CPU" in top
+    assert "No phone was measured" in top
+
+
+def test_page_is_the_same_every_time_and_holds_no_path_of_this_machine(
+    run: Run, whole_page: Page
+) -> None:
+    assert page_of(run).source == whole_page.source
+    assert str(run.path.parent) not in whole_page.source
+
+
+def test_an_unchanged_run_is_not_reported_again_and_a_changed_figure_is(run: Run) -> None:
+    first = make_report(run, Console())
+    assert make_report(run, Console()).manifest == first.manifest
+    edit(run, "teacher", MANIFEST, lambda m: m["metrics"].update(psnr_db=31.25))
+    assert "31.25 dB" in page_of(run).text
+
+
+@pytest.mark.parametrize("until", ["scene", "teacher", "student", "export"])
+def test_half_finished_chain_says_what_is_missing(
+    until: str, whole_run: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "half")
+    finished = STAGES[: STAGES.index(until) + 1]
+    for stage in finished:
+        shutil.copytree(whole_run.path / stage, run.path / stage)
+    page = page_of(run)
+    for stage in STAGES[len(finished) :]:
+        assert f"nelf {stage} has not been run" in page.text
+    assert run.artifact("report").metrics["missing"] == sorted(STAGES[len(finished) :])
+    assert set(run.artifact("report").manifest["inputs"]) == set(finished)
+
+
+def test_without_a_scene_there_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nelf scene"):
+        make_report(Run(tmp_path / "empty"), Console())
+
+
+def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path) -> None:
+    names = tuple(f"{ATTACK}{i}" for i in range(len(scene.test)))
+    hostile = replace(
+        scene,
+        name=ATTACK,
+        source=ATTACK,
+        provenance={"credit": ATTACK, ATTACK: ATTACK},
+        test=replace(scene.test, names=names),
+    )
+    device = replace(HOST, name=ATTACK, system=ATTACK, runtime=ATTACK, provider=ATTACK)
+    run = sample_run(tmp_path / "a $(id) 'b' <i>", hostile, device=device, source=[[ATTACK, 3, 4]])
+
+    def rename(trials: list[dict[str, Any]]) -> None:
+        for trial in trials[1:]:
+            trial.update(kind=ATTACK, clock=ATTACK)
+        trials[2]["verdict"] = ATTACK
+
+    edit(run, "prune", HISTORY, lambda s: rename(s["trials"]))
+    edit(run, "prune", HISTORY, lambda s: s.update(stopped=ATTACK))
+    edit(run, "export", GRAPHS, lambda g: [dict.fromkeys(g[0], ATTACK) | {"size_bytes": 1}, *g])
+    edit(run, "bench", LATENCIES, lambda r: {**r, ATTACK: r["student"]})
+    edit(run, "lens", MANIFEST, lambda m: m["details"].update(project=ATTACK))
+    edit(run, "teacher", MANIFEST, lambda m: m.update(machine=ATTACK, git_commit={ATTACK: ATTACK}))
+
+    page = page_of(run)  # refuses event handlers and foreign addresses
+    assert "script" not in page.tags
+    assert page.text.count("<script>alert(1)</script>") > 30
+    assert all(image["src"] != "x" for image in page.images)
+    first = commands(Chain.of(run))[0]
+    assert shlex.split(first)[3] == "runs/a $(id) 'b' <i>"
+    assert shlex.split(first)[-1] == ATTACK
+
+
+def test_files_of_another_shape_are_not_available_rather_than_wrong(
+    run: Run, unchecked: None
+) -> None:
+    for stage in STAGES[1:]:
+        edit(run, stage, MANIFEST, lambda m: m.update(metrics={"psnr_db": "a lot", "ssim": None}))
+    edit(run, "prune", HISTORY, lambda s: {"trials": [{"verdict": 7}, "x", {"latency_ms": []}]})
+    edit(run, "export", GRAPHS, lambda g: [{"size_bytes": 5, "ops": ["Conv"]}, 3])
+    edit(run, "bench", LATENCIES, lambda r: {"student": {"samples_ms": ["fast"]}})
+    edit(run, "student", MANIFEST, lambda m: m["details"].update(spec={"points": "many"}))
+    text = page_of(run).text
+    assert "a lot" not in text
+    assert "not a latency record" in text
+    assert "not a student specification" in text
+    assert "no student of the history has both a latency and a quality" in text
+
+
+def test_damaged_files_are_named(run: Run) -> None:
+    (run.path / "teacher" / RENDERS).write_bytes(b"cut")
+    (run.path / "export" / MANIFEST).write_text("{")
+    np.save(run.path / "student" / RENDERS, np.zeros((1, 2, 2, 3), np.uint8))
+    size = (run.path / "student" / RENDERS).stat().st_size
+    edit(run, "student", MANIFEST, lambda m: m["files"][RENDERS].update(size_bytes=size))
+    text = page_of(run).text
+    assert "Teacher not available: file is missing or truncated" in text
+    assert "Student not available: its pictures are not of this scene" in text
+    assert "the export artifact is damaged" in text
+
+
+def test_emulated_times_are_never_shown(scene: Scene, tmp_path: Path) -> None:
+    run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", emulated=True))
+    page = page_of(run)
+    assert "emulated device" in page.text[: page.text.index("Pictures Each row")]
+    assert not re.search(r"\d ms|\bFPS\b", page.text)
+    assert page.tags.count("svg") == 3  # two training curves and the network
+
+
+def test_a_phone_is_named_as_one(scene: Scene, tmp_path: Path) -> None:
+    run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", name="Phone 9"))
+    text = page_of(run).text
+    assert "measured on a phone, Phone 9" in text
+    assert "host's" not in text
+
+
+def test_processor_time_is_not_called_a_latency(run: Run) -> None:
+    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
+    text = page_of(run).text
+    assert "2.04 ms of processor time a picture" in text
+    assert "too busy for undisturbed runs" in text
+
+
+def test_outdated_stages_are_marked(run: Run) -> None:
+    run.perform("student", {"seed": 1}, {"scene": run.artifact("scene")}, lambda stage: None)
+    chain = Chain.of(run)
+    assert chain.outdated("prune") == ["student"]
+    assert chain.outdated("bench") == ["student"]
+    assert not chain.outdated("export")  # it is of the pruned student, which is still there
+    assert "Outdated: made before the present student" in page_of(run).text
+
+
+def test_an_old_export_does_not_lend_its_size_to_the_pruned_student(run: Run) -> None:
+    dense = {"scene": run.artifact("scene"), "student": run.artifact("student")}
+
+    def export(stage: Any) -> None:
+        write_json(stage.path / GRAPHS, [{"purpose": "for ONNX Runtime", "size_bytes": 777_000}])
+        stage.details["student"] = "student"
+
+    run.perform("export", {}, dense, export)
+    text = page_of(run).text
+    assert "exported before the present student" in text
+    assert "Pruned student 2.00 ms" not in text  # what the bench measured was the dense one
+
+
+def test_real_data_is_credited(scene: Scene, tmp_path: Path) -> None:
+    real = replace(scene, name="lego", source="blender", provenance={"credit": "A. Builder, CC"})
+    run = sample_run(tmp_path / "lego", real, source=[["train/r_0.png", 1_000_000, 1]] * 3)
+    text = page_of(run).text
+    assert "“lego” in Blender (NeRF-synthetic) form" in text
+    assert "Credit: A. Builder, CC." in text
+    assert "no data set was given" not in text
+    assert "3 files, 3 MB" in text
+    assert "one ray per pixel" not in text
+    assert "--data FOLDER_OF_THE_PICTURES" in text
+
+
+def test_shown_psnr_is_that_of_the_renders(whole_run: Run, whole_page: Page, scene: Scene) -> None:
+    text = whole_page.text
+    renders = np.load(whole_run.path / "prune" / RENDERS)
+    for picture, truth in zip(renders, scene.test.images, strict=True):
+        mse = ((picture / 255 - truth / 255) ** 2).mean()
+        assert f"Pruned student {-10 * math.log10(mse):.2f} dB" in text
+
+
+def test_every_picture_has_words_and_a_size(whole_page: Page) -> None:
+    images = whole_page.images
+    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)  # hero; truth, colour bar, renders, errors
+    assert all(image["alt"] and int(image["width"] or 0) > 0 for image in images)
+
+
+def test_resumed_curves_keep_the_last_word(run: Run) -> None:
+    path = run.path / "teacher" / "metrics.jsonl"
+    lines = [{"step": 10, "psnr_db": 1.0}, {"step": 20, "psnr_db": 2.0}, {"step": 10, "psnr_db": 3}]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 30, "ps')
+    edit(
+        run,
+        "teacher",
+        MANIFEST,
+        lambda m: m["files"][path.name].update(size_bytes=path.stat().st_size),
+    )
+    assert Chain.of(run).curve("teacher") == ([10, 20], [3, 2])
+
+
+def test_elements_escape_what_is_not_markup() -> None:
+    made = element(
+        "p", "<b>", Html("<i>&</i>"), None, class_='a"b', title="<", hidden=True, id=None
+    )
+    assert made == '<p class="a&quot;b" title="&lt;" hidden>&lt;b&gt;<i>&</i></p>\n'
+    assert fragment("a<", Html("<br>")) == "a&lt;<br>"
+    assert not isinstance(made + "<", Html)  # joined text is plain again, and will be escaped
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (quantities.milliseconds, 0.4123, "0.412 ms"),
+        (quantities.milliseconds, 4.126, "4.13 ms"),
+        (quantities.milliseconds, 41.26, "41.3 ms"),
+        (quantities.milliseconds, 1234.5, "1,234 ms"),
+        (quantities.milliseconds, math.nan, "not available"),
+        (quantities.milliseconds, "4", "not available"),
+        (quantities.decibels, 27.005, "27.00 dB"),
+        (quantities.decibels, -1.5, "−1.50 dB"),
+        (quantities.decibels, math.inf, "∞"),
+        (quantities.decibels, True, "not available"),
+        (quantities.size, 999, "999 B"),
+        (quantities.size, 251_904, "252 kB"),
+        (quantities.size, 8_300_000, "8.3 MB"),
+        (quantities.large, 50.64e9, "50.6 G"),
+        (quantities.whole, 4_305_539, "4,305,539"),
+        (quantities.duration, 6.64, "6.6 s"),
+        (quantities.duration, 119, "119 s"),
+        (quantities.duration, 5400, "90 min"),
+        (quantities.duration, 7260, "2 h 01 min"),
+        (quantities.scientific, 0.0, "0"),
+        (quantities.scientific, None, "not available"),
+    ],
+)  # fmt: skip
+def test_numbers_read_well(function: Callable[[object], str], value: object, text: str) -> None:
+    assert function(value) == text
+
+
+def test_charts_follow_the_page_and_repeat_exactly() -> None:
+    def draw() -> str:
+        curve = ([1, 2, 3], [10.0, 12.0, 13.0])
+        return training_chart(curve, name="$\\bad{ 漢字 <b>", colour=TEACHER, test_db=12.5)
+
+    chart = draw()
+    assert chart == draw()
+    assert "var(--teacher)" in chart
+    assert not any(colour in chart for colour in PAINTS.values())
+    assert "<b>" not in chart
+    assert "<style" not in chart
+    assert "<metadata" not in chart
+    assert ">training step<" in chart  # text stays text
+
+
+def test_front_holds_what_nothing_beats() -> None:
+    draws = np.random.default_rng(0).integers(0, 12, (60, 2)).astype(float)
+    points = [(x, y) for x, y in draws.tolist()]
+    front = front_of(points)
+    for point in points:
+        beaten = any(o[0] <= point[0] and o[1] >= point[1] and o != point for o in points)
+        assert (point in front) == (not beaten)
+
+
+def test_error_maps_show_the_stated_multiple() -> None:
+    truth = np.full((4, 5, 3), 100, np.uint8)
+    picture = truth.copy()
+    picture[1, 2] += 17  # a third of the scale: 5 * 17 / 255
+    picture[3, 3] -= 90  # beyond it
+    shown = pictures.error_map(picture, truth)
+    scale = matplotlib.colormaps["magma"]
+    for place, level in (((0, 0), 0.0), ((1, 2), 1 / 3), ((3, 3), 1.0)):
+        np.testing.assert_array_equal(shown[place], np.rint(255 * np.array(scale(level)[:3])))
+    assert pictures.psnr_db(truth, truth) == math.inf
+
+
+def test_pictures_survive_storage_and_stay_within_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
+    with Image.open(io.BytesIO(pictures.webp(noise))) as stored:
+        np.testing.assert_array_equal(np.asarray(stored.convert("RGB")), noise)
+    assert pictures.compression_for([noise]).quality is None
+    monkeypatch.setattr(pictures, "PAGE_BYTES", 3 * len(pictures.webp(noise)))
+    chosen = pictures.compression_for([noise])
+    assert chosen.quality is not None
+    stored_bytes = chosen.views * len(pictures.webp(noise, chosen.quality))
+    assert stored_bytes <= pictures.PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(24, 288), (100, 300), (150, 300), (200, 300), (800, 300)]
+)
+def test_small_pictures_grow_by_a_whole_factor(width: int, shown: int) -> None:
+    assert pictures.shown_width(width) == shown
+    markup = pictures.image(np.zeros((8, width, 3), np.uint8), "black")
+    assert ('class="crisp"' in markup) == (width <= 150)
+
+
+def test_a_forward_scene_without_validation_views_is_described(
+    scene: Scene, tmp_path: Path
+) -> None:
+    def make(stage: Any) -> None:
+        save_scene(replace(scene, source="llff", name="fern"), stage.path)
+
+    run = Run(tmp_path / "fern")
+    run.perform("scene", {}, {}, make)
+    text = page_of(run).text
+    assert "“fern” in LLFF form (24 × 24 pixels; 3 pictures to learn from" in text
+    assert "nothing has been trained yet" in text

@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lightfield.errors import BudgetError
+from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
+from prune.evidence import (
+    QUIET_TURNS,
+    felt,
+    joined,
+    measured_until,
+    percentile_ratio,
+    percentile_ratio_interval,
+    steady,
+)
+
+HOST = DeviceIdentity("host", "a processor", "an OS", "onnxruntime 1", "CPUExecutionProvider", 1)
+
+
+def record(wall, cpu=None, device=HOST) -> LatencyRecord:
+    conditions = {"clock": "wall"} | ({} if cpu is None else {"cpu_ms": list(cpu)})
+    return LatencyRecord(tuple(wall), device, "m.onnx", "0" * 64, 1, 3, conditions=conditions)
+
+
+def busy_host(turns: int, quiet_every: int, seed: int = 0, device=HOST) -> ComparedLatency:
+    """A candidate of 2 ms and a reference of 4 ms; the scheduler takes 4 ms from most runs."""
+    random = np.random.default_rng(seed)
+    records = []
+    for own_ms in (2.0, 4.0):
+        cpu = own_ms * random.uniform(1, 1.05, turns)
+        stolen = np.where(np.arange(turns) % quiet_every == 0, 0.01, random.uniform(1, 8, turns))
+        records.append(record(cpu + stolen, cpu, device))
+    return ComparedLatency(*records)
+
+
+def test_on_a_busy_host_the_ratio_is_one_of_processor_times():
+    measured = busy_host(40, quiet_every=8)
+    assert steady(measured).ratio == pytest.approx(0.5, rel=0.03)
+    assert abs(measured.ratio - 0.5) > 0.05  # what wall time would have said
+
+
+def test_a_percentile_counts_quiet_turns_when_there_are_enough():
+    measured = busy_host(8 * QUIET_TURNS, quiet_every=8)
+    turns, clock = felt(measured)
+    assert clock == "quiet"
+    assert len(turns.candidate.samples_ms) == QUIET_TURNS
+    assert set(turns.candidate.samples_ms) <= set(measured.candidate.samples_ms)
+    assert percentile_ratio(turns, 90) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_percentile_is_one_of_processor_times_when_the_host_was_never_quiet():
+    turns, clock = felt(busy_host(40, quiet_every=8))
+    assert clock == "processor"
+    assert percentile_ratio(turns, 90) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "device", [replace(HOST, kind="phone"), replace(HOST, threads=2)], ids=["phone", "threads"]
+)
+def test_elsewhere_all_turns_count(device):
+    measured = busy_host(40, quiet_every=8, device=device)
+    assert steady(measured) is measured
+    assert felt(measured) == (measured, "wall")
+
+
+def test_a_record_that_already_is_one_of_processor_times_says_so():
+    own = record([1.0, 2.0], [1.0, 2.0])
+    own = replace(own, conditions={**own.conditions, "clock": "process_cpu"})
+    measured = ComparedLatency(own, own)
+    assert felt(measured) == (measured, "processor")
+
+
+@pytest.mark.parametrize("take", [steady, felt])
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+def test_an_emulated_device_is_no_evidence(take, side):
+    emulated = record([1.0, 2.0], device=replace(HOST, emulated=True))
+    measured = replace(ComparedLatency(record([1.0, 2.0]), record([1.0, 2.0])), **{side: emulated})
+    with pytest.raises(BudgetError, match="no evidence"):
+        take(measured)
+
+
+def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
+    held = 0
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        pair = ComparedLatency(
+            record(random.lognormal(0, 0.2, 80)), record(2 * random.lognormal(0, 0.2, 80))
+        )
+        low, high = percentile_ratio_interval(pair, 90)
+        assert low <= percentile_ratio(pair, 90) <= high
+        assert (low, high) == percentile_ratio_interval(pair, 90)
+        held += low <= 0.5 <= high
+    assert held >= 85
+
+
+def test_measuring_goes_on_until_it_is_decided_or_the_rounds_are_spent():
+    asked = []
+
+    def measure():
+        asked.append(1)
+        return ComparedLatency(record([1.0, 1.0], [0.5, 0.5]), record([2.0, 2.0], [1.0, 1.0]))
+
+    def turns(measured):
+        return len(measured.candidate.samples_ms)
+
+    assert turns(measured_until(measure, lambda _: True, rounds=5)) == 2
+    assert turns(measured_until(measure, lambda m: turns(m) >= 6, rounds=5)) == 6
+    assert turns(measured_until(measure, lambda _: False, rounds=3)) == 6
+    assert len(asked) == 1 + 3 + 3
+
+
+def test_joined_measurements_keep_turns_and_processor_times_together():
+    first, second = busy_host(5, 2, seed=1), busy_host(7, 2, seed=2)
+    both = joined(first, second)
+    assert both.candidate.samples_ms == first.candidate.samples_ms + second.candidate.samples_ms
+    assert both.reference.conditions["cpu_ms"] == [
+        *first.reference.conditions["cpu_ms"],
+        *second.reference.conditions["cpu_ms"],
+    ]
+    assert both.candidate.conditions["clock"] == "wall"

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_bench import DENSE, dense_student, synthetic_ms
+from toy_students import pictures
+
+from prune.chains import Shape
+from prune.importance import mean_squared_error
+from prune.latency_table import WidthChoices, build_latency_table
+from prune.proposals import fastest, measure_choices, propose
+
+CHOICES = WidthChoices.of(DENSE, multiple=4, smallest_share=0.5, streams=5, inners=8)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return build_latency_table(DENSE, CHOICES, lambda specs: [synthetic_ms(s) for s in specs])
+
+
+@pytest.fixture(scope="module")
+def student():
+    return dense_student()
+
+
+@pytest.fixture(scope="module")
+def losses(student):
+    return measure_choices(student, pictures(DENSE), CHOICES)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.4])
+def test_proposals_meet_the_target_as_predicted_and_differ(table, losses, share):
+    target_ms = share * table.predict_ms(DENSE)
+    proposals = propose(DENSE, losses, table, target_ms, count=4)
+    assert proposals
+    assert len({p.spec for p in proposals}) == len(proposals)
+    for proposal in proposals:
+        assert proposal.predicted_ms <= target_ms
+        assert proposal.predicted_ms == pytest.approx(table.predict_ms(proposal.spec))
+        assert proposal.shape.applied_to(DENSE) == proposal.spec
+
+
+def test_proposals_are_of_different_kinds(table, losses):
+    proposals = propose(DENSE, losses, table, 0.6 * table.predict_ms(DENSE), count=3)
+    assert [p.kind for p in proposals] == ["channels", "narrow", "blocks"]
+    channels, narrow, blocks = proposals
+    assert channels.shape.widths == Shape.of(DENSE).widths == blocks.shape.widths
+    assert narrow.shape.widths != channels.shape.widths
+    assert {inner for chain in blocks.shape.blocks for inner in chain} <= {0, 12, 8}
+
+
+def test_within_a_kind_the_least_loss_is_proposed(table, losses):
+    target_ms = 0.6 * table.predict_ms(DENSE)
+    channels = propose(DENSE, losses, table, target_ms, count=1)[0]
+    blocks = next(
+        p for p in propose(DENSE, losses, table, target_ms, count=9) if p.kind == "blocks"
+    )
+    assert channels.predicted_loss <= blocks.predicted_loss  # it could have dropped blocks as well
+    easier = propose(DENSE, losses, table, 0.8 * table.predict_ms(DENSE), count=1)[0]
+    assert easier.predicted_loss <= channels.predicted_loss
+
+
+def test_nothing_is_proposed_below_the_floor(table, losses):
+    assert propose(DENSE, losses, table, 0.9 * table.floor_ms[-1], count=3) == []
+    smallest = fastest(DENSE, table, CHOICES)
+    assert smallest.spec.inner_widths == ()
+    assert smallest.predicted_ms == pytest.approx(table.floor_ms[-1])
+
+
+def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
+    batches = pictures(DENSE)
+    before = mean_squared_error(student, batches)
+    dense = Shape.of(DENSE)
+    without = losses.slimmed(student, dense.with_block(0, 2, 0))
+    assert len(without.spec.inner_widths) == 3
+    assert losses.blocks[0][2][0] == max(0, mean_squared_error(without, batches) - before)
+    assert losses.blocks[0][2][12] == 0
+    narrow = losses.slimmed(student, dense.with_width(0, 8))
+    expected = max(0, mean_squared_error(narrow, batches) - before)
+    assert losses.widths[(8, 8)] == pytest.approx(expected)
+    assert losses.widths[dense.widths] == 0
+
+
+def test_a_block_that_does_nothing_goes_first(table):
+    student = dense_student()
+    with torch.no_grad():
+        student.body[1].contract.weight.zero_()
+        student.body[1].contract.bias.zero_()
+    losses = measure_choices(student, pictures(DENSE), CHOICES)
+    proposal = propose(DENSE, losses, table, 0.9 * table.predict_ms(DENSE), count=1)[0]
+    assert proposal.shape.blocks[0][1] == 0
+    assert proposal.predicted_loss == pytest.approx(0, abs=1e-9)
+
+
+def test_an_already_pruned_student_only_gets_smaller(table, student):
+    smaller_spec = replace(DENSE, stream_width=8, inner_widths=(8, 12))
+    losses = measure_choices(type(student)(smaller_spec), pictures(DENSE), CHOICES)
+    now_ms = table.predict_ms(smaller_spec)
+    for proposal in propose(smaller_spec, losses, table, 0.8 * now_ms, count=5):
+        assert proposal.spec.stream_width <= 8
+        assert max(proposal.spec.inner_widths, default=0) <= 12

@@ -1,0 +1,321 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_bench import (
+    DENSE,
+    MULTIPLE,
+    PHONE,
+    FakeTarget,
+    bench,
+    counted,
+    dense_student,
+    synthetic_ms,
+)
+
+from lightfield.errors import BudgetError, CheckpointError, ConfigError
+from lightfield.progress import silent
+from lightfield.student import mac_count
+from prune.chains import Shape
+from prune.measurements import MEASUREMENTS, replayed
+from prune.search import PruneConfig, SearchResult, search
+from prune.search_state import HISTORY, STATE, SearchState
+from prune.trial import CURRENT, pareto_front
+
+CONFIG = PruneConfig(
+    budget_ratio=0.5, candidates=2, rounds=3, tune_steps=4, final_tune_steps=12, max_steps=12
+)
+
+
+def run(folder, target=None, config=CONFIG, dense=None, **changes) -> SearchResult:
+    work = bench(target or FakeTarget(), **changes)
+    dense = dense or dense_student()
+    return search(dense, work, config, folder=folder, progress=silent, log=lambda **_: None)
+
+
+def same(a: SearchResult, b: SearchResult) -> bool:
+    weights, others = a.student.state_dict(), b.student.state_dict()
+    return (
+        a.state == b.state
+        and weights.keys() == others.keys()
+        and all(torch.equal(value, others[name]) for name, value in weights.items())
+    )
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """One search to half the dense latency, and its folder."""
+    folder = tmp_path_factory.mktemp("half")
+    return run(folder), folder
+
+
+def test_the_budget_is_met_by_the_stated_percentile(half):
+    result, _ = half
+    assert result.stopped == ""
+    assert result.final.verdict == "final"
+    assert result.final.latency_ms <= result.state.budget_ms == 0.5 * result.state.pinned_ms
+    assert synthetic_ms(result.student.spec) <= 0.52 * synthetic_ms(
+        DENSE
+    )  # what noise was on top of
+    assert synthetic_ms(result.student.spec) >= 0.40 * synthetic_ms(
+        DENSE
+    )  # and no more than needed
+    assert result.final.spec == result.student.spec
+    assert not result.student.training
+
+
+def test_every_width_is_dense_or_a_multiple(half):
+    result, _ = half
+    dense = Shape.of(DENSE)
+    for trial in result.state.trials:
+        shape = Shape.of(trial.spec)
+        for c, width in enumerate(shape.widths):
+            widths = (width, *shape.blocks[c])
+            own = (dense.widths[c], *dense.blocks[c])
+            assert all(w in own or (w % MULTIPLE == 0 and w >= MULTIPLE) for w in widths)
+
+
+def test_the_history_tells_the_whole_story(half):
+    result, folder = half
+    trials = result.state.trials
+    assert (trials[0].verdict, trials[-1].verdict) == ("dense", "final")
+    assert {"kept", "within budget"} <= {trial.verdict for trial in trials}
+    for trial in trials:
+        spec = trial.spec
+        assert trial.macs == mac_count(spec, 4, 5)
+        assert trial.ratio_low <= trial.ratio <= trial.ratio_high
+        assert trial.median_ms == pytest.approx(synthetic_ms(spec), rel=0.05)
+        assert trial.predicted_ms == pytest.approx(trial.median_ms, rel=0.1)
+        assert trial.clock == "wall"
+    assert SearchState.from_json(json.loads((folder / HISTORY).read_text())) == result.state
+
+
+def test_the_steps_come_nearer_and_candidates_come_from_the_student_before(half):
+    result, _ = half
+    current = [trial for trial in result.state.trials if trial.verdict in CURRENT]
+    kept = [trial.median_ms for trial in current if trial.verdict == "kept"]
+    assert kept == sorted(kept, reverse=True)
+    for trial in result.state.trials:
+        if trial.verdict in ("kept", "passed over", "missed"):
+            assert trial.target_ms <= result.state.pinned_median_ms * 0.97
+
+
+def test_the_same_measurements_lead_to_the_same_student(half, tmp_path):
+    assert same(run(tmp_path), half[0])
+
+
+def test_a_search_is_replayed_from_its_record_without_the_target(half, tmp_path):
+    result, folder = half
+    measure, time_specs = replayed(folder)
+    nobody = FakeTarget(interrupt_at=0)
+    assert same(run(tmp_path, nobody, measure=measure, time_specs=time_specs), result)
+    assert nobody.asked == []
+    assert (tmp_path / MEASUREMENTS).read_text() == (folder / MEASUREMENTS).read_text()
+
+
+def test_a_replay_with_other_settings_is_refused(half, tmp_path):
+    measure, time_specs = replayed(half[1])
+    with pytest.raises(CheckpointError, match=MEASUREMENTS):
+        run(
+            tmp_path,
+            config=replace(CONFIG, inner_choices=2),
+            measure=measure,
+            time_specs=time_specs,
+        )
+
+
+def test_interrupted_in_any_measurement_it_goes_on_as_if_nothing_had_happened(half, tmp_path):
+    counting = FakeTarget()
+    run(tmp_path / "whole", counting)
+    for at in range(0, len(counting.asked), 4):
+        target, folder = FakeTarget(interrupt_at=at), tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, target)
+        assert same(run(folder, target), half[0]), at
+        assert target.asked == counting.asked  # nothing was measured twice
+
+
+@pytest.mark.parametrize("name", ["tune", "score", "recalibrate"])
+def test_interrupted_while_training_or_scoring_it_goes_on(half, tmp_path, name):
+    target = FakeTarget()
+    work = bench(target)
+
+    def interrupted(*args):
+        if call.calls > 3:
+            raise KeyboardInterrupt
+        return getattr(work, name)(*args)
+
+    call = counted(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, target, **{name: call})
+    assert same(run(tmp_path, target), half[0])
+
+
+def test_an_ended_search_is_not_done_again(half, tmp_path):
+    target = FakeTarget()
+    result = run(tmp_path, target)
+    asked = list(target.asked)
+    assert same(run(tmp_path, target), result)
+    assert target.asked == asked
+
+
+def test_the_state_of_another_search_is_refused(half):
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(half[1], config=replace(CONFIG, seed=1))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"nonsense", lambda b: b[:-8]])
+def test_a_damaged_state_is_refused(half, tmp_path, damage):
+    (tmp_path / STATE).write_bytes(damage((half[1] / STATE).read_bytes()))
+    with pytest.raises(CheckpointError, match=STATE):
+        run(tmp_path)
+
+
+def test_an_impossible_budget_is_refused_before_any_training(tmp_path):
+    work = bench(FakeTarget())
+    tune = counted(work.tune)
+    with pytest.raises(BudgetError, match=r"out of reach.*narrowest.*% of it in .*dense") as error:
+        run(tmp_path, config=replace(CONFIG, budget_ms=0.2), tune=tune)
+    assert tune.calls == 0
+    assert "\n" not in str(error.value)
+    assert PHONE.name in str(error.value)
+
+
+class Stubborn(FakeTarget):
+    """Real students never get below 70% of the dense latency, whatever the table says."""
+
+    def measure(self, student):
+        self.latency_ms = lambda spec: max(synthetic_ms(spec), 0.7 * synthetic_ms(DENSE))
+        try:
+            return super().measure(student)
+        finally:
+            self.latency_ms = synthetic_ms
+
+
+def test_a_budget_that_the_table_promised_in_vain_ends_with_the_fastest_found(tmp_path):
+    told = r"was not met: .*fastest student kept takes .* dB.*% of it in"
+    with pytest.raises(BudgetError, match=told) as error:
+        run(tmp_path, Stubborn())
+    assert "\n" not in str(error.value)
+    nobody = FakeTarget(interrupt_at=0)
+    with pytest.raises(BudgetError, match="was not met"):  # at once, and without the target
+        run(tmp_path, nobody)
+
+
+def test_emulated_latencies_are_refused(tmp_path):
+    with pytest.raises(BudgetError, match="no evidence"):
+        run(tmp_path, FakeTarget(identity=replace(PHONE, emulated=True)))
+
+
+def test_a_budget_already_met_trains_nothing(tmp_path):
+    work = bench(FakeTarget())
+    tune = counted(work.tune)
+    dense = dense_student()
+    result = run(tmp_path, config=replace(CONFIG, budget_ms=100.0), tune=tune, dense=dense)
+    assert tune.calls == 0
+    assert result.student is dense
+    assert [t.verdict for t in result.state.trials] == ["dense", "within budget", "final"]
+
+
+def test_a_step_that_loses_too_much_is_rolled_back_and_halved(tmp_path):
+    result = run(tmp_path, config=replace(CONFIG, max_loss_db=1e-9, tune_steps=0, max_steps=40))
+    trials = result.state.trials
+    back = [trial for trial in trials if trial.verdict == "rolled back"]
+    assert back
+    floor_db = trials[0].psnr_db - 1e-9
+    assert all(trial.psnr_db < floor_db for trial in back)
+    assert all(t.psnr_db >= floor_db for t in trials if t.verdict == "kept")
+    assert "would lose more than" in result.stopped
+    assert result.final.verdict == "final"
+    assert result.final.latency_ms > result.state.budget_ms
+    per_current: dict[int, list[float]] = {}
+    kept = 0
+    for trial in trials:
+        kept += trial.verdict == "kept"
+        if trial.verdict == "rolled back":
+            per_current.setdefault(kept, []).append(trial.target_ms)
+    for targets in per_current.values():  # nearer and nearer
+        assert targets == sorted(targets)
+
+
+def test_a_heavier_tail_than_the_dense_students_is_learnt_and_met(tmp_path):
+    """Small students suffer more from whatever makes every tenth run slow."""
+
+    def tail(spec):
+        return 1.2 if spec == DENSE else 1.5
+
+    result = run(tmp_path, FakeTarget(tail=tail, noise=0.01), replace(CONFIG, max_steps=20))
+    assert "over budget" in {trial.verdict for trial in result.state.trials}
+    assert result.final.verdict == "final"
+    assert result.final.latency_ms <= result.state.budget_ms
+    assert result.final.ratio < 0.5
+
+
+def test_a_target_slower_than_its_table_is_corrected(tmp_path):
+    """The table is measured on one-chain probes; real students take 30% longer plus a constant."""
+
+    class Slow(FakeTarget):
+        def time_specs(self, specs):
+            return [ms / 1.3 - 0.1 for ms in super().time_specs(specs)]
+
+    result = run(tmp_path, Slow())
+    assert result.final.verdict == "final"
+    late = [t for t in result.state.trials if t.step == result.state.step and t.verdict == "kept"]
+    assert all(t.predicted_ms == pytest.approx(t.median_ms, rel=0.1) for t in late)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_pruning_beats_what_it_started_the_step_with_after_training(tmp_path, norm):
+    config = replace(CONFIG, budget_ratio=0.7, tune_steps=30, final_tune_steps=60)
+    result = run(tmp_path, config=config, dense=dense_student(norm))
+    assert result.final.latency_ms <= result.state.budget_ms
+    assert result.final.psnr_db > result.dense.psnr_db - 3
+
+
+def test_the_front_holds_what_nothing_beats(half):
+    result, _ = half
+    front = result.front
+    assert front == pareto_front(list(reversed(result.state.trials)))
+    for trial in result.state.trials:
+        assert any(f.latency_ms <= trial.latency_ms and f.psnr_db >= trial.psnr_db for f in front)
+    latencies, qualities = [t.latency_ms for t in front], [t.psnr_db for t in front]
+    assert latencies == sorted(latencies)
+    assert qualities == sorted(qualities)
+
+
+def test_every_trial_is_logged_once(tmp_path):
+    lines = []
+    work = bench(FakeTarget())
+    result = search(
+        dense_student(),
+        work,
+        CONFIG,
+        folder=tmp_path,
+        progress=silent,
+        log=lambda **values: lines.append(values),
+    )
+    expected = [trial.to_json() for trial in result.state.trials]
+    for trial in expected:
+        del trial["spec"]
+    assert lines == expected
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"budget_ms": 0.0},
+        {"budget_ms": float("nan")},
+        {"budget_ratio": 0.0},
+        {"percentile": 100.0},
+        {"margin": 1.0},
+        {"candidates": 0},
+        {"rounds": 0},
+        {"inner_choices": 1},
+        {"tune_steps": -1},
+        {"max_loss_db": -0.1},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(setting):
+    with pytest.raises(ConfigError):
+        PruneConfig(**setting)
