@@ -83,9 +83,9 @@ def _undistorted(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[T
 
 
 def world_rays(
-    directions: Float[Tensor, "*grid 3"], pose: Float[Tensor, "*grid 3 4"] | Float[Tensor, "3 4"]
+    directions: Float[Tensor, "*grid 3"], pose: Float[Tensor, "*#grid 3 4"]
 ) -> tuple[Float[Tensor, "*grid 3"], Float[Tensor, "*grid 3"]]:
-    """Origins and directions in the world, from camera-space directions and a pose (or one each)."""
+    """Origins and directions in the world, from camera-space directions and poses that broadcast."""
     d = (pose[..., :3] @ directions[..., None])[..., 0]
     return pose[..., 3].expand_as(d), d
 

@@ -47,7 +47,8 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 KEY = "key.json"
-MANIFEST_FIELDS = {"stage", "key", "config", "inputs", "files", "metrics", "details"}
+MANIFEST_FIELDS = {"config", "inputs", "files", "metrics", "details"}
+"""What every manifest holds beside its names, each a dictionary."""
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime", "onnxsim", "coremltools")
 
 
@@ -207,11 +208,7 @@ class Run:
                 where=folder / MANIFEST,
                 remedy="delete the folder and run the stage again",
             )
-        if not (
-            manifest.keys() >= MANIFEST_FIELDS
-            and manifest["stage"] == stage
-            and _lists_files(manifest)
-        ):
+        if not (manifest.get("stage") == stage and _is_well_formed(manifest)):
             raise CheckpointError("not a manifest of this stage", where=folder / MANIFEST)
         return Artifact(folder, manifest)
 
@@ -350,11 +347,14 @@ class Run:
                 self._finish_publication(stage)
 
 
-def _lists_files(manifest: dict[str, Any]) -> bool:
-    files = manifest["files"]
-    return isinstance(files, dict) and all(
-        isinstance(entry, dict) and entry.keys() >= {"sha256", "size_bytes"}
-        for entry in files.values()
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    return (
+        isinstance(manifest.get("key"), str)
+        and all(isinstance(manifest.get(name), dict) for name in MANIFEST_FIELDS)
+        and all(
+            isinstance(entry, dict) and entry.keys() >= {"sha256", "size_bytes"}
+            for entry in manifest["files"].values()
+        )
     )
 
 

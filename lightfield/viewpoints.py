@@ -87,7 +87,7 @@ def up_axis(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
     right, mean_up = poses[:, :, 0].astype(np.float64), poses[:, :, 1].astype(np.float64).mean(0)
     spread, axes = np.linalg.eigh(right.T @ right / len(right))
     up = axes[:, 0] if spread[1] > LEVEL_SPREAD else mean_up
-    up = up * np.sign(up @ mean_up) / np.linalg.norm(up)
+    up = up * (-1 if up @ mean_up < 0 else 1) / np.linalg.norm(up)
     nearest = int(np.abs(up).argmax())
     if abs(up[nearest]) > np.cos(np.radians(UP_SNAP_DEGREES)):
         return np.eye(3)[nearest] * np.sign(up[nearest])

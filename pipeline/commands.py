@@ -66,7 +66,7 @@ class Scene:
     data: str = training.EMBEDDED
     """Folder of a scene (Blender or LLFF form), or `bricks` for the embedded scene."""
     name: str | None = None
-    """Name of the scene; by default the run folder's."""
+    """Name of the scene; by default the run folder's, or `bricks` for the embedded scene."""
     config: Flat[SceneConfig] = field(default_factory=SceneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
@@ -81,7 +81,7 @@ class Scene:
         artifact = training.make_scene(
             Run(self.run),
             self.data,
-            self.name or self.run.resolve().name,
+            self.name or (training.EMBEDDED if embedded else self.run.resolve().name),
             self.config,
             chosen.network.spec().factor,
             chosen.name,
@@ -171,12 +171,15 @@ class Prune(_Stage):
 
     config: Flat[PruneConfig] = field(default_factory=PruneConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[_Target] = field(default_factory=_Target)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Prune the student."""
         with self.on.opened(console) as target:
-            artifact = pruning.make_pruned(Run(self.run), self.config, self.distil, target, console)
+            artifact = pruning.make_pruned(
+                Run(self.run), self.config, self.distil, self.fine_tune, target, console
+            )
         _say(
             console,
             artifact,
@@ -287,7 +290,9 @@ def _commands(chosen: Preset) -> Any:
         "student": Student(
             missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
         ),
-        "prune": Prune(missing, config=chosen.prune, distil=chosen.distil),
+        "prune": Prune(
+            missing, config=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
+        ),
         "export": Export(missing),
         "lens": Lens(missing),
         "bench": Bench(missing, config=chosen.bench),

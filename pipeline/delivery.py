@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightfield.files import write_json
 from lightfield.light_field import LightField, ray_grid
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
-from pipeline.training import load_light_field, scene_of
+from pipeline.training import ingredient, load_light_field, scene_of
 
 PARITY_VIEWS = 4
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"
@@ -34,6 +35,22 @@ def newest_student(run: Run) -> tuple[str, Artifact]:
     """
     stage = "student" if run.find("prune") is None else "prune"
     return stage, ingredient(run, stage)
+
+
+def newest_export(run: Run) -> Artifact:
+    """The exported graphs of the newest student.
+
+    Raises:
+        CheckpointError: when there are none, or they are older than the student.
+    """
+    graphs, newest = ingredient(run, "export"), newest_student(run)[0]
+    if graphs.manifest["inputs"].keys() != {"scene", newest}:
+        raise CheckpointError(
+            f"these graphs are not those of the run's newest student, that of `nelf {newest}`",
+            where=graphs.path,
+            remedy=f"run `nelf export --run {run.path}` again",
+        )
+    return graphs
 
 
 def scene_file_name(name: str) -> str:
@@ -63,7 +80,7 @@ def make_export(run: Run, console: Console) -> Artifact:
         stage.metrics |= _summary(graphs)
         stage.details["student"] = stage_name
 
-    return run.perform("export", settings, {"scene": source, "student": student}, work)[0]
+    return run.perform("export", settings, {"scene": source, stage_name: student}, work)[0]
 
 
 def _summary(graphs: list[ExportedGraph]) -> dict[str, float | int | list[str]]:
@@ -78,15 +95,15 @@ def _summary(graphs: list[ExportedGraph]) -> dict[str, float | int | list[str]]:
 def make_lens(run: Run, console: Console) -> Artifact:
     """Write the Lens Studio project of the exported graphs, and lint it."""
     source, scene = scene_of(run)
-    _, student = newest_student(run)
-    graphs = run.artifact("export")
+    stage_name, student = newest_student(run)
+    graphs = newest_export(run)
 
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)
         name = scene_file_name(scene.name)
         lens = lens_scene_from(field, scene.train.poses, name)
-        paths = _lens_graphs(graphs.path)
-        files = write_lens_project(stage.path / name, lens, *paths)
+        models = [_only(graphs, form) for form in ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")]
+        files = write_lens_project(stage.path / name, lens, *models)
         if faults := lint_lens_project(stage.path / name):
             raise ExportError(
                 f"the generated lens project has {len(faults)} faults, the first: {faults[0]}",
@@ -99,21 +116,21 @@ def make_lens(run: Run, console: Console) -> Artifact:
         stage.details["project"] = name
 
     console.say("lens: writing the Lens Studio project")
-    inputs = {"scene": source, "student": student, "export": graphs}
+    inputs = {"scene": source, stage_name: student, "export": graphs}
     return run.perform("lens", {}, inputs, work)[0]
 
 
-def _lens_graphs(folder: Path) -> tuple[Path, Path, Path]:
-    students = sorted(folder.glob("*_Snap*.onnx"))
-    if len(students) != 1:
-        raise ExportError("no student for SnapML among the exported graphs", where=folder)
-    return folder / "Sampler.onnx", folder / "Embedder.onnx", students[0]
+def _only(graphs: Artifact, form: str) -> Path:
+    """The one exported file whose name has this form."""
+    names = fnmatch.filter(graphs.manifest["files"], form)
+    if len(names) != 1:
+        raise ExportError(f"{len(names)} exported graphs are called {form}", where=graphs.path)
+    return graphs.file(names[0])
 
 
 def make_bench(run: Run, config: BenchmarkConfig, target: Target, console: Console) -> Artifact:
     """Measure the dense student, the newest one, and the whole way from pose to picture."""
-    graphs = run.artifact("export")
-    dense = run.artifact("student")
+    graphs, dense = newest_export(run), ingredient(run, "student")
     settings = {"bench": _measurement_settings(config), "target": asdict(target.identity)}
 
     def work(stage: StageWriter) -> None:
@@ -136,10 +153,10 @@ def _measurement_settings(config: BenchmarkConfig) -> dict[str, int]:
 def _measured_graphs(field: LightField, graphs: Artifact, folder: Path) -> dict[str, Path]:
     """Named graphs to measure; the dense student is written here, beside the results."""
     rays = ray_grid(field.intrinsics, field.student.spec)
-    fused = next(graphs.path.glob("*_fused.onnx"))
-    newest = graphs.path / fused.name.replace("_fused", "")
+    fused = _only(graphs, "*_fused.onnx")
+    newest = graphs.file(fused.name.replace("_fused", ""))
     files = {"student": newest, "pose_to_picture": fused}
-    if graphs.manifest["details"]["student"] == "student":
+    if "student" in graphs.manifest["inputs"]:
         return files
     dense = write_student_onnx(field.student, rays.height, rays.width, folder / "dense.onnx")
     return {"dense_student": dense, **files}

@@ -103,14 +103,14 @@ class Preset:
 
 
 TINY_TEACHER = TeacherConfig(
-    levels=8,
-    log2_table_size=15,
-    finest_resolution=256,
+    levels=4,
+    features_per_level=4,
+    log2_table_size=16,
+    finest_resolution=128,
     hidden_width=32,
     occupancy_resolution=64,
-    max_samples_per_ray=256,
+    max_samples_per_ray=96,
     samples_per_step=1 << 14,
-    max_rays_per_step=1 << 12,
     steps=1000,
     grid="torch",
 )
@@ -136,10 +136,10 @@ def _tiny(kind: SceneKind) -> Preset:
     embedded = Preset(
         "tiny",
         teacher=TINY_TEACHER,
-        pseudo=PseudoConfig(600),
+        pseudo=PseudoConfig(1000),
         distil=DistilConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
-        prune=PruneConfig(tune_steps=120, final_tune_steps=1200),
+        prune=PruneConfig(tune_steps=120, final_tune_steps=2500),
         bench=BenchmarkConfig(runs=100),
     )
     if kind == "embedded":
@@ -148,10 +148,19 @@ def _tiny(kind: SceneKind) -> Preset:
     return replace(
         embedded,
         scene=SceneConfig(resolution=200),
-        teacher=replace(TINY_TEACHER, steps=3000, log2_table_size=17, distortion=distortion),
-        pseudo=PseudoConfig(800),
+        teacher=replace(
+            TINY_TEACHER,
+            levels=5,
+            log2_table_size=17,
+            finest_resolution=256,
+            max_samples_per_ray=160,
+            steps=4000,
+            distortion=distortion,
+        ),
+        pseudo=PseudoConfig(1500),
         network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
-        distil=DistilConfig(steps=8000),
+        distil=DistilConfig(steps=7000),
+        prune=PruneConfig(tune_steps=120, final_tune_steps=3500),
     )
 
 

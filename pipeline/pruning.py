@@ -28,10 +28,19 @@ from pipeline.training import (
     real_split,
     save_student,
     scene_of,
+    tune_on_real_pictures,
 )
 from prune.importance import Batch
 from prune.search import PruneConfig, Workbench, search
-from train.distil import DistilConfig, PicturePool, distil, mean_psnr, recalibrate_norms
+from prune.search_state import STATE
+from train.distil import (
+    DistilConfig,
+    FineTuneConfig,
+    PicturePool,
+    distil,
+    mean_psnr,
+    recalibrate_norms,
+)
 from train.pseudo import PosedPictures, load_pseudo
 
 MEASURE_TURNS = 40
@@ -41,14 +50,20 @@ PARITY_POSES = 2
 
 
 def make_pruned(
-    run: Run, config: PruneConfig, distilling: DistilConfig, target: Target, console: Console
+    run: Run,
+    config: PruneConfig,
+    distilling: DistilConfig,
+    tuning: FineTuneConfig,
+    target: Target,
+    console: Console,
 ) -> Artifact:
-    """Prune the student to a latency measured on the target."""
+    """Prune the student to a latency measured on the target, then fine-tune it on real pictures."""
     source, scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
     settings = {
         "prune": asdict(config),
         "distil": asdict(distilling),
+        "fine_tune": asdict(tuning),
         "target": asdict(target.identity),
     }
 
@@ -64,15 +79,18 @@ def make_pruned(
             found = search(
                 field.student, bench, config, folder=stage.path, progress=progress, log=stage.log
             )
-        save_student(stage, found.student, scene, console)
+        student = tune_on_real_pictures(stage, found.student, scene, tuning, distilling, console)
+        save_student(stage, student, scene, console)
         stage.metrics |= {
             "budget_ms": found.state.budget_ms,
             "dense_ms": found.state.pinned_ms,
             "latency_ms": found.final.latency_ms,
             "ratio": found.final.ratio,
+            "clock": found.final.clock,
             "trials": len(found.state.trials),
         }
-        stage.details["device"] = asdict(target.identity)
+        stage.details |= {"device": asdict(target.identity), "stopped": found.stopped}
+        stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
     return run.perform("prune", settings, inputs, work)[0]
@@ -106,8 +124,7 @@ def workbench(
     def measure(student: Student) -> ComparedLatency:
         path = write(student, "candidate.onnx")
         student_parity(path, like(student), poses)
-        measured = target.compare(path, reference, turns=MEASURE_TURNS)
-        return ComparedLatency(steadiest(measured.candidate), steadiest(measured.reference))
+        return target.compare(path, reference, turns=MEASURE_TURNS)
 
     def time_specs(specs: Sequence[StudentSpec]) -> list[float]:
         paths = [write(Student(spec), f"probe{i}.onnx") for i, spec in enumerate(specs)]
@@ -138,9 +155,8 @@ def workbench(
 
 
 def steadiest(record: LatencyRecord) -> LatencyRecord:
-    """What the search decides on: a phone's wall-clock time; of this host, which other programs share,
-    the processor time of the same runs, which with one thread is the wall-clock time of an idle host
-    (their ratios agree; under load the wall-clock ratio of equal graphs ranged over 0.96 to 3.8)."""
+    """What the latency table is made of: a phone's wall-clock time; of this host, which other programs
+    share, the processor time of the same runs."""
     return on_cpu_time(record) if record.device.kind == "host" else record
 
 

@@ -6,7 +6,7 @@ Each function takes a run and its config, does nothing when the artifact is curr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,18 @@ def make_scene(
     preset: str,
     console: Console,
 ) -> Artifact:
-    """Load (or render) the scene's pictures into the run; `source` is a folder or `bricks`."""
+    """Load (or render) the scene's pictures into the run; `source` is a folder or `bricks`.
+
+    Raises:
+        SceneError: when the folder holds no scene, or a damaged one.
+    """
     settings = {**asdict(config), "factor": factor, "name": name, "preset": preset}
     settings["source"] = source if source == EMBEDDED else _source_identity(Path(source))
 
     def work(stage: StageWriter) -> None:
         with console.progress("scene") as progress:
             if source == EMBEDDED:
-                scene = _embedded_scene(config, factor, progress)
+                scene = replace(_embedded_scene(config, factor, progress), name=name)
                 stage.metrics["one_ray_reference_db"] = one_ray_reference_db(scene)
             else:
                 scene = _pictured_scene(Path(source), name, config, factor, console, progress)
@@ -263,27 +267,41 @@ def make_student(
                 student, pool, config, progress=progress, log=stage.log, folder=stage.path
             )
         recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
-        kept, held = real_split(scene)
-        with console.progress("student, real pictures") as progress:
-            tuned = fine_tune(
-                student,
-                picture_pool(kept.poses, kept.images, scene, spec, device),
-                lambda s: mean_psnr(
-                    LightField(s, scene.intrinsics, scene.space), held.poses, held.images
-                ),
-                tuning,
-                config,
-                progress=progress,
-            )
-        save_student(stage, tuned.student, scene, console)
-        stage.metrics |= {
-            "fine_tune_steps": tuned.steps,
-            "held_out_before_db": tuned.before_db,
-            "held_out_after_db": tuned.after_db,
-        }
+        student = tune_on_real_pictures(stage, student, scene, tuning, config, console)
+        save_student(stage, student, scene, console)
         stage.discard.add("checkpoint.safetensors")
 
     return run.perform("student", settings, {"scene": source, "pseudo": pseudo}, work)[0]
+
+
+def tune_on_real_pictures(
+    stage: StageWriter,
+    student: Student,
+    scene: Scene,
+    tuning: FineTuneConfig,
+    config: DistilConfig,
+    console: Console,
+) -> Student:
+    """The student after fine-tuning on real pictures, or as it was where that did not help."""
+    kept, held = real_split(scene)
+    device = next(student.parameters()).device
+    with console.progress("real pictures") as progress:
+        tuned = fine_tune(
+            student,
+            picture_pool(kept.poses, kept.images, scene, student.spec, device),
+            lambda s: mean_psnr(
+                LightField(s, scene.intrinsics, scene.space), held.poses, held.images
+            ),
+            tuning,
+            config,
+            progress=progress,
+        )
+    stage.metrics |= {
+        "fine_tune_steps": tuned.steps,
+        "held_out_before_db": tuned.before_db,
+        "held_out_after_db": tuned.after_db,
+    }
+    return tuned.student
 
 
 def picture_pool(

@@ -13,7 +13,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -52,8 +52,11 @@ def save_checkpoint(
         tensors[f"generator/{owner}"] = generator.get_state()
     meta = {"step": step, "optimisers": optimiser_data, "extra": dict(extra or {})}
     plain_tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    data = save(plain_tensors, {"format": FORMAT, "state": json.dumps(meta)})
     with atomic_path(path) as temporary:
-        save_file(plain_tensors, temporary, {"format": FORMAT, "state": json.dumps(meta)})
+        temporary.write_bytes(
+            data
+        )  # a full disk is an OSError here, in safetensors' writer it is not
 
 
 def load_checkpoint(
@@ -66,43 +69,58 @@ def load_checkpoint(
     """Restore a training in place; its step and `extra`, or None when there is no file.
 
     Raises:
-        CheckpointError: when the file is damaged, foreign, or belongs to other shapes.
+        CheckpointError: when the file is damaged, foreign, or belongs to other shapes; what was to
+            be restored is then in no defined state.
     """
     if not path.exists():
         return None
-    remedy = "delete it to start this stage over"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as reason:
-        raise CheckpointError(
-            f"not a readable checkpoint ({reason})", where=path, remedy=remedy
-        ) from reason
+        raise _refusal(f"not a readable checkpoint ({_line(reason)})", path) from reason
     if metadata.get("format") != FORMAT:
-        raise CheckpointError("not a checkpoint of this tool", where=path, remedy=remedy)
+        raise _refusal("not a checkpoint of this tool", path)
     try:
         meta = json.loads(metadata["state"])
         for owner, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{owner}/"))
+        if meta["optimisers"].keys() != optimisers.keys():
+            raise ValueError(f"optimisers {sorted(meta['optimisers'])}")
         for owner, optimiser in optimisers.items():
-            data = meta["optimisers"][owner]
-            state: dict[int, dict[str, Any]] = {
-                int(index): dict(entries) for index, entries in data["plain"].items()
-            }
-            for name, value in _below(tensors, f"optimiser/{owner}/").items():
-                index, entry = name.split("/", 1)
-                state.setdefault(int(index), {})[entry] = value
-            optimiser.load_state_dict({"state": state, "param_groups": data["groups"]})
+            state = _below(tensors, f"optimiser/{owner}/")
+            optimiser.load_state_dict(_state_dict(optimiser, meta["optimisers"][owner], state))
         for owner, generator in generators.items():
             generator.set_state(tensors[f"generator/{owner}"])
-    except (KeyError, ValueError, RuntimeError) as reason:
-        first = str(reason).splitlines()[0]
-        raise CheckpointError(
-            f"checkpoint does not fit this training ({first})", where=path, remedy=remedy
-        ) from reason
-    return meta["step"], meta["extra"]
+        return int(meta["step"]), dict(meta["extra"])
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as reason:
+        raise _refusal(f"checkpoint does not fit this training ({_line(reason)})", path) from reason
+
+
+def _state_dict(
+    optimiser: Optimizer, data: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What the optimiser's `state_dict` gave; its shapes are checked here, torch does not."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(entries) for index, entries in data["plain"].items()
+    }
+    for name, value in tensors.items():
+        index, entry = name.split("/", 1)
+        if value.ndim and value.shape != parameters[int(index)].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+        state.setdefault(int(index), {})[entry] = value
+    return {"state": state, "param_groups": data["groups"]}
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _refusal(what: str, path: Path) -> CheckpointError:
+    return CheckpointError(what, where=path, remedy="delete it to start this stage over")
+
+
+def _line(reason: Exception) -> str:
+    return str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__

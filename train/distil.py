@@ -1,9 +1,8 @@
 """Distillation: a student learns the teacher's pseudo pictures, then the real ones.
 
-Letters: a picture is h x w rays and sh x sw pixels; a window is p x p rays of one picture; halo is
-`StudentSpec.halo_rays`. Windows lie wholly inside their picture. A window's outermost `halo` rays
-have pixels that depend on rays outside it, unless the window's side is the picture's side too: those
-pixels are left out of the loss, so the gradient is exactly that of the whole picture.
+It learns on windows of pictures (`train.picture_pool`), whose pixels in the loss are exactly the
+whole picture's. Weights, their moving average, optimiser states and the loss are float32; only the
+network's convolutions may run in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,28 +10,32 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from lightfield.camera import Intrinsics
-from lightfield.encoding import encode
 from lightfield.errors import ConfigError
-from lightfield.light_field import LightField, ray_grid
+from lightfield.light_field import LightField
 from lightfield.metrics import mse_to_psnr
 from lightfield.progress import Progress
-from lightfield.rays import RaySpace, camera_directions, points_along, rays_in_space, world_rays
-from lightfield.student import Student, StudentSpec
+from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
+from train.moving_average import MovingAverage
 from train.muon import Muon, block_matrices
+from train.picture_pool import PicturePool
 
 CHECKPOINT = "checkpoint.safetensors"
+REPORT_EVERY = 10
+"""Steps between two looks at the loss, which on a GPU wait for it."""
+LOG_EVERY_S = 1.0
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -59,123 +62,34 @@ class DistilConfig:
     """AdamW's decoupled weight decay."""
     ema_decay: float = 0.998
     """Decay of the exponential moving average of the weights, which is what is kept."""
+    precision: Precision = "auto"
+    """What the convolutions compute in; `auto` is bfloat16 where the hardware multiplies it."""
     seed: int = 0
     """Seed of the initial weights and of all draws."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.windows, self.window_rays) < 1:
             raise ConfigError("steps, windows and window_rays must be at least 1", where="distil")
-        if self.learning_rate <= 0 or not 0 < self.final_share <= 1 or self.muon_learning_rate < 0:
+        if not (
+            0 < self.learning_rate < math.inf
+            and 0 < self.final_share <= 1
+            and 0 <= self.muon_learning_rate < math.inf
+        ):
             raise ConfigError("learning rates must stay positive and not grow", where="distil")
+        if self.warmup_steps < 0 or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError("warmup_steps and weight_decay are 0 or more", where="distil")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError("ema_decay must lie in [0, 1)", where="distil.ema_decay")
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"{self.precision!r} is none of {get_args(Precision)}", where="distil.precision"
+            )
 
     def learning_rate_share(self, step: int) -> float:
         """Share of the peak learning rates at a step: linear warm-up from a fifth, then a cosine."""
-        warmup = min(1.0, 0.2 + 0.8 * step / max(self.warmup_steps, 1))
+        warmup = min(1.0, 0.2 + 0.8 * step / self.warmup_steps) if self.warmup_steps else 1.0
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
         return (self.final_share + (1 - self.final_share) * cosine) * warmup
-
-
-class PicturePool:
-    """Posed pictures from which random windows are drawn, with their rays.
-
-    Pictures stay uint8 where they are (a memory map, or a tensor on the GPU when they fit there).
-    """
-
-    def __init__(
-        self,
-        poses: Float[np.ndarray, "n 3 4"],
-        images: UInt8[np.ndarray, "n sh sw 3"],
-        intrinsics: Intrinsics,
-        space: RaySpace,
-        spec: StudentSpec,
-        *,
-        device: torch.device,
-    ):
-        rays = ray_grid(intrinsics, spec)
-        if images.shape[1:3] != (intrinsics.height, intrinsics.width):
-            raise ConfigError(
-                f"pictures of {images.shape[2]}x{images.shape[1]} pixels for a camera of "
-                f"{intrinsics.width}x{intrinsics.height}",
-                where="picture pool",
-            )
-        self.spec, self.space, self.device = spec, space, device
-        self.height, self.width = rays.height, rays.width
-        self.poses = torch.from_numpy(np.ascontiguousarray(poses)).to(device)
-        self.directions = camera_directions(rays, device=device)
-        self.images = torch.from_numpy(images).to(device) if device.type == "cuda" else images
-
-    def __len__(self) -> int:
-        return len(self.poses)
-
-    def draw(
-        self, windows: int, window_rays: int, generator: torch.Generator, *, jitter: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Random windows: student input [b, c, p, q], pixels [b, 3, sp, sq] in [0, 1], loss mask.
-
-        `generator` lives on the pool's device. A window larger than the picture is the picture.
-        """
-        p, q = min(window_rays, self.height), min(window_rays, self.width)
-        which = torch.randint(len(self), (windows,), generator=generator, device=self.device)
-        top, left = (
-            torch.randint(size + 1, (windows,), generator=generator, device=self.device)
-            for size in (self.height - p, self.width - q)
-        )
-        rows = top[:, None] + torch.arange(p, device=self.device)
-        columns = left[:, None] + torch.arange(q, device=self.device)
-        directions = self.directions[rows[:, :, None], columns[:, None, :]]
-        rays = rays_in_space(*world_rays(directions, self.poses[which][:, None, None]), self.space)
-        points = points_along(
-            *rays, self.space, self.spec.points, generator=generator if jitter else None
-        )
-        encoded = encode(points, self.spec.frequencies).permute(0, 3, 1, 2)
-        pixels = self._pixels(which, top, left, p, q)
-        return encoded, pixels, self._mask(top, left, p, q)
-
-    def _pixels(self, which: Tensor, top: Tensor, left: Tensor, p: int, q: int) -> Tensor:
-        s = self.spec.factor
-        crops = [
-            self.images[i, s * y : s * (y + p), s * x : s * (x + q)]
-            for i, y, x in zip(which.tolist(), top.tolist(), left.tolist(), strict=True)
-        ]
-        if isinstance(self.images, Tensor):
-            stacked = torch.stack([torch.as_tensor(crop) for crop in crops])
-        else:
-            stacked = torch.from_numpy(np.stack(crops))
-        return stacked.permute(0, 3, 1, 2).float().div_(255)
-
-    def _mask(self, top: Tensor, left: Tensor, p: int, q: int) -> Bool[Tensor, "b 1 sp sq"]:
-        """True where a pixel of the window depends on the window's rays only."""
-        halo, s = self.spec.halo_rays, self.spec.factor
-
-        def valid(start: Tensor, length: int, size: int) -> Tensor:
-            at = torch.arange(length, device=self.device)
-            inside = (at >= halo) | (start == 0)[:, None]
-            return inside & ((at < length - halo) | (start + length == size)[:, None])
-
-        rows = valid(top, p, self.height).repeat_interleave(s, 1)
-        columns = valid(left, q, self.width).repeat_interleave(s, 1)
-        return (rows[:, :, None] & columns[:, None, :])[:, None]
-
-
-class MovingAverage:
-    """Exponential moving average of a student's weights and buffers; starts as a plain mean."""
-
-    def __init__(self, student: Student, decay: float):
-        self.student, self.decay = copy.deepcopy(student).eval(), decay
-
-    @torch.no_grad()
-    def update(self, student: Student, step: int) -> None:
-        """Take in the student's state after `step` steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = self.student.state_dict(), student.state_dict()
-        floating = [name for name, value in mine.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [mine[name] for name in floating], [theirs[name] for name in floating], 1 - decay
-        )
-        for name in mine.keys() - set(floating):
-            mine[name].copy_(theirs[name])
 
 
 def distil(
@@ -190,10 +104,12 @@ def distil(
 ) -> Student:
     """Train `student` (in place) on windows of the pool; returns the averaged student, in eval mode.
 
-    With a folder it resumes from the checkpoint there and leaves one behind when interrupted.
+    With a folder it goes on from the checkpoint there, which it renews as often as told and at the
+    end. On the CPU a resumed training equals an uninterrupted one bit for bit.
 
     Raises:
         CheckpointError: when the folder's checkpoint is damaged or foreign.
+        ConfigError: when the windows are too small for the student.
     """
     average = MovingAverage(student, config.ema_decay)
     optimisers = _optimisers(student, config)
@@ -210,32 +126,67 @@ def distil(
     saved = logged = time.monotonic()
     for step in range(first, config.steps):
         share = config.learning_rate_share(step)
-        for optimiser in optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = share * group["initial_lr"]
-        encoded, pixels, mask = pool.draw(
-            config.windows, config.window_rays, generator, jitter=config.jitter
-        )
-        error = (student(encoded) - pixels).square() * mask
-        loss = error.sum() / (pixels.shape[1] * mask.sum())
-        student.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser in optimisers.values():
-            optimiser.step()
-        average.update(student, step)
-        if step % 10 == 0 or step == config.steps - 1:
-            value = loss.item()
-            running = value if running is None else 0.9 * running + 0.1 * value
+        windows = pool.draw(config.windows, config.window_rays, generator, jitter=config.jitter)
+        loss = _take_step(student, optimisers.values(), windows, config.precision, share)
+        average.update(step)
+        last = step == config.steps - 1
+        if step % REPORT_EVERY == 0 or last:
+            mse = loss.item()
+            running = mse if running is None else 0.9 * running + 0.1 * mse
             figures = {"psnr_db": mse_to_psnr(running)}
             progress(step + 1, config.steps, **figures)
             now = time.monotonic()
-            if log is not None and now - logged > 1:
+            if log is not None and (last or now - logged > LOG_EVERY_S):
                 log(step=step + 1, learning_rate=share * config.learning_rate, **figures)
                 logged = now
-            if path is not None and now - saved > checkpoint_every_s:
+            if path is not None and (last or now - saved > checkpoint_every_s):
                 save_checkpoint(path, step=step + 1, extra={"mse": running}, **state)
                 saved = now
     return average.student
+
+
+def _take_step(
+    student: Student,
+    optimisers: Iterable[torch.optim.Optimizer],
+    windows: tuple[Tensor, Tensor, Tensor],
+    precision: Precision,
+    share: float,
+) -> Tensor:
+    """One step at a share of the peak learning rates; the loss before it (float32)."""
+    encoded, pixels, mask = windows
+    bfloat16 = multiplies_in_bfloat16(precision, pixels.device)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
+        colours = student(encoded)
+    loss = masked_mse(colours.float(), pixels, mask)
+    student.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = share * group["initial_lr"]
+        optimiser.step()
+    return loss.detach()
+
+
+def multiplies_in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether the student's convolutions run in bfloat16; `auto` means where the hardware has it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older versions of torch do not tell what the CPU can do. AVX-512's bfloat16 is no faster than
+    # float32 in training; the matrix tiles (AMX) are.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16", False))
+
+
+def masked_mse(
+    colours: Float[Tensor, "b c h w"],
+    pixels: Float[Tensor, "b c h w"],
+    mask: Bool[Tensor, "b 1 h w"],
+) -> Float[Tensor, ""]:
+    """Mean squared error over the pixels that the mask holds, which must not be none."""
+    error = (colours - pixels).square() * mask
+    return error.sum() / (pixels.shape[1] * mask.sum())
 
 
 def _optimisers(student: Student, config: DistilConfig) -> dict[str, torch.optim.Optimizer]:
@@ -245,7 +196,7 @@ def _optimisers(student: Student, config: DistilConfig) -> dict[str, torch.optim
     others = [p for p in student.parameters() if id(p) not in theirs]
     optimisers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
-            others, lr=config.learning_rate, weight_decay=config.weight_decay
+            others, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
     }
     if matrices:
@@ -287,7 +238,10 @@ def mean_psnr(
     poses: Float[np.ndarray, "n 3 4"],
     images: UInt8[np.ndarray, "n sh sw 3"],
 ) -> float:
-    """Mean over pictures of the light field's PSNR in dB; the student is put into eval mode."""
+    """Mean over pictures of the light field's PSNR in dB; the student is put into eval mode.
+
+    NaN without pictures.
+    """
     light_field.student.eval()
     device = next(light_field.student.parameters()).device
     total = 0.0
@@ -295,7 +249,7 @@ def mean_psnr(
         picture = light_field.render(torch.from_numpy(pose).to(device))
         truth = torch.from_numpy(np.array(image)).to(device).float() / 255
         total += mse_to_psnr(float((picture - truth).square().mean()))
-    return total / len(poses)
+    return total / len(poses) if len(poses) else math.nan
 
 
 @dataclass(frozen=True)
@@ -314,6 +268,8 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         if self.steps < 0 or min(self.evaluate_every, self.patience) < 1:
             raise ConfigError("steps, evaluate_every and patience are too small", where="fine_tune")
+        if not 0 < self.rate_share < math.inf:
+            raise ConfigError("must be a positive number", where="fine_tune.rate_share")
 
 
 @dataclass(frozen=True)
@@ -337,14 +293,15 @@ def fine_tune(
 ) -> FineTuned:
     """Train on the pool's real pictures in rounds, and return the best student by `held_out` (dB).
 
-    The student that came in is one of the candidates, so the score never gets worse.
+    The student that came in, which stays as it is, is one of the candidates, so the score never gets
+    worse.
     """
-    best, before = copy.deepcopy(student).eval(), held_out(student)
-    best_db, best_steps, worse, done = before, 0, 0, 0
+    before = best_db = held_out(student)
+    best, best_steps, worse, done = student, 0, 0, 0
     current = copy.deepcopy(student)
     while done < config.steps and worse < config.patience:
         steps = min(config.evaluate_every, config.steps - done)
-        round_config = replace(
+        settings = replace(
             distil_config,
             steps=steps,
             learning_rate=config.rate_share * distil_config.learning_rate,
@@ -354,16 +311,14 @@ def fine_tune(
             ema_decay=0.98,
             seed=distil_config.seed + 1 + done,
         )
-        averaged = distil(
-            current, pool, round_config, progress=_shifted(progress, done, config.steps)
-        )
+        averaged = distil(current, pool, settings, progress=_shifted(progress, done, config.steps))
         done += steps
         score = held_out(averaged)
         if score > best_db:
-            best, best_db, best_steps, worse = copy.deepcopy(averaged), score, done, 0
+            best, best_db, best_steps, worse = averaged, score, done, 0
         else:
             worse += 1
-    return FineTuned(best, best_steps, before, best_db)
+    return FineTuned(best.eval(), best_steps, before, best_db)
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Progress:
@@ -374,6 +329,9 @@ def _shifted(progress: Progress, start: int, total: int) -> Progress:
 
 
 def held_out_split(count: int, every: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices of `count` views as (kept, held out), every `every`-th being held out."""
-    held = set(range(every // 2, count, every))
+    """Indices of `count` views as (kept, held out), every `every`-th being held out.
+
+    At least one is held out, unless there is only one view.
+    """
+    held = set(range(min(every // 2, count - 1), count, every)) if count > 1 else set()
     return [i for i in range(count) if i not in held], sorted(held)

@@ -58,9 +58,7 @@ class PicturePool:
 
     def draw(
         self, windows: int, window_rays: int, generator: torch.Generator, *, jitter: bool
-    ) -> tuple[
-        Float[Tensor, "b c p q"], Float[Tensor, "b 3 sp sq"], Bool[Tensor, "b 1 sp sq"]
-    ]:
+    ) -> tuple[Float[Tensor, "b c p q"], Float[Tensor, "b 3 sp sq"], Bool[Tensor, "b 1 sp sq"]]:
         """Random windows: student input, pixels in [0, 1], and which pixels count in the loss.
 
         `generator` lives on the pool's device. A window larger than the picture is the picture.
@@ -88,7 +86,9 @@ class PicturePool:
 
     def _check_window(self, p: int, q: int) -> None:
         s, halo = self.spec.factor, self.spec.halo_pixels
-        if any(s * side <= 2 * halo and side < of for side, of in ((p, self.height), (q, self.width))):
+        if any(
+            s * side <= 2 * halo and side < of for side, of in ((p, self.height), (q, self.width))
+        ):
             raise ConfigError(
                 f"windows of {max(p, q)} rays are all halo ({halo} pixels on each side)",
                 where="distil.window_rays",

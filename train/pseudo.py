@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.lib import format as npy
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, ConfigError
-from lightfield.files import read_json, write_json
+from lightfield.files import atomic_path, read_json, write_json
 from lightfield.progress import Progress
 from lightfield.rays import RaySpace
 from lightfield.viewpoints import sample_forward, sample_orbit
@@ -70,18 +71,16 @@ def render_pseudo(
 ) -> PosedPictures:
     """Render every pose with `render` ([3, 4] -> [H, W, 3] in [0, 1]) into `folder`.
 
-    Goes on where an interrupted call with the same poses stopped. The file's blocks are reserved
-    first, because a memory map on a full disk ends the process with SIGBUS instead of an error.
+    Goes on where an interrupted call with the same poses and size stopped.
+
+    Raises:
+        OSError: when the disk has no room for all pictures; what the folder held is as it was.
     """
     count, shape = len(poses), (len(poses), height, width, 3)
     start = _pictures_done(folder, poses, shape)
     if start == 0:
-        np.save(folder / POSES, poses)
-        images = np.lib.format.open_memmap(folder / IMAGES, "w+", np.uint8, shape)
-        with (folder / IMAGES).open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    else:
-        images = np.lib.format.open_memmap(folder / IMAGES, "r+")
+        _begin(folder, poses, shape)
+    images = npy.open_memmap(folder / IMAGES, "r+")
     flushed = time.monotonic()
     for index in range(start, count):
         picture = render(torch.from_numpy(poses[index]))
@@ -101,13 +100,38 @@ def load_pseudo(folder: Path) -> PosedPictures:
         CheckpointError: when a file is missing, truncated or foreign.
     """
     try:
-        poses = np.load(folder / POSES, allow_pickle=False)
-        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        poses = np.array(npy.open_memmap(folder / POSES, mode="r"))
+        images = npy.open_memmap(folder / IMAGES, mode="r")
     except (OSError, ValueError) as reason:
         raise CheckpointError(f"not readable pseudo pictures ({reason})", where=folder) from reason
-    if images.ndim != 4 or images.dtype != np.uint8 or poses.shape != (len(images), 3, 4):
+    pictures = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+    if not pictures or poses.dtype != np.float32 or poses.shape != (len(images), 3, 4):
         raise CheckpointError("arrays are not posed uint8 pictures", where=folder)
     return PosedPictures(poses, images)
+
+
+def _begin(folder: Path, poses: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Write the poses, and black pictures whose place on the disk is sure.
+
+    A memory map that runs into a full disk ends the process with SIGBUS instead of an error.
+    """
+    with atomic_path(folder / IMAGES) as temporary:
+        npy.open_memmap(temporary, "w+", np.uint8, shape)
+        _reserve(temporary)
+        (folder / DONE).unlink(missing_ok=True)  # it counts pictures of the file replaced next
+    with atomic_path(folder / POSES) as temporary:
+        np.save(temporary, poses)
+
+
+def _reserve(path: Path) -> None:
+    """Give every byte of a sparse file its place on the disk."""
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            return
+        while block := file.read(1 << 20):  # macOS: write what it holds
+            file.seek(-len(block), os.SEEK_CUR)
+            file.write(block)
 
 
 def _pictures_done(folder: Path, poses: np.ndarray, shape: tuple[int, ...]) -> int:
@@ -117,4 +141,4 @@ def _pictures_done(folder: Path, poses: np.ndarray, shape: tuple[int, ...]) -> i
     except (CheckpointError, KeyError, TypeError, ValueError):
         return 0
     same = earlier.images.shape == shape and np.array_equal(earlier.poses, poses)
-    return min(done, len(poses)) if same else 0
+    return max(0, min(done, len(poses))) if same else 0

@@ -48,7 +48,7 @@ class EnlargementError(ConfigError):
         super().__init__(
             f"a longest side of {wanted} pixels cannot be made of pictures of {width} x {height}",
             where="resolution",
-            remedy="pictures are never enlarged: choose a smaller one",
+            remedy="pictures are neither enlarged, cropped nor stretched",
         )
         self.longest = max(width, height)
 

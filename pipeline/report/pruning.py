@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from lightfield.errors import CheckpointError
 from lightfield.student import StudentSpec
 from pipeline.report.chain import Chain, Trial
 from pipeline.report.charts import network_chart, pareto_chart, prediction_chart
@@ -132,6 +133,8 @@ def _predictions(chain: Chain) -> Html:
 def _network(chain: Chain) -> Html:
     def build() -> Html:
         dense, pruned = chain.spec("student"), chain.spec("prune")
+        if not _is_part_of(pruned, dense):
+            raise CheckpointError("the pruned network is no part of the present student")
         picture = figure(
             network_chart(dense, pruned),
             "The network block by block: inner widths as bars, stream widths as lines. The record "
@@ -146,6 +149,17 @@ def _network(chain: Chain) -> Html:
         return side_by_side(picture, table(["", "dense", "pruned"], rows, caption="In numbers."))
 
     return or_reason(build)
+
+
+def _is_part_of(pruned: StudentSpec, dense: StudentSpec) -> bool:
+    """Whether removing blocks can lead from one network to the other."""
+    stages = [(pruned.inner_widths, dense.inner_widths)]
+    stages += [
+        (after.inner_widths, before.inner_widths)
+        for after, before in zip(pruned.tail, dense.tail, strict=False)
+    ]
+    fewer = all(len(after) <= len(before) for after, before in stages)
+    return fewer and len(pruned.tail) == len(dense.tail)
 
 
 def _shape(chain: Chain, stage: str, spec: StudentSpec) -> list[tuple[str, str]]:

@@ -70,24 +70,24 @@ def data_line(chain: Chain) -> str:
 
 def device_line(chain: Chain) -> str:
     """What measured the latency, and that a host is no phone."""
-    stage = next((s for s in ("bench", "prune") if s in chain.artifacts), None)
-    if stage is None:
+    stages = [stage for stage in ("prune", "bench") if stage in chain.artifacts]
+    if not stages:
         return f"Latency: {NOT_AVAILABLE}: nothing has been measured yet."
+    first, *others = [_device_phrase(chain, stage) for stage in stages]
+    more = [f" The bench below: {phrase}" for phrase in others if phrase != first]
+    return f"Latency: {first}{''.join(more)}"
+
+
+def _device_phrase(chain: Chain, stage: str) -> str:
     device = chain.device(stage)
     if not device:
-        return f"Latency: {NOT_AVAILABLE}: the measurement does not name its device."
+        return f"{NOT_AVAILABLE}: the measurement does not name its device."
     name = device_name(device)
     if chain.emulated(stage):
-        return (
-            f"Latency: {NOT_AVAILABLE}: it was measured on an emulated device ({name}), whose times "
-            "mean nothing."
-        )
+        return f"{NOT_AVAILABLE}: {name} is an emulated device, whose times mean nothing."
     if device.get("kind") == "phone":
-        return f"Latency: measured on a phone, {name}."
-    return (
-        f"Latency: measured on this host, {name}. No phone was measured: the milliseconds are this "
-        "host's, not a phone's."
-    )
+        return f"measured on a phone, {name}."
+    return f"measured on this host, {name}. This is no phone: the milliseconds are the host's own."
 
 
 def device_name(device: dict[str, Any]) -> str:
@@ -99,6 +99,11 @@ def device_name(device: dict[str, Any]) -> str:
 def _in_one_line(chain: Chain) -> str:
     final = final_trial(chain)
     dense_db = decibels(chain.metric("student", "psnr_db"))
+    if "prune" in chain.artifacts and chain.outdated("prune"):
+        return (
+            f"A network that draws this scene from new viewpoints in one pass, at {dense_db}. The "
+            "pruned student is older than it and not comparable: nelf prune makes it anew."
+        )
     if final is not None:
         kind = " of processor time" if final.clock == "processor" else ""
         return (

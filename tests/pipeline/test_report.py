@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from report_samples import HOST, sample_run, sample_scene
 
 from lightfield.errors import CheckpointError
 from lightfield.files import read_json, write_json
-from lightfield.run import MANIFEST, Run
+from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
+from lightfield.student import mobile_r2l_spec
 from pipeline.console import Console
 from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report import pictures, quantities
@@ -145,7 +146,7 @@ def test_first_lines_name_data_and_device(whole_page: Page) -> None:
     top = text[: text.index("Quality on test views")]
     assert "no data set was given" in top
     assert "measured on this host, Sample CPU" in top
-    assert "No phone was measured" in top
+    assert "This is no phone: the milliseconds are the host's own" in top
 
 
 def test_page_is_the_same_every_time_and_holds_no_path_of_this_machine(
@@ -258,6 +259,14 @@ def test_a_phone_is_named_as_one(scene: Scene, tmp_path: Path) -> None:
     assert "host's" not in text
 
 
+def test_two_devices_are_both_named(run: Run) -> None:
+    phone = asdict(replace(HOST, kind="phone", name="Phone 9"))
+    edit(run, "bench", MANIFEST, lambda m: m["details"].update(device=phone))
+    text = page_of(run).text
+    assert "Latency: measured on this host, Sample CPU" in text
+    assert "The bench below: measured on a phone, Phone 9" in text
+
+
 def test_processor_time_is_not_called_a_latency(run: Run) -> None:
     edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
     text = page_of(run).text
@@ -266,18 +275,26 @@ def test_processor_time_is_not_called_a_latency(run: Run) -> None:
 
 
 def test_outdated_stages_are_marked(run: Run) -> None:
-    run.perform("student", {"seed": 1}, {"scene": run.artifact("scene")}, lambda stage: None)
+    other = mobile_r2l_spec((2, 2, 2), stream_width=16, blocks=2)
+
+    def make(stage: StageWriter) -> None:
+        stage.details["spec"] = other.to_json()
+
+    run.perform("student", {"seed": 1}, {"scene": run.artifact("scene")}, make)
     chain = Chain.of(run)
     assert chain.outdated("prune") == ["student"]
     assert chain.outdated("bench") == ["student"]
     assert not chain.outdated("export")  # it is of the pruned student, which is still there
-    assert "Outdated: made before the present student" in page_of(run).text
+    text = page_of(run).text
+    assert "Outdated: made before the present student" in text
+    assert "the pruned network is no part of the present student" in text
+    assert "older than it and not comparable" in text
 
 
 def test_an_old_export_does_not_lend_its_size_to_the_pruned_student(run: Run) -> None:
     dense = {"scene": run.artifact("scene"), "student": run.artifact("student")}
 
-    def export(stage: Any) -> None:
+    def export(stage: StageWriter) -> None:
         write_json(stage.path / GRAPHS, [{"purpose": "for ONNX Runtime", "size_bytes": 777_000}])
         stage.details["student"] = "student"
 
@@ -427,7 +444,7 @@ def test_small_pictures_grow_by_a_whole_factor(width: int, shown: int) -> None:
 def test_a_forward_scene_without_validation_views_is_described(
     scene: Scene, tmp_path: Path
 ) -> None:
-    def make(stage: Any) -> None:
+    def make(stage: StageWriter) -> None:
         save_scene(replace(scene, source="llff", name="fern"), stage.path)
 
     run = Run(tmp_path / "fern")

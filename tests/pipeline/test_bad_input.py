@@ -1,0 +1,387 @@
+"""What a user can do wrong, end to end: one line, exit code 2, and the last good artifact as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniature import CHAIN, OPTIONS, ROOT, nelf, results, stage, tree, write_blender_scene
+
+from lightfield.run import Run
+from prune.search_state import STATE
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+Change = Callable[[Path], object]
+
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good_scene(tmp_path_factory) -> Path:
+    """A scene folder and, beside it, the run made of it."""
+    place = tmp_path_factory.mktemp("good")
+    write_blender_scene(place / "pictures")
+    assert load(place).done
+    return place
+
+
+def load(place: Path, *options: object):
+    options = ("--resolution", 16, *options)
+    return nelf("scene", "--run", place / "run", "--data", place / "pictures", *options)
+
+
+def edit(change: Callable[[dict], object], split: str = "train") -> Change:
+    def apply(folder: Path) -> None:
+        path = folder / f"transforms_{split}.json"
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+
+    return apply
+
+
+def frame(**values: object) -> Change:
+    return edit(lambda data: data["frames"][2].update(values))
+
+
+def truncate(name: str, size: int = 60) -> Change:
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def link_out(folder: Path) -> None:
+    picture = folder / "train" / "r_1.png"
+    picture.rename(folder.parent / "outside.png")
+    picture.symlink_to(folder.parent / "outside.png")
+
+
+def pose(value: float) -> list[list[float]]:
+    return [[value, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
+
+
+BAD_SCENES: dict[str, tuple[Change, str, str]] = {
+    "a picture is missing": (
+        lambda folder: (folder / "train" / "r_1.png").unlink(), "train/r_1", "missing",
+    ),
+    "a picture is truncated": (truncate("test/r_3.png", 300), "test/r_3.png", "cannot be read"),
+    "a picture is text": (
+        lambda folder: (folder / "val/r_0.png").write_text("no"), "val/r_0.png", "cannot be read",
+    ),
+    "no camera": (
+        edit(lambda data: data.pop("camera_angle_x")), "transforms_train.json", "camera_angle_x",
+    ),
+    "a pose is NaN": (frame(transform_matrix=pose(float("nan"))), "transforms_train.json", "2"),
+    "a pose scales": (frame(transform_matrix=pose(2.0)), "transforms_train.json", "2"),
+    "a path climbs out": (frame(file_path="../../outside"), "frame 2", "outside the scene folder"),
+    "an absolute path": (frame(file_path="/etc/passwd"), "frame 2", "outside the scene folder"),
+    "a link leads out": (link_out, "frame 1", "outside the scene folder"),
+    "no frames": (edit(lambda data: data["frames"].clear()), "transforms_train.json", "no frames"),
+    "no test frames": (
+        edit(lambda data: data["frames"].clear(), "test"), "transforms_test.json", "no frames",
+    ),
+    "the JSON is cut": (truncate("transforms_train.json"), "transforms_train.json", "JSON"),
+    "no scene": (lambda folder: (folder / "transforms_train.json").unlink(), "pictures", "expected"),
+    "no folder": (shutil.rmtree, "pictures", "no such folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD_SCENES)
+def test_a_bad_scene_is_refused_and_the_last_one_kept(good_scene, tmp_path, what):
+    spoil, where, reason = BAD_SCENES[what]
+    place = shutil.copytree(good_scene, tmp_path / "place")
+    spoil(place / "pictures")
+    before = tree(place / "run")
+    line = load(place).refusal
+    assert where in line
+    assert reason in line
+    assert tree(place / "run") == before
+    shutil.rmtree(place / "pictures", ignore_errors=True)
+    shutil.copytree(good_scene / "pictures", place / "pictures")
+    assert load(place).done
+    assert results(place / "run", "scene") == results(good_scene / "run", "scene")
+
+
+def test_pictures_smaller_than_the_preset_lower_the_resolution_and_say_so(tmp_path):
+    write_blender_scene(tmp_path / "pictures", side=26)
+    said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "pictures").done
+    assert "the pictures' longest side is 26 pixels, which is taken in place of the 200" in said
+    assert "24 x 24 pixels" in said  # whole rays of a student that up-samples 8 times
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4)
+
+
+def rewrite(change: Callable[[dict], object]) -> Change:
+    def apply(path: Path) -> None:
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+
+    return apply
+
+
+def foreign_spec(data: dict) -> None:
+    data["details"]["spec"]["stream_width"] += 1
+
+
+WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
+    ("scene", "train_images.npy", cut, "teacher", "truncated"),
+    ("scene", "scene.json", Path.unlink, "teacher", "missing"),
+    ("scene", MANIFEST, lambda path: path.write_text("{"), "teacher", "JSON"),
+    ("scene", MANIFEST, rewrite(lambda data: data.update(details=[])), "teacher", "manifest"),
+    ("teacher", WEIGHTS, cut, "pseudo", "truncated"),
+    ("teacher", WEIGHTS, flip_last_byte, "pseudo", "differ"),
+    ("teacher", MANIFEST, rewrite(lambda data: data.update(schema=99)), "pseudo", "schema 99"),
+    ("teacher", MANIFEST, rewrite(lambda data: data.update(stage="lens")), "pseudo", "manifest"),
+    ("teacher", MANIFEST, rewrite(lambda data: data["config"].pop("steps")), "report", ""),
+    ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(x=1)), "pseudo", "describes"),
+    ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(levels=5)), "pseudo", "fit"),
+    ("pseudo", "images.npy", cut, "student", "truncated"),
+    ("student", WEIGHTS, flip_last_byte, "prune", "differ"),
+    ("student", MANIFEST, rewrite(foreign_spec), "prune", "fit"),
+    ("prune", MANIFEST, rewrite(lambda data: data["details"].pop("spec")), "export", "describes"),
+    ("prune", MANIFEST, rewrite(foreign_spec), "export", "fit"),
+    ("export", "ToyCar_fused.onnx", cut, "bench", "truncated"),
+    ("export", "Sampler.onnx", Path.unlink, "lens", "missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "file", "spoil", "reader", "reason"),
+    [case for case in BAD_ARTIFACTS if case[4]],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_or_foreign_artifact_is_refused(run, spoilt, file, spoil, reader, reason):
+    shutil.rmtree(run / reader)  # a current one would not be made again
+    spoil(run / spoilt / file)
+    before = tree(run)
+    line = stage(run, reader).refusal
+    assert f"{run}/{spoilt}" in line
+    assert reason in line
+    assert tree(run) == before
+
+
+def test_a_truncated_artifact_is_made_again_by_its_own_command(run, finished):
+    cut(run / "pseudo" / "images.npy")
+    assert stage(run, "pseudo").done
+    assert results(run, "pseudo") == results(finished, "pseudo")
+    assert stage(run, "student").done
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "prune"])
+def test_a_foreign_checkpoint_of_interrupted_work_is_refused(run, finished, name, interrupt_at):
+    shutil.rmtree(run / name)
+    with interrupt_at(1):
+        assert "interrupted" in stage(run, name).refusal
+    checkpoint = run / f".{name}.work" / (STATE if name == "prune" else "checkpoint.safetensors")
+    foreign = finished / ("student" if name == "teacher" else "teacher") / WEIGHTS
+    for content in (b"", b"garbage" * 99, foreign.read_bytes(), foreign.read_bytes()[:-9]):
+        checkpoint.write_bytes(content)
+        before = tree(run)
+        assert f"{checkpoint}: " in (line := stage(run, name).refusal)
+        assert "delete it to start" in line
+        assert tree(run) == before
+    checkpoint.unlink()
+    assert stage(run, name).done
+
+
+@pytest.mark.parametrize("name", [name for name in CHAIN if name not in ("scene", "report")])
+def test_a_stage_without_what_it_reads_says_what_to_run(tmp_path, name):
+    line = stage(tmp_path / "empty", name).refusal
+    assert "this stage has not been run" in line
+    assert "run `nelf " in line
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run):
+    before = tree(run)
+    with Run(run).locked():
+        for name in CHAIN:
+            line = stage(run, name).refusal
+            assert f"process {os.getpid()} is working in this run" in line
+        assert nelf("status", "--run", run).done
+    assert tree(run) == before
+    assert stage(run, "teacher").done
+
+
+def test_an_impossible_budget_is_refused_and_the_pruned_student_kept(run):
+    before = tree(run)
+    for _ in range(2):  # what was measured is remembered, and the answer the same
+        line = stage(run, "prune", "--budget-ms", 1e-6).refusal
+        assert "out of reach" in line
+        assert "raise the budget" in line
+        assert tree(run) == before
+    assert stage(run, "prune").done
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("budget_ms", ["0", "-1", "nan"])
+def test_a_budget_that_is_none_is_refused(run, budget_ms):
+    assert "budget" in stage(run, "prune", "--budget-ms", budget_ms).refusal
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["scene", "--resolution", "0"], "scene"),
+        (["teacher", "--steps", "0"], "teacher.steps"),
+        (["teacher", "--learning-rate", "nan"], "teacher.learning_rate"),
+        (["pseudo", "--pictures", "0"], "pseudo.pictures"),
+        (["student", "--distil.steps", "0"], "distil"),
+        (["student", "--network.factors", "5", "2"], "tail stage"),
+        (["student", "--network.factors", "3", "3"], "divisible by 9"),
+        (["prune", "--candidates", "0"], "prune"),
+        (["prune", "--serial", "X"], "serial"),
+        (["bench", "--runs", "0"], "bench"),
+    ],
+)
+def test_an_impossible_setting_is_refused(run, words, where):
+    before = tree(run)
+    assert where in nelf(words[0], "--run", run, *OPTIONS[words[0]].split(), *words[1:]).refusal
+    assert tree(run) == before
+
+
+def test_a_file_is_no_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path}/file" in stage(tmp_path / "file", "scene").refusal
+    assert f"{tmp_path}/file" in stage(tmp_path / "file" / "below", "scene").refusal
+
+
+# --- full disks -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """No file of this process can grow beyond a size: every write can fail as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size_bytes", [100, 1500])
+@pytest.mark.parametrize("name", CHAIN)
+def test_a_full_disk_is_said_and_spoils_nothing(run, finished, name, size_bytes):
+    shutil.copytree(run / name, run / "aside")
+    (run / name / MANIFEST).write_text("{}")  # so that it has to be made again
+    before = tree(run)
+    with largest_file(size_bytes):
+        line = stage(run, name).refusal
+    assert "the disk is full" in line
+    assert "free some space, the same command goes on from here" in line
+    assert tree(run) == before
+    if size_bytes == 1500 and name not in ("prune", "bench", "report", "export"):
+        assert stage(run, name).done
+        assert results(run, name) == results(finished, name)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many bytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mounted(size_bytes: int) -> Path:
+        options = f"size={size_bytes}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "nelf-test", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        return place
+
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    yield mounted
+    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+
+
+def test_a_memory_map_on_a_full_disk_does_not_kill_the_process(small_disk, finished):
+    blocks = sum(
+        -(-path.stat().st_size // 4096) + 1
+        for name in ("scene", "teacher")
+        for path in (finished / name).rglob("*")
+    )
+    run = small_disk((blocks + 6) * 4096) / "toy"
+    for name in ("scene", "teacher"):
+        shutil.copytree(finished / name, run / name)
+    before = tree(run)
+    options = OPTIONS["pseudo"].split()
+    command = [sys.executable, "-m", "pipeline.cli", "pseudo", "--run", str(run), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("nelf: ")
+    assert "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert tree(run) == before
+    subprocess.run(["mount", "-o", "remount,size=4M", str(run.parent)], check=True)
+    assert stage(run, "pseudo").done
+    assert results(run, "pseudo") == results(finished, "pseudo")
+
+
+# --- interruptions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "tick"),
+    [
+        ("scene", "scene", 5),
+        ("teacher", "teacher", 1),
+        ("teacher", "teacher, test views", 2),
+        ("pseudo", "pseudo pictures", 7),
+        ("student", "student", 2),
+        ("student", "student, real pictures", 1),
+        ("student", "student, test views", 3),
+        ("prune", "prune", 2),
+        ("export", "export", 3),
+        ("export", "export", 8),
+        ("bench", "bench", 2),
+        ("report", "report", 3),
+    ],
+)
+def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(
+    run, finished, interrupt_at, name, title, tick
+):
+    shutil.rmtree(run / name)
+    before = tree(run)
+    with interrupt_at(tick, title):
+        line = stage(run, name).refusal
+    assert line == (
+        "nelf: interrupted; finished stages are kept, the same command goes on from here"
+    )
+    assert tree(run) == before
+    assert "interrupted" in nelf("status", "--run", run).done
+    assert stage(run, name).done
+    if name in ("scene", "teacher", "pseudo", "student"):  # resumed = uninterrupted
+        assert results(run, name) == results(finished, name)
+    assert "interrupted" not in nelf("status", "--run", run).done
+
+
+def test_pseudo_pictures_cut_by_a_kill_are_rendered_again(run, finished, interrupt_at):
+    shutil.rmtree(run / "pseudo")
+    with interrupt_at(7):
+        assert stage(run, "pseudo").refusal
+    os.truncate(run / ".pseudo.work" / "images.npy", 500)
+    assert stage(run, "pseudo").done
+    assert results(run, "pseudo") == results(finished, "pseudo")
+    assert np.load(run / "pseudo" / "images.npy").shape == (20, 24, 24, 3)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from miniature import CHAIN, NAME, manifest, nelf, results, stage, tree
+
+from export.lens_studio import lint_lens_project
+from lightfield.files import sha256_of
+from lightfield.run import Run
+from pipeline.training import load_light_field, scene_of
+from prune.measurements import MEASUREMENTS
+
+CPU = torch.device("cpu")
+
+
+def states(run) -> dict[str, str]:
+    """The state of each stage, as `nelf status` prints it."""
+    lines = nelf("status", "--run", run).done.splitlines()
+    return {words[0]: words[1] for line in lines if (words := line.split()) and words[0] in CHAIN}
+
+
+def test_every_stage_leaves_an_artifact_that_its_manifest_describes(finished):
+    keys = {}
+    for name in CHAIN:
+        data = manifest(finished, name)
+        files = {
+            path.relative_to(finished / name).as_posix(): {
+                "sha256": sha256_of(path),
+                "size_bytes": path.stat().st_size,
+            }
+            for path in (finished / name).rglob("*")
+            if path.is_file() and path.name != "manifest.json"
+        }
+        # a package of CoreML has a Manifest.json, which is not ours
+        assert data["files"] == files
+        assert data["stage"] == name
+        assert all(keys[source] == key for source, key in data["inputs"].items())
+        keys[name] = data["key"]
+    assert not [path.name for path in finished.iterdir() if path.name.endswith((".work", ".old"))]
+    assert set(states(finished).values()) == {"finished"}
+
+
+def test_doing_it_all_again_does_nothing(run):
+    before = tree(run)
+    for name in CHAIN:
+        assert stage(run, name).done
+    assert tree(run) == before
+
+
+def test_the_student_learns_and_the_figures_are_those_of_the_renders(finished):
+    scene = scene_of(Run(finished))[1]
+    assert scene.name == NAME
+    for name in ("teacher", "student", "prune"):
+        metrics = manifest(finished, name)["metrics"]
+        renders = np.load(finished / name / "renders.npy").astype(np.float64) / 255
+        errors = ((renders - scene.test.images.astype(np.float64) / 255) ** 2).mean((1, 2, 3))
+        assert np.isclose(metrics["psnr_db"], (-10 * np.log10(errors)).mean(), atol=0.05)
+    blank_db = -10 * np.log10(((1 - scene.test.images / 255.0) ** 2).mean((1, 2, 3))).mean()
+    assert manifest(finished, "teacher")["metrics"]["psnr_db"] > blank_db + 1
+
+
+def test_the_pruned_student_meets_its_budget_by_what_was_measured(finished):
+    data = manifest(finished, "prune")
+    metrics, dense = data["metrics"], manifest(finished, "student")
+    assert metrics["latency_ms"] <= metrics["budget_ms"] < metrics["dense_ms"]
+    assert metrics["budget_ms"] == 0.8 * metrics["dense_ms"]
+    assert metrics["macs"] < dense["metrics"]["macs"]
+    assert data["details"]["spec"] != dense["details"]["spec"]
+    history = json.loads((finished / "prune" / "search.json").read_text())
+    assert history["trials"][-1]["verdict"] == "final"
+    assert history["trials"][-1]["spec"] == data["details"]["spec"]
+    lines = (finished / "prune" / MEASUREMENTS).read_text().splitlines()
+    assert len(lines) >= history["measurements"] > 2
+
+
+def test_the_exported_graph_draws_what_the_student_draws(finished):
+    pruned = Run(finished).artifact("prune")
+    field, scene = load_light_field(pruned, CPU), scene_of(Run(finished))[1]
+    student = ort.InferenceSession(finished / "export" / "ToyCar.onnx")
+    fused = ort.InferenceSession(finished / "export" / "ToyCar_fused.onnx")
+    for pose in scene.test.poses:
+        with torch.no_grad():
+            rays = field.encoded_rays(torch.from_numpy(pose))
+            picture = field.student(rays).numpy()
+        np.testing.assert_allclose(
+            student.run(None, {"input": rays.numpy()})[0], picture, atol=1e-4
+        )
+        (drawn,) = fused.run(None, {fused.get_inputs()[0].name: pose.reshape(1, 3, 4)})
+        np.testing.assert_allclose(drawn.reshape(-1), picture.reshape(-1), atol=1e-3)
+
+
+def test_coreml_and_the_lens_are_delivered(finished):
+    graphs = json.loads((finished / "export" / "graphs.json").read_text())
+    names = {graph["path"] for graph in graphs if graph["size_bytes"] > 0}
+    assert {"Sampler.onnx", "Embedder.onnx", "ToyCar_SnapGELU.onnx", "ToyCar.onnx"} < names
+    assert {"ToyCar.mlpackage", "ToyCar_fused.mlpackage"} < names
+    assert lint_lens_project(finished / "lens" / "ToyCar") == []
+
+
+def test_the_bench_measures_dense_pruned_and_fused(finished):
+    latencies = json.loads((finished / "bench" / "latencies.json").read_text())
+    assert latencies.keys() == {"dense_student", "student", "pose_to_picture"}
+    for record in latencies.values():
+        assert len(record["samples_ms"]) == 5
+        assert record["device"]["kind"] == "host"
+
+
+def test_the_report_is_one_file_that_says_what_it_is_about(finished):
+    assert manifest(finished, "report")["files"].keys() == {"index.html"}
+    page = (finished / "report" / "index.html").read_text()
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page))
+    assert NAME in words
+    assert "used the embedded scene" in words
+    assert "No phone was measured" in words
+    assert "host" in words
+    assert 'src="http' not in page
+    assert "<script" not in page
+
+
+def test_another_option_makes_one_stage_anew_and_what_follows_stale(run):
+    before = tree(run)
+    assert "12 pictures" in stage(run, "pseudo", "--pictures", 12).done
+    after = states(run)
+    assert [name for name in CHAIN if after[name] == "finished"] == ["scene", "teacher", "pseudo"]
+    assert {after[name] for name in CHAIN[3:]} == {"stale"}
+    untouched = {name: entry for name, entry in before.items() if not name.startswith("pseudo/")}
+    assert untouched.items() <= tree(run).items()
+    line = stage(run, "prune").refusal
+    assert "student was made from another pseudo" in line
+    assert f"run `nelf student --run {run}` again" in line
+    for name in ("export", "lens", "bench"):
+        assert "was made from another" in stage(run, name).refusal
+    assert stage(run, "student").done
+    assert states(run)["student"] == "finished"
+    assert (
+        untouched.items() >= {k: v for k, v in tree(run).items() if k.startswith("prune/")}.items()
+    )
+
+
+def test_going_back_to_an_option_gives_the_same_bytes(run, finished):
+    assert stage(run, "pseudo", "--pictures", 12).done
+    assert results(run, "pseudo") != results(finished, "pseudo")
+    assert stage(run, "pseudo").done
+    assert results(run, "pseudo") == results(finished, "pseudo")
+    assert set(states(run).values()) == {"finished"}
+
+
+def test_graphs_of_the_dense_student_do_not_pass_for_those_of_the_pruned_one(run):
+    (run / "prune").rename(run / "aside")
+    assert stage(run, "export").done
+    assert "student" in manifest(run, "export")["inputs"]
+    (run / "aside").rename(run / "prune")
+    for name in ("lens", "bench"):
+        assert "newest student" in stage(run, name).refusal
+    assert stage(run, "export").done
+    assert stage(run, "lens").done

@@ -1,0 +1,501 @@
+"""Distillation: it learns, it resumes exactly, and fine-tuning never makes a student worse."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_pictures import (
+    CPU,
+    SPEC,
+    TAILS,
+    WORLD,
+    camera,
+    fresh_student,
+    ground_pictures,
+    ground_pool,
+    orbit_poses,
+)
+from torch import Tensor, nn
+
+from lightfield.errors import CheckpointError, ConfigError
+from lightfield.light_field import LightField
+from lightfield.progress import silent
+from lightfield.student import Student
+from train import distil as distil_module
+from train.distil import (
+    CHECKPOINT,
+    DistilConfig,
+    FineTuneConfig,
+    distil,
+    fine_tune,
+    held_out_split,
+    masked_mse,
+    mean_psnr,
+    multiplies_in_bfloat16,
+    recalibrate_norms,
+)
+from train.picture_pool import PicturePool
+
+QUICK = DistilConfig(
+    steps=60, windows=8, window_rays=5, warmup_steps=10, ema_decay=0.95, precision="float32"
+)
+PRECISIONS = ["float32", "bfloat16"]
+
+
+def score(student: Student) -> float:
+    """PSNR on views that the pool does not hold."""
+    poses = orbit_poses(6, seed=5)
+    field = LightField(student, camera(factor=student.spec.factor), WORLD)
+    return mean_psnr(field, poses, ground_pictures(poses, field.intrinsics))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_student_learns_the_scene(precision):
+    student = fresh_student()
+    before = score(student)
+    learned = distil(
+        student, ground_pool(), replace(QUICK, steps=250, precision=precision), progress=silent
+    )
+    assert not learned.training
+    assert {p.dtype for p in learned.parameters()} == {torch.float32}
+    assert before < 14
+    assert score(learned) > 26
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_bfloat16_learns_as_well_as_float32(norm):
+    scores = []
+    for precision in PRECISIONS:
+        student, pool = fresh_student(replace(SPEC, norm=norm)), ground_pool()
+        settings = replace(QUICK, steps=120, precision=precision)
+        learned = distil(student, pool, settings, progress=silent)
+        recalibrate_norms(learned, pool, windows=12, batches=1, seed=0)
+        scores.append(score(learned))
+    assert abs(scores[0] - scores[1]) < 0.7
+
+
+class Interrupting:
+    """Progress during which Ctrl-C is pressed."""
+
+    def __init__(self, at: int):
+        self.at, self.seen = at, []
+
+    def __call__(self, done: int, total: int, /, **figures: float) -> None:
+        self.seen.append(done)
+        if done >= self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [11, 21, 41])
+@pytest.mark.parametrize(
+    ("precision", "norm", "muon"),
+    [("float32", "none", 0.01), ("float32", "batch", 0.0), ("bfloat16", "none", 0.01)],
+)
+def test_resumed_equals_uninterrupted(tmp_path, at, precision, norm, muon):
+    spec, pool = replace(SPEC, norm=norm), ground_pool()
+    config = replace(QUICK, precision=precision, muon_learning_rate=muon, jitter=True, steps=45)
+    straight = fresh_student(spec)
+    expected = distil(straight, pool, config, progress=silent)
+
+    settings = {"folder": tmp_path, "checkpoint_every_s": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        distil(fresh_student(spec), pool, config, progress=Interrupting(at), **settings)
+    later = Interrupting(999)
+    resumed = fresh_student(spec, seed=7)  # whatever it was: the checkpoint has it all
+    found = distil(resumed, pool, config, progress=later, **settings)
+    assert later.seen == [done for done in (*range(1, 45, 10), 45) if done >= at]
+    assert same(found, expected)
+    assert same(resumed, straight)
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    config = replace(QUICK, steps=12)
+    first = distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
+    again = distil(
+        fresh_student(seed=3),
+        ground_pool(),
+        config,
+        progress=Interrupting(0),  # would stop at the first step
+        folder=tmp_path,
+    )
+    assert same(first, again)
+
+
+def test_a_foreign_checkpoint_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(b"something else")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        distil(fresh_student(), ground_pool(), QUICK, progress=silent, folder=tmp_path)
+    assert path.read_bytes() == b"something else"
+
+
+def test_another_students_checkpoint_is_refused(tmp_path):
+    config = replace(QUICK, steps=3)
+    distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
+    other = replace(SPEC, inner_widths=(12, 15))
+    with pytest.raises(CheckpointError, match="does not fit this training"):
+        distil(fresh_student(other), ground_pool(), config, progress=silent, folder=tmp_path)
+
+
+def test_what_is_returned_is_the_moving_average(monkeypatch):
+    states: list[dict[str, Tensor]] = []
+    step = distil_module._take_step
+
+    def recorded(student: Student, *rest: object) -> Tensor:
+        loss = step(student, *rest)
+        states.append({name: value.clone() for name, value in student.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(distil_module, "_take_step", recorded)
+    student = fresh_student()
+    expected = {name: value.clone() for name, value in student.state_dict().items()}
+    config = replace(QUICK, steps=30, ema_decay=0.6)
+    average = distil(student, ground_pool(), config, progress=silent)
+    for n, state in enumerate(states):
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = {name: decay * expected[name] + (1 - decay) * state[name] for name in state}
+    for name, value in average.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+
+
+def test_it_logs_and_reports(tmp_path):
+    lines: list[dict[str, float]] = []
+    calls: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, /, **figures: float) -> None:
+        assert figures.keys() == {"psnr_db"}
+        calls.append((done, total))
+
+    distil(
+        fresh_student(),
+        ground_pool(),
+        replace(QUICK, steps=25),
+        progress=progress,
+        log=lambda **line: lines.append(line),
+    )
+    assert calls == [(1, 25), (11, 25), (21, 25), (25, 25)]
+    assert lines[-1].keys() == {"step", "learning_rate", "psnr_db"}
+    assert lines[-1]["step"] == 25
+
+
+def test_the_loss_is_the_mean_over_the_marked_pixels():
+    generator = torch.Generator().manual_seed(0)
+    colours, pixels = torch.rand(2, 4, 3, 5, 6, generator=generator)
+    mask = torch.rand(4, 1, 5, 6, generator=generator) > 0.6
+    errors = [
+        (colours[n, c, y, x] - pixels[n, c, y, x]) ** 2
+        for n, c, y, x in itertools.product(range(4), range(3), range(5), range(6))
+        if mask[n, 0, y, x]
+    ]
+    assert masked_mse(colours, pixels, mask) == pytest.approx(float(sum(errors)) / len(errors))
+
+
+def test_gradients_are_those_of_the_whole_picture():
+    """Four windows that share a picture out, each pixel once, add up to its gradient."""
+    spec = replace(SPEC, tail=TAILS["twice twice"])
+    pool, student = ground_pool(spec, count=1), fresh_student(spec).double()
+    whole = pool.draw(1, 99, torch.Generator().manual_seed(0), jitter=False)
+    s, p = spec.factor, 6  # windows of 6 rays at the corners of 8 x 10 rays
+    loss = torch.zeros((), dtype=torch.float64)
+    for top, left in itertools.product((0, 2), (0, 4)):
+        mask = pool._mask(torch.tensor([top]), torch.tensor([left]), p, p)
+        share = torch.zeros_like(mask)
+        half_y, half_x = s * (4 - top), s * (5 - left)
+        rows = slice(0, half_y) if top == 0 else slice(half_y, None)
+        columns = slice(0, half_x) if left == 0 else slice(half_x, None)
+        share[:, :, rows, columns] = True
+        assert mask[share].all()
+        crop = slice(s * top, s * (top + p)), slice(s * left, s * (left + p))
+        colours = student(whole[0].double()[:, :, top : top + p, left : left + p])
+        pixels = whole[1].double()[:, :, crop[0], crop[1]]
+        loss = loss + masked_mse(colours, pixels, share) * share.sum()
+    loss = loss / whole[2].sum()
+    expected = (student(whole[0].double()) - whole[1]).square().mean()
+    torch.testing.assert_close(loss, expected, check_dtype=False)
+    gradients = [torch.autograd.grad(x, list(student.parameters())) for x in (loss, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_learning_rates():
+    config = DistilConfig(steps=1000, warmup_steps=100, final_share=0.1)
+    share = config.learning_rate_share
+
+    def cosine(step: int) -> float:
+        return 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * step / 1000))
+
+    assert share(0) == pytest.approx(0.2)
+    assert share(50) == pytest.approx(0.6 * cosine(50))
+    assert share(100) == pytest.approx(cosine(100))
+    assert share(500) == pytest.approx(0.55)
+    assert share(999) == pytest.approx(0.1, rel=1e-3)
+    assert all(share(n) >= share(n + 1) for n in range(100, 999))
+    assert all(share(n) < share(n + 1) for n in range(100))
+    assert DistilConfig(warmup_steps=0).learning_rate_share(0) == 1
+
+
+def test_each_optimiser_follows_the_schedule_from_its_own_peak(monkeypatch):
+    rates: list[list[float]] = []
+    step = distil_module._take_step
+
+    def recorded(student: Student, optimisers, *rest: object) -> Tensor:
+        optimisers = list(optimisers)
+        loss = step(student, optimisers, *rest)
+        rates.append([group["lr"] for o in optimisers for group in o.param_groups])
+        return loss
+
+    monkeypatch.setattr(distil_module, "_take_step", recorded)
+    config = replace(QUICK, steps=20, learning_rate=0.002, muon_learning_rate=0.03)
+    distil(fresh_student(), ground_pool(), config, progress=silent)
+    for n, found in enumerate(rates):
+        share = config.learning_rate_share(n)
+        assert found == pytest.approx([0.002 * share, 0.03 * share])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("windows", 0),
+        ("window_rays", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("final_share", 0.0),
+        ("final_share", 1.5),
+        ("muon_learning_rate", -0.1),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+        ("ema_decay", 1.0),
+        ("precision", "float16"),
+    ],
+)
+def test_impossible_settings_are_refused(field, value, unchecked):
+    with pytest.raises(ConfigError, match="distil"):
+        replace(QUICK, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", -1), ("evaluate_every", 0), ("patience", 0), ("rate_share", 0.0)],
+)
+def test_impossible_fine_tuning_is_refused(field, value):
+    with pytest.raises(ConfigError, match="fine_tune"):
+        replace(FineTuneConfig(), **{field: value})
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"amx_bf16": False}, {"amx_bf16": True}])
+def test_auto_is_bfloat16_where_the_cpu_has_matrix_tiles(monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert multiplies_in_bfloat16("auto", CPU) == capabilities.get("amx_bf16", False)
+    assert multiplies_in_bfloat16("bfloat16", CPU)
+    assert not multiplies_in_bfloat16("float32", CPU)
+
+
+def test_auto_is_float32_where_torch_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not multiplies_in_bfloat16("auto", CPU)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_asks_the_gpu_without_emulation(monkeypatch, native):
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert multiplies_in_bfloat16("auto", torch.device("cuda")) == native
+
+
+def test_the_convolutions_run_in_the_precision_asked_for():
+    for precision, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        student, seen = fresh_student(), set()
+        student.colour.register_forward_hook(lambda _, __, out, seen=seen: seen.add(out.dtype))
+        config = replace(QUICK, steps=2, precision=precision)
+        distil(student, ground_pool(), config, progress=silent)
+        assert seen == {expected}
+
+
+def test_windows_that_are_all_halo_are_refused():
+    with pytest.raises(ConfigError, match=r"distil.window_rays: .* choose at least 2"):
+        distil(fresh_student(), ground_pool(), replace(QUICK, window_rays=1), progress=silent)
+
+
+def norms(student: Student) -> list[nn.BatchNorm2d]:
+    return [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_recalibrated_norms_hold_the_batches_statistics(batches):
+    student, pool = fresh_student(replace(SPEC, norm="batch")), ground_pool()
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms(student)}
+    for norm in seen:
+        norm.running_mean.normal_()
+        norm.register_forward_pre_hook(
+            lambda m, x: seen[m].append((x[0].mean((0, 2, 3)), x[0].var((0, 2, 3))))
+        )
+    weights = [p.clone() for p in student.parameters()]
+    recalibrate_norms(student, pool, windows=5, batches=batches, seed=0)
+    for norm, statistics in seen.items():
+        assert len(statistics) == batches
+        mean, variance = (torch.stack(x).mean(0) for x in zip(*statistics, strict=True))
+        torch.testing.assert_close(norm.running_mean, mean)
+        torch.testing.assert_close(norm.running_var, variance)
+        assert norm.momentum == 0.1
+    assert not student.training
+    assert all(torch.equal(a, b) for a, b in zip(weights, student.parameters(), strict=True))
+
+
+def test_recalibrating_sees_whole_pictures():
+    """In evaluation mode every norm of the first block then gives mean 0 and variance 1."""
+    student, pool = fresh_student(replace(SPEC, norm="batch")), ground_pool(count=1)
+    recalibrate_norms(student, pool, windows=3, batches=1, seed=0)
+    outputs: list[Tensor] = []
+    norms(student)[0].register_forward_hook(lambda _, __, out: outputs.append(out))
+    student(pool.draw(1, 99, torch.Generator().manual_seed(0), jitter=False)[0])
+    torch.testing.assert_close(outputs[0].mean((0, 2, 3)), torch.zeros(12), rtol=0, atol=1e-5)
+    # biased 1 by the n / (n - 1) of 240 values, and by eps
+    torch.testing.assert_close(outputs[0].var((0, 2, 3)), torch.ones(12), rtol=0.02, atol=0)
+
+
+def test_without_norms_there_is_nothing_to_recalibrate():
+    student = fresh_student().train()
+    before = copy.deepcopy(student)
+    recalibrate_norms(student, ground_pool(), windows=2, batches=1, seed=0)
+    assert same(student, before)
+    assert student.training
+
+
+def test_mean_psnr_is_the_mean_of_the_pictures_figures():
+    poses, intrinsics = orbit_poses(3), camera()
+    field = LightField(fresh_student().train(), intrinsics, WORLD)
+    images = ground_pictures(poses, intrinsics)
+    found = mean_psnr(field, poses, images)
+    assert not field.student.training
+    errors = [
+        (field.render(torch.from_numpy(pose)).double().numpy() - image / 255.0) ** 2
+        for pose, image in zip(poses, images, strict=True)
+    ]
+    assert found == pytest.approx(np.mean([-10 * np.log10(e.mean()) for e in errors]), abs=1e-4)
+    assert math.isnan(mean_psnr(field, poses[:0], images[:0]))
+
+
+@pytest.fixture(scope="module")
+def half_trained() -> Student:
+    return distil(fresh_student(), ground_pool(), replace(QUICK, steps=80), progress=silent)
+
+
+TUNING = FineTuneConfig(steps=70, evaluate_every=20, patience=2, rate_share=0.5)
+
+
+def tuned(student: Student, held_out: Callable[[Student], float], config: FineTuneConfig = TUNING):
+    return fine_tune(student, ground_pool(), held_out, config, QUICK, progress=silent)
+
+
+def test_fine_tuning_improves_and_tells_by_how_much(half_trained):
+    found = tuned(half_trained, score)
+    assert found.before_db == score(half_trained)
+    assert found.after_db == score(found.student) > found.before_db
+    assert found.steps in (20, 40, 60, 70)
+    assert not found.student.training
+
+
+def test_fine_tuning_is_deterministic_and_leaves_its_input_alone(half_trained):
+    before = copy.deepcopy(half_trained)
+    first, second = tuned(half_trained, score), tuned(half_trained, score)
+    assert same(first.student, second.student)
+    assert (first.steps, first.after_db) == (second.steps, second.after_db)
+    assert same(half_trained, before)
+
+
+def scripted(scores: list[float]) -> tuple[Callable[[Student], float], list[Student]]:
+    """A held-out score that goes as told, and the students it was asked about."""
+    seen: list[Student] = []
+
+    def held_out(student: Student) -> float:
+        seen.append(copy.deepcopy(student))
+        return scores[len(seen) - 1]
+
+    return held_out, seen
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "steps"),
+    [
+        ([30, 29, 28, 99], 0, 0),  # patience 2: the third round never runs
+        ([30, 31, 30, 30, 99], 1, 20),
+        ([30, 31, 30, 32, 31], 3, 60),
+        ([30, 31, 32, 33, 34], 4, 70),
+        ([30, 30, 30, 99], 0, 0),
+        ([30, math.nan, math.nan, 99], 0, 0),
+        ([math.nan, 31, 32, 99], 0, 0),
+    ],
+)
+def test_fine_tuning_keeps_the_best_and_stops_early(half_trained, scores, best, steps):
+    held_out, seen = scripted([float(x) for x in scores])
+    found = tuned(half_trained, held_out)
+    assert found.steps == steps
+    assert same(found.student, seen[best])
+    assert len(seen) == len([x for x in scores if x != 99])
+    assert not any(same(a, b) for a, b in itertools.combinations(seen, 2))
+    for figure, expected in ((found.before_db, scores[0]), (found.after_db, scores[best])):
+        assert figure == pytest.approx(expected, nan_ok=True)
+
+
+def test_no_steps_of_fine_tuning_are_none(half_trained):
+    found = tuned(half_trained, score, replace(TUNING, steps=0))
+    assert same(found.student, half_trained)
+    assert (found.steps, found.after_db) == (0, found.before_db)
+
+
+def test_fine_tuning_reports_over_all_rounds(half_trained):
+    calls: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, /, **figures: float) -> None:
+        calls.append((done, total))
+
+    rising, _ = scripted([1.0, 2.0, 3.0, 4.0, 5.0])
+    fine_tune(half_trained, ground_pool(), rising, TUNING, QUICK, progress=progress)
+    assert [total for _, total in calls] == [70] * len(calls)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == (70, 70)
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_held_out_views_are_every_eighth_and_at_least_one(count):
+    kept, held = held_out_split(count, 8)
+    assert sorted([*kept, *held]) == list(range(count))
+    assert kept
+    assert (len(held) > 0) == (count > 1)
+    assert all(b - a == 8 for a, b in itertools.pairwise(held))
+    if count >= 5:
+        assert held[0] == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_learns_and_resumes(tmp_path: Path):
+    device = torch.device("cuda")
+    config = replace(QUICK, steps=250, precision="auto")
+    settings = {"folder": tmp_path, "checkpoint_every_s": 0.0}
+
+    def pool() -> PicturePool:
+        return ground_pool(device=device)
+
+    with pytest.raises(KeyboardInterrupt):
+        student = fresh_student().to(device)
+        distil(student, pool(), config, progress=Interrupting(101), **settings)
+    learned = distil(fresh_student().to(device), pool(), config, progress=silent, **settings)
+    assert score(learned.cpu()) > 26

@@ -1,0 +1,202 @@
+"""Windows: rays, pixels and the mask of one and the same place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib import format as npy
+from tiny_pictures import (
+    CPU,
+    NDC,
+    SPEC,
+    TAILS,
+    WORLD,
+    camera,
+    fresh_student,
+    ground_pool,
+    lively_student,
+    orbit_poses,
+)
+
+from lightfield.errors import ConfigError
+from lightfield.light_field import LightField
+from lightfield.rays import camera_rays
+from lightfield.student import StudentSpec
+from train import picture_pool
+from train.picture_pool import PicturePool
+
+
+def coordinate_pool(spec: StudentSpec = SPEC, count: int = 5, height: int = 8, width: int = 10):
+    """Pictures whose pixels say which one they are: (row, column, picture)."""
+    intrinsics = camera(height, width, spec.factor)
+    rows, columns = np.mgrid[: intrinsics.height, : intrinsics.width]
+    images = np.stack([np.stack([rows, columns, np.full_like(rows, i)], -1) for i in range(count)])
+    poses = orbit_poses(count)
+    if count > 1:  # distinct origins, so that a ray tells its picture
+        assert len(np.unique(poses[:, :, 3], axis=0)) == count
+    return PicturePool(poses, images.astype(np.uint8), intrinsics, WORLD, spec, device=CPU)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def origin(pixels: torch.Tensor) -> tuple[int, int, int]:
+    """Top row, left column (in pixels) and picture of a window of a coordinate pool."""
+    top, left, which = (255 * pixels[:, 0, 0]).round().int().tolist()
+    return top, left, which
+
+
+@pytest.mark.parametrize("space", [WORLD, NDC], ids=["world", "ndc"])
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
+def test_rays_and_pixels_are_of_the_same_place(tail, space):
+    spec = replace(SPEC, tail=tail)
+    s, pool = spec.factor, coordinate_pool(spec)
+    pool.space = space
+    field = LightField(fresh_student(spec), camera(factor=s), space)
+    encoded, pixels, _ = pool.draw(40, 5, seeded(), jitter=False)
+    assert encoded.shape[2:] == (5, 5)
+    assert pixels.shape[2:] == (5 * s, 5 * s)
+    for rays, colours in zip(encoded, pixels, strict=True):
+        top, left, which = origin(colours)
+        assert top % s == 0
+        assert left % s == 0
+        rows, columns = torch.meshgrid(torch.arange(5 * s), torch.arange(5 * s), indexing="ij")
+        expected = torch.stack([rows + top, columns + left, torch.full_like(rows, which)])
+        assert torch.equal((255 * colours).round().long(), expected)
+        whole = field.encoded_rays(pool.poses[which])[0]
+        window = whole[:, top // s : top // s + 5, left // s : left // s + 5]
+        # float32 sums in another order; frequencies of 4 multiply the error
+        torch.testing.assert_close(rays, window, rtol=0, atol=2e-5)
+
+
+def test_every_place_of_every_picture_is_drawn():
+    pool = coordinate_pool(count=3)
+    _, pixels, _ = pool.draw(2000, 5, seeded(), jitter=False)
+    drawn = {origin(window) for window in pixels}
+    assert drawn == {(2 * y, 2 * x, i) for y in range(4) for x in range(6) for i in range(3)}
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(8, 10, 10), (8, 10, 99), (10, 8, 9)])
+def test_a_window_larger_than_the_picture_is_the_picture(height, width, side):
+    pool = coordinate_pool(height=height, width=width)
+    encoded, pixels, mask = pool.draw(30, side, seeded(), jitter=False)
+    assert encoded.shape[2:] == (min(side, height), min(side, width))
+    assert pixels.shape[2:] == tuple(2 * n for n in encoded.shape[2:])
+    assert mask.shape[2:] == pixels.shape[2:]
+    if side >= 10:
+        assert mask.all()
+
+
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
+@pytest.mark.parametrize("window_rays", [4, 7])
+def test_the_mask_marks_exactly_the_pixels_that_the_whole_picture_has(tail, window_rays):
+    """Corners, edges and the interior: all 30 places of windows of 4 among 8 x 9 rays."""
+    spec = replace(SPEC, tail=tail)
+    s, student = spec.factor, lively_student(spec).double()
+    pool = coordinate_pool(spec, count=1, height=8, width=9)
+    whole_picture = pool.draw(1, 99, seeded(), jitter=False)[0]
+    encoded, pixels, mask = pool.draw(300, window_rays, seeded(), jitter=False)
+    places = {origin(window): index for index, window in enumerate(pixels)}
+    assert len(places) == (9 - window_rays) * (10 - window_rays)
+    chosen = sorted(places.values())
+    with torch.no_grad():
+        whole, windows = student(whole_picture.double())[0], student(encoded[chosen].double())
+    for index, window in zip(chosen, windows, strict=True):
+        top, left, _ = origin(pixels[index])
+        crop = whole[:, top : top + s * window_rays, left : left + s * window_rays]
+        known = (window - crop).abs().amax(0) < 1e-12
+        assert torch.equal(mask[index, 0], known), (top, left)
+
+
+def test_jitter_stays_in_its_stratum():
+    spec = replace(SPEC, points=6, frequencies=1)
+    pool = coordinate_pool(spec, count=1)
+    encoded, _, _ = pool.draw(4, 99, seeded(), jitter=True)
+    o, d = camera_rays(pool.poses[0], camera(factor=1), WORLD)
+    points = encoded.unflatten(1, (6, 3, 3))[:, :, :, 2].permute(0, 3, 4, 1, 2)  # identities
+    t = ((points - o[:, :, None]) * d[:, :, None]).sum(-1) / (d**2).sum(-1)[..., None]
+    regular = torch.linspace(WORLD.near, WORLD.far, 6)
+    middle = 0.5 * (regular[1:] + regular[:-1])
+    low, high = torch.cat([regular[:1], middle]), torch.cat([middle, regular[-1:]])
+    assert (t >= low - 1e-5).all()
+    assert (t <= high + 1e-5).all()
+    share = (t - low) / (high - low)
+    assert share.amin((0, 1, 2)).max() < 0.05  # and fills it: 320 draws per point
+    assert share.amax((0, 1, 2)).min() > 0.95
+
+
+def test_draws_depend_on_the_generator_alone():
+    pool = ground_pool()
+    first, again, other = (pool.draw(5, 4, seeded(n), jitter=True) for n in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_memory_maps_are_read_where_they_are(tmp_path: Path):
+    pool = coordinate_pool()
+    np.save(tmp_path / "images.npy", pool.images)
+    mapped = npy.open_memmap(tmp_path / "images.npy", mode="r")
+    lazy = PicturePool(pool.poses.numpy(), mapped, camera(), WORLD, SPEC, device=CPU)
+    assert isinstance(lazy.images, np.memmap)
+    assert np.shares_memory(lazy.images, mapped)
+    for a, b in zip(
+        lazy.draw(9, 4, seeded(), jitter=False),
+        pool.draw(9, 4, seeded(), jitter=False),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_read_only_poses_are_taken():
+    pool = coordinate_pool()
+    poses = orbit_poses(5)
+    poses.setflags(write=False)
+    again = PicturePool(poses, np.asarray(pool.images), camera(), WORLD, SPEC, device=CPU)
+    assert torch.equal(again.poses, pool.poses)
+
+
+@pytest.mark.parametrize(("window_rays", "tail", "least"), [(1, "twice", 2), (1, "twice twice", 2)])
+def test_windows_that_are_all_halo_are_refused(window_rays, tail, least):
+    pool = coordinate_pool(replace(SPEC, tail=TAILS[tail]))
+    with pytest.raises(ConfigError, match=f"all halo .* choose at least {least}"):
+        pool.draw(3, window_rays, seeded(), jitter=False)
+    assert pool.draw(50, least, seeded(), jitter=False)[2].any(-1).any(-1).all()
+
+
+def test_pictures_of_another_camera_are_refused():
+    pool = coordinate_pool()
+    images = np.asarray(pool.images)[:, :-2]
+    with pytest.raises(ConfigError, match="pictures of 20x14 pixels for a camera of 20x16"):
+        PicturePool(orbit_poses(5), images, camera(), WORLD, SPEC, device=CPU)
+
+
+def test_pictures_that_do_not_divide_into_rays_are_refused():
+    pool = coordinate_pool()
+    odd = replace(SPEC, tail=TAILS["thrice"])
+    with pytest.raises(ConfigError, match="cannot be up-sampled 3x"):
+        PicturePool(orbit_poses(5), np.asarray(pool.images), camera(), WORLD, odd, device=CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_a_gpu_draws_the_same_kind_of_windows(monkeypatch, share):
+    monkeypatch.setattr(picture_pool, "GPU_SHARE", share)
+    device = torch.device("cuda")
+    here = coordinate_pool()
+    images = np.asarray(here.images).copy()
+    images.setflags(write=False)
+    pool = PicturePool(orbit_poses(5), images, camera(), WORLD, SPEC, device=device)
+    assert isinstance(pool.images, torch.Tensor) == (share > 0)
+    generator = torch.Generator(device).manual_seed(0)
+    encoded, pixels, mask = pool.draw(20, 4, generator, jitter=True)
+    assert {encoded.device.type, pixels.device.type, mask.device.type} == {"cuda"}
+    for window in pixels.cpu():
+        top, left, which = origin(window)
+        expected = images[which, top : top + 8, left : left + 8]
+        assert np.array_equal((255 * window).round().permute(1, 2, 0).byte().numpy(), expected)

@@ -1,0 +1,86 @@
+"""Small pictures that a student can be trained on: an analytic scene, and cameras around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightfield.camera import Intrinsics, look_at
+from lightfield.rays import RaySpace, camera_rays
+from lightfield.student import Student, StudentSpec, TailStage
+from train.picture_pool import PicturePool
+
+CPU = torch.device("cpu")
+WORLD = RaySpace("world", 2.0, 6.0)
+NDC = RaySpace("ndc", 0.0, 1.0, ndc_scale=(1.2, 1.4), ndc_near=1.0)
+
+TAILS = {
+    "twice": (TailStage(2, 8, (8,)),),
+    "thrice": (TailStage(3, 7, (5,)),),
+    "twice twice": (TailStage(2, 8, (8,)), TailStage(2, 6, ())),
+    "twice thrice": (TailStage(2, 8, (5,)), TailStage(3, 6, (8,))),
+    "thrice twice": (TailStage(3, 8, (5,)), TailStage(2, 6, (8,))),
+    "shuffle twice": (TailStage(2, 7, (8,), "pixel_shuffle"), TailStage(2, 5, ())),
+    "shuffle": (TailStage(4, 7, (8,), "pixel_shuffle"),),
+    "none": (),
+}
+SPEC = StudentSpec(4, 3, 16, (12, 16), TAILS["twice"], norm="none")
+
+
+def camera(height: int = 8, width: int = 10, factor: int = 2) -> Intrinsics:
+    """`height` x `width` rays of an off-centre camera with unequal focal lengths."""
+    s = factor
+    return Intrinsics(s * width, s * height, 9.0 * s, 10.0 * s, 4.7 * s, 4.2 * s)
+
+
+def orbit_poses(count: int, seed: int = 0) -> np.ndarray:
+    """Cameras all around the origin, above the ground, at a distance of 4."""
+    random = np.random.default_rng(seed)
+    azimuth, elevation = random.uniform(0, 2 * np.pi, count), random.uniform(0.2, 1.0, count)
+    places = 4 * np.stack(
+        [
+            np.cos(azimuth) * np.cos(elevation),
+            np.sin(azimuth) * np.cos(elevation),
+            np.sin(elevation),
+        ],
+        axis=1,
+    )
+    up = np.array([0, 0, 1.0])
+    return np.stack([look_at(place, np.zeros(3), up) for place in places]).astype(np.float32)
+
+
+def ground_pictures(poses: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
+    """A smooth pattern painted on the ground z = 0."""
+    pictures = []
+    for pose in torch.from_numpy(poses):
+        o, d = camera_rays(pose, intrinsics, WORLD)
+        x, y = (o - o[..., 2:] / d[..., 2:] * d)[..., :2].unbind(-1)
+        colour = torch.stack([x + y, x - y, 1.5 * x], dim=-1).sin() * 0.4 + 0.5
+        pictures.append((255 * colour).round().to(torch.uint8))
+    return torch.stack(pictures).numpy()
+
+
+def ground_pool(
+    spec: StudentSpec = SPEC, *, count: int = 12, device: torch.device = CPU
+) -> PicturePool:
+    """Pictures of the ground for a student of `spec`."""
+    poses, intrinsics = orbit_poses(count), camera(factor=spec.factor)
+    images = ground_pictures(poses, intrinsics)
+    return PicturePool(poses, images, intrinsics, WORLD, spec, device=device)
+
+
+def fresh_student(spec: StudentSpec = SPEC, seed: int = 0) -> Student:
+    """A student that is the same every time."""
+    torch.manual_seed(seed)
+    return Student(spec)
+
+
+def lively_student(spec: StudentSpec) -> Student:
+    """A student in evaluation mode whose every pixel depends visibly on its rays."""
+    student = fresh_student(spec).eval()
+    for module in student.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.weight.data *= 3  # the default initialisation forgets its input layer by layer
+    student.colour.weight.data *= 0.01  # far from where the sigmoid saturates
+    return student
