@@ -22,12 +22,13 @@ TORCH_CPU_MEMORY = "DefaultCPUAllocator"
 
 def in_one_line(error: Exception) -> str | None:
     """What to tell the user, or None when the mistake is ours."""
-    if isinstance(error, NelfError):
-        return " ".join(str(error).split())
-    if is_full_disk(error):
-        name = getattr(error, "filename", None)
+    cause = error if error.__cause__ is None else error.__cause__
+    if is_full_disk(cause):
+        name = getattr(cause, "filename", None) or getattr(error, "where", None)
         where = f"{name}: " if name else ""
         return f"{where}the disk is full; free some space, the same command goes on from here"
+    if isinstance(error, NelfError):
+        return " ".join(str(error).split())
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or " ".join(str(error).split())
@@ -37,7 +38,7 @@ def in_one_line(error: Exception) -> str | None:
     return None
 
 
-def is_full_disk(error: Exception) -> bool:
+def is_full_disk(error: BaseException) -> bool:
     """Whether a file could not be written for lack of space, or for a limit on its size."""
     if isinstance(error, safetensors.SafetensorError):
         number = SAFETENSORS_ERRNO.search(str(error))

@@ -25,7 +25,10 @@ from pipeline.presets import Preset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "toy-car"
-DISTIL = "--distil.steps=40 --distil.windows=4 --distil.warmup-steps=5"
+TRAINING = (
+    "--distil.steps=40 --distil.windows=4 --distil.warmup-steps=5 "
+    "--fine-tune.steps=10 --fine-tune.evaluate-every=5"
+)
 OPTIONS = {
     "scene": "--name=toy-car --resolution=24 --train-views=10 --val-views=2 --test-views=3",
     "teacher": (
@@ -36,12 +39,11 @@ OPTIONS = {
     "pseudo": "--pictures=20",
     "student": (
         "--network.stream-width=32 --network.blocks=3 --network.tail-widths 16 8 "
-        "--network.tail-blocks=1 --network.points=8 --fine-tune.steps=10 "
-        f"--fine-tune.evaluate-every=5 {DISTIL}"
+        f"--network.tail-blocks=1 --network.points=8 {TRAINING}"
     ),
     "prune": (
-        "--target=host --budget-ratio=0.8 --candidates=2 --stream-choices=2 --inner-choices=2 "
-        f"--tune-steps=5 --final-tune-steps=5 {DISTIL}"
+        "--target=host --budget-ratio=0.8 --percentile=50 --candidates=1 --rounds=1 "
+        f"--stream-choices=2 --inner-choices=2 --tune-steps=5 --final-tune-steps=5 {TRAINING}"
     ),
     "export": "",
     "lens": "",

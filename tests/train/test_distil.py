@@ -42,11 +42,11 @@ from train.distil import (
     multiplies_in_bfloat16,
     recalibrate_norms,
 )
-from train.picture_pool import PicturePool
 
 QUICK = DistilConfig(
     steps=60, windows=8, window_rays=5, warmup_steps=10, ema_decay=0.95, precision="float32"
 )
+FAST = replace(QUICK, steps=250, learning_rate=0.01, muon_learning_rate=0.03)
 PRECISIONS = ["float32", "bfloat16"]
 
 
@@ -65,14 +65,12 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_student_learns_the_scene(precision):
     student = fresh_student()
-    before = score(student)
-    learned = distil(
-        student, ground_pool(), replace(QUICK, steps=250, precision=precision), progress=silent
-    )
+    assert score(student) < 12  # as far as one colour everywhere gets
+    config = replace(FAST, precision=precision)
+    learned = distil(student, ground_pool(), config, progress=silent)
     assert not learned.training
     assert {p.dtype for p in learned.parameters()} == {torch.float32}
-    assert before < 14
-    assert score(learned) > 26
+    assert score(learned) > 18.5
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -84,7 +82,7 @@ def test_bfloat16_learns_as_well_as_float32(norm):
         learned = distil(student, pool, settings, progress=silent)
         recalibrate_norms(learned, pool, windows=12, batches=1, seed=0)
         scores.append(score(learned))
-    assert abs(scores[0] - scores[1]) < 0.7
+    assert abs(scores[0] - scores[1]) < 0.3
 
 
 class Interrupting:
@@ -488,14 +486,10 @@ def test_held_out_views_are_every_eighth_and_at_least_one(count):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_learns_and_resumes(tmp_path: Path):
     device = torch.device("cuda")
-    config = replace(QUICK, steps=250, precision="auto")
+    config, student = replace(FAST, precision="auto"), fresh_student().to(device)
     settings = {"folder": tmp_path, "checkpoint_every_s": 0.0}
-
-    def pool() -> PicturePool:
-        return ground_pool(device=device)
-
+    pool = ground_pool(device=device)
     with pytest.raises(KeyboardInterrupt):
-        student = fresh_student().to(device)
-        distil(student, pool(), config, progress=Interrupting(101), **settings)
-    learned = distil(fresh_student().to(device), pool(), config, progress=silent, **settings)
-    assert score(learned.cpu()) > 26
+        distil(student, pool, config, progress=Interrupting(101), **settings)
+    learned = distil(fresh_student().to(device), pool, config, progress=silent, **settings)
+    assert score(learned.cpu()) > 18.5

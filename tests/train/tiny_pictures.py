@@ -37,7 +37,7 @@ def camera(height: int = 8, width: int = 10, factor: int = 2) -> Intrinsics:
 def orbit_poses(count: int, seed: int = 0) -> np.ndarray:
     """Cameras all around the origin, above the ground, at a distance of 4."""
     random = np.random.default_rng(seed)
-    azimuth, elevation = random.uniform(0, 2 * np.pi, count), random.uniform(0.2, 1.0, count)
+    azimuth, elevation = random.uniform(0, 2 * np.pi, count), random.uniform(0.5, 1.2, count)
     places = 4 * np.stack(
         [
             np.cos(azimuth) * np.cos(elevation),
@@ -56,13 +56,13 @@ def ground_pictures(poses: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     for pose in torch.from_numpy(poses):
         o, d = camera_rays(pose, intrinsics, WORLD)
         x, y = (o - o[..., 2:] / d[..., 2:] * d)[..., :2].unbind(-1)
-        colour = torch.stack([x + y, x - y, 1.5 * x], dim=-1).sin() * 0.4 + 0.5
+        colour = torch.stack([x + y, x - y, 1.5 * x], dim=-1).mul(0.7).sin() * 0.4 + 0.5
         pictures.append((255 * colour).round().to(torch.uint8))
     return torch.stack(pictures).numpy()
 
 
 def ground_pool(
-    spec: StudentSpec = SPEC, *, count: int = 12, device: torch.device = CPU
+    spec: StudentSpec = SPEC, *, count: int = 60, device: torch.device = CPU
 ) -> PicturePool:
     """Pictures of the ground for a student of `spec`."""
     poses, intrinsics = orbit_poses(count), camera(factor=spec.factor)
@@ -82,5 +82,8 @@ def lively_student(spec: StudentSpec) -> Student:
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.weight.data *= 3  # the default initialisation forgets its input layer by layer
-    student.colour.weight.data *= 0.01  # far from where the sigmoid saturates
+    with torch.no_grad():
+        student.colour.weight *= 1e-3
+        colours = student(torch.rand(1, spec.input_channels, 8, 8))
+        student.colour.weight /= torch.logit(colours).std()  # far from where the sigmoid saturates
     return student

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
+
+from device.benchmark import BenchmarkConfig
+from device.host import HostTarget
+from pipeline import commands, mishaps
+from pipeline.presets import NetworkConfig, SceneConfig
+from prune.search import PruneConfig
+from train.distil import DistilConfig, FineTuneConfig
+from train.pseudo import PseudoConfig
+from train.teacher import TeacherConfig
+
+CONFIGS = {
+    "scene": [SceneConfig],
+    "teacher": [TeacherConfig],
+    "pseudo": [PseudoConfig],
+    "student": [NetworkConfig, DistilConfig, FineTuneConfig],
+    "prune": [PruneConfig, DistilConfig, FineTuneConfig, commands._Target],
+    "bench": [BenchmarkConfig],
+}
+FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
+COMMANDS = (*CHAIN, "status", "doctor", "data")
+
+
+def squeezed(text: str) -> str:
+    """Without the boxes and line breaks of the help, and without spaces, where words were cut."""
+    return re.sub(r"[\s│╭╮╰╯─]+", "", text)
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    (tree_,) = ast.parse(inspect.getsource(config)).body
+    assert isinstance(tree_, ast.ClassDef)
+    docs = {}
+    for node, after in zip(tree_.body, tree_.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
+            docs[node.target.id] = ast.literal_eval(after.value)
+    assert docs.keys() == {field.name for field in dataclasses.fields(config)}
+    return docs
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_is_made_from_its_dataclasses(command):
+    said = squeezed(nelf(command, "--help").done)
+    assert f"nelf{command}" in said
+    for config in CONFIGS.get(command, []):
+        for name, doc in field_docs(config).items():
+            assert squeezed(doc) in said
+            if name != "phone":  # a dataclass of its own
+                assert name.replace("_", "-") in said
+
+
+def test_the_help_lists_every_command():
+    said = nelf("--help").done
+    assert all(f"• {command} " in said for command in COMMANDS)
+    assert "--debug" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "subcommand"),
+        (["fly"], "fly"),
+        (["teacher"], "--run"),
+        (["teacher", "--run"], "--run"),
+        (["teacher", "--run", "x", "--preset"], "--preset"),
+        (["teacher", "--run", "x", "--preset", "huge"], "choose tiny, small or paper"),
+        (["teacher", "--run", "x", "--bogus", "3"], "--bogus"),
+        (["teacher", "--run", "x", "--steps", "many"], "--steps"),
+        (["bench", "--run", "x", "--target", "toaster"], "--target"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_command_is_refused(tmp_path, monkeypatch, words, reason):
+    monkeypatch.chdir(tmp_path)
+    outcome = nelf(*words)
+    assert outcome.code == 2
+    assert reason in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "default_preset_name", lambda: "paper")
+    assert "preset `small`" in nelf("scene", "--run", tmp_path, "--preset", "small", *FEW).done
+    assert commands.preset_for(["teacher", "--run", str(tmp_path)]).name == "small"
+    assert commands.preset_for(["teacher", f"--run={tmp_path}", "--preset", "auto"]).name == "small"
+    assert commands.preset_for(["teacher", "--run", str(tmp_path), "--preset=tiny"]).name == "tiny"
+    assert commands.preset_for(["teacher", "--run", str(tmp_path / "x")]).name == "paper"
+    assert commands.preset_for(["scene", "--run", str(tmp_path)]).name == "paper"
+    said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
+    assert "--distil.stepsINTOptimisersteps.(default:40000)" in said  # the preset's
+
+
+def test_options_override_the_preset(finished):
+    config = manifest(finished, "teacher")["config"]
+    assert (config["steps"], config["levels"]) == (60, 4)
+    assert config["base_resolution"] == TeacherConfig().base_resolution
+    assert manifest(finished, "scene")["details"]["preset"] == "tiny"
+
+
+def test_what_the_first_lines_say_of_the_scene(tmp_path):
+    first, second, *_ = nelf("scene", "--run", tmp_path / "toy", *FEW).done.splitlines()
+    assert first == "scene: no data set given, using the embedded scene `bricks`"
+    assert "preset `tiny`" in second
+
+
+def test_debug_shows_the_trace(tmp_path):
+    with pytest.raises(Exception, match="has not been run"):
+        nelf("teacher", "--run", tmp_path, "--debug")
+
+
+def test_our_own_mistakes_are_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.training, "make_scene", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        nelf("scene", "--run", tmp_path)
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+def test_no_phone_is_one_line(run, monkeypatch):
+    # nothing listens there, and no adb is found to start a server
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "1")
+    monkeypatch.setenv("ADBUTILS_ADB_PATH", "/nonexistent/adb")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    before = tree(run)
+    for name in ("prune", "bench"):
+        line = nelf(name, "--run", run, "--target", "phone").refusal
+        assert "adb" in line or "phone" in line
+    assert tree(run) == before
+
+
+def test_an_emulated_phone_is_no_evidence(run, monkeypatch):
+    @contextlib.contextmanager
+    def emulated(*_, **__):
+        target = HostTarget()
+        target._identity = dataclasses.replace(target.identity, kind="phone", emulated=True)
+        yield target
+
+    monkeypatch.setattr(commands, "choose_target", emulated)
+    before = tree(run)
+    line = stage(run, "prune").refusal
+    assert "an emulated device's latency is no evidence" in line
+    assert "--target host" in line
+    assert tree(run) == before
+
+
+# --- mishaps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory; choose a smaller preset"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/x/y"),
+            "/x/y: permission denied; check the path",
+        ),
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: the disk is full; free some space"),
+        (OSError("1000 requested and 24 written"), "the disk is full"),
+    ],
+)
+def test_a_mishap_is_one_line(error, line):
+    assert (mishaps.in_one_line(error) or "").startswith(line)
+
+
+def test_a_mistake_is_no_mishap():
+    for error in (RuntimeError("shapes differ"), KeyError("x"), ValueError("no")):
+        assert mishaps.in_one_line(error) is None
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+WHEN_TORCH_IS_IMPORTED = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.meta_path.remove(self)
+sys.meta_path.insert(0, Watch())
+assert "torch" not in sys.modules
+from pipeline.cli import main
+main(["status", "--run", sys.argv[1]])
+"""
+
+
+def environment() -> dict[str, str]:
+    """As a user's shell has it, with the arithmetic of these tests: on one thread."""
+    names = {"OMP_WAIT_POLICY", "PYTHONWARNINGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_threads_are_told_to_wait_quietly_before_torch_is_imported(finished):
+    command = [sys.executable, "-c", WHEN_TORCH_IS_IMPORTED, str(finished)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "PASSIVE"
+    assert "The chain is complete." in done.stdout
+
+
+def interrupted(run: Path, name: str, *options: str, until) -> subprocess.CompletedProcess[str]:
+    """A stage in a process of its own, sent Ctrl-C with all its children when `until` holds."""
+    words = [name, "--run", str(run), *OPTIONS[name].split(), *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *words],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not until(process.pid) and process.poll() is None:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def loads_torch(pid: int) -> bool:
+    """Whether a process has begun to import torch."""
+    with contextlib.suppress(OSError):
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "moment"),
+    [
+        ("teacher", (), "imports"),
+        ("teacher", ("--steps=400",), "work"),
+        ("prune", (), "measurement"),
+    ],
+)
+def test_ctrl_c_in_a_terminal_ends_in_one_line(run, finished, name, options, moment):
+    shutil.rmtree(run / name)
+    before = tree(run)
+    work = run / f".{name}.work"
+    moments = {
+        "imports": loads_torch,
+        "work": lambda _: (work / "key.json").exists(),
+        "measurement": lambda _: (work / "measurements.jsonl").exists(),
+    }
+    done = interrupted(run, name, *options, until=moments[moment])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "nelf: interrupted; finished stages are kept, the same command goes on from here\n"
+    )
+    assert tree(run) == before
+    assert stage(run, name, *options).done
+    if not options and name == "teacher":
+        assert results(run, name) == results(finished, name)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import pytest
+import torch
+
+from lightfield.errors import ConfigError
+from lightfield.student import Student, mobile_r2l_spec, parameter_count
+from pipeline import presets
+from pipeline.presets import PresetName, SceneConfig, SceneKind, default_preset_name, preset
+
+NAMES, KINDS = get_args(PresetName), get_args(SceneKind)
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_preset_is_consistent(name, kind):
+    chosen = preset(name, kind)
+    assert chosen.name == name
+    spec = chosen.network.spec()
+    assert chosen.scene.resolution >= spec.factor * chosen.distil.window_rays
+    assert chosen.distil.window_rays > 2 * spec.halo_rays  # else no pixel of a window would count
+    assert chosen.distil.warmup_steps < chosen.distil.steps
+    assert (chosen.teacher.distortion > 0) == (kind == "forward")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_presets_grow(kind):
+    tiny, small, paper = (preset(name, kind) for name in NAMES)
+    for part, names in {
+        "scene": ["resolution"],
+        "teacher": ["steps"],
+        "pseudo": ["pictures"],
+        "network": ["stream_width", "blocks"],
+        "distil": ["steps"],
+        "prune": ["final_tune_steps"],
+    }.items():
+        for name in names:
+            sizes = [getattr(getattr(size, part), name) for size in (tiny, small, paper)]
+            assert sizes == sorted(sizes)
+            assert sizes[0] < sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "published"),
+    [
+        ("object", 4_305_539, mobile_r2l_spec()),
+        ("forward", 4_298_371, mobile_r2l_spec((2, 2, 3))),
+    ],
+)
+def test_the_paper_preset_is_the_published_network(kind, parameters, published):
+    spec = preset("paper", kind).network.spec()
+    assert spec == published
+    with torch.device("meta"):
+        assert parameter_count(Student(spec)) == parameters
+
+
+def test_the_paper_preset_has_the_published_pictures():
+    assert preset("paper", "object").scene.resolution == 800
+    assert preset("paper", "forward").scene.resolution == 1008
+    assert preset("paper", "object").pseudo.pictures == 10_000
+    assert preset("paper", "object").teacher == presets.TeacherConfig()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ConfigError, match="choose tiny, small or paper"):
+        preset("huge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resolution": 0},
+        {"test_every": 0},
+        {"train_views": 0},
+        {"test_views": 0},
+        {"val_views": -1},
+    ],
+)
+def test_impossible_pictures_are_refused(change):
+    with pytest.raises(ConfigError, match="scene"):
+        dataclasses.replace(SceneConfig(), **change)
+
+
+@pytest.mark.parametrize(
+    ("memory", "name"),
+    [(None, "tiny"), (8 * GIB, "small"), (20 * GIB, "paper"), (80 * GIB, "paper")],
+)
+def test_the_hardware_chooses(monkeypatch, memory, name):
+    class Gpu:
+        total_memory = memory
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: memory is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Gpu)
+    assert default_preset_name() == name

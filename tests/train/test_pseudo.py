@@ -1,0 +1,276 @@
+"""Pseudo pictures: interrupted anywhere they end up the same, and nothing half-written is trusted."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib import format as npy
+from tiny_pictures import NDC, WORLD, orbit_poses
+from torch import Tensor
+
+from lightfield.errors import CheckpointError, ConfigError
+from lightfield.progress import silent
+from lightfield.viewpoints import sample_forward, sample_orbit
+from train import pseudo
+from train.pseudo import DONE, IMAGES, POSES, PseudoConfig, load_pseudo, pseudo_poses, render_pseudo
+
+HEIGHT, WIDTH = 3, 4
+POSES_SEEN = orbit_poses(9)
+
+
+def colours(pose: Tensor) -> Tensor:
+    """A picture [3, 4, 3] that differs for every pose and pixel, a little outside of [0, 1]."""
+    pixels = torch.linspace(0, 3, HEIGHT * WIDTH * 3).view(HEIGHT, WIDTH, 3)
+    return 0.5 + 0.55 * torch.sin(pixels + 10 * pose.sum())
+
+
+def as_bytes(pose: np.ndarray) -> np.ndarray:
+    picture = colours(torch.from_numpy(pose)).double().clamp(0, 1)
+    return (255 * picture).round().byte().numpy()
+
+
+class Renderer:
+    """`colours`, counted; Ctrl-C is pressed at a picture."""
+
+    def __init__(self, stop_at: int | None = None):
+        self.stop_at, self.rendered = stop_at, 0
+
+    def __call__(self, pose: Tensor) -> Tensor:
+        if self.rendered == self.stop_at:
+            raise KeyboardInterrupt
+        self.rendered += 1
+        return colours(pose)
+
+
+def make(
+    folder: Path, render: Callable[[Tensor], Tensor] = colours, poses: np.ndarray = POSES_SEEN
+) -> pseudo.PosedPictures:
+    return render_pseudo(render, poses, HEIGHT, WIDTH, folder, silent)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_pictures_are_the_renderers_rounded_to_bytes(tmp_path):
+    made = make(tmp_path)
+    expected = np.stack([as_bytes(pose) for pose in POSES_SEEN])
+    assert expected.min() == 0
+    assert expected.max() == 255
+    assert np.abs(made.images.astype(int) - expected).max() == 0
+    assert sorted(contents(tmp_path)) == sorted([POSES, IMAGES, DONE])
+
+
+def test_what_is_loaded_is_what_was_made_and_stays_on_the_disk(tmp_path):
+    made, loaded = make(tmp_path), load_pseudo(tmp_path)
+    assert len(loaded) == 9
+    assert np.array_equal(loaded.poses, POSES_SEEN)
+    assert np.array_equal(loaded.images, made.images)
+    assert isinstance(loaded.images, np.memmap)
+    assert not loaded.images.flags.writeable
+
+
+@pytest.mark.parametrize("flush_every_s", [0.0, 1e9])
+@pytest.mark.parametrize("stop_at", range(10))
+def test_interrupted_at_any_picture_the_result_is_the_same(
+    tmp_path, monkeypatch, stop_at, flush_every_s
+):
+    monkeypatch.setattr(pseudo, "FLUSH_EVERY_S", flush_every_s)
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    once.mkdir()
+    twice.mkdir()
+    make(once)
+    if stop_at < 9:
+        with pytest.raises(KeyboardInterrupt):
+            make(twice, Renderer(stop_at))
+    rest = Renderer()
+    make(twice, rest)
+    assert contents(once) == contents(twice)
+    flushed = flush_every_s == 0.0 and 0 < stop_at < 9
+    assert rest.rendered == (9 - stop_at if flushed else 9)
+
+
+def test_finished_pictures_are_not_rendered_again(tmp_path):
+    make(tmp_path)
+    again = Renderer()
+    made = make(tmp_path, again)
+    assert again.rendered == 0
+    assert len(made) == 9
+
+
+def test_progress_tells_every_picture(tmp_path):
+    calls = []
+    render_pseudo(
+        colours,
+        POSES_SEEN,
+        HEIGHT,
+        WIDTH,
+        tmp_path,
+        lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(n, 9) for n in range(1, 10)]
+
+
+@pytest.mark.parametrize("change", ["poses", "count", "size"])
+def test_others_start_over(tmp_path, change):
+    make(tmp_path)
+    poses = {"poses": orbit_poses(9, seed=1), "count": POSES_SEEN[:4], "size": POSES_SEEN}[change]
+    side = WIDTH + 1 if change == "size" else WIDTH
+    render = Renderer()
+
+    def resized(pose: Tensor) -> Tensor:
+        return render(pose)[:, [0, *range(side - 1)]]
+
+    made = render_pseudo(resized, poses, HEIGHT, side, tmp_path, silent)
+    assert render.rendered == len(poses)
+    assert made.images.shape == (len(poses), HEIGHT, side, 3)
+    assert np.array_equal(load_pseudo(tmp_path).poses, poses)
+
+
+@pytest.mark.parametrize("step", ["rename of the pictures", "poses", "first picture"])
+def test_the_count_of_replaced_pictures_is_never_believed(tmp_path, monkeypatch, step):
+    """However early starting over is cut, no black picture is taken for a rendered one."""
+    make(tmp_path)
+    others = orbit_poses(9, seed=1)
+    with monkeypatch.context() as patch:
+        if step == "poses":
+            patch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        if step == "rename of the pictures":
+            patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, Renderer(stop_at=0), others)
+    make(tmp_path, poses=others)
+    expected = np.stack([as_bytes(pose) for pose in others])
+    assert np.array_equal(load_pseudo(tmp_path).images, expected)
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_full_disk_is_an_os_error_before_anything_is_written(tmp_path, monkeypatch, earlier):
+    if earlier:
+        make(tmp_path)
+    before, render = contents(tmp_path), Renderer()
+    monkeypatch.setattr(os, "posix_fallocate", no_room, raising=False)
+    with pytest.raises(OSError, match="No space left") as caught:
+        make(tmp_path, render, orbit_poses(9, seed=1))
+    assert caught.value.errno == errno.ENOSPC
+    assert contents(tmp_path) == before
+    assert render.rendered == 0
+
+
+@pytest.mark.parametrize("reserving", ["posix_fallocate", "writing"])
+def test_every_byte_has_its_place_before_the_first_picture(tmp_path, monkeypatch, reserving):
+    if reserving == "writing":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    poses = np.repeat(POSES_SEEN[:1], 40, axis=0)
+    sizes = []
+
+    def render(pose: Tensor) -> Tensor:
+        stat = (tmp_path / IMAGES).stat()
+        sizes.append((512 * stat.st_blocks, stat.st_size))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_pseudo(render, poses, 100, 200, tmp_path, silent)
+    ((allocated, size),) = sizes
+    assert allocated >= size > 40 * 100 * 200 * 3
+    pictures = npy.open_memmap(tmp_path / IMAGES, "r")
+    assert pictures.shape == (40, 100, 200, 3)
+    assert not pictures.any()
+
+
+@pytest.mark.parametrize("name", [POSES, IMAGES])
+@pytest.mark.parametrize("size_bytes", [0, 20, 200])
+def test_truncated_arrays_are_refused_and_made_again(tmp_path, name, size_bytes):
+    make(tmp_path)
+    os.truncate(tmp_path / name, size_bytes)
+    with pytest.raises(CheckpointError, match="not readable pseudo pictures"):
+        load_pseudo(tmp_path)
+    again = Renderer()
+    make(tmp_path, again)
+    assert again.rendered == 9
+
+
+def test_missing_pictures_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not readable pseudo pictures"):
+        load_pseudo(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize("name", [POSES, IMAGES])
+@pytest.mark.parametrize("form", ["pickle", "object array", "npz"])
+def test_foreign_files_are_refused_unopened(tmp_path, monkeypatch, name, form):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path)
+    with (tmp_path / name).open("wb") as file:
+        if form == "pickle":
+            pickle.dump(Bomb(), file)
+        elif form == "npz":
+            np.savez(file, a=np.zeros(3))
+        else:
+            np.save(file, np.array([Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(CheckpointError, match="not readable pseudo pictures"):
+        load_pseudo(tmp_path)
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        (IMAGES, np.zeros((9, 3, 4, 3), np.float32)),
+        (IMAGES, np.zeros((9, 3, 4, 4), np.uint8)),
+        (IMAGES, np.zeros((9, 3, 4), np.uint8)),
+        (IMAGES, np.zeros((8, 3, 4, 3), np.uint8)),
+        (POSES, np.zeros((9, 4, 4), np.float32)),
+        (POSES, np.zeros((9, 3, 4), np.float64)),
+        (POSES, np.zeros((9, 3, 4), np.complex64)),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, name, array, unchecked):
+    make(tmp_path)
+    np.save(tmp_path / name, array)
+    with pytest.raises(CheckpointError, match="not posed uint8 pictures"):
+        load_pseudo(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"pictures": "many"}', '{"pictures": -4}']
+)
+def test_a_damaged_count_starts_over(tmp_path, text):
+    make(tmp_path)
+    (tmp_path / DONE).write_text(text)
+    again = Renderer()
+    make(tmp_path, again)
+    assert again.rendered == 9
+
+
+def test_a_count_beyond_the_end_is_the_end(tmp_path):
+    make(tmp_path)
+    (tmp_path / DONE).write_text(json.dumps({"pictures": 10_000}))
+    assert len(make(tmp_path, Renderer(stop_at=0))) == 9
+
+
+def test_poses_are_drawn_as_the_space_asks():
+    poses = orbit_poses(20)
+    assert np.array_equal(pseudo_poses(poses, WORLD, 7, seed=3), sample_orbit(poses, 7, seed=3))
+    assert np.array_equal(pseudo_poses(poses, NDC, 7, seed=3), sample_forward(poses, 7, seed=3))
+
+
+def test_no_pictures_are_refused():
+    with pytest.raises(ConfigError, match=r"pseudo.pictures: at least one"):
+        PseudoConfig(pictures=0)
