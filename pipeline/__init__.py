@@ -2,6 +2,9 @@
 
 import os
 
-# Before torch is imported: OpenMP threads that wait by spinning starve each other, and everything
-# else, when the cores are shared; with a busy neighbour a step can take thirty times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read by OpenMP when torch loads it: how long a thread that waits for the others spins before it
+# sleeps. By default it spins so long that on shared cores a step can take thirty times as long; if
+# it never spins, waking it costs as much as the second core gains. On two idle cores a training step
+# of the tiny student took 51 ms by default, 52 ms with this, and 79 ms without spinning.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -197,7 +197,7 @@ def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact
     """The run's trained teacher on a device, in evaluation mode."""
     artifact = ingredient(run, "teacher")
     try:
-        teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box)
+        teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box, device=device)
     except (TypeError, NelfError) as reason:
         raise _foreign(artifact, reason) from reason
     load_into(teacher, artifact.weights(), where=artifact.path)
