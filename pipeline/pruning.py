@@ -132,13 +132,12 @@ def workbench(
         return [steadiest(record).p50_ms for record in records]
 
     def tune(student: Student, steps: int, seed: int, progress: Progress | None = None) -> Student:
-        # Half the rates of training from scratch, and an average over the last tenth of the steps.
+        # The rates of training from scratch: lower ones recover more slowly. The average is over
+        # about the last tenth of the steps.
         settings = replace(
             distilling,
             steps=max(steps, 1),
-            learning_rate=0.5 * distilling.learning_rate,
-            muon_learning_rate=0.5 * distilling.muon_learning_rate,
-            warmup_steps=min(20, steps),
+            warmup_steps=min(50, steps // 4),
             ema_decay=min(distilling.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
         )
