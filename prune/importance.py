@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightfield.student import Student
 from prune.chains import Shape
-from prune.slimming import Channels, Keep, Masks, masked_forward
+from prune.slimming import Channels, Inputs, Keep, Masks, Statistics, masked_forward
 
 Batch = tuple[Float[Tensor, "_ c h w"], Float[Tensor, "_ rgb sh sw"]]
 """Inputs and their true pictures; batches may be of different sizes."""
@@ -76,26 +76,29 @@ def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
 
 
 @torch.no_grad()
-def mean_inputs(student: Student, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Mean input of every convolution, per channel, over all pictures and pixels, by module name.
+def input_statistics(student: Student, batches: Sequence[Batch]) -> Statistics:
+    """Means and covariances of every convolution's input over all pictures and pixels.
 
     Leaves the student in evaluation mode.
     """
     student.eval()
     pictures = sum(len(x) for x, _ in batches)
     means: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
 
     def collecting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            mean = inputs[0].mean((2, 3)).sum(0) / pictures
-            means[name] = means[name] + mean if name in means else mean
+            values = inputs[0].flatten(2).double()
+            share = values.shape[2] * pictures
+            means[name] = means.get(name, 0) + values.sum((0, 2)) / share
+            squares[name] = squares.get(name, 0) + (values @ values.mT).sum(0) / share
 
         return collect
 
     hooks = [
         module.register_forward_pre_hook(collecting(name))
         for name, module in student.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name != "head"
     ]
     try:
         for x, _ in batches:
@@ -103,7 +106,11 @@ def mean_inputs(student: Student, batches: Sequence[Batch]) -> dict[str, Tensor]
     finally:
         for hook in hooks:
             hook.remove()
-    return means
+    dtype = student.head.weight.dtype
+    return {
+        name: Inputs(mean.to(dtype), (squares[name] - torch.outer(mean, mean)).to(dtype))
+        for name, mean in means.items()
+    }
 
 
 @torch.no_grad()

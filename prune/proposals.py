@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from lightfield.student import Student, StudentSpec
 from prune.chains import Shape, Widths
-from prune.importance import Batch, Ranking, mean_inputs, mean_squared_error, rank_channels
+from prune.importance import Batch, Ranking, input_statistics, mean_squared_error, rank_channels
 from prune.knapsack import Option, choose_options
 from prune.latency_table import LatencyTable, WidthChoices
-from prune.slimming import slimmed
+from prune.slimming import Statistics, slimmed
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,14 @@ class ChoiceLosses:
     """Added mean squared error of every single choice for one student."""
 
     ranking: Ranking
-    means: dict[str, Tensor]
+    statistics: Statistics
     widths: dict[Widths, float]
     blocks: list[list[dict[int, float]]]
     """Chain by chain, per block, by inner width; 0 drops the block."""
 
     def slimmed(self, student: Student, shape: Shape) -> Student:
-        """The student with the best-ranked channels of a shape, what goes replaced by its mean."""
-        return slimmed(student, self.ranking.best(shape), self.means)
+        """The student with the best-ranked channels of a shape, which make up for those that go."""
+        return slimmed(student, self.ranking.best(shape), self.statistics)
 
 
 def measure_choices(
@@ -53,7 +51,8 @@ def measure_choices(
 ) -> ChoiceLosses:
     """Measure what each single choice costs; never less than nothing."""
     dense = Shape.of(student.spec)
-    losses = ChoiceLosses(rank_channels(student, batches), mean_inputs(student, batches), {}, [])
+    ranking, statistics = rank_channels(student, batches), input_statistics(student, batches)
+    losses = ChoiceLosses(ranking, statistics, {}, [])
     before = mean_squared_error(student, batches)
 
     def added(shape: Shape) -> float:

@@ -24,7 +24,30 @@ from lightfield.student import ResidualBlock, Student, StudentSpec
 from prune.chains import Shape, chains_of
 
 Channels = tuple[int, ...]
-Means = Mapping[str, Tensor]
+RIDGE = 1e-4
+"""Weight of the ridge in regressions, relative to the mean variance of the kept channels."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a convolution sees: means [c] and covariance [c, c] of its input channels."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    def regression(self, kept: list[int], gone: list[int]) -> tuple[Tensor, Tensor]:
+        """The best linear guess of the channels that go from those that stay: a matrix
+        [gone, kept] and a constant [gone]."""
+        among = self.covariance[kept][:, kept].double()
+        ridge = RIDGE * among.diagonal().mean() + 1e-8  # which also settles constant channels
+        between = self.covariance[kept][:, gone].double()
+        eye = torch.eye(len(kept), dtype=torch.float64, device=among.device)
+        slope = torch.linalg.solve(among + ridge * eye, between).T.to(self.mean.dtype)
+        return slope, self.mean[gone] - slope @ self.mean[kept]
+
+
+Statistics = Mapping[str, Inputs]
+"""Of every convolution, by module name (`prune.importance.input_statistics`)."""
 """Mean input of every convolution, per channel, by module name."""
 
 
@@ -114,19 +137,20 @@ def masked_forward(
 
 
 @torch.no_grad()
-def slimmed(student: Student, keep: Keep, means: Means | None = None) -> Student:
+def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) -> Student:
     """A smaller student with the kept channels' weights, in evaluation mode.
 
     Args:
         student: left as it is.
         keep: what stays.
-        means: mean inputs (`prune.importance.mean_inputs`) to put in the place of what goes.
+        statistics: of what its convolutions see; then the best linear guess of the channels that go,
+            from those that stay, moves into the weights that read them.
 
     Raises:
         ConfigError: when the keep was made for another shape.
     """
     spec = keep.applied_to(student.spec)
-    slices = _Slices(means, {})
+    slices = _Slices(statistics, {})
     source = tuple(range(spec.input_channels))
     shift = student.head.weight.new_zeros(spec.input_channels)
     for c, (chain, width) in enumerate(zip(chains_of(student), keep.widths, strict=True)):
@@ -159,7 +183,7 @@ class _Slices:
     dropped so far; whoever reads the stream next makes up for it.
     """
 
-    means: Means | None
+    statistics: Statistics | None
     state: dict[str, Tensor]
 
     def entry(
@@ -211,19 +235,21 @@ class _Slices:
         shift: Tensor,
         new: str | None = None,
     ) -> None:
-        """Slice a convolution; what its input lacks on average goes into its bias."""
+        """Slice a convolution; what its input lacks is made up for as well as can be."""
         assert module.bias is not None
         transposed = isinstance(module, nn.ConvTranspose2d)
-        weight = module.weight.transpose(0, 1) if transposed else module.weight
-        bias = module.bias
-        if self.means is not None:
-            lacking = self.means[name].clone()
-            lacking[list(into)] = shift[list(into)]
+        every = module.weight.transpose(0, 1) if transposed else module.weight
+        weight, bias = every[:, list(into)], module.bias
+        if self.statistics is not None:
             positions = module.stride[0] * module.stride[1] if transposed else 1
-            bias = bias + weight.sum((2, 3)) @ lacking / positions
+            gone = sorted(set(range(every.shape[1])) - set(into))
+            if gone:
+                slope, constant = self.statistics[name].regression(list(into), gone)
+                weight = weight + torch.einsum("ogyx,gi->oiyx", every[:, gone], slope)
+                bias = bias + every[:, gone].sum((2, 3)) @ constant / positions
+            bias = bias + weight.sum((2, 3)) @ shift[list(into)] / positions
         if out is not None:
             weight, bias = weight[list(out)], bias[list(out)]
-        weight = weight[:, list(into)]
         weight = weight.transpose(0, 1) if transposed else weight
         self.state[f"{new or name}.weight"] = weight.contiguous().clone()
         self.state[f"{new or name}.bias"] = bias.clone()
@@ -234,10 +260,10 @@ class _Slices:
 
     def _mean_output(self, name: str, block: ResidualBlock) -> Tensor:
         """The mean of what a block adds to the stream, norms as in evaluation mode."""
-        if self.means is None:
+        if self.statistics is None:
             return torch.zeros_like(block.contract.weight[:, 0, 0, 0])
         assert block.contract.bias is not None
-        mean = block.contract.weight[:, :, 0, 0] @ self.means[f"{name}.contract"]
+        mean = block.contract.weight[:, :, 0, 0] @ self.statistics[f"{name}.contract"].mean
         mean, norm = mean + block.contract.bias, block.contract_norm
         if not isinstance(norm, nn.BatchNorm2d):
             return mean

@@ -7,7 +7,7 @@ from toy_students import pictures, rays, small_spec, trained
 
 from prune.chains import Shape, chains_of
 from prune.importance import (
-    mean_inputs,
+    input_statistics,
     mean_squared_error,
     rank_channels,
     taylor_scores,
@@ -82,16 +82,17 @@ def test_the_best_channels_of_a_shape():
 
 
 @torch.no_grad()
-def test_mean_inputs_are_those_that_each_convolution_sees():
+def test_statistics_are_of_what_each_convolution_sees():
     student = trained(small_spec())
     x = rays(student.spec, batch=3)
-    means = mean_inputs(student, [(x[:1], student(x[:1])), (x[1:], student(x[1:]))])
+    seen = input_statistics(student, [(x[:1], student(x[:1])), (x[1:], student(x[1:]))])
     head = F.gelu(student.head(x))
-    torch.testing.assert_close(means["head"], x.mean((0, 2, 3)))
-    torch.testing.assert_close(means["body.0.expand"], head.mean((0, 2, 3)))
     hidden = F.gelu(student.body[0].expand(head))
-    torch.testing.assert_close(means["body.0.contract"], hidden.mean((0, 2, 3)))
-    assert means["colour"].shape == (5,)
+    for name, inputs in (("body.0.expand", head), ("body.0.contract", hidden)):
+        values = inputs.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(seen[name].mean, values.mean(1))
+        torch.testing.assert_close(seen[name].covariance, torch.cov(values, correction=0))
+    assert seen["colour"].mean.shape == (5,)
     assert not any(module._forward_pre_hooks for module in student.modules())
 
 
