@@ -35,7 +35,7 @@ from pipeline.presets import (
     preset,
 )
 from pipeline.report.report import make_report
-from pipeline.status import chain_status, print_status
+from pipeline.status import chain_status, print_status, runs_in
 from prune.search import PruneConfig
 from train.distil import DistilConfig, FineTuneConfig
 from train.pseudo import PseudoConfig
@@ -44,6 +44,7 @@ from train.teacher import TeacherConfig
 STAGES = (
     "scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench", "report",
 )  # fmt: skip
+RUNS = Path("runs")
 ABOUT = """\
 Pictures of an object in; a neural light field that runs in real time on a phone out.
 
@@ -234,14 +235,21 @@ class Report(_Stage):
 
 @dataclass(frozen=True)
 class Status:
-    """Show how far the chain of a run is."""
+    """Show how far the chain of a run is, or of every run."""
 
-    run: Path
-    """Folder of the run."""
+    run: Path | None = None
+    """Folder of one run; by default all runs below `runs/` are shown."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Print the chain."""
-        print_status(chain_status(Run(self.run), STAGES), console)
+        """Print the chains."""
+        if self.run is not None:
+            print_status(chain_status(Run(self.run), STAGES), console)
+            return
+        runs = runs_in(RUNS, STAGES)
+        if not runs:
+            console.say(f"no run below {RUNS}; `make lego-mobile` begins one")
+        for run in runs:
+            print_status(chain_status(run, STAGES), console, title=str(run.path))
 
 
 @dataclass(frozen=True)
@@ -297,7 +305,7 @@ def _commands(chosen: Preset) -> Any:
         "lens": Lens(missing),
         "bench": Bench(missing, config=chosen.bench),
         "report": Report(missing),
-        "status": Status(missing),
+        "status": Status(),
         "doctor": Doctor(),
         "data": Data(),
     }

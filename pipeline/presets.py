@@ -139,7 +139,7 @@ def _tiny(kind: SceneKind) -> Preset:
         pseudo=PseudoConfig(1000),
         distil=DistilConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
-        prune=PruneConfig(tune_steps=120, final_tune_steps=4000),
+        prune=PruneConfig(tune_steps=120, final_tune_steps=3000),
         bench=BenchmarkConfig(runs=100),
     )
     if kind == "embedded":
@@ -160,7 +160,7 @@ def _tiny(kind: SceneKind) -> Preset:
         pseudo=PseudoConfig(1500),
         network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
         distil=DistilConfig(steps=7000),
-        prune=PruneConfig(tune_steps=120, final_tune_steps=5000),
+        prune=PruneConfig(tune_steps=120, final_tune_steps=3000),
     )
 
 

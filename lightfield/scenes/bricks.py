@@ -8,7 +8,7 @@ regular grid within each pixel and averaged as stored (sRGB) values, so that col
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 
 from lightfield.camera import Intrinsics, look_at
-from lightfield.errors import ConfigError, SceneError
+from lightfield.errors import SceneError
 from lightfield.metrics import psnr
 from lightfield.progress import Progress, silent
 from lightfield.rays import RaySpace
@@ -34,32 +34,6 @@ NEAR, FAR = 2.6, 5.5
 BOX = Box((0.0, 0.0, 0.0), 1.1)
 MOST_RAYS_AT_ONCE = 400_000
 SAMPLING_STREAM = {"train": 0, "val": 1}
-
-
-@dataclass(frozen=True)
-class BricksConfig:
-    """The embedded scene of toy bricks."""
-
-    resolution: int = 100
-    """Width and height of the pictures, in pixels."""
-    train_views: int = 50
-    """Pictures to learn from, at random places on the upper hemisphere."""
-    val_views: int = 0
-    """Held-out pictures at random places; 0 leaves validation to the training views."""
-    test_views: int = 10
-    """Pictures on a smooth orbit, which quality is measured on."""
-    supersampling: int = 4
-    """Rays per pixel along each axis."""
-    seed: int = 0
-    """Draws the cameras and picks the colours; 0 is the red truck."""
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("resolution", 8), ("train_views", 1), ("val_views", 0), ("test_views", 1),
-            ("supersampling", 1), ("seed", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"must be at least {least}", where=f"bricks {name}")
 
 
 def bricks_scene(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightfield.camera import Intrinsics, checked_poses, focus_point, look_at
-from lightfield.errors import ConfigError, SceneError
+from lightfield.errors import SceneError
 from lightfield.metrics import psnr
 from lightfield.scenes import bricks
 from lightfield.scenes.brick_light import SUN_SAMPLES, TO_SUN, LitBricks, sun_directions
@@ -23,7 +23,6 @@ from lightfield.scenes.bricks import (
     CAMERA_RADIUS,
     FIELD_OF_VIEW_X,
     NEAR,
-    BricksConfig,
     bricks_scene,
     one_ray_reference_db,
     orbit_poses,
@@ -391,11 +390,3 @@ def test_one_ray_per_pixel_scores_what_aliasing_leaves():
     assert one_ray_reference_db(exact) > 50  # only the rounding to uint8 is left
     with pytest.raises(SceneError, match="embedded"):
         one_ray_reference_db(replace(exact, source="blender"))
-
-
-@pytest.mark.parametrize(
-    "setting", [{"resolution": 4}, {"train_views": 0}, {"test_views": 0}, {"seed": -1}]
-)
-def test_impossible_settings_are_refused_by_name(setting):
-    with pytest.raises(ConfigError, match=next(iter(setting))):
-        BricksConfig(**setting)
