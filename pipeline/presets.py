@@ -137,9 +137,11 @@ def _tiny(kind: SceneKind) -> Preset:
         "tiny",
         teacher=TINY_TEACHER,
         pseudo=PseudoConfig(1000),
+        # Deep, so that pruning has something to take: head and up-sampling cost what they cost.
+        network=NetworkConfig(blocks=12),
         distil=DistilConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
-        prune=PruneConfig(tune_steps=120, final_tune_steps=3000),
+        prune=PruneConfig(tune_steps=120, final_tune_steps=5000),
         bench=BenchmarkConfig(runs=100),
     )
     if kind == "embedded":
