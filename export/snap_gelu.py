@@ -72,7 +72,8 @@ def evaluate_by_reference(
 ) -> Float[np.ndarray, "1 rgb sh sw"]:
     """A SnapML graph's output by ONNX's reference evaluator, from the graph as it is shipped."""
     evaluator = ReferenceEvaluator(model, new_ops=[GeluSnap, ConvTranspose])
-    with np.errstate(over="ignore"):  # its sigmoid is 1 / (1 + exp(-x)): right, past an infinity
+    # Its sigmoid computes both of its forms everywhere, and of each the part that overflows is dropped.
+    with np.errstate(over="ignore", invalid="ignore"):
         outputs = evaluator.run(None, {"input": rays})
     assert isinstance(outputs, list)
     return outputs[0]
