@@ -123,18 +123,19 @@ def points_along(
     space: RaySpace,
     count: int,
     *,
-    generator: torch.Generator | None = None,
+    within: Float[Tensor, "*grid {count}"] | None = None,
 ) -> Float[Tensor, "*grid {count}*3"]:
     """`count` points per ray, flattened to point * 3 + axis.
 
-    The points lie at t = linspace(near, far, count). With a generator each is redrawn uniformly in
-    its stratum, the span between the midpoints to its neighbours (training only; MobileR2L 3.1).
+    The points lie at t = linspace(near, far, count). With `within`, each lies at that share in [0, 1]
+    of its stratum, the span between the midpoints to its neighbours, which random shares jitter
+    (training only; MobileR2L 3.1).
     """
     t = torch.linspace(space.near, space.far, count, device=origins.device)
-    shape = (*origins.shape[:-1], count)
-    if generator is not None:
+    if within is not None:
         middle = 0.5 * (t[1:] + t[:-1])
         low, high = torch.cat([t[:1], middle]), torch.cat([middle, t[-1:]])
-        t = low + (high - low) * torch.rand(shape, generator=generator, device=origins.device)
+        t = low + (high - low) * within
+    shape = (*origins.shape[:-1], count)
     points = origins[..., None, :] + t.expand(shape)[..., None] * directions[..., None, :]
     return points.flatten(-2)

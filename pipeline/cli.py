@@ -2,6 +2,9 @@
 
 That holds from the first moment: importing torch takes seconds, and half-imported libraries do not
 pass an interruption on, so until all is imported one ends the process at once.
+
+Of several processes that torchrun started, the one that fails first says why; torchrun ends the others,
+which may be waiting in a library that hears no interruption, and so die of its signal in silence.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = "interrupted; finished stages are kept, the same command goes on from here"
 
@@ -23,17 +27,27 @@ def main(arguments: list[str] | None = None) -> int:
     with _ending_when_interrupted():
         from pipeline.commands import perform
         from pipeline.mishaps import in_one_line
+        from train.distributed import AnotherRankFailedError, leads, started_by_torchrun
+    many = started_by_torchrun()
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if many else signal.default_int_handler)
         perform([word for word in words if word != "--debug"])
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would garble the way out
-        return _refuse(INTERRUPTED)
+        code = _refuse(INTERRUPTED) if leads() else 2
+        if many:
+            _leave()
+        return code
+    except AnotherRankFailedError:
+        _leave()
     except Exception as error:
         text = in_one_line(error)
         if debug or text is None:
             raise
-        return _refuse(text)
+        code = _refuse(text)
+        if many:
+            _leave()
+        return code
     return 0
 
 
@@ -48,6 +62,13 @@ def _ending_when_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _leave() -> NoReturn:
+    """End at once: libraries that wait for the other processes, to say goodbye, may wait for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _refuse(text: str) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from rich.console import Console as RichConsole
 
 from device.benchmark import BenchmarkConfig, TargetKind, choose_target
 from device.runner.bundle import PhoneRuntime
@@ -21,10 +23,11 @@ from device.target import Target
 from lightfield.errors import CheckpointError
 from lightfield.run import Artifact, Run
 from lightfield.scenes.llff import POSES_FILE
-from pipeline import delivery, pruning, training
+from pipeline import delivery, pictures, pruning, students, training
 from pipeline.console import Console
 from pipeline.data import download_example_data
 from pipeline.doctor import examine, print_findings
+from pipeline.gpu_benchmark import GpuBenchConfig, bench_gpu
 from pipeline.presets import (
     NetworkConfig,
     Preset,
@@ -38,6 +41,7 @@ from pipeline.report.report import make_report
 from pipeline.status import chain_status, print_status, runs_in
 from prune.search import PruneConfig
 from train.distil import DistilConfig, FineTuneConfig
+from train.distributed import joined, leads
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
 
@@ -118,8 +122,9 @@ class Pseudo(_Stage):
     config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Render the pseudo pictures."""
-        artifact = training.make_pseudo(Run(self.run), self.config, console)
+        """Render the pseudo pictures, with all processes that torchrun started."""
+        with joined() as ranks:
+            artifact = pictures.make_pseudo(Run(self.run), self.config, console, ranks)
         _say(console, artifact, "{pictures} pictures")
 
 
@@ -132,10 +137,11 @@ class Student(_Stage):
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Train the student."""
-        artifact = training.make_student(
-            Run(self.run), self.network, self.distil, self.fine_tune, console
-        )
+        """Train the student, with all processes that torchrun started."""
+        with joined() as ranks:
+            artifact = students.make_student(
+                Run(self.run), self.network, self.distil, self.fine_tune, console, ranks
+            )
         _say(console, artifact, "{psnr_db:.2f} dB over {views} test views, {parameters} parameters")
 
 
@@ -275,17 +281,42 @@ class Data:
         console.say(f"data: {found.status}: {', '.join(str(scene) for scene in found.scenes)}")
 
 
+@dataclass(frozen=True)
+class BenchGpu:
+    """Measure this machine's GPU: the kernels beside its ceilings, and whole throughputs."""
+
+    config: Flat[GpuBenchConfig] = field(default_factory=GpuBenchConfig)
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Measure at the size of the paper preset."""
+        bench_gpu(self.config, console)
+
+
+TOGETHER = (Pseudo, Student)
+"""Stages on which the processes that torchrun starts work together."""
+
+
 def perform(words: list[str]) -> None:
     """Parse the words of a command line, and do what they ask.
+
+    Of several processes only the first speaks, and does what they cannot do together.
 
     Raises:
         SystemExit: when they are no command (2), or ask for help (0).
         NelfError: when it cannot be done.
     """
-    console = Console()
     chosen = preset_for(words)
-    command: Any = tyro.cli(_commands(chosen), args=words, prog="nelf", description=ABOUT)
-    command.perform(chosen, console)
+    if leads():
+        _parsed(words, chosen).perform(chosen, Console())
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        command = _parsed(words, chosen)
+    if isinstance(command, TOGETHER):
+        command.perform(chosen, Console(rich_console=RichConsole(quiet=True)))
+
+
+def _parsed(words: list[str], chosen: Preset) -> Any:
+    return tyro.cli(_commands(chosen), args=words, prog="nelf", description=ABOUT)
 
 
 def _commands(chosen: Preset) -> Any:
@@ -308,6 +339,7 @@ def _commands(chosen: Preset) -> Any:
         "status": Status(),
         "doctor": Doctor(),
         "data": Data(),
+        "bench-gpu": BenchGpu(),
     }
     return tyro.extras.subcommand_type_from_defaults(
         defaults, {name: type(default).__doc__ or "" for name, default in defaults.items()}

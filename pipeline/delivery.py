@@ -20,7 +20,8 @@ from lightfield.files import write_json
 from lightfield.light_field import LightField, ray_grid
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
-from pipeline.training import ingredient, load_light_field, scene_of
+from pipeline.students import load_light_field
+from pipeline.training import ingredient, scene_of
 
 PARITY_VIEWS = 4
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"

@@ -186,19 +186,26 @@ def _paper(kind: SceneKind) -> Preset:
     return Preset(
         "paper",
         scene=SceneConfig(1008 if forward else 800, train_views=100, val_views=10, test_views=25),
-        teacher=TeacherConfig(distortion=1e-3 if forward else 0.0),
+        teacher=TeacherConfig(
+            log2_table_size=21,
+            occupancy_resolution=256,
+            steps=20_000,
+            samples_per_step=1 << 19,
+            max_rays_per_step=1 << 18,
+            distortion=1e-3 if forward else 0.0,
+        ),
         pseudo=PseudoConfig(8_000 if forward else 10_000),
+        # Published: 8 points, 6 octaves, batch norm. More points train faster, for 3 % of the MACs.
         network=NetworkConfig(
-            (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), 2, 8, 6, norm="batch"
+            (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
         distil=DistilConfig(
-            steps=200_000,
-            windows=100,
-            window_rays=12,
-            learning_rate=5e-4,
-            muon_learning_rate=0.0,
-            warmup_steps=200,
-            jitter=True,
+            steps=360_000,
+            windows=108,
+            window_rays=25,
+            learning_rate=2e-3,
+            muon_learning_rate=0.005,
+            muon_ends=True,
         ),
         fine_tune=FineTuneConfig(steps=1000),
         prune=PruneConfig(tune_steps=1000, final_tune_steps=60_000, first_step=0.08),

@@ -17,31 +17,22 @@ from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, ray_grid
 from lightfield.progress import Progress, silent
 from lightfield.run import Artifact, Run, StageWriter
-from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
-from pipeline.training import (
-    compute_device,
-    ingredient,
-    load_light_field,
-    picture_pool,
-    real_split,
-    save_student,
-    scene_of,
-    tune_on_real_pictures,
-)
+from pipeline.pictures import TrainingPictures, students_scene, training_pictures
+from pipeline.students import load_light_field, real_split, save_student, tune_on_real_pictures
+from pipeline.training import compute_device, ingredient, scene_of
 from prune.importance import Batch
 from prune.search import PruneConfig, Workbench, search
 from prune.search_state import STATE
 from train.distil import (
     DistilConfig,
     FineTuneConfig,
-    PicturePool,
     distil,
     mean_psnr,
     recalibrate_norms,
 )
-from train.pseudo import PosedPictures, load_pseudo
+from train.picture_pool import PicturePool
 
 MEASURE_TURNS = 40
 TABLE_TURNS = 9
@@ -60,6 +51,7 @@ def make_pruned(
     """Prune the student to a latency measured on the target, then fine-tune it on real pictures."""
     source, scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    scene = students_scene(pseudo, scene)
     settings = {
         "prune": asdict(config),
         "distil": asdict(distilling),
@@ -74,7 +66,7 @@ def make_pruned(
             console.progress("prune") as progress,
         ):
             bench = workbench(
-                field, scene, load_pseudo(pseudo.path), target, distilling, Path(scratch)
+                field, training_pictures(run, pseudo, console), target, distilling, Path(scratch)
             )
             found = search(
                 field.student, bench, config, folder=stage.path, progress=progress, log=stage.log
@@ -98,8 +90,7 @@ def make_pruned(
 
 def workbench(
     field: LightField,
-    scene: Scene,
-    pictures: PosedPictures,
+    pictures: TrainingPictures,
     target: Target,
     distilling: DistilConfig,
     scratch: Path,
@@ -107,8 +98,8 @@ def workbench(
     """Join exporter, device and trainer; measured graphs go into `scratch`."""
     device = next(field.student.parameters()).device
     rays = ray_grid(field.intrinsics, field.student.spec)
-    held = real_split(scene)[1]
-    poses = scene.train.poses[:PARITY_POSES]
+    held = real_split(pictures.scene)[1]
+    poses = pictures.scene.train.poses[:PARITY_POSES]
 
     def write(student: Student, name: str) -> Path:
         return write_student_onnx(student, rays.height, rays.width, scratch / name)
@@ -117,7 +108,7 @@ def workbench(
         return replace(field, student=student)
 
     def pool(student: Student) -> PicturePool:
-        return picture_pool(pictures.poses, pictures.images, scene, student.spec, device)
+        return pictures.pool(student.spec, device)
 
     reference = write(field.student, "dense.onnx")
 
@@ -159,13 +150,16 @@ def steadiest(record: LatencyRecord) -> LatencyRecord:
     return on_cpu_time(record) if record.device.kind == "host" else record
 
 
-def _calibration(field: LightField, pictures: PosedPictures, device: torch.device) -> list[Batch]:
+def _calibration(
+    field: LightField, pictures: TrainingPictures, device: torch.device
+) -> list[Batch]:
     """Whole pseudo pictures on which the search measures what parts are worth."""
     batches = []
     for pose, image in zip(
         pictures.poses[:CALIBRATION_PICTURES], pictures.images[:CALIBRATION_PICTURES], strict=True
     ):
-        truth = torch.from_numpy(np.array(image)).to(device).float() / 255
+        image = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+        truth = image.to(device).float() / 255
         encoded = field.encoded_rays(torch.from_numpy(pose).to(device))
         batches.append((encoded, truth.permute(2, 0, 1)[None]))
     return batches

@@ -5,7 +5,7 @@ Each function takes a run and its config, does nothing when the artifact is curr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError, NelfError, SceneError
-from lightfield.light_field import LightField, ray_grid
 from lightfield.metrics import Quality, mean_quality
 from lightfield.progress import Progress
-from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
 from lightfield.scenes.bricks import bricks_scene, one_ray_reference_db
 from lightfield.scenes.formats import load_scene_folder
 from lightfield.scenes.pictures import EnlargementError
 from lightfield.scenes.scene import Scene, Views, load_scene, save_scene
-from lightfield.student import Student, StudentSpec, mac_count, parameter_count
+from lightfield.student import parameter_count
 from pipeline.console import Console
-from pipeline.presets import NetworkConfig, SceneConfig
-from train.distil import (
-    DistilConfig,
-    FineTuneConfig,
-    PicturePool,
-    distil,
-    fine_tune,
-    held_out_split,
-    mean_psnr,
-    recalibrate_norms,
-)
-from train.pseudo import PseudoConfig, load_pseudo, pseudo_poses, render_pseudo
-from train.teacher import Teacher, TeacherConfig, render_picture, train_teacher
+from pipeline.presets import SceneConfig
+from train.gpu.availability import usable
+from train.teacher import Teacher, TeacherConfig, render_picture
+from train.teacher_training import train_teacher
 
 SHOWN_VIEWS = 8
 RENDERS = "renders.npy"
@@ -186,7 +174,7 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
         save_weights(stage.path / WEIGHTS, teacher.state_dict())
         render = teacher_renderer(teacher, scene, device)
         with console.progress("teacher, test views") as progress:
-            quality = _score(render, scene.test, stage.path / RENDERS, progress)
+            quality = score(render, scene.test, stage.path / RENDERS, progress)
         stage.metrics |= quality.to_json() | {"parameters": parameter_count(teacher)}
         stage.discard.add("checkpoint.safetensors")
 
@@ -199,12 +187,13 @@ def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact
     try:
         teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box, device=device)
     except (TypeError, NelfError) as reason:
-        raise _foreign(artifact, reason) from reason
+        raise foreign(artifact, reason) from reason
     load_into(teacher, artifact.weights(), where=artifact.path)
     return artifact, teacher.to(device).eval()
 
 
-def _foreign(artifact: Artifact, reason: Exception) -> CheckpointError:
+def foreign(artifact: Artifact, reason: Exception) -> CheckpointError:
+    """The error for an artifact that this version cannot build from."""
     return CheckpointError(
         f"its manifest describes nothing that this version can build ({reason})",
         where=artifact.path,
@@ -216,149 +205,27 @@ def teacher_renderer(
     teacher: Teacher, scene: Scene, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """A function from a pose [3, 4] to the teacher's picture [H, W, 3] of the scene's camera."""
+    view = (scene.intrinsics, scene.space, scene.background)
+    fused = fused_renderer(teacher)
 
     def render(pose: Tensor) -> Tensor:
-        return render_picture(
-            teacher, pose.to(device), scene.intrinsics, scene.space, scene.background
-        )
+        if fused is not None:
+            return fused.render_colours(pose.to(device), *view)
+        return render_picture(teacher, pose.to(device), *view)
 
     return render
 
 
-def make_pseudo(run: Run, config: PseudoConfig, console: Console) -> Artifact:
-    """Render the teacher from random poses in the scene's viewing range."""
-    source, scene = scene_of(run)
-    device = compute_device()
-    artifact, teacher = load_teacher(run, scene, device)
-    poses = pseudo_poses(scene.train.poses, scene.space, config.pictures, seed=config.seed)
+def fused_renderer(teacher: Teacher) -> Any:
+    """The kernels' renderer of a teacher, or None where they cannot serve it."""
+    if not usable(teacher.device):
+        return None
+    from train.gpu.renderer import renderer_for  # imports Triton
 
-    def work(stage: StageWriter) -> None:
-        camera = scene.intrinsics
-        render = teacher_renderer(teacher, scene, device)
-        with console.progress("pseudo pictures") as progress:
-            render_pseudo(render, poses, camera.height, camera.width, stage.path, progress)
-        stage.metrics["pictures"] = config.pictures
-        stage.discard.add("done.json")
-
-    inputs = {"scene": source, "teacher": artifact}
-    return run.perform("pseudo", asdict(config), inputs, work)[0]
+    return renderer_for(teacher)
 
 
-def make_student(
-    run: Run,
-    network: NetworkConfig,
-    config: DistilConfig,
-    tuning: FineTuneConfig,
-    console: Console,
-) -> Artifact:
-    """Distil a student from the pseudo pictures, then fine-tune it on the real ones."""
-    source, scene = scene_of(run)
-    pseudo = ingredient(run, "pseudo")
-    device, spec = compute_device(), network.spec()
-    settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
-
-    def work(stage: StageWriter) -> None:
-        pictures = load_pseudo(pseudo.path)
-        pool = picture_pool(pictures.poses, pictures.images, scene, spec, device)
-        torch.manual_seed(config.seed)
-        student = Student(spec).to(device)
-        with console.progress("student") as progress:
-            student = distil(
-                student, pool, config, progress=progress, log=stage.log, folder=stage.path
-            )
-        recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
-        student = tune_on_real_pictures(stage, student, scene, tuning, config, console)
-        save_student(stage, student, scene, console)
-        stage.discard.add("checkpoint.safetensors")
-
-    return run.perform("student", settings, {"scene": source, "pseudo": pseudo}, work)[0]
-
-
-def tune_on_real_pictures(
-    stage: StageWriter,
-    student: Student,
-    scene: Scene,
-    tuning: FineTuneConfig,
-    config: DistilConfig,
-    console: Console,
-) -> Student:
-    """The student after fine-tuning on real pictures, or as it was where that did not help."""
-    kept, held = real_split(scene)
-    device = next(student.parameters()).device
-    with console.progress("real pictures") as progress:
-        tuned = fine_tune(
-            student,
-            picture_pool(kept.poses, kept.images, scene, student.spec, device),
-            lambda s: mean_psnr(
-                LightField(s, scene.intrinsics, scene.space), held.poses, held.images
-            ),
-            tuning,
-            config,
-            progress=progress,
-        )
-    stage.metrics |= {
-        "fine_tune_steps": tuned.steps,
-        "held_out_before_db": tuned.before_db,
-        "held_out_after_db": tuned.after_db,
-    }
-    return tuned.student
-
-
-def picture_pool(
-    poses: np.ndarray, images: np.ndarray, scene: Scene, spec: StudentSpec, device: torch.device
-) -> PicturePool:
-    """Pictures of the scene's camera as training windows for a student."""
-    return PicturePool(poses, images, scene.intrinsics, scene.space, spec, device=device)
-
-
-def real_split(scene: Scene) -> tuple[Views, Views]:
-    """Real pictures to fine-tune on, and held-out ones: the scene's `val`, or every 8th of `train`."""
-    if len(scene.val):
-        return scene.train, scene.val
-    kept, held = held_out_split(len(scene.train), HELD_OUT_EVERY)
-    return _subset(scene.train, kept), _subset(scene.train, held)
-
-
-def _subset(views: Views, indices: Sequence[int]) -> Views:
-    chosen = list(indices)
-    return Views(tuple(views.names[i] for i in chosen), views.poses[chosen], views.images[chosen])
-
-
-def save_student(stage: StageWriter, student: Student, scene: Scene, console: Console) -> None:
-    """Weights, everything needed to render with them, and the scores on the test views."""
-    field = LightField(student, scene.intrinsics, scene.space)
-    device = next(student.parameters()).device
-    save_weights(stage.path / WEIGHTS, student.state_dict())
-    with console.progress("student, test views") as progress:
-        quality = _score(
-            lambda pose: field.render(pose.to(device)), scene.test, stage.path / RENDERS, progress
-        )
-    rays = ray_grid(scene.intrinsics, student.spec)
-    stage.details |= {
-        "spec": student.spec.to_json(),
-        "intrinsics": scene.intrinsics.to_json(),
-        "space": scene.space.to_json(),
-    }
-    stage.metrics |= quality.to_json() | {
-        "parameters": parameter_count(student),
-        "macs": mac_count(student.spec, rays.height, rays.width),
-    }
-
-
-def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
-    """The light field of a `student` or `prune` artifact, in evaluation mode."""
-    details = artifact.manifest["details"]
-    try:
-        student = Student(StudentSpec.from_json(details["spec"]))
-        camera = Intrinsics.from_json(details["intrinsics"])
-        space = RaySpace.from_json(details["space"])
-    except (KeyError, TypeError, NelfError) as reason:
-        raise _foreign(artifact, reason) from reason
-    load_into(student, artifact.weights(), where=artifact.path)
-    return LightField(student.to(device).eval(), camera, space)
-
-
-def _score(
+def score(
     render: Callable[[Tensor], Tensor], views: Views, renders: Path, progress: Progress
 ) -> Quality:
     """Quality over all views; the pictures of up to eight of them, evenly spread, are kept."""

@@ -47,7 +47,11 @@ def save_checkpoint(
                     tensors[f"optimiser/{owner}/{index}/{name}"] = value
                 else:
                     plain.setdefault(str(index), {})[name] = value
-        optimiser_data[owner] = {"groups": state["param_groups"], "plain": plain}
+        groups = [
+            {key: float(v) if isinstance(v, Tensor) else v for key, v in group.items()}
+            for group in state["param_groups"]
+        ]
+        optimiser_data[owner] = {"groups": groups, "plain": plain}
     for owner, generator in generators.items():
         tensors[f"generator/{owner}"] = generator.get_state()
     meta = {"step": step, "optimisers": optimiser_data, "extra": dict(extra or {})}
@@ -90,12 +94,24 @@ def load_checkpoint(
             raise ValueError(f"optimisers {sorted(meta['optimisers'])}")
         for owner, optimiser in optimisers.items():
             state = _below(tensors, f"optimiser/{owner}/")
-            optimiser.load_state_dict(_state_dict(optimiser, meta["optimisers"][owner], state))
+            _restore(optimiser, _state_dict(optimiser, meta["optimisers"][owner], state))
         for owner, generator in generators.items():
             generator.set_state(tensors[f"generator/{owner}"])
         return int(meta["step"]), dict(meta["extra"])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as reason:
         raise _refusal(f"checkpoint does not fit this training ({_line(reason)})", path) from reason
+
+
+def _restore(optimiser: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state dict; settings that are tensors, as CUDA graphs need them, stay such."""
+    before = [dict(group) for group in optimiser.param_groups]
+    optimiser.load_state_dict(state)
+    for group, old in zip(optimiser.param_groups, before, strict=True):
+        for key, value in old.items():
+            if isinstance(value, Tensor):
+                group[key] = value.fill_(group[key])
+            elif key in ("fused", "foreach", "capturable"):  # this machine's ways, not the file's
+                group[key] = value
 
 
 def _state_dict(

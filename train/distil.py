@@ -10,32 +10,33 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lightfield.errors import ConfigError
+from lightfield.errors import CheckpointError, ConfigError
 from lightfield.light_field import LightField
 from lightfield.metrics import mse_to_psnr
 from lightfield.progress import Progress
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
+from train.distil_step import PRECISIONS, DistilStep, Precision, optimisers_of
+from train.distributed import ALONE, Ranks, RanksError
 from train.moving_average import MovingAverage
-from train.muon import Muon, block_matrices
 from train.picture_pool import PicturePool
 
 CHECKPOINT = "checkpoint.safetensors"
 REPORT_EVERY = 10
 """Steps between two looks at the loss, which on a GPU wait for it."""
 LOG_EVERY_S = 1.0
-
-Precision = Literal["auto", "float32", "bfloat16"]
+LOOKS = 20
+"""Times that a training's log says how the averaged student does on held-out views."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DistilConfig:
     steps: int = 4000
     """Optimiser steps."""
     windows: int = 24
-    """Windows per step, each from another random picture."""
+    """Windows per step, spread over the pictures; of all processes together."""
     window_rays: int = 10
     """Side of a window in rays, halo included."""
     learning_rate: float = 2e-3
@@ -54,6 +55,10 @@ class DistilConfig:
     """Share of the learning rate that is left at the last step, reached on a cosine."""
     muon_learning_rate: float = 0.01
     """Peak learning rate of Muon on the residual blocks' matrices; 0 leaves them to AdamW too."""
+    muon_weight_decay: float = 0.0
+    """Muon's decoupled weight decay."""
+    muon_ends: bool = False
+    """Whether Muon takes the head and the up-sampling kernels as well."""
     jitter: bool = False
     """Draw points at random within their strata, as published; off trains faster."""
     warmup_steps: int = 100
@@ -76,13 +81,17 @@ class DistilConfig:
             and 0 <= self.muon_learning_rate < math.inf
         ):
             raise ConfigError("learning rates must stay positive and not grow", where="distil")
-        if self.warmup_steps < 0 or not 0 <= self.weight_decay < math.inf:
-            raise ConfigError("warmup_steps and weight_decay are 0 or more", where="distil")
+        if not (
+            self.warmup_steps >= 0
+            and 0 <= self.weight_decay < math.inf
+            and 0 <= self.muon_weight_decay < math.inf
+        ):
+            raise ConfigError("warmup_steps and weight decays are 0 or more", where="distil")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError("ema_decay must lie in [0, 1)", where="distil.ema_decay")
-        if self.precision not in get_args(Precision):
+        if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"{self.precision!r} is none of {get_args(Precision)}", where="distil.precision"
+                f"{self.precision!r} is none of {PRECISIONS}", where="distil.precision"
             )
 
     def learning_rate_share(self, step: int) -> float:
@@ -90,6 +99,17 @@ class DistilConfig:
         warmup = min(1.0, 0.2 + 0.8 * step / self.warmup_steps) if self.warmup_steps else 1.0
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
         return (self.final_share + (1 - self.final_share) * cosine) * warmup
+
+    def optimisers(self, student: Student) -> dict[str, torch.optim.Optimizer]:
+        """The student's optimisers, at their peak learning rates."""
+        return optimisers_of(
+            student,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            muon_learning_rate=self.muon_learning_rate,
+            muon_weight_decay=self.muon_weight_decay,
+            muon_ends=self.muon_ends,
+        )
 
 
 def distil(
@@ -101,110 +121,109 @@ def distil(
     log: Callable[..., None] | None = None,
     folder: Path | None = None,
     checkpoint_every_s: float = 30.0,
+    ranks: Ranks = ALONE,
+    held_out: Callable[[Student], float] | None = None,
 ) -> Student:
     """Train `student` (in place) on windows of the pool; returns the averaged student, in eval mode.
 
+    `held_out` scores the averaged student in dB, for the log, `LOOKS` times on the way.
+
     With a folder it goes on from the checkpoint there, which it renews as often as told and at the
-    end. On the CPU a resumed training equals an uninterrupted one bit for bit.
+    end; any number of processes may go on. On the CPU a resumed training equals an uninterrupted one
+    bit for bit. With several `ranks`, each calls this with its own pool, and all get the same
+    student, but for the statistics of batch norms, which see a process's own windows.
 
     Raises:
         CheckpointError: when the folder's checkpoint is damaged or foreign.
-        ConfigError: when the windows are too small for the student.
+        ConfigError: when the windows are too small for the student or do not divide by the ranks, or
+            the training diverges.
     """
+    ranks.spread_(student.state_dict().values())
     average = MovingAverage(student, config.ema_decay)
-    optimisers = _optimisers(student, config)
-    generator = torch.Generator(pool.device).manual_seed(config.seed)
+    optimisers = config.optimisers(student)
     state: dict[str, Any] = {
         "modules": {"student": student, "average": average.student},
         "optimisers": optimisers,
-        "generators": {"draws": generator},
+        "generators": {},  # draws are a function of the seed and the step
     }
     path = None if folder is None else folder / CHECKPOINT
-    found = None if path is None else load_checkpoint(path, **state)
-    first, running = (found[0], found[1]["mse"]) if found else (0, None)
+    first, running = _resumed(path, config.seed, state, ranks)
     student.train()
     saved = logged = time.monotonic()
-    for step in range(first, config.steps):
-        share = config.learning_rate_share(step)
-        windows = pool.draw(config.windows, config.window_rays, generator, jitter=config.jitter)
-        loss = _take_step(student, optimisers.values(), windows, config.precision, share)
-        average.update(step)
-        last = step == config.steps - 1
-        if step % REPORT_EVERY == 0 or last:
-            mse = loss.item()
+    with DistilStep(
+        student,
+        average,
+        optimisers,
+        pool,
+        windows=config.windows,
+        window_rays=config.window_rays,
+        jitter=config.jitter,
+        seed=config.seed,
+        precision=config.precision,
+        ranks=ranks,
+    ) as steps:
+        for step in range(first, config.steps):
+            share = config.learning_rate_share(step)
+            loss = steps.take(step, share)
+            last = step == config.steps - 1
+            if step % REPORT_EVERY and not last:
+                continue
+            ranks.average_(loss)
+            mse = _finite(loss)
             running = mse if running is None else 0.9 * running + 0.1 * mse
+            if not ranks.leads:
+                continue
             figures = {"psnr_db": mse_to_psnr(running)}
             progress(step + 1, config.steps, **figures)
             now = time.monotonic()
+            if held_out is not None and log is not None and _is_look(step, config.steps):
+                log(step=step + 1, held_out_db=held_out(average.student))
             if log is not None and (last or now - logged > LOG_EVERY_S):
                 log(step=step + 1, learning_rate=share * config.learning_rate, **figures)
                 logged = now
             if path is not None and (last or now - saved > checkpoint_every_s):
-                save_checkpoint(path, step=step + 1, extra={"mse": running}, **state)
+                extra = {"mse": running, "seed": config.seed}
+                save_checkpoint(path, step=step + 1, extra=extra, **state)
                 saved = now
     return average.student
 
 
-def _take_step(
-    student: Student,
-    optimisers: Iterable[torch.optim.Optimizer],
-    windows: tuple[Tensor, Tensor, Tensor],
-    precision: Precision,
-    share: float,
-) -> Tensor:
-    """One step at a share of the peak learning rates; the loss before it (float32)."""
-    encoded, pixels, mask = windows
-    bfloat16 = multiplies_in_bfloat16(precision, pixels.device)
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
-        colours = student(encoded)
-    loss = masked_mse(colours.float(), pixels, mask)
-    student.zero_grad(set_to_none=True)
-    loss.backward()
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = share * group["initial_lr"]
-        optimiser.step()
-    return loss.detach()
+def _is_look(step: int, steps: int) -> bool:
+    """Whether the held-out score is due, at the first report of each of `LOOKS` equal parts."""
+    every = max(1, steps // (LOOKS * REPORT_EVERY)) * REPORT_EVERY
+    return step > 0 and step % every == 0
 
 
-def multiplies_in_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether the student's convolutions run in bfloat16; `auto` means where the hardware has it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch do not tell what the CPU can do. AVX-512's bfloat16 is no faster than
-    # float32 in training; the matrix tiles (AMX) are.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("amx_bf16", False))
-
-
-def masked_mse(
-    colours: Float[Tensor, "b c h w"],
-    pixels: Float[Tensor, "b c h w"],
-    mask: Bool[Tensor, "b 1 h w"],
-) -> Float[Tensor, ""]:
-    """Mean squared error over the pixels that the mask holds, which must not be none."""
-    error = (colours - pixels).square() * mask
-    return error.sum() / (pixels.shape[1] * mask.sum())
-
-
-def _optimisers(student: Student, config: DistilConfig) -> dict[str, torch.optim.Optimizer]:
-    """AdamW, and Muon for the residual blocks' matrices; each group remembers its peak rate."""
-    matrices = block_matrices(student) if config.muon_learning_rate > 0 else []
-    theirs = {id(matrix) for matrix in matrices}
-    others = [p for p in student.parameters() if id(p) not in theirs]
-    optimisers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(
-            others, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+def _resumed(
+    path: Path | None, seed: int, state: dict[str, Any], ranks: Ranks
+) -> tuple[int, float | None]:
+    """Restore the checkpoint, if there is one: its step, and the running loss."""
+    found = None if path is None else load_checkpoint(path, **state)
+    first, extra = found or (0, {})
+    if found is not None and extra.get("seed") != seed:
+        raise CheckpointError(
+            "checkpoint belongs to a training with another seed",
+            where=path,
+            remedy="delete it to start this stage over",
         )
-    }
-    if matrices:
-        optimisers["muon"] = Muon(matrices, lr=config.muon_learning_rate)
-    for optimiser in optimisers.values():
-        for group in optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimisers
+    if int(ranks.spread_text(str(first))) != first:
+        raise RanksError(
+            "the processes find different checkpoints",
+            where=path,
+            remedy="put the run into a folder that all machines share",
+        )
+    return first, extra.get("mse")
+
+
+def _finite(loss: Tensor) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ConfigError(
+            "the student's training diverged",
+            where="distil.learning_rate",
+            remedy="choose lower rates",
+        )
+    return value
 
 
 @torch.no_grad()
@@ -223,10 +242,10 @@ def recalibrate_norms(
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches below
     student.train()
-    generator = torch.Generator(pool.device).manual_seed(seed)
     side = max(pool.height, pool.width)
-    for _ in range(batches):
-        student(pool.draw(windows, side, generator, jitter=False)[0])
+    for batch in range(batches):
+        drawn = pool.draw(windows * pool.ranks, side, seed, batch, jitter=False)
+        student(pool.encoded(drawn.points))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     student.eval()

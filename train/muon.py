@@ -1,6 +1,7 @@
 """Muon: momentum whose matrices are orthogonalised before they are applied (Jordan et al. 2024).
 
-For the residual blocks' 1x1 convolutions, which are matrices. Everything else is left to AdamW. The
+For the residual blocks' 1x1 convolutions, which are matrices, and on demand for the head and the
+up-sampling kernels. Everything else is left to AdamW. The
 orthogonalisation is five Newton-Schulz iterations of the quintic a X + b (X X^T) X + c (X X^T)^2 X,
 which pushes all singular values near 1; matrices of one shape go through it as one batch.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightfield.student import ResidualBlock, Student
@@ -21,32 +22,43 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalised(matrices: Float[Tensor, "n a b"]) -> Float[Tensor, "n a b"]:
-    """Matrices with the same singular vectors and nearly equal singular values.
+def orthogonalised(
+    matrices: Float[Tensor, "n a b"], *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "n a b"]:
+    """Matrices with the same singular vectors and nearly equal singular values, computed in `dtype`.
 
-    Those above 1/500 of the matrix's Frobenius norm come to lie in [0.68, 1.21]; smaller ones grow
-    484-fold at most, and zero stays zero.
+    Those above 1/500 of the matrix's Frobenius norm come to lie in [0.68, 1.21] (in bfloat16 up to
+    1.3); smaller ones grow 484-fold at most, and zero stays zero.
     """
     a, b, c = QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(Optimizer):
     """Stochastic gradient descent with Nesterov momentum and orthogonalised updates.
 
-    Takes convolution weights of kernel size 1, [out, in, 1, 1]; an update is an orthogonalised matrix
-    times the learning rate and sqrt(max(1, out / in)), whatever the gradient's size.
+    A weight is taken as the matrix of its first dimension and all others; an update is an
+    orthogonalised matrix times the learning rate and sqrt(max(1, rows / columns)), whatever the
+    gradient's size. `weight_decay` is decoupled. Where the learning rate is a tensor, a step can be
+    captured in a CUDA graph. GPUs orthogonalise in bfloat16.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        lr: float | Tensor,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -56,11 +68,15 @@ class Muon(Optimizer):
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
+                    shape = torch.Size((len(parameter), parameter[0].numel()))
+                    by_shape.setdefault(shape, []).append(parameter)
+            if group["weight_decay"]:
+                moved = [parameter for parameters in by_shape.values() for parameter in parameters]
+                torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
             for parameters in by_shape.values():
                 self._update(parameters, group["lr"], group["momentum"])
 
-    def _update(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
+    def _update(self, parameters: list[Tensor], lr: float | Tensor, momentum: float) -> None:
         for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -69,12 +85,12 @@ class Muon(Optimizer):
         torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, gradients)
         nesterov = torch._foreach_add(gradients, velocities, alpha=momentum)
-        updates = orthogonalised(torch.stack([n.flatten(1) for n in nesterov]))
+        dtype = torch.bfloat16 if parameters[0].is_cuda else torch.float32
+        updates = orthogonalised(torch.stack([n.flatten(1) for n in nesterov]), dtype=dtype)
         rows, columns = updates.shape[1:]
+        updates = updates * (-lr * max(1.0, rows / columns) ** 0.5)
         torch._foreach_add_(
-            parameters,
-            [update[:, :, None, None] for update in updates],
-            alpha=-lr * max(1.0, rows / columns) ** 0.5,
+            parameters, [u.view(p.shape) for u, p in zip(updates, parameters, strict=True)]
         )
 
 
@@ -85,4 +101,15 @@ def block_matrices(student: Student) -> list[Tensor]:
         for block in student.modules()
         if isinstance(block, ResidualBlock)
         for convolution in (block.expand, block.contract)
+    ]
+
+
+def end_matrices(student: Student) -> list[Tensor]:
+    """The weights of the head and of the up-sampling operators, whose kernels' taps are columns."""
+    blocks = {id(weight) for weight in block_matrices(student)}
+    return [
+        module.weight
+        for part in (student.head, *student.tail)
+        for module in part.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and id(module.weight) not in blocks
     ]

@@ -81,9 +81,13 @@ class OccupancyGrid(nn.Module):
 
     def threshold(self) -> Float[Tensor, ""]:
         """The density above which a cell is occupied: at most the mean over cells that hold any."""
-        ceiling = torch.full((), OPACITY_OF_A_STEP / self.step_length, device=self.density.device)
+        ceiling = torch.full((), self.ceiling(), device=self.density.device)
         positive = self.density[self.density > 0]
         return torch.minimum(positive.mean(), ceiling) if len(positive) else ceiling
+
+    def ceiling(self) -> float:
+        """The density at which one marching step is about as opaque as counts."""
+        return OPACITY_OF_A_STEP / self.step_length
 
     def derive_near(self) -> None:
         """Bring `near` up to date with `occupied`."""

@@ -4,13 +4,22 @@ Letters: a picture is h x w rays and sh x sw pixels; a window is p x q rays of o
 inside it. Next to a window's sides lie `StudentSpec.halo_pixels` pixels that depend on rays outside
 it, except where the side is the picture's own: they are left out of the loss, so that every pixel in
 the loss is exactly the whole picture's.
+
+Draws are a function of (seed, step, window) alone. Of W windows the i-th shows picture
+floor((i + u) n / W) of n, with u uniform in [0, 1): all pictures are equally likely, each step is
+spread evenly over them, and the windows of one of N processes, which are its N-th of the W, need its
+N-th of the pictures only. So any number of processes draws the same windows.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lightfield.camera import Intrinsics
@@ -19,26 +28,60 @@ from lightfield.errors import ConfigError
 from lightfield.light_field import ray_grid
 from lightfield.rays import RaySpace, camera_directions, points_along, rays_in_space, world_rays
 from lightfield.student import StudentSpec
+from train.draws import WORD_BITS, below, random_words, uniform
 
 GPU_SHARE = 0.7
 """Share of the GPU's free memory that pictures may take; larger sets stay in the host's."""
+PICTURE, TOP, LEFT, JITTER = range(4)
+"""What random words are for."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where windows of p x q rays lie: pictures (of all) and first rows and columns, in rays."""
+
+    picture: Int[Tensor, "b"]
+    top: Int[Tensor, "b"]
+    left: Int[Tensor, "b"]
+    p: int
+    q: int
+
+    def of(self, windows: slice) -> Places:
+        """Some of them."""
+        return Places(self.picture[windows], self.top[windows], self.left[windows], self.p, self.q)
+
+
+class Windows(NamedTuple):
+    """What a student trains on in one step."""
+
+    points: Float[Tensor, "b p q d"]
+    """Points along the rays, not yet encoded."""
+    pixels: UInt8[Tensor, "b sp sq 3"]
+    mask: Bool[Tensor, "b sp sq"]
+    """Pixels that count in the loss."""
+    weight: Float[Tensor, ""] | None
+    """Share of all processes' counted pixels that these are, times the processes; None is 1."""
 
 
 class PicturePool:
     """Posed pictures from which random windows are drawn, with their rays.
 
-    Pictures stay uint8, and where they are (a memory map), unless they fit on the device.
+    Pictures stay uint8, and where they are (a memory map), unless they fit on the device. Process
+    `rank` of `ranks` holds and draws its own share of them: it is given all of them as an array, or
+    as a tensor on the device those that `needed` names.
     """
 
     def __init__(
         self,
         poses: Float[np.ndarray, "n 3 4"],
-        images: UInt8[np.ndarray, "n sh sw 3"],
+        images: UInt8[np.ndarray, "n sh sw 3"] | UInt8[Tensor, "share sh sw 3"],
         intrinsics: Intrinsics,
         space: RaySpace,
         spec: StudentSpec,
         *,
         device: torch.device,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         rays = ray_grid(intrinsics, spec)
         if images.shape[1:3] != (intrinsics.height, intrinsics.width):
@@ -48,41 +91,107 @@ class PicturePool:
                 where="picture pool",
             )
         self.spec, self.space, self.device = spec, space, device
+        self.rank, self.ranks = rank, ranks
         self.height, self.width = rays.height, rays.width
         self.poses = torch.from_numpy(np.array(poses)).to(device)
         self.directions = camera_directions(rays, device=device)
-        self.images = _on_gpu(images, device) if _fits_on_gpu(images, device) else images
+        needed = self.needed(len(poses), rank, ranks)
+        self.first = needed.start
+        if isinstance(images, Tensor):
+            assert len(images) == needed.stop - needed.start
+            assert images.device == self.poses.device
+            self.images: np.ndarray | Tensor = images
+        else:
+            mine = images[needed]
+            self.images = _on_gpu(mine, device) if _fits_on_gpu(mine, device) else mine
+
+    @staticmethod
+    def needed(count: int, rank: int, ranks: int) -> slice:
+        """The pictures, of `count`, that windows of process `rank` show."""
+        return slice(rank * count // ranks, -(-(rank + 1) * count // ranks))
 
     def __len__(self) -> int:
+        """Pictures of all processes."""
         return len(self.poses)
 
-    def draw(
-        self, windows: int, window_rays: int, generator: torch.Generator, *, jitter: bool
-    ) -> tuple[Float[Tensor, "b c p q"], Float[Tensor, "b 3 sp sq"], Bool[Tensor, "b 1 sp sq"]]:
-        """Random windows: student input, pixels in [0, 1], and which pixels count in the loss.
+    @property
+    def reads_host(self) -> bool:
+        """Whether pixels come to the GPU from the host's memory, so that no CUDA graph holds all."""
+        return self.device.type == "cuda" and not isinstance(self.images, Tensor)
 
-        `generator` lives on the pool's device. A window larger than the picture is the picture.
+    def draw(
+        self,
+        windows: int,
+        window_rays: int,
+        seed: int,
+        step: int | Int[Tensor, ""],
+        *,
+        jitter: bool,
+        pixels: UInt8[Tensor, "b sp sq 3"] | None = None,
+    ) -> Windows:
+        """This process's share of `windows` random windows.
+
+        Nothing waits for a GPU that holds the pictures, or is given the `pixels`, when `step` is on
+        it. A window larger than the picture is the picture.
 
         Raises:
-            ConfigError: when windows are so small that no pixel of theirs is sure to count.
+            ConfigError: when windows are so small that no pixel of theirs is sure to count, or
+                cannot be shared out evenly.
         """
+        step = torch.as_tensor(step, device=self.device)
+        everyone = self.places(windows, window_rays, seed, step)
+        share = self._share(windows)
+        mine, weight = everyone.of(share), None
+        if self.ranks > 1:
+            counted = self._counted(everyone)
+            weight = self.ranks * counted[share].sum() / counted.sum()
+        jittered = uniform(self._jitter_words(mine, share.start, seed, step)) if jitter else None
+        points = self._points(mine, jittered)
+        pixels = self.pixels(mine).to(self.device) if pixels is None else pixels
+        return Windows(points, pixels, self._mask(mine), weight)
+
+    def encoded(self, points: Float[Tensor, "b p q d"]) -> Float[Tensor, "b c p q"]:
+        """The student's input at some points."""
+        # The network multiplies channels-last tensors faster: 37 against 61 ms per step in bfloat16.
+        return encode(points, self.spec.frequencies).permute(0, 3, 1, 2)
+
+    def places(self, windows: int, window_rays: int, seed: int, step: Int[Tensor, ""]) -> Places:
+        """Where the windows of all processes lie at a step, on the step's device."""
         p, q = min(window_rays, self.height), min(window_rays, self.width)
         self._check_window(p, q)
-        which = torch.randint(len(self), (windows,), generator=generator, device=self.device)
-        top, left = (
-            torch.randint(size + 1, (windows,), generator=generator, device=self.device)
-            for size in (self.height - p, self.width - q)
-        )
-        rows = top[:, None] + torch.arange(p, device=self.device)
-        columns = left[:, None] + torch.arange(q, device=self.device)
-        directions = self.directions[rows[:, :, None], columns[:, None, :]]
-        rays = rays_in_space(*world_rays(directions, self.poses[which][:, None, None]), self.space)
-        points = points_along(
-            *rays, self.space, self.spec.points, generator=generator if jitter else None
-        )
-        # The network multiplies channels-last tensors faster: 37 against 61 ms per step in bfloat16.
-        encoded = encode(points, self.spec.frequencies).permute(0, 3, 1, 2)
-        return encoded, self._pixels(which, top, left, p, q), self._mask(top, left, p, q)
+        numbers = torch.arange(windows, device=step.device)
+        words = [random_words(seed, step, purpose, numbers) for purpose in (PICTURE, TOP, LEFT)]
+        assert windows * len(self) < 1 << (63 - WORD_BITS)
+        picture = ((numbers << WORD_BITS) + words[0]) * len(self) // (windows << WORD_BITS)
+        top, left = below(self.height - p + 1, words[1]), below(self.width - q + 1, words[2])
+        return Places(picture, top, left, p, q)
+
+    def pixels(self, places: Places) -> UInt8[Tensor, "b sp sq 3"]:
+        """The pixels of places in this process's pictures, where the pictures are."""
+        s = self.spec.factor
+        if isinstance(self.images, Tensor):
+            rows = s * places.top[:, None] + torch.arange(s * places.p, device=self.device)
+            columns = s * places.left[:, None] + torch.arange(s * places.q, device=self.device)
+            which = (places.picture - self.first)[:, None, None]
+            return self.images[which, rows[:, :, None], columns[:, None, :]]
+        height, width = s * places.p, s * places.q
+        at = (x.tolist() for x in (places.picture, places.top, places.left))
+        crops = [
+            self.images[i - self.first, s * y : s * y + height, s * x : s * x + width]
+            for i, y, x in zip(*at, strict=True)
+        ]
+        return torch.from_numpy(np.stack(crops))
+
+    def _share(self, windows: int) -> slice:
+        """Which of all windows are this process's."""
+        if windows % self.ranks:
+            raise ConfigError(
+                f"{windows} windows cannot be shared out evenly to {self.ranks} processes",
+                where="distil.windows",
+                remedy=f"choose a multiple of {self.ranks}",
+            )
+        each = windows // self.ranks
+        return slice(self.rank * each, (self.rank + 1) * each)
 
     def _check_window(self, p: int, q: int) -> None:
         s, halo = self.spec.factor, self.spec.halo_pixels
@@ -95,21 +204,25 @@ class PicturePool:
                 remedy=f"choose at least {2 * halo // s + 1}",
             )
 
-    def _pixels(
-        self, which: Tensor, top: Tensor, left: Tensor, p: int, q: int
-    ) -> Float[Tensor, "b 3 sp sq"]:
-        s = self.spec.factor
-        crops = [
-            self.images[i, s * y : s * (y + p), s * x : s * (x + q)]
-            for i, y, x in zip(which.tolist(), top.tolist(), left.tolist(), strict=True)
-        ]
-        if isinstance(self.images, Tensor):
-            stacked = torch.stack([torch.as_tensor(crop) for crop in crops])
-        else:
-            stacked = torch.from_numpy(np.stack(crops)).to(self.device)
-        return stacked.permute(0, 3, 1, 2).float().div_(255)
+    def _points(
+        self, places: Places, jittered: Float[Tensor, "b p q k"] | None
+    ) -> Float[Tensor, "b p q d"]:
+        rows = places.top[:, None] + torch.arange(places.p, device=self.device)
+        columns = places.left[:, None] + torch.arange(places.q, device=self.device)
+        directions = self.directions[rows[:, :, None], columns[:, None, :]]
+        poses = self.poses[places.picture][:, None, None]
+        rays = rays_in_space(*world_rays(directions, poses), self.space)
+        return points_along(*rays, self.space, self.spec.points, within=jittered)
 
-    def _mask(self, top: Tensor, left: Tensor, p: int, q: int) -> Bool[Tensor, "b 1 sp sq"]:
+    def _jitter_words(
+        self, places: Places, first: int, seed: int, step: Int[Tensor, ""]
+    ) -> Int[Tensor, "b p q k"]:
+        shape = (len(places.top), places.p, places.q, self.spec.points)
+        each = shape[1] * shape[2] * shape[3]
+        numbers = torch.arange(first * each, (first + shape[0]) * each, device=self.device)
+        return random_words(seed, step, JITTER, numbers).view(shape)
+
+    def _mask(self, places: Places) -> Bool[Tensor, "b sp sq"]:
         s, halo = self.spec.factor, self.spec.halo_pixels
 
         def known(start: Tensor, length: int, size: int) -> Tensor:
@@ -117,8 +230,48 @@ class PicturePool:
             after_start = (at >= halo) | (start == 0)[:, None]
             return after_start & ((at < s * length - halo) | (start + length == size)[:, None])
 
-        rows, columns = known(top, p, self.height), known(left, q, self.width)
-        return (rows[:, :, None] & columns[:, None, :])[:, None]
+        rows = known(places.top, places.p, self.height)
+        columns = known(places.left, places.q, self.width)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def _counted(self, places: Places) -> Int[Tensor, "b"]:
+        """How many pixels the mask of each place holds."""
+        s, halo = self.spec.factor, self.spec.halo_pixels
+
+        def known(start: Tensor, length: int, size: int) -> Tensor:
+            cut = (start != 0).long() + (start + length != size).long()
+            return (s * length - halo * cut).clamp(min=0)
+
+        rows = known(places.top, places.p, self.height)
+        return rows * known(places.left, places.q, self.width)
+
+
+class PixelPrefetch:
+    """The pixels of one step after the other from the host's memory, read while the GPU works."""
+
+    def __init__(self, pool: PicturePool, windows: int, window_rays: int, seed: int):
+        self._pool, self._drawn = pool, (windows, window_rays, seed)
+        self._reader = ThreadPoolExecutor(
+            1, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),)
+        )
+        self._next: tuple[int, Future[Tensor]] | None = None
+
+    def pixels(self, step: int) -> UInt8[Tensor, "b sp sq 3"]:
+        """This process's pixels of a step, in pinned memory; begins to read those of the next."""
+        if self._next is None or self._next[0] != step:
+            self._next = step, self._reader.submit(self._read, step)
+        result = self._next[1].result()
+        self._next = step + 1, self._reader.submit(self._read, step + 1)
+        return result
+
+    def close(self) -> None:
+        """End the reader."""
+        self._reader.shutdown(cancel_futures=True)
+
+    def _read(self, step: int) -> Tensor:
+        pool, (windows, window_rays, seed) = self._pool, self._drawn
+        places = pool.places(windows, window_rays, seed, torch.tensor(step))
+        return pool.pixels(places.of(pool._share(windows))).pin_memory()
 
 
 def _fits_on_gpu(images: np.ndarray, device: torch.device) -> bool:

@@ -31,7 +31,7 @@ def sums_per_ray(
 ) -> Float[Tensor, "{rays} *c"]:
     """The sum of the samples of each ray; zero for rays that have none."""
     library = scatter_library()
-    if library is not None:
+    if library is not None and len(values):  # it divides by the number of samples, and crashes
         return library.segment_coo(values, ray, dim_size=rays, reduce="sum")
     return values.new_zeros((rays, *values.shape[1:])).index_add(0, ray, values)
 

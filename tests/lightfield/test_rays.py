@@ -158,7 +158,8 @@ def test_jittered_points_stay_in_their_strata_and_fill_them(count):
     origins = torch.zeros(*grid, 3)
     directions = torch.tensor([0.0, 0.0, -1.0]).expand(*grid, 3)
     generator = torch.Generator().manual_seed(3)
-    points = points_along(origins, directions, WORLD, count, generator=generator)
+    within = torch.rand(*grid, count, generator=generator)
+    points = points_along(origins, directions, WORLD, count, within=within)
     t = -points.view(*grid, count, 3)[..., 2].flatten(0, 1)
     centres = np.linspace(2, 6, count)
     edges = [2.0, *(centres[1:] + centres[:-1]) / 2, 6.0]
@@ -174,13 +175,14 @@ def test_jittered_points_stay_in_their_strata_and_fill_them(count):
         assert np.abs(correlation).max() < 5 / math.sqrt(2000)
 
 
-def test_jitter_follows_its_generator():
+def test_shares_reach_from_one_edge_of_a_stratum_to_the_other():
     rays = torch.rand(6, 3), torch.rand(6, 3)
-    first, second = (
-        points_along(*rays, WORLD, 8, generator=torch.Generator().manual_seed(5)) for _ in range(2)
-    )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, points_along(*rays, WORLD, 8))
+    t = torch.linspace(WORLD.near, WORLD.far, 8)
+    low = points_along(*rays, WORLD, 8, within=torch.zeros(6, 8)).view(6, 8, 3)
+    high = points_along(*rays, WORLD, 8, within=torch.ones(6, 8)).view(6, 8, 3)
+    torch.testing.assert_close(high[:, :-1], low[:, 1:])
+    ends = (rays[0][:, None] + x * rays[1][:, None] for x in (t[:1, None], t[-1:, None]))
+    torch.testing.assert_close(torch.cat([low[:, :1], high[:, -1:]]), torch.cat(list(ends)))
 
 
 # -- ray space --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
 from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
 from pipeline import commands, mishaps
+from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig
 from prune.search import PruneConfig
 from train.distil import DistilConfig, FineTuneConfig
@@ -32,9 +33,10 @@ CONFIGS = {
     "student": [NetworkConfig, DistilConfig, FineTuneConfig],
     "prune": [PruneConfig, DistilConfig, FineTuneConfig, commands._Target],
     "bench": [BenchmarkConfig],
+    "bench-gpu": [GpuBenchConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
-COMMANDS = (*CHAIN, "status", "doctor", "data")
+COMMANDS = (*CHAIN, "status", "doctor", "data", "bench-gpu")
 
 
 def squeezed(text: str) -> str:

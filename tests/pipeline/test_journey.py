@@ -11,7 +11,8 @@ from miniature import CHAIN, NAME, manifest, nelf, results, stage, tree
 from export.lens_studio import lint_lens_project
 from lightfield.files import sha256_of
 from lightfield.run import Run
-from pipeline.training import load_light_field, scene_of
+from pipeline.students import load_light_field
+from pipeline.training import scene_of
 from prune.measurements import MEASUREMENTS
 
 CPU = torch.device("cpu")

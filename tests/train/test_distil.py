@@ -29,7 +29,6 @@ from lightfield.errors import CheckpointError, ConfigError
 from lightfield.light_field import LightField
 from lightfield.progress import silent
 from lightfield.student import Student
-from train import distil as distil_module
 from train.distil import (
     CHECKPOINT,
     DistilConfig,
@@ -37,11 +36,11 @@ from train.distil import (
     distil,
     fine_tune,
     held_out_split,
-    masked_mse,
     mean_psnr,
-    multiplies_in_bfloat16,
     recalibrate_norms,
 )
+from train.distil_step import DistilStep, masked_mse, multiplies_in_bfloat16
+from train.picture_pool import Places
 
 QUICK = DistilConfig(
     steps=60, windows=8, window_rays=5, warmup_steps=10, ema_decay=0.95, precision="float32"
@@ -150,14 +149,14 @@ def test_another_students_checkpoint_is_refused(tmp_path):
 
 def test_what_is_returned_is_the_moving_average(monkeypatch):
     states: list[dict[str, Tensor]] = []
-    step = distil_module._take_step
+    take = DistilStep.take
 
-    def recorded(student: Student, *rest: object) -> Tensor:
-        loss = step(student, *rest)
+    def recorded(self: DistilStep, step: int, share: float) -> Tensor:
+        loss = take(self, step, share)
         states.append({name: value.clone() for name, value in student.state_dict().items()})
         return loss
 
-    monkeypatch.setattr(distil_module, "_take_step", recorded)
+    monkeypatch.setattr(DistilStep, "take", recorded)
     student = fresh_student()
     expected = {name: value.clone() for name, value in student.state_dict().items()}
     config = replace(QUICK, steps=30, ema_decay=0.6)
@@ -191,12 +190,13 @@ def test_it_logs_and_reports(tmp_path):
 
 def test_the_loss_is_the_mean_over_the_marked_pixels():
     generator = torch.Generator().manual_seed(0)
-    colours, pixels = torch.rand(2, 4, 3, 5, 6, generator=generator)
-    mask = torch.rand(4, 1, 5, 6, generator=generator) > 0.6
+    colours = torch.rand(4, 3, 5, 6, generator=generator)
+    pixels = torch.randint(256, (4, 5, 6, 3), generator=generator, dtype=torch.uint8)
+    mask = torch.rand(4, 5, 6, generator=generator) > 0.6
     errors = [
-        (colours[n, c, y, x] - pixels[n, c, y, x]) ** 2
+        (colours[n, c, y, x] - pixels[n, y, x, c] / 255) ** 2
         for n, c, y, x in itertools.product(range(4), range(3), range(5), range(6))
-        if mask[n, 0, y, x]
+        if mask[n, y, x]
     ]
     assert masked_mse(colours, pixels, mask) == pytest.approx(float(sum(errors)) / len(errors))
 
@@ -205,24 +205,26 @@ def test_gradients_are_those_of_the_whole_picture():
     """Four windows that share a picture out, each pixel once, add up to its gradient."""
     spec = replace(SPEC, tail=TAILS["twice twice"])
     pool, student = ground_pool(spec, count=1), fresh_student(spec).double()
-    whole = pool.draw(1, 99, torch.Generator().manual_seed(0), jitter=False)
+    whole = pool.draw(1, 99, 0, 0, jitter=False)
+    rays = pool.encoded(whole.points).double()
     s, p = spec.factor, 6  # windows of 6 rays at the corners of 8 x 10 rays
     loss = torch.zeros((), dtype=torch.float64)
     for top, left in itertools.product((0, 2), (0, 4)):
-        mask = pool._mask(torch.tensor([top]), torch.tensor([left]), p, p)
+        place = Places(torch.tensor([0]), torch.tensor([top]), torch.tensor([left]), p, p)
+        mask = pool._mask(place)
         share = torch.zeros_like(mask)
         half_y, half_x = s * (4 - top), s * (5 - left)
         rows = slice(0, half_y) if top == 0 else slice(half_y, None)
         columns = slice(0, half_x) if left == 0 else slice(half_x, None)
-        share[:, :, rows, columns] = True
+        share[:, rows, columns] = True
         assert mask[share].all()
         crop = slice(s * top, s * (top + p)), slice(s * left, s * (left + p))
-        colours = student(whole[0].double()[:, :, top : top + p, left : left + p])
-        pixels = whole[1].double()[:, :, crop[0], crop[1]]
+        colours = student(rays[:, :, top : top + p, left : left + p])
+        pixels = whole.pixels[:, crop[0], crop[1]]
         loss = loss + masked_mse(colours, pixels, share) * share.sum()
-    loss = loss / whole[2].sum()
-    expected = (student(whole[0].double()) - whole[1]).square().mean()
-    torch.testing.assert_close(loss, expected, check_dtype=False)
+    loss = loss / whole.mask.sum()
+    expected = (student(rays) - whole.pixels.permute(0, 3, 1, 2).double() / 255).square().mean()
+    torch.testing.assert_close(loss, expected)
     gradients = [torch.autograd.grad(x, list(student.parameters())) for x in (loss, expected)]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -247,15 +249,14 @@ def test_learning_rates():
 
 def test_each_optimiser_follows_the_schedule_from_its_own_peak(monkeypatch):
     rates: list[list[float]] = []
-    step = distil_module._take_step
+    take = DistilStep.take
 
-    def recorded(student: Student, optimisers, *rest: object) -> Tensor:
-        optimisers = list(optimisers)
-        loss = step(student, optimisers, *rest)
-        rates.append([group["lr"] for o in optimisers for group in o.param_groups])
+    def recorded(self: DistilStep, step: int, share: float) -> Tensor:
+        loss = take(self, step, share)
+        rates.append([group["lr"] for o in self._optimisers for group in o.param_groups])
         return loss
 
-    monkeypatch.setattr(distil_module, "_take_step", recorded)
+    monkeypatch.setattr(DistilStep, "take", recorded)
     config = replace(QUICK, steps=20, learning_rate=0.002, muon_learning_rate=0.03)
     distil(fresh_student(), ground_pool(), config, progress=silent)
     for n, found in enumerate(rates):
@@ -277,6 +278,7 @@ def test_each_optimiser_follows_the_schedule_from_its_own_peak(monkeypatch):
         ("muon_learning_rate", -0.1),
         ("warmup_steps", -1),
         ("weight_decay", -0.1),
+        ("muon_weight_decay", math.inf),
         ("ema_decay", 1.0),
         ("precision", "float16"),
     ],
@@ -362,7 +364,7 @@ def test_recalibrating_sees_whole_pictures():
     recalibrate_norms(student, pool, windows=3, batches=1, seed=0)
     outputs: list[Tensor] = []
     norms(student)[0].register_forward_hook(lambda _, __, out: outputs.append(out))
-    student(pool.draw(1, 99, torch.Generator().manual_seed(0), jitter=False)[0])
+    student(pool.encoded(pool.draw(1, 99, 0, 0, jitter=False).points))
     torch.testing.assert_close(outputs[0].mean((0, 2, 3)), torch.zeros(12), rtol=0, atol=1e-5)
     # biased 1 by the n / (n - 1) of 240 values, and by eps
     torch.testing.assert_close(outputs[0].var((0, 2, 3)), torch.ones(12), rtol=0.02, atol=0)
@@ -483,7 +485,6 @@ def test_held_out_views_are_every_eighth_and_at_least_one(count):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_learns_and_resumes(tmp_path: Path):
     device = torch.device("cuda")
     config, student = replace(FAST, precision="auto"), fresh_student().to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -129,12 +130,14 @@ def test_impossible_shapes_are_refused(change: dict[str, int], said: str) -> Non
 
 
 class FakeEncoding(nn.Module):
-    """What tinycudann's Encoding shows to its caller."""
+    """What tinycudann's Encoding shows to its caller, also where that is unkind."""
 
     def __init__(self, n_input_dims: int, encoding_config: dict, dtype: torch.dtype):
         super().__init__()
         assert n_input_dims == 3
         assert dtype == torch.float32
+        if encoding_config["n_features_per_level"] not in (1, 2, 4, 8):
+            raise RuntimeError("GridEncoding: n_features_per_level must be 1, 2, 4, or 8.")
         shape = GridShape(
             encoding_config["n_levels"],
             encoding_config["n_features_per_level"],
@@ -147,6 +150,7 @@ class FakeEncoding(nn.Module):
         self.params = nn.Parameter(torch.zeros(shape.entries * shape.features_per_level))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert len(x), "the gradient would be uninitialised memory"
         return torch.func.functional_call(self.twin[0], {"table": self.params}, (x,))
 
 
@@ -180,9 +184,13 @@ def test_asking_for_an_absent_tcnn_is_one_clear_error() -> None:
     )
 
 
-def test_weights_move_between_tcnn_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(Encoding=FakeEncoding)
-    monkeypatch.setattr(tcnn, "probe", lambda: (fake, None))
+@pytest.fixture
+def fake_tcnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcnn, "probe", lambda: (SimpleNamespace(Encoding=FakeEncoding), None))
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_weights_move_between_tcnn_and_torch() -> None:
     theirs = hash_grid(SMALL, "tcnn", torch.Generator().manual_seed(1), "cpu")
     ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(2), "cpu")
     assert list(theirs.state_dict()) == list(ours.state_dict()) == ["table"]
@@ -190,6 +198,86 @@ def test_weights_move_between_tcnn_and_torch(monkeypatch: pytest.MonkeyPatch) ->
     ours.load_state_dict(theirs.state_dict())
     points = torch.rand(50, 3)
     assert torch.equal(ours(points), theirs(points))
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_the_same_seed_gives_tcnn_and_torch_the_same_table() -> None:
+    theirs = hash_grid(SMALL, "tcnn", torch.Generator().manual_seed(1), "cpu")
+    ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(1), "cpu")
+    assert torch.equal(theirs.get_parameter("table"), ours.get_parameter("table"))
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_tcnn_reads_and_trains_whatever_is_the_table_now() -> None:
+    """Also where the parameter is not the one any more that the encoding was made with."""
+    grid = tcnn.TcnnHashGrid(SMALL, torch.Generator())
+    ours = grid_of(SMALL)
+    grid.load_state_dict({"table": ours.table.detach().clone()}, assign=True)
+    apart = copy.deepcopy(grid)
+    points = torch.rand(30, 3)
+    for module in (grid, ours, apart):
+        module(points).square().sum().backward()
+    for module in (grid, apart):
+        torch.testing.assert_close(module.table.grad, ours.table.grad)
+    with torch.no_grad():
+        grid.table.zero_()
+    assert not grid(points).any()
+    assert torch.equal(apart(points), ours(points))
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_no_points_never_reach_tcnn() -> None:
+    grid = tcnn.TcnnHashGrid(SMALL, torch.Generator())
+    features = grid(torch.empty(0, 3))
+    assert features.shape == (0, SMALL.width)
+    features.sum().backward()
+    assert grid.table.grad is not None
+    assert grid.table.grad.shape == grid.table.shape
+    assert not grid.table.grad.any()
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_a_shape_that_tcnn_refuses_is_one_clear_error() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        tcnn.TcnnHashGrid(GridShape(4, 3, 8, 4, 24), torch.Generator())
+    assert str(refusal.value) == (
+        "grid tcnn: tinycudann refuses the grid (GridEncoding: n_features_per_level must be "
+        "1, 2, 4, or 8.); choose grid torch"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape",
+    [
+        GridShape(16, 2, 19, 16, 1024),
+        GridShape(16, 2, 19, 16, 2048),
+        GridShape(8, 4, 15, 8, 200),
+        SMALL,
+    ],
+)
+@pytest.mark.parametrize("n", [1, 256, 100_000])
+def test_the_real_tcnn_equals_the_readable_grid(shape: GridShape, n: int) -> None:
+    if (reason := tcnn.probe()[1]) is not None:
+        pytest.skip(f"tinycudann cannot be used: {reason}")
+    twin = grid_of(shape).cuda()
+    theirs = hash_grid(shape, "tcnn", torch.Generator(), "cuda")
+    theirs.load_state_dict(twin.state_dict())
+    points = torch.rand(n, 3, generator=torch.Generator().manual_seed(2)).cuda()
+    direction = torch.randn(n, shape.width, generator=torch.Generator().manual_seed(3)).cuda()
+    expected, features = twin(points), theirs(points)
+    assert features.dtype == torch.float32
+    expected.backward(direction)
+    features.backward(direction)
+    # Its scales come from an approximate exp2, which moves points by some 2^-22 of the lattice's side,
+    # and features by three times that, times the difference of neighbours. A wrong entry is off by 1.
+    tolerance = 3e-6 * shape.finest_resolution
+    torch.testing.assert_close(features, expected, atol=tolerance, rtol=0)
+    gradient, expected_gradient = theirs.get_parameter("table").grad, twin.table.grad
+    assert gradient is not None
+    assert expected_gradient is not None
+    largest = float(expected_gradient.abs().max())
+    torch.testing.assert_close(gradient, expected_gradient, atol=tolerance * largest, rtol=1e-3)
 
 
 def test_a_tcnn_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

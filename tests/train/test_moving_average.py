@@ -10,8 +10,9 @@ from torch import nn
 from train.moving_average import MovingAverage
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor])
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_it_is_the_written_out_recurrence(norm):
+def test_it_is_the_written_out_recurrence(norm, kind):
     student = fresh_student(replace(SPEC, norm=norm))
     average = MovingAverage(student, 0.8)
     expected = {name: value.clone().double() for name, value in student.state_dict().items()}
@@ -23,7 +24,7 @@ def test_it_is_the_written_out_recurrence(norm):
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.num_batches_tracked.add_(1)
-        average.update(step)
+        average.update(kind(average.share(step)))
         decay = min(0.8, (1 + step) / (10 + step))
         for name, value in student.state_dict().items():
             if value.is_floating_point():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightfield.student import ResidualBlock
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.muon import Muon, block_matrices, orthogonalised
+from train.muon import Muon, block_matrices, end_matrices, orthogonalised
 
 SHAPES = [(3, 8, 8), (2, 8, 20), (2, 20, 8), (1, 1, 5), (1, 64, 64)]
 
@@ -148,3 +148,44 @@ def test_block_matrices_are_the_blocks_convolutions():
         id(c.weight) for block in blocks for c in (block.expand, block.contract)
     ]
     assert all(m.shape[2:] == (1, 1) for m in found)
+
+
+def test_the_ends_matrices_are_the_head_and_the_up_sampling_kernels():
+    student = fresh_student()
+    found = end_matrices(student)
+    assert [id(m) for m in found] == [id(student.head.weight), id(student.tail[0][0].weight)]
+
+
+def test_a_kernels_taps_are_columns():
+    torch.manual_seed(0)
+    kernel, matrix = nn.Parameter(torch.randn(6, 3, 2, 2)), nn.Parameter(torch.empty(6, 12, 1, 1))
+    matrix.data = kernel.detach().clone().view(matrix.shape)
+    kernel.grad = torch.randn(6, 3, 2, 2)
+    matrix.grad = kernel.grad.clone().view(matrix.shape)
+    for weight in (kernel, matrix):
+        Muon([weight], lr=0.1).step()
+    assert torch.equal(kernel.detach().flatten(), matrix.detach().flatten())
+
+
+def test_weight_decay_is_decoupled():
+    (plain,), (decayed,) = parameters((6, 4)), parameters((6, 4))
+    before = plain.detach().clone()
+    for weight, decay in ((plain, 0.0), (decayed, 0.5)):
+        weight.grad = torch.ones_like(weight)
+        Muon([weight], lr=0.1, weight_decay=decay).step()
+    torch.testing.assert_close(decayed.detach(), plain.detach() - 0.1 * 0.5 * before)
+
+
+def test_a_rate_that_is_a_tensor_is_the_same():
+    number, tensor = parameters(*MIXED), parameters(*MIXED)
+    descend([Muon(number, lr=0.1, weight_decay=0.1)], number, 3)
+    descend([Muon(tensor, lr=torch.tensor(0.1), weight_decay=0.1)], tensor, 3)
+    for a, b in zip(number, tensor, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_is_nearly_as_good(shape):
+    values = torch.linalg.svdvals(orthogonalised(matrices(shape, 0.1), dtype=torch.bfloat16))
+    assert values.min() >= 0.6
+    assert values.max() <= 1.3

@@ -27,7 +27,7 @@ from lightfield.light_field import LightField
 from lightfield.rays import camera_rays
 from lightfield.student import StudentSpec
 from train import picture_pool
-from train.picture_pool import PicturePool
+from train.picture_pool import PicturePool, PixelPrefetch
 
 
 def coordinate_pool(spec: StudentSpec = SPEC, count: int = 5, height: int = 8, width: int = 10):
@@ -41,13 +41,9 @@ def coordinate_pool(spec: StudentSpec = SPEC, count: int = 5, height: int = 8, w
     return PicturePool(poses, images.astype(np.uint8), intrinsics, WORLD, spec, device=CPU)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def origin(pixels: torch.Tensor) -> tuple[int, int, int]:
     """Top row, left column (in pixels) and picture of a window of a coordinate pool."""
-    top, left, which = (255 * pixels[:, 0, 0]).round().int().tolist()
+    top, left, which = pixels[0, 0].tolist()
     return top, left, which
 
 
@@ -58,16 +54,17 @@ def test_rays_and_pixels_are_of_the_same_place(tail, space):
     s, pool = spec.factor, coordinate_pool(spec)
     pool.space = space
     field = LightField(fresh_student(spec), camera(factor=s), space)
-    encoded, pixels, _ = pool.draw(40, 5, seeded(), jitter=False)
+    drawn = pool.draw(40, 5, 0, 0, jitter=False)
+    encoded, pixels = pool.encoded(drawn.points), drawn.pixels
     assert encoded.shape[2:] == (5, 5)
-    assert pixels.shape[2:] == (5 * s, 5 * s)
+    assert pixels.shape == (40, 5 * s, 5 * s, 3)
     for rays, colours in zip(encoded, pixels, strict=True):
         top, left, which = origin(colours)
         assert top % s == 0
         assert left % s == 0
         rows, columns = torch.meshgrid(torch.arange(5 * s), torch.arange(5 * s), indexing="ij")
-        expected = torch.stack([rows + top, columns + left, torch.full_like(rows, which)])
-        assert torch.equal((255 * colours).round().long(), expected)
+        expected = torch.stack([rows + top, columns + left, torch.full_like(rows, which)], -1)
+        assert torch.equal(colours.long(), expected)
         whole = field.encoded_rays(pool.poses[which])[0]
         window = whole[:, top // s : top // s + 5, left // s : left // s + 5]
         # float32 sums in another order; frequencies of 4 multiply the error
@@ -76,20 +73,19 @@ def test_rays_and_pixels_are_of_the_same_place(tail, space):
 
 def test_every_place_of_every_picture_is_drawn():
     pool = coordinate_pool(count=3)
-    _, pixels, _ = pool.draw(2000, 5, seeded(), jitter=False)
-    drawn = {origin(window) for window in pixels}
+    drawn = {origin(window) for window in pool.draw(2000, 5, 0, 0, jitter=False).pixels}
     assert drawn == {(2 * y, 2 * x, i) for y in range(4) for x in range(6) for i in range(3)}
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(8, 10, 10), (8, 10, 99), (10, 8, 9)])
 def test_a_window_larger_than_the_picture_is_the_picture(height, width, side):
     pool = coordinate_pool(height=height, width=width)
-    encoded, pixels, mask = pool.draw(30, side, seeded(), jitter=False)
-    assert encoded.shape[2:] == (min(side, height), min(side, width))
-    assert pixels.shape[2:] == tuple(2 * n for n in encoded.shape[2:])
-    assert mask.shape[2:] == pixels.shape[2:]
+    drawn = pool.draw(30, side, 0, 0, jitter=False)
+    assert drawn.points.shape[:3] == (30, min(side, height), min(side, width))
+    assert drawn.pixels.shape[1:3] == tuple(2 * n for n in drawn.points.shape[1:3])
+    assert drawn.mask.shape == drawn.pixels.shape[:3]
     if side >= 10:
-        assert mask.all()
+        assert drawn.mask.all()
 
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
@@ -99,8 +95,9 @@ def test_the_mask_marks_exactly_the_pixels_that_the_whole_picture_has(tail, wind
     spec = replace(SPEC, tail=tail)
     s, student = spec.factor, lively_student(spec).double()
     pool = coordinate_pool(spec, count=1, height=8, width=9)
-    whole_picture = pool.draw(1, 99, seeded(), jitter=False)[0]
-    encoded, pixels, mask = pool.draw(300, window_rays, seeded(), jitter=False)
+    whole_picture = pool.encoded(pool.draw(1, 99, 0, 0, jitter=False).points)
+    points, pixels, mask, _ = pool.draw(300, window_rays, 0, 0, jitter=False)
+    encoded = pool.encoded(points)
     places = {origin(window): index for index, window in enumerate(pixels)}
     assert len(places) == (9 - window_rays) * (10 - window_rays)
     chosen = sorted(places.values())
@@ -110,15 +107,14 @@ def test_the_mask_marks_exactly_the_pixels_that_the_whole_picture_has(tail, wind
         top, left, _ = origin(pixels[index])
         crop = whole[:, top : top + s * window_rays, left : left + s * window_rays]
         known = (window - crop).abs().amax(0) < 1e-12
-        assert torch.equal(mask[index, 0], known), (top, left)
+        assert torch.equal(mask[index], known), (top, left)
 
 
 def test_jitter_stays_in_its_stratum():
     spec = replace(SPEC, points=6, frequencies=1)
     pool = coordinate_pool(spec, count=1)
-    encoded, _, _ = pool.draw(4, 99, seeded(), jitter=True)
+    points = pool.draw(4, 99, 0, 0, jitter=True).points.unflatten(-1, (6, 3))
     o, d = camera_rays(pool.poses[0], camera(factor=1), WORLD)
-    points = encoded.unflatten(1, (6, 3, 3))[:, :, :, 2].permute(0, 3, 4, 1, 2)  # identities
     t = ((points - o[:, :, None]) * d[:, :, None]).sum(-1) / (d**2).sum(-1)[..., None]
     regular = torch.linspace(WORLD.near, WORLD.far, 6)
     middle = 0.5 * (regular[1:] + regular[:-1])
@@ -130,11 +126,62 @@ def test_jitter_stays_in_its_stratum():
     assert share.amax((0, 1, 2)).min() > 0.95
 
 
-def test_draws_depend_on_the_generator_alone():
+def test_draws_depend_on_seed_and_step_alone():
     pool = ground_pool()
-    first, again, other = (pool.draw(5, 4, seeded(n), jitter=True) for n in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
+    first, again, later, other = (
+        pool.draw(5, 4, seed, step, jitter=True)
+        for seed, step in ((1, 7), (1, torch.tensor(7)), (1, 8), (2, 7))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+    assert not torch.equal(first.points, later.points)
+    assert not torch.equal(first.points, other.points)
+
+
+def test_pictures_are_equally_likely_and_each_step_is_spread_over_them():
+    pool, windows, steps = coordinate_pool(count=7), 4, 2000
+    drawn = [pool.places(windows, 5, 0, torch.tensor(n)).picture for n in range(steps)]
+    counts = torch.bincount(torch.cat(drawn), minlength=7)
+    expected = windows * steps / 7
+    assert (counts - expected).abs().max() < 4 * expected**0.5
+    for places in drawn[:50]:
+        strata = torch.arange(windows) * 7 / windows
+        assert (places >= strata.floor()).all()
+        assert (places < (strata + 7 / windows).ceil()).all()
+
+
+def test_any_number_of_processes_draws_the_same_windows():
+    """Each from its own pictures; the weights make means over a process's pixels means over all."""
+    whole = coordinate_pool(replace(SPEC, tail=TAILS["twice twice"]), count=7)
+    images = np.asarray(whole.images)
+    intrinsics = camera(factor=4)
+    expected = whole.draw(12, 4, 3, 5, jitter=True)
+    assert expected.weight is None
+    for ranks in (2, 3, 4):
+        pools = [
+            PicturePool(
+                whole.poses.numpy(), images, intrinsics, WORLD, whole.spec,
+                device=CPU, rank=rank, ranks=ranks,
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        assert all(len(pool.images) <= -(-7 // ranks) + 1 for pool in pools)
+        parts = [pool.draw(12, 4, 3, 5, jitter=True) for pool in pools]
+        for name in ("points", "pixels", "mask"):
+            together = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(together, getattr(expected, name))
+        for part in parts:
+            share = ranks * part.mask.sum() / expected.mask.sum()
+            torch.testing.assert_close(part.weight, share)
+
+
+def test_windows_that_cannot_be_shared_out_are_refused():
+    pool = coordinate_pool()
+    half = PicturePool(
+        pool.poses.numpy(), np.asarray(pool.images), camera(), WORLD, SPEC,
+        device=CPU, rank=1, ranks=2,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"9 windows cannot be shared .* a multiple of 2"):
+        half.draw(9, 4, 0, 0, jitter=False)
 
 
 def test_memory_maps_are_read_where_they_are(tmp_path: Path):
@@ -144,11 +191,8 @@ def test_memory_maps_are_read_where_they_are(tmp_path: Path):
     lazy = PicturePool(pool.poses.numpy(), mapped, camera(), WORLD, SPEC, device=CPU)
     assert isinstance(lazy.images, np.memmap)
     assert np.shares_memory(lazy.images, mapped)
-    for a, b in zip(
-        lazy.draw(9, 4, seeded(), jitter=False),
-        pool.draw(9, 4, seeded(), jitter=False),
-        strict=True,
-    ):
+    drawn, expected = (each.draw(9, 4, 0, 0, jitter=False) for each in (lazy, pool))
+    for a, b in zip(drawn[:3], expected[:3], strict=True):
         assert torch.equal(a, b)
 
 
@@ -164,8 +208,8 @@ def test_read_only_poses_are_taken():
 def test_windows_that_are_all_halo_are_refused(window_rays, tail, least):
     pool = coordinate_pool(replace(SPEC, tail=TAILS[tail]))
     with pytest.raises(ConfigError, match=f"all halo .* choose at least {least}"):
-        pool.draw(3, window_rays, seeded(), jitter=False)
-    assert pool.draw(50, least, seeded(), jitter=False)[2].any(-1).any(-1).all()
+        pool.draw(3, window_rays, 0, 0, jitter=False)
+    assert pool.draw(50, least, 0, 0, jitter=False).mask.any(-1).any(-1).all()
 
 
 def test_pictures_of_another_camera_are_refused():
@@ -183,9 +227,8 @@ def test_pictures_that_do_not_divide_into_rays_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("share", [0.0, 0.7])
-def test_a_gpu_draws_the_same_kind_of_windows(monkeypatch, share):
+def test_a_gpu_draws_the_same_windows(monkeypatch, share):
     monkeypatch.setattr(picture_pool, "GPU_SHARE", share)
     device = torch.device("cuda")
     here = coordinate_pool()
@@ -193,10 +236,16 @@ def test_a_gpu_draws_the_same_kind_of_windows(monkeypatch, share):
     images.setflags(write=False)
     pool = PicturePool(orbit_poses(5), images, camera(), WORLD, SPEC, device=device)
     assert isinstance(pool.images, torch.Tensor) == (share > 0)
-    generator = torch.Generator(device).manual_seed(0)
-    encoded, pixels, mask = pool.draw(20, 4, generator, jitter=True)
-    assert {encoded.device.type, pixels.device.type, mask.device.type} == {"cuda"}
-    for window in pixels.cpu():
-        top, left, which = origin(window)
-        expected = images[which, top : top + 8, left : left + 8]
-        assert np.array_equal((255 * window).round().permute(1, 2, 0).byte().numpy(), expected)
+    assert pool.reads_host == (share == 0)
+    drawn = pool.draw(20, 4, 3, 5, jitter=True)
+    expected = here.draw(20, 4, 3, 5, jitter=True)
+    assert {tensor.device.type for tensor in drawn[:3]} == {"cuda"}
+    assert torch.equal(drawn.pixels.cpu(), expected.pixels)
+    assert torch.equal(drawn.mask.cpu(), expected.mask)
+    torch.testing.assert_close(drawn.points.cpu(), expected.points)
+    if pool.reads_host:
+        prefetch = PixelPrefetch(pool, 20, 4, 3)
+        steps = {n: prefetch.pixels(n) for n in (5, 6, 9)}
+        prefetch.close()
+        for n, pixels in steps.items():
+            assert torch.equal(pixels, here.draw(20, 4, 3, n, jitter=True).pixels)

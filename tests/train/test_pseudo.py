@@ -274,3 +274,82 @@ def test_poses_are_drawn_as_the_space_asks():
 def test_no_pictures_are_refused():
     with pytest.raises(ConfigError, match=r"pseudo.pictures: at least one"):
         PseudoConfig(pictures=0)
+
+
+def batch(poses: Tensor) -> Tensor:
+    """`colours` of many poses, as bytes."""
+    return torch.stack([(255 * colours(pose).clamp(0, 1)).round().byte() for pose in poses])
+
+
+class BatchRenderer:
+    """`batch`, counted in pictures; Ctrl-C is pressed at a batch."""
+
+    def __init__(self, stop_at: int | None = None):
+        self.stop_at, self.sizes = stop_at, []
+
+    def __call__(self, poses: Tensor) -> Tensor:
+        if len(self.sizes) == self.stop_at:
+            raise KeyboardInterrupt
+        self.sizes.append(len(poses))
+        return batch(poses)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4, 9, 20])
+def test_batches_are_the_same_pictures(tmp_path, at_once):
+    render, calls = BatchRenderer(), []
+    made = pseudo.render_pseudo_in_batches(
+        render, POSES_SEEN, HEIGHT, WIDTH, tmp_path,
+        lambda done, total: calls.append((done, total)), pictures_at_once=at_once,
+    )  # fmt: skip
+    assert np.array_equal(made.images, np.stack([as_bytes(pose) for pose in POSES_SEEN]))
+    assert max(render.sizes) == min(at_once, 9)
+    assert sum(render.sizes) == 9
+    assert calls[-1] == (9, 9)
+
+
+@pytest.mark.parametrize("stop_at", range(5))
+def test_interrupted_batches_go_on_with_the_first_unfinished(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(pseudo, "FLUSH_EVERY_S", 0.0)
+
+    def run(render: BatchRenderer) -> None:
+        pseudo.render_pseudo_in_batches(
+            render, POSES_SEEN, HEIGHT, WIDTH, tmp_path, silent, pictures_at_once=2
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(BatchRenderer(stop_at))
+    rest = BatchRenderer()
+    run(rest)
+    assert sum(rest.sizes) == 9 - 2 * stop_at
+    expected = np.stack([as_bytes(pose) for pose in POSES_SEEN])
+    assert np.array_equal(load_pseudo(tmp_path).images, expected)
+
+
+def test_pictures_on_a_device_are_those_of_the_folder_and_can_be_saved(tmp_path):
+    calls = []
+    images = pseudo.render_pseudo_on_device(
+        batch, POSES_SEEN, HEIGHT, WIDTH, torch.device("cpu"),
+        lambda done, total: calls.append((done, total)), pictures_at_once=4,
+    )  # fmt: skip
+    assert calls == [(4, 9), (8, 9), (9, 9)]
+    direct, saved = tmp_path / "direct", tmp_path / "saved"
+    direct.mkdir()
+    saved.mkdir()
+    make(direct)
+    pseudo.save_pseudo(images, POSES_SEEN, saved, silent)
+    assert contents(direct) == contents(saved)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 9, 12])
+def test_shares_are_even_and_together_the_whole(ranks):
+    shares = [POSES_SEEN[pseudo.share_of(9, rank, ranks)] for rank in range(ranks)]
+    assert np.array_equal(np.concatenate(shares), POSES_SEEN)
+    sizes = {len(share) for share in shares}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_only_a_gpu_with_room_keeps_pictures(monkeypatch):
+    assert not pseudo.fits_on_device(1, 2, 2, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40_000, 80_000))
+    assert pseudo.fits_on_device(1, 60, 100, torch.device("cuda"))
+    assert not pseudo.fits_on_device(2, 60, 100, torch.device("cuda"))

@@ -19,18 +19,12 @@ from lightfield.progress import silent
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box, Scene, Views
 from train import teacher as teacher_module
+from train import teacher_training
 from train.marching import march, rays_in_box
 from train.radiance_field import bounded_exp
 from train.rendering import HIDDEN, RAY_ENDS, render_in_rounds, render_samples
-from train.teacher import (
-    CHECKPOINT,
-    Teacher,
-    TeacherConfig,
-    annealing,
-    render_picture,
-    render_rays,
-    train_teacher,
-)
+from train.teacher import Teacher, TeacherConfig, render_picture, render_rays
+from train.teacher_training import CHECKPOINT, annealing, train_teacher
 
 CPU = torch.device("cpu")
 WHITE = (1.0, 1.0, 1.0)
@@ -264,8 +258,8 @@ def test_divergence_is_one_clear_error(
         loss, _, samples = real(*arguments)
         return loss, torch.tensor(math.nan), samples
 
-    real = teacher_module.training_loss
-    monkeypatch.setattr(teacher_module, "training_loss", spoiled)
+    real = teacher_training.training_loss
+    monkeypatch.setattr(teacher_training, "training_loss", spoiled)
     with pytest.raises(ConfigError, match="diverged; choose a lower one"):
         trained(scene, replace(TINY, steps=20), tmp_path)
 
@@ -315,7 +309,6 @@ def test_impossible_settings_are_refused(change: dict[str, Any], where: str) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_computes_the_same(learned: Teacher, scene: Scene, tmp_path: Path) -> None:
     """Float32 sums in another order: a level of an 8-bit picture at most."""
     view = (torch.from_numpy(scene.test.poses[0]), scene.intrinsics, scene.space, WHITE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,7 +81,9 @@ def test_a_thin_ray_behind_thousands_of_opaque_ones_keeps_its_digits() -> None:
     assert bool(torch.isfinite(weights).all())
 
 
+@pytest.mark.usefixtures("library")
 def test_no_samples_at_all() -> None:
+    """Where torch_scatter is asked, it ends the process with a floating point exception."""
     empty, none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     weights, transmittance = render_weights(empty, none)
     assert len(weights) == len(transmittance) == 0
@@ -114,6 +117,59 @@ def test_opacity_entropy_prefers_all_or_nothing() -> None:
     assert float(entropy[2]) == pytest.approx(math.exp(-1))
     assert float(entropy[-1]) == 0
     assert float(entropy[0]) < 2e-4
+
+
+def test_a_scatter_library_that_imports_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def segment_coo(
+        src: torch.Tensor, index: torch.Tensor, *, dim_size: int, reduce: str
+    ) -> torch.Tensor:
+        """torch_scatter's, a sample at a time, where it is asked for sums."""
+        calls.append((src, index, reduce))
+        rows = [src.new_zeros(src.shape[1:]) for _ in range(dim_size)]
+        for value, row in zip(src, index.tolist(), strict=True):
+            rows[row] = rows[row] + value
+        return torch.stack(rows)
+
+    modules = {"torch_scatter": SimpleNamespace(segment_coo=segment_coo)}
+    monkeypatch.setattr(volume_rendering.importlib, "import_module", modules.__getitem__)
+    scatter_library.cache_clear()
+    try:
+        values = torch.rand(6, 3, dtype=torch.float64)
+        theirs = sums_per_ray(values, RAY, RAYS)
+        none = torch.zeros(0, dtype=torch.long)  # by the number of which the real one divides
+        assert not sums_per_ray(torch.zeros(0, 3), none, RAYS).any()
+        assert [(id(a), id(b), how) for a, b, how in calls] == [(id(values), id(RAY), "sum")]
+        monkeypatch.setattr(volume_rendering, "scatter_library", lambda: None)
+        torch.testing.assert_close(theirs, sums_per_ray(values, RAY, RAYS))
+    finally:
+        monkeypatch.undo()
+        scatter_library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_real_scatter_library_agrees(
+    device: str, channels: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In sums and gradients, for many rays, some of them without samples."""
+    if scatter_library() is None:
+        pytest.skip("torch_scatter does not import here")
+    generator = torch.Generator().manual_seed(0)
+    rays, samples = 500, 4000
+    ray = torch.randint(rays - 5, (samples,), generator=generator).sort().values
+    values = torch.rand((samples, *channels), dtype=dtype, generator=generator).to(device)
+    weight = torch.rand((rays, *channels), dtype=dtype, generator=generator).to(device)
+    results = []
+    for library in (scatter_library(), None):
+        monkeypatch.setattr(volume_rendering, "scatter_library", lambda library=library: library)
+        leaf = values.clone().requires_grad_()
+        sums = sums_per_ray(leaf, ray.to(device), rays)
+        results.append((sums, *torch.autograd.grad((sums * weight).sum(), leaf)))
+    # The order of additions differs; rays have some ten samples.
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
 def test_a_scatter_library_that_breaks_on_import_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lightfield.errors import ConfigError
+from train.gpu import availability
 from train.hash_grid import tcnn
 from train.hash_grid.layout import GridShape
 from train.hash_grid.torch import TorchHashGrid
 
-Backend = Literal["auto", "tcnn", "torch"]
+Backend = Literal["auto", "triton", "tcnn", "torch"]
 
 
 def hash_grid(
@@ -28,7 +30,28 @@ def hash_grid(
         ConfigError: when `backend` asks for one that is not available.
     """
     if backend == "auto":
-        usable = torch.device(device).type == "cuda" and tcnn.probe()[0] is not None
-        backend = "tcnn" if usable else "torch"
-    implementation = tcnn.TcnnHashGrid if backend == "tcnn" else TorchHashGrid
+        backend = _fastest(shape, torch.device(device))
+    if backend == "triton":
+        implementation = _triton_grid(torch.device(device))
+    else:
+        implementation = tcnn.TcnnHashGrid if backend == "tcnn" else TorchHashGrid
     return implementation(shape, generator).to(device)
+
+
+def _fastest(shape: GridShape, device: torch.device) -> Backend:
+    if device.type != "cuda":
+        return "torch"
+    if availability.usable(device):
+        from train.gpu.lattice import unsupported  # imports Triton
+
+        if unsupported(shape) is None:
+            return "triton"
+    return "tcnn" if tcnn.probe()[0] is not None else "torch"
+
+
+def _triton_grid(device: torch.device) -> type[nn.Module]:
+    if (reason := availability.reason(device)) is not None:
+        raise ConfigError(reason, where="grid triton", remedy="choose grid auto")
+    from train.hash_grid.triton import TritonHashGrid  # imports Triton
+
+    return TritonHashGrid

@@ -24,15 +24,15 @@ def probe() -> tuple[Any, str | None]:
     try:
         return importlib.import_module("tinycudann"), None
     except Exception as error:  # without a matching GPU it raises OSError, and worse
-        lines = str(error).strip().splitlines()
-        return None, f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+        return None, f"{type(error).__name__}: {_first_line(error)}"
 
 
 class TcnnHashGrid(nn.Module):
     """The encoding of points in [0, 1]^3 by tiny-cuda-nn, in float32, on a CUDA device.
 
     Raises:
-        ConfigError: when tinycudann cannot be imported or lays its table out differently.
+        ConfigError: when tinycudann cannot be imported, refuses the shape, or lays its table out
+            differently.
     """
 
     def __init__(self, shape: GridShape, generator: torch.Generator):
@@ -44,7 +44,33 @@ class TcnnHashGrid(nn.Module):
                 where="grid tcnn",
                 remedy="install it for this GPU, or choose grid auto",
             )
-        encoding = module.Encoding(
+        encoding = _encoding(module, shape)
+        count = shape.entries * shape.features_per_level
+        if encoding.params.numel() != count:
+            raise ConfigError(
+                f"this tinycudann keeps {encoding.params.numel()} values where {count} are expected",
+                where="grid tcnn",
+                remedy="choose grid torch",
+            )
+        self.shape = shape
+        self.table: nn.Parameter = encoding.params
+        # Not registered as a submodule: the state dict holds the table once, under the common name.
+        self.__dict__["encoding"] = encoding
+        with torch.no_grad():
+            table = torch.empty(count).uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=generator)
+            self.table.copy_(table)
+
+    def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n lf"]:  # noqa: D102
+        if not len(points):  # tiny-cuda-nn would leave the table's gradient as memory happens to be
+            return self.table[:0].view(0, self.shape.width)
+        # The table is handed over: whatever replaced the parameter, the encoding reads this one.
+        values: dict[str, Tensor] = {"params": self.table}
+        return torch.func.functional_call(self.__dict__["encoding"], values, (points,))
+
+
+def _encoding(module: Any, shape: GridShape) -> Any:
+    try:
+        return module.Encoding(
             n_input_dims=3,
             encoding_config={
                 "otype": "HashGrid",
@@ -56,20 +82,14 @@ class TcnnHashGrid(nn.Module):
             },
             dtype=torch.float32,
         )
-        count = shape.entries * shape.features_per_level
-        if encoding.params.numel() != count:
-            raise ConfigError(
-                f"this tinycudann keeps {encoding.params.numel()} values where {count} are expected",
-                where="grid tcnn",
-                remedy="choose grid torch",
-            )
-        self.shape = shape
-        self.table = encoding.params
-        # Not registered as a submodule: the state dict holds the table once, under the common name.
-        self.__dict__["encoding"] = encoding
-        with torch.no_grad():
-            table = torch.empty(count).uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=generator)
-            self.table.copy_(table)
+    except RuntimeError as refusal:  # it knows 1, 2, 4 and 8 features per level, for example
+        raise ConfigError(
+            f"tinycudann refuses the grid ({_first_line(refusal)})",
+            where="grid tcnn",
+            remedy="choose grid torch",
+        ) from refusal
 
-    def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n lf"]:  # noqa: D102
-        return self.__dict__["encoding"](points)
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no reason given"

@@ -1,0 +1,160 @@
+"""The stage of the pseudo pictures, and where students get their training pictures from.
+
+The stage draws the poses, and the ray space in which students see the scene. The pictures themselves
+are files, unless the kernels can render them: thousands a second, faster than a disk reads them. Then
+whoever trains on them has them rendered straight into the GPU's memory, each process its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lightfield.errors import CheckpointError, ConfigError
+from lightfield.rays import RaySpace
+from lightfield.run import Artifact, Run, StageWriter
+from lightfield.scenes.scene import Scene
+from lightfield.student import StudentSpec
+from pipeline.console import Console
+from pipeline.together import perform_together
+from pipeline.training import (
+    compute_device,
+    fused_renderer,
+    load_teacher,
+    scene_of,
+    teacher_renderer,
+)
+from train.depth_range import occupied_space
+from train.distributed import ALONE, Ranks
+from train.picture_pool import PicturePool
+from train.pseudo import (
+    IMAGES,
+    PseudoConfig,
+    fits_on_device,
+    load_poses,
+    load_pseudo,
+    pseudo_poses,
+    render_pseudo,
+    render_pseudo_in_batches,
+    render_pseudo_on_device,
+    save_poses,
+)
+from train.teacher import Teacher
+
+POSES_LOOKED_AT = 1000
+"""Poses by which near and far are set."""
+
+
+@dataclass(frozen=True)
+class TrainingPictures:
+    """Posed pictures of a scene whose space is the students'; a tensor holds this process's share."""
+
+    scene: Scene
+    poses: Float[np.ndarray, "n 3 4"]
+    images: UInt8[np.ndarray, "n h w 3"] | UInt8[Tensor, "share h w 3"]
+
+    def pool(self, spec: StudentSpec, device: torch.device, ranks: Ranks = ALONE) -> PicturePool:
+        """The pictures as training windows for a student."""
+        return PicturePool(
+            self.poses, self.images, self.scene.intrinsics, self.scene.space, spec,
+            device=device, rank=ranks.rank, ranks=ranks.count,
+        )  # fmt: skip
+
+
+def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks = ALONE) -> Artifact:
+    """Draw poses in the scene's viewing range, and render the teacher there; each process its share.
+
+    Raises:
+        ConfigError: when the pictures shall be kept in a GPU's memory that cannot hold them.
+    """
+    source, scene = scene_of(run)
+    device = compute_device()
+    artifact, teacher = load_teacher(run, scene, device)
+    poses = pseudo_poses(scene.train.poses, scene.space, config.pictures, seed=config.seed)
+    camera = scene.intrinsics
+    batches = batch_renderer(teacher, scene)
+    kept = "gpu" if _kept_on_gpu(config, scene, batches, ranks, device) else "disk"
+    on_gpu = ranks.spread_text(kept) == "gpu"  # the leader's word: memory may differ
+
+    def work(stage: StageWriter) -> None:
+        if on_gpu and ranks.leads:
+            save_poses(poses, stage.path)
+        elif not on_gpu:
+            with console.progress("pseudo pictures") as progress:
+                size = (camera.height, camera.width, stage.path, progress, ranks)
+                if batches is not None:
+                    render_pseudo_in_batches(batches, poses, *size)
+                else:
+                    render_pseudo(teacher_renderer(teacher, scene, device), poses, *size)
+        looked_at = np.concatenate([scene.train.poses, poses[:POSES_LOOKED_AT]])
+        space = occupied_space(teacher, scene.space, looked_at)
+        stage.details |= {"space": space.to_json(), "rendered": "on demand" if on_gpu else "files"}
+        stage.metrics["pictures"] = config.pictures
+        stage.discard |= {path.name for path in stage.path.glob("done*.json")}
+
+    inputs = {"scene": source, "teacher": artifact}
+    return perform_together(run, "pseudo", asdict(config), inputs, work, ranks)
+
+
+def _kept_on_gpu(
+    config: PseudoConfig, scene: Scene, batches: object, ranks: Ranks, device: torch.device
+) -> bool:
+    share, camera = -(-config.pictures // ranks.count), scene.intrinsics
+    fits = batches is not None and fits_on_device(share, camera.height, camera.width, device)
+    if config.keep == "gpu" and not fits:
+        raise ConfigError(
+            f"{share} pictures cannot be rendered into the memory of {device}",
+            where="pseudo.keep",
+            remedy="choose auto or disk",
+        )
+    return fits and config.keep != "disk"
+
+
+def batch_renderer(
+    teacher: Teacher, scene: Scene
+) -> Callable[[Float[Tensor, "n 3 4"]], UInt8[Tensor, "n h w 3"]] | None:
+    """Poses to the teacher's pictures by the kernels, or None where they cannot."""
+    if (fused := fused_renderer(teacher)) is None:
+        return None
+    view = (scene.intrinsics, scene.space, scene.background)
+    return lambda poses: fused.render(poses.to(teacher.device), *view)
+
+
+def students_scene(pseudo: Artifact, scene: Scene) -> Scene:
+    """The scene in the ray space that students see it in."""
+    space = pseudo.manifest["details"].get("space")
+    return scene if space is None else replace(scene, space=RaySpace.from_json(space))
+
+
+def training_pictures(
+    run: Run, pseudo: Artifact, console: Console, ranks: Ranks = ALONE
+) -> TrainingPictures:
+    """The pictures of the `pseudo` stage, rendered now where they are not in its files.
+
+    Raises:
+        CheckpointError: when they are not, and this machine cannot render them.
+    """
+    _, scene = scene_of(run)
+    seen = students_scene(pseudo, scene)
+    if (pseudo.path / IMAGES).exists():
+        pictures = load_pseudo(pseudo.path)
+        return TrainingPictures(seen, pictures.poses, pictures.images)
+    poses, camera, device = load_poses(pseudo.path), scene.intrinsics, compute_device()
+    batches = batch_renderer(load_teacher(run, scene, device)[1], scene)
+    if batches is None:
+        raise CheckpointError(
+            "its pictures were to be rendered by a GPU, and there is none",
+            where=pseudo.path,
+            remedy=f"run `nelf pseudo --run {run.path} --keep disk` here",
+        )
+    share = PicturePool.needed(len(poses), ranks.rank, ranks.count)
+    with console.progress("pseudo pictures") as progress:
+        images = render_pseudo_on_device(
+            batches, poses[share], camera.height, camera.width, device, progress
+        )
+    return TrainingPictures(seen, poses, images)

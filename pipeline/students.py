@@ -1,0 +1,154 @@
+"""The students: distilled from pseudo pictures, tuned on real ones, scored, saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from lightfield.camera import Intrinsics
+from lightfield.errors import NelfError
+from lightfield.light_field import LightField, ray_grid
+from lightfield.rays import RaySpace
+from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
+from lightfield.scenes.scene import Scene, Views
+from lightfield.student import Student, StudentSpec, mac_count, parameter_count
+from pipeline.console import Console
+from pipeline.pictures import TrainingPictures, students_scene, training_pictures
+from pipeline.presets import NetworkConfig
+from pipeline.together import perform_together
+from pipeline.training import RENDERS, compute_device, foreign, ingredient, scene_of, score
+from train.distil import (
+    DistilConfig,
+    FineTuneConfig,
+    distil,
+    fine_tune,
+    held_out_split,
+    mean_psnr,
+    recalibrate_norms,
+)
+from train.distributed import ALONE, Ranks
+
+HELD_OUT_EVERY = 8
+
+
+def make_student(
+    run: Run,
+    network: NetworkConfig,
+    config: DistilConfig,
+    tuning: FineTuneConfig,
+    console: Console,
+    ranks: Ranks = ALONE,
+) -> Artifact:
+    """Distil a student from the pseudo pictures, then fine-tune it on the real ones.
+
+    Several processes distil together; the first one does the rest.
+    """
+    source, scene = scene_of(run)
+    pseudo = ingredient(run, "pseudo")
+    scene = students_scene(pseudo, scene)
+    device, spec = compute_device(), network.spec()
+    settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
+
+    def work(stage: StageWriter) -> None:
+        pool = training_pictures(run, pseudo, console, ranks).pool(spec, device, ranks)
+        torch.manual_seed(config.seed)
+        student = Student(spec).to(device)
+        held = real_split(scene)[1]
+
+        def held_out(averaged: Student) -> float:
+            field = LightField(averaged, scene.intrinsics, scene.space)
+            return mean_psnr(field, held.poses, held.images)
+
+        with console.progress("student") as progress:
+            student = distil(
+                student, pool, config, progress=progress, log=stage.log, folder=stage.path,
+                ranks=ranks, held_out=held_out,
+            )  # fmt: skip
+        if not ranks.leads:
+            return
+        recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
+        student = tune_on_real_pictures(stage, student, scene, tuning, config, console)
+        save_student(stage, student, scene, console)
+        stage.discard.add("checkpoint.safetensors")
+
+    inputs = {"scene": source, "pseudo": pseudo}
+    return perform_together(run, "student", settings, inputs, work, ranks)
+
+
+def tune_on_real_pictures(
+    stage: StageWriter,
+    student: Student,
+    scene: Scene,
+    tuning: FineTuneConfig,
+    config: DistilConfig,
+    console: Console,
+) -> Student:
+    """The student after fine-tuning on real pictures, or as it was where that did not help."""
+    kept, held = real_split(scene)
+    device = next(student.parameters()).device
+    with console.progress("real pictures") as progress:
+        tuned = fine_tune(
+            student,
+            TrainingPictures(scene, kept.poses, kept.images).pool(student.spec, device),
+            lambda s: mean_psnr(
+                LightField(s, scene.intrinsics, scene.space), held.poses, held.images
+            ),
+            tuning,
+            config,
+            progress=progress,
+        )
+    stage.metrics |= {
+        "fine_tune_steps": tuned.steps,
+        "held_out_before_db": tuned.before_db,
+        "held_out_after_db": tuned.after_db,
+    }
+    return tuned.student
+
+
+def real_split(scene: Scene) -> tuple[Views, Views]:
+    """Real pictures to fine-tune on, and held-out ones: the scene's `val`, or every 8th of `train`."""
+    if len(scene.val):
+        return scene.train, scene.val
+    kept, held = held_out_split(len(scene.train), HELD_OUT_EVERY)
+    return _subset(scene.train, kept), _subset(scene.train, held)
+
+
+def _subset(views: Views, indices: Sequence[int]) -> Views:
+    chosen = list(indices)
+    return Views(tuple(views.names[i] for i in chosen), views.poses[chosen], views.images[chosen])
+
+
+def save_student(stage: StageWriter, student: Student, scene: Scene, console: Console) -> None:
+    """Weights, everything needed to render with them, and the scores on the test views."""
+    field = LightField(student, scene.intrinsics, scene.space)
+    device = next(student.parameters()).device
+    save_weights(stage.path / WEIGHTS, student.state_dict())
+    with console.progress("student, test views") as progress:
+        quality = score(
+            lambda pose: field.render(pose.to(device)), scene.test, stage.path / RENDERS, progress
+        )
+    rays = ray_grid(scene.intrinsics, student.spec)
+    stage.details |= {
+        "spec": student.spec.to_json(),
+        "intrinsics": scene.intrinsics.to_json(),
+        "space": scene.space.to_json(),
+    }
+    stage.metrics |= quality.to_json() | {
+        "parameters": parameter_count(student),
+        "macs": mac_count(student.spec, rays.height, rays.width),
+    }
+
+
+def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
+    """The light field of a `student` or `prune` artifact, in evaluation mode."""
+    details = artifact.manifest["details"]
+    try:
+        student = Student(StudentSpec.from_json(details["spec"]))
+        camera = Intrinsics.from_json(details["intrinsics"])
+        space = RaySpace.from_json(details["space"])
+    except (KeyError, TypeError, NelfError) as reason:
+        raise foreign(artifact, reason) from reason
+    load_into(student, artifact.weights(), where=artifact.path)
+    return LightField(student.to(device).eval(), camera, space)

@@ -1,0 +1,49 @@
+"""Stages that several processes perform together: one leads and owns the run, the others help.
+
+The leader alone decides whether a stage is current, holds the run's lock, writes and publishes. The
+others wait for its word, do their part of the work in its work folder, and wait until it is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightfield.run import Artifact, Run, StageWriter
+from train.distributed import Ranks
+
+
+class Helper(StageWriter):
+    """The leader's work folder as the others see it: nothing of theirs is written or kept."""
+
+    def log(self, **values: Any) -> None:
+        """Leave it to the leader."""
+
+
+def perform_together(
+    run: Run,
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, Artifact],
+    work: Callable[[StageWriter], None],
+    ranks: Ranks,
+) -> Artifact:
+    """What `Run.perform` does, with `work` called in all processes or, of a current stage, in none.
+
+    Raises:
+        RunLockedError: in the leader, when another job works in this run.
+    """
+    if ranks.leads:
+
+        def leading(writer: StageWriter) -> None:
+            ranks.spread_text(str(writer.path.resolve()))
+            work(writer)
+
+        artifact = run.perform(stage, config, inputs, leading)[0]
+        ranks.spread_text("")
+        return artifact
+    if folder := ranks.spread_text():
+        work(Helper(Path(folder), resumed=False))
+        ranks.spread_text()
+    return run.artifact(stage)

@@ -1,0 +1,151 @@
+"""Several processes are one training; a kill at any moment costs nothing but time."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from train.distil import CHECKPOINT
+from train.distributed import ALONE, leads, started_by_torchrun
+
+HERE = Path(__file__).resolve().parent
+PROCESS = HERE / "distil_process.py"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def started(count: int, command: list[str], **settings: str) -> list[subprocess.Popen]:
+    """The processes of a job, with what torchrun would tell them."""
+    port = str(free_port())
+    processes = []
+    for rank in range(count):
+        environment = os.environ | {
+            "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{HERE}",
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": str(count),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            **settings,
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def trained(result: Path, count: int, folder: Path | None = None, **settings: str) -> list:
+    """The weights that each process of a finished job ends with."""
+    command = [str(PROCESS), str(result), "-" if folder is None else str(folder)]
+    processes = started(count, command, **settings)
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    return [load_file(result.with_name(f"{result.name}.{rank}")) for rank in range(count)]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What one process that nobody interrupts ends with."""
+    return trained(tmp_path_factory.mktemp("alone") / "weights", 1)[0]
+
+
+def test_two_processes_train_as_one(tmp_path, alone):
+    first, second = trained(tmp_path / "weights", 2)
+    assert same(first, second)
+    for name, value in alone.items():  # sums in another order, over 40 steps
+        torch.testing.assert_close(first[name], value, rtol=2e-3, atol=2e-4)
+
+
+def begun(folder: Path, count: int) -> list[subprocess.Popen]:
+    """A job that has written its first checkpoint, and takes its time."""
+    command = [str(PROCESS), str(folder / "never"), str(folder)]
+    processes = started(count, command, PAUSE_S="0.3")
+    for _ in range(3000):
+        if (folder / CHECKPOINT).exists() or processes[0].poll() is not None:
+            break
+        time.sleep(0.01)
+    return processes
+
+
+def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, alone):
+    (process,) = begun(tmp_path, 1)
+    time.sleep(random.uniform(0, 1))
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert same(trained(tmp_path / "weights", 1, tmp_path)[0], alone)
+
+
+def test_the_others_notice_a_kill_at_once_and_any_number_of_processes_goes_on(tmp_path, alone):
+    processes = begun(tmp_path, 2)
+    processes[1].kill()
+    output = processes[0].communicate(timeout=60)[0]
+    processes[1].communicate(timeout=60)
+    assert processes[0].returncode == 1
+    assert "RanksError: another process of this job ended or cannot be reached" in output
+    found = trained(tmp_path / "weights", 1, tmp_path)[0]
+    for name, value in alone.items():
+        torch.testing.assert_close(found[name], value, rtol=2e-3, atol=2e-4)
+
+
+FAILING = """
+import time
+from lightfield.errors import SceneError
+from train.distributed import AnotherRankFailedError, joined
+try:
+    with joined() as ranks:
+        print(ranks.spread_text("a word: \u00fc" if ranks.leads else ""))
+        print(ranks.spread_text("") == "")
+        ranks.wait()
+        raise SceneError("broken")
+except AnotherRankFailedError:
+    print("quiet")
+except SceneError as error:
+    print(error)
+time.sleep(1)  # torchrun keeps the store; here it goes with the leader
+"""
+
+
+def test_the_leaders_words_reach_everyone_and_only_the_first_error_is_told():
+    outputs = [p.communicate(timeout=60)[0].splitlines() for p in started(2, ["-c", FAILING])]
+    assert [lines[:2] for lines in outputs] == [["a word: ü", "True"]] * 2
+    assert sorted(lines[2:] for lines in outputs) == [["broken"], ["quiet"]]
+
+
+def test_alone_nothing_is_joined(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert leads()
+    assert not started_by_torchrun()
+    value = torch.ones(3)
+    ALONE.average_(value)
+    ALONE.spread_([value])
+    ALONE.wait()
+    assert torch.equal(value, torch.ones(3))
+    assert ALONE.spread_text("word") == "word"

@@ -1,0 +1,204 @@
+"""Compositing of packed samples, its loss, and the loss's gradients, in one kernel.
+
+Letters are those of `train.volume_rendering`: x_i = density_i * length the thickness of sample i, T_i
+the transmittance before it, w_i = T_i (1 - exp(-x_i)) its weight. With v_i = dL/dw_i,
+
+    dL/dx_i = T_{i+1} v_i - sum_{j>i} w_j v_j - T_end v_end
+
+where v_end stands for what the loss makes of the light that passes: the background's colour, and the
+opacity in the loss that drives it to 0 or 1. A ray ends where its transmittance falls below `HIDDEN`;
+samples behind that get no gradient.
+
+The loss is train.teacher's, times 3 R / 2 for R rays: its gradient by a colour is the colour's error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from train.gpu.marching import RayBuffer, SampleBuffer
+from train.rendering import HIDDEN
+
+LANES = 32
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weights of the losses beside the mean squared error, and the factor on all gradients."""
+
+    background: tuple[float, float, float]
+    opacity_entropy: float
+    distortion: float
+    gradient_scale: float
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Sums over all rays since they were last zeroed."""
+
+    squared_error: Float[Tensor, "1"]
+    rays: Int32[Tensor, "1"]
+    samples_seen: Int32[Tensor, "1"]
+    """Samples that light still reaches."""
+
+    @classmethod
+    def zero(cls, device: torch.device) -> StepFigures:
+        """Nothing counted yet."""
+        counts = (torch.zeros(1, dtype=torch.int32, device=device) for _ in range(2))
+        return cls(torch.zeros(1, device=device), *counts)
+
+
+def composite(
+    ray_buffer: RayBuffer,
+    samples: SampleBuffer,
+    rays: Int32[Tensor, "1"],
+    density: Float[Tensor, "m"],
+    colour: Float[Tensor, "3 m"],
+    step_length: float,
+    losses: Losses,
+    density_gradient: Float[Tensor, "m"],
+    colour_gradient: Float[Tensor, "3 m"],
+    figures: StepFigures,
+) -> None:
+    """Gradients of the loss by density and colour of every sample in use; adds to the figures."""
+    capacity = len(ray_buffer.first)
+    _composite[(triton.cdiv(capacity, LANES),)](
+        ray_buffer.first, ray_buffer.length, ray_buffer.target, ray_buffer.speed, capacity,
+        samples.t, samples.t.shape[0], rays, density, colour, step_length, *losses.background,
+        losses.gradient_scale, losses.opacity_entropy, losses.distortion,
+        density_gradient, colour_gradient,
+        figures.squared_error, figures.rays, figures.samples_seen,
+        DISTORTION=losses.distortion > 0, HIDDEN=HIDDEN, LANES=LANES, num_warps=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _sample(at, density, colour, samples_capacity, step_length, mask):
+    """Thickness and colour of one sample of each ray."""
+    x = tl.load(density + at, mask=mask, other=0.0) * step_length
+    red = tl.load(colour + at, mask=mask, other=0.0).to(tl.float32)
+    green = tl.load(colour + samples_capacity + at, mask=mask, other=0.0).to(tl.float32)
+    blue = tl.load(colour + 2 * samples_capacity + at, mask=mask, other=0.0).to(tl.float32)
+    return x, red, green, blue
+
+
+@triton.jit
+def _spread(s, weight, before, before_s, total, total_s, length):
+    """The derivative of the distortion loss by a weight: `before` the sums over earlier samples."""
+    behind, behind_s = total - before - weight, total_s - before_s - weight * s
+    between = s * before - before_s + behind_s - s * behind
+    return 2 * between + 2.0 / 3.0 * weight * length
+
+
+@triton.jit
+def _composite(
+    first_in, length_in, target, speed_in, capacity,
+    t_in, samples_capacity, rays, density, colour, step_length, behind_r, behind_g, behind_b,
+    gradient_scale, entropy_weight, distortion_weight,
+    density_gradient, colour_gradient, squared_error, rays_seen, samples_seen,
+    DISTORTION: tl.constexpr, HIDDEN: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    drawn = tl.load(rays)
+    if tl.program_id(0) * LANES >= drawn:
+        return
+    in_use = lane < drawn
+    first = tl.load(first_in + lane, mask=in_use, other=0)
+    length = tl.load(length_in + lane, mask=in_use, other=0)
+    counts = in_use & (length >= 0)
+    speed = tl.load(speed_in + lane, mask=in_use, other=0.0)
+
+    depth = tl.zeros([LANES], tl.float32)
+    red, green, blue, opacity = depth, depth, depth, depth
+    total_s, passed = depth, depth + 1
+    seen = tl.zeros([LANES], tl.int32)
+    active = counts & (length > 0)
+    i = 0
+    while tl.max(active.to(tl.int32), 0) > 0:
+        x, r, g, b = _sample(first + i, density, colour, samples_capacity, step_length, active)
+        after = tl.exp(-(depth + x))
+        weight = tl.where(active, passed - after, 0.0)
+        red += weight * r
+        green += weight * g
+        blue += weight * b
+        opacity += weight
+        if DISTORTION:
+            total_s += weight * speed * tl.load(t_in + first + i, mask=active, other=0.0)
+        depth = tl.where(active, depth + x, depth)
+        passed = tl.where(active, after, passed)
+        seen += active.to(tl.int32)
+        i += 1
+        active = active & (i < length) & (passed > HIDDEN)
+
+    error_r = red + passed * behind_r - tl.load(target + lane, mask=counts, other=0.0)
+    error_g = green + passed * behind_g - tl.load(target + capacity + lane, mask=counts, other=0.0)
+    error_b = (
+        blue + passed * behind_b - tl.load(target + 2 * capacity + lane, mask=counts, other=0.0)
+    )
+    squares = error_r * error_r + error_g * error_g + error_b * error_b
+    tl.atomic_add(squared_error, tl.sum(tl.where(counts, squares, 0.0), 0))
+    tl.atomic_add(rays_seen, tl.sum(counts.to(tl.int32), 0))
+    tl.atomic_add(samples_seen, tl.sum(seen, 0))
+
+    # What v_end adds: the background's colour, and -d/do of the entropy -o log o.
+    entropy = tl.where(opacity > 1e-5, tl.log(tl.maximum(opacity, 1e-5)) + 1, 0.0)
+    at_end = error_r * behind_r + error_g * behind_g + error_b * behind_b
+    at_end += 1.5 * entropy_weight * entropy
+    spread_factor = 1.5 * distortion_weight
+
+    # The sum of w_j v_j over all samples; below it becomes the sum over the samples still to come.
+    to_come = error_r * red + error_g * green + error_b * blue
+    if DISTORTION:
+        passed_again, before, before_s = 0 * depth + 1, 0 * depth, 0 * depth
+        depth_again, i = 0 * depth, 0
+        while i < tl.max(seen, 0):
+            mask = i < seen
+            x = tl.load(density + first + i, mask=mask, other=0.0) * step_length
+            s = speed * tl.load(t_in + first + i, mask=mask, other=0.0)
+            depth_again += x
+            after = tl.exp(-depth_again)
+            weight = tl.where(mask, passed_again - after, 0.0)
+            spread = _spread(s, weight, before, before_s, opacity, total_s, step_length)
+            to_come += spread_factor * weight * spread
+            before += weight
+            before_s += weight * s
+            passed_again = tl.where(mask, after, passed_again)
+            i += 1
+
+    depth, before, before_s, ahead = 0 * depth, 0 * depth, 0 * depth, 0 * depth + 1
+    room = tl.maximum(tl.minimum(-1 - length, samples_capacity - first), 0)
+    written = tl.where(length < 0, room, length)
+    written = tl.where(in_use, written, 0)
+    i = 0
+    while i < tl.max(written, 0):
+        mask, live = i < written, i < seen
+        x, r, g, b = _sample(first + i, density, colour, samples_capacity, step_length, live)
+        depth += x
+        after = tl.exp(-depth)
+        weight = tl.where(live, ahead - after, 0.0)
+        value = error_r * r + error_g * g + error_b * b
+        if DISTORTION:
+            s = speed * tl.load(t_in + first + i, mask=live, other=0.0)
+            value += spread_factor * _spread(
+                s, weight, before, before_s, opacity, total_s, step_length
+            )
+            before += weight
+            before_s += weight * s
+        to_come -= weight * value
+        by_thickness = after * value - to_come - passed * at_end
+        scale = tl.where(live, gradient_scale, 0.0)
+        place = first + i
+        tl.store(density_gradient + place, scale * step_length * by_thickness, mask=mask)
+        tl.store(colour_gradient + place, scale * weight * error_r, mask=mask)
+        tl.store(colour_gradient + samples_capacity + place, scale * weight * error_g, mask=mask)
+        tl.store(
+            colour_gradient + 2 * samples_capacity + place, scale * weight * error_b, mask=mask
+        )
+        ahead = tl.where(live, after, ahead)
+        i += 1

@@ -1,0 +1,326 @@
+"""Drawing training rays and marching them through the occupancy bits, on the GPU.
+
+Letters are those of `train.marching`: rays are in the box's coordinates, sample k of a ray lies at
+t = first + k dt. The samples are the ones `train.marching.march` finds; rays come in any order, the
+samples of one ray side by side, near to far. Nothing waits for the host: how many rays to draw, and
+how many samples there are, are numbers on the device.
+
+Every draw is a function of (seed, step, ray), so that a resumed training draws what it would have.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float, Float16, Int32, UInt8
+from torch import Tensor
+
+from lightfield.camera import Intrinsics
+from lightfield.rays import RaySpace, camera_directions
+from lightfield.scenes.scene import Box, Views
+
+BLOCK_CELLS = 8
+"""Cells along each side of the blocks that are skipped at once where they hold nothing."""
+LANES = 32
+"""Rays of one program, which is one warp: lanes wait for the slowest of so many."""
+HARMONICS = 16
+
+
+@dataclass(frozen=True)
+class MarchingGrid:
+    """An occupancy grid as bits, and which of its blocks hold any."""
+
+    resolution: int
+    bits: Int32[Tensor, "words"]
+    blocks: UInt8[Tensor, "b b b"]
+
+    @classmethod
+    def empty(cls, resolution: int, device: torch.device) -> MarchingGrid:
+        """A grid that holds nothing; the resolution is a multiple of `BLOCK_CELLS`."""
+        blocks = resolution // BLOCK_CELLS
+        words = torch.zeros(resolution**3 // 32, dtype=torch.int32, device=device)
+        return cls(resolution, words, torch.zeros((blocks,) * 3, dtype=torch.uint8, device=device))
+
+    def fill(self, occupied: Bool[Tensor, "r r r"]) -> None:
+        """Take over which cells are occupied."""
+        lanes = occupied.view(-1, 32).int()
+        shifts = torch.arange(32, dtype=torch.int32, device=lanes.device)
+        self.bits.copy_((lanes << shifts).sum(1, dtype=torch.int32))
+        b = self.resolution // BLOCK_CELLS
+        by_block = occupied.view(b, BLOCK_CELLS, b, BLOCK_CELLS, b, BLOCK_CELLS)
+        self.blocks.copy_(by_block.amax(dim=(1, 3, 5)))
+
+
+@dataclass(frozen=True)
+class PictureRays:
+    """All pixels of some views on the GPU, and what makes a ray in the box of each."""
+
+    colours: UInt8[Tensor, "p 3"]
+    poses: Float[Tensor, "n 3 4"]
+    directions: Float[Tensor, "hw 3"]
+    space: RaySpace
+    box: Box
+
+    @classmethod
+    def of(
+        cls,
+        views: Views,
+        intrinsics: Intrinsics,
+        space: RaySpace,
+        box: Box,
+        device: torch.device,
+    ) -> PictureRays:
+        """The pixels of `views`."""
+        colours = torch.from_numpy(views.images.copy()).view(-1, 3).to(device)
+        poses = torch.from_numpy(views.poses.copy()).to(device)
+        directions = camera_directions(intrinsics, device=device).view(-1, 3)
+        return cls(colours, poses, directions, space, box)
+
+
+@dataclass(frozen=True)
+class RayBuffer:
+    """Rays of a step; only the first of them are in use."""
+
+    first: Int32[Tensor, "r"]
+    """Where a ray's samples begin."""
+    length: Int32[Tensor, "r"]
+    """Number of its samples; n samples for which there was no room are -1 - n."""
+    target: Float[Tensor, "3 r"]
+    """The pixel's colour."""
+    speed: Float[Tensor, "r"]
+    """Length of the direction: sides of the box per unit of t."""
+    harmonics: Float16[Tensor, "r 16"]
+    """Spherical harmonics of the direction."""
+
+    @classmethod
+    def empty(cls, rays: int, device: torch.device) -> RayBuffer:
+        """Room for so many rays."""
+        return cls(
+            torch.zeros(rays, dtype=torch.int32, device=device),
+            torch.zeros(rays, dtype=torch.int32, device=device),
+            torch.zeros((3, rays), device=device),
+            torch.zeros(rays, device=device),
+            torch.zeros((rays, HARMONICS), dtype=torch.float16, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class SampleBuffer:
+    """Samples of a step; only the first `count` of them are in use."""
+
+    points: Float[Tensor, "3 m"]
+    t: Float[Tensor, "m"]
+    ray: Int32[Tensor, "m"]
+    count: Int32[Tensor, "1"]
+
+    @classmethod
+    def empty(cls, samples: int, device: torch.device) -> SampleBuffer:
+        """Room for so many samples."""
+        return cls(
+            torch.zeros((3, samples), device=device),
+            torch.zeros(samples, device=device),
+            torch.zeros(samples, dtype=torch.int32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+        )
+
+
+def draw_and_march(
+    pictures: PictureRays,
+    grid: MarchingGrid,
+    step_length: float,
+    seed: int,
+    step: Int32[Tensor, "1"],
+    rays: Int32[Tensor, "1"],
+    ray_buffer: RayBuffer,
+    samples: SampleBuffer,
+) -> None:
+    """Draw `rays` random pixels and find the samples of their rays, into the buffers.
+
+    A sample's offset within its step is random, the same for all samples of a ray. `samples.count`
+    becomes the number of samples found, also of those for which there was no room.
+    """
+    samples.count.zero_()
+    capacity = len(ray_buffer.first)
+    space, box = pictures.space, pictures.box
+    corner = [c - box.half_extent for c in box.centre]
+    _draw_and_march[(triton.cdiv(capacity, LANES),)](
+        pictures.colours, pictures.poses, pictures.directions,
+        len(pictures.colours), len(pictures.directions), capacity,
+        grid.bits, grid.blocks, step_length, seed, step, rays,
+        space.near, space.far, *corner, 1 / (2 * box.half_extent),
+        *space.ndc_scale, space.ndc_near,
+        ray_buffer.first, ray_buffer.length, ray_buffer.target, ray_buffer.speed,
+        ray_buffer.harmonics, samples.points, samples.t, samples.ray, samples.count,
+        samples.t.shape[0],
+        NDC=space.kind == "ndc", R=grid.resolution, C=BLOCK_CELLS, LANES=LANES, num_warps=1,
+    )  # fmt: skip
+
+
+def supports_marching(resolution: int) -> bool:
+    """Whether an occupancy grid of this resolution can be marched."""
+    return resolution % BLOCK_CELLS == 0 and math.prod((resolution,) * 3) % 32 == 0
+
+
+@triton.jit
+def _leaves(cell, size, o, d, R: tl.constexpr):
+    """The t at which a ray leaves a cell, or the block of `size` cells around it, along one axis."""
+    low = (cell // size) * size
+    side = tl.where(d >= 0, low + size, low).to(tl.float32) / R
+    return (side - o) / tl.where(tl.abs(d) < 1e-20, 1e-20, d)
+
+
+@triton.jit
+def look(
+    first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R: tl.constexpr, C: tl.constexpr
+):
+    """Sample k of each ray: its t and point, whether its cell is occupied, and the next k to look at.
+
+    The next k is the first one past the empty cell, or past the empty block of C^3 cells.
+    """
+    t = first + k * dt
+    x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+    i = tl.minimum(tl.maximum(x * R, 0.0), R - 1.0).to(tl.int32)
+    j = tl.minimum(tl.maximum(y * R, 0.0), R - 1.0).to(tl.int32)
+    l = tl.minimum(tl.maximum(z * R, 0.0), R - 1.0).to(tl.int32)  # noqa: E741
+    B: tl.constexpr = R // C
+    block = tl.load(blocks + ((i // C) * B + j // C) * B + l // C, mask=active, other=0)
+    any_here = block != 0
+    cell = (i * R + j) * R + l
+    word = tl.load(bits + cell // 32, mask=active & any_here, other=0)
+    occupied = active & (((word >> (cell % 32)) & 1) != 0)
+    size = tl.where(any_here, 1, C)
+    leave_x = _leaves(i, size, ox, dx, R)
+    leave_y = _leaves(j, size, oy, dy, R)
+    leave_z = _leaves(l, size, oz, dz, R)
+    leave = tl.minimum(leave_x, tl.minimum(leave_y, leave_z))
+    # A little early rather than late: a look too many costs less than a sample lost to rounding.
+    past = tl.ceil((leave - first) / dt - 1e-3)
+    following = tl.where(occupied, k + 1, tl.maximum(k + 1, past))
+    return t, x, y, z, occupied, following
+
+
+@triton.jit
+def _interval(o, d, start, stop):
+    inverse = 1 / tl.where(d == 0, 1e-20, d)
+    a, b = -o * inverse, (1 - o) * inverse
+    return tl.maximum(start, tl.minimum(a, b)), tl.minimum(stop, tl.maximum(a, b))
+
+
+@triton.jit
+def _triple(place):
+    return tl.load(place), tl.load(place + 1), tl.load(place + 2)
+
+
+@triton.jit
+def _world(row, x, y, z):
+    """One coordinate of a ray's direction and origin, from a row of its pose."""
+    a, b, c = _triple(row)
+    return a * x + b * y + c * z, tl.load(row + 3)
+
+
+@triton.jit
+def _store_harmonics(place, x, y, z, in_use):
+    """As `train.spherical_harmonics`."""
+    xx, yy, zz = x * x, y * y, z * z
+    xy, yz, xz = x * y, y * z, x * z
+    tl.store(place, (0.28209479177387814 + 0 * x).to(tl.float16), mask=in_use)
+    tl.store(place + 1, (-0.4886025119029199 * y).to(tl.float16), mask=in_use)
+    tl.store(place + 2, (0.4886025119029199 * z).to(tl.float16), mask=in_use)
+    tl.store(place + 3, (-0.4886025119029199 * x).to(tl.float16), mask=in_use)
+    tl.store(place + 4, (1.0925484305920792 * xy).to(tl.float16), mask=in_use)
+    tl.store(place + 5, (-1.0925484305920792 * yz).to(tl.float16), mask=in_use)
+    tl.store(place + 6, (0.31539156525252005 * (3 * zz - 1)).to(tl.float16), mask=in_use)
+    tl.store(place + 7, (-1.0925484305920792 * xz).to(tl.float16), mask=in_use)
+    tl.store(place + 8, (0.5462742152960396 * (xx - yy)).to(tl.float16), mask=in_use)
+    tl.store(place + 9, (0.5900435899266435 * y * (yy - 3 * xx)).to(tl.float16), mask=in_use)
+    tl.store(place + 10, (2.890611442640554 * xy * z).to(tl.float16), mask=in_use)
+    tl.store(place + 11, (0.4570457994644658 * y * (1 - 5 * zz)).to(tl.float16), mask=in_use)
+    tl.store(place + 12, (0.3731763325901154 * z * (5 * zz - 3)).to(tl.float16), mask=in_use)
+    tl.store(place + 13, (0.4570457994644658 * x * (1 - 5 * zz)).to(tl.float16), mask=in_use)
+    tl.store(place + 14, (1.445305721320277 * z * (xx - yy)).to(tl.float16), mask=in_use)
+    tl.store(place + 15, (0.5900435899266435 * x * (3 * yy - xx)).to(tl.float16), mask=in_use)
+
+
+@triton.jit
+def _draw_and_march(
+    colours, poses, directions, pixels, pixels_per_view, capacity,
+    bits, blocks, step_length, seed, step, rays,
+    near, far, corner_x, corner_y, corner_z, scale, ndc_x, ndc_y, ndc_near,
+    first_out, length_out, target_out, speed_out, harmonics_out,
+    points_out, t_out, ray_out, count, samples_capacity,
+    NDC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    drawn = tl.load(rays)
+    if tl.program_id(0) * LANES >= drawn:
+        return
+    in_use = lane < drawn  # lanes beyond march another pixel's ray, unseen
+    key = (tl.full((), seed, tl.int64) << 32) + tl.load(step).to(tl.int64)
+    random_pixel, random_offset, _first, _second = tl.randint4x(key, lane)
+    pixel = tl.umulhi(random_pixel.to(tl.uint32, bitcast=True), pixels.to(tl.uint32)).to(tl.int64)
+    offset = (random_offset.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * (1.0 / 16777216.0)
+
+    view = pixel // pixels_per_view
+    at = pixel - view * pixels_per_view
+    cx, cy, cz = _triple(directions + 3 * at)
+    pose = poses + 12 * view
+    dx, ox = _world(pose, cx, cy, cz)
+    dy, oy = _world(pose + 4, cx, cy, cz)
+    dz, oz = _world(pose + 8, cx, cy, cz)
+    if NDC:
+        to_plane = (ndc_near + oz) / dz
+        ox, oy, oz = ox - to_plane * dx, oy - to_plane * dy, oz - to_plane * dz
+        px, py = ox / oz, oy / oz
+        dx, dy, dz = -ndc_x * (dx / dz - px), -ndc_y * (dy / dz - py), -2 * ndc_near / oz
+        ox, oy, oz = -ndc_x * px, -ndc_y * py, 1 + 2 * ndc_near / oz
+    ox, oy, oz = (ox - corner_x) * scale, (oy - corner_y) * scale, (oz - corner_z) * scale
+    dx, dy, dz = dx * scale, dy * scale, dz * scale
+    speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
+
+    start, stop = tl.full([LANES], near, tl.float32), tl.full([LANES], far, tl.float32)
+    start, stop = _interval(ox, dx, start, stop)
+    start, stop = _interval(oy, dy, start, stop)
+    start, stop = _interval(oz, dz, start, stop)
+    dt = step_length / speed
+    steps = tl.ceil((stop - start) / dt - offset)
+    first = start + offset * dt
+
+    length = tl.zeros([LANES], tl.int32)
+    k = tl.zeros([LANES], tl.float32)
+    active = in_use & (k < steps)
+    while tl.max(active.to(tl.int32), 0) > 0:
+        _, _, _, _, occupied, k = look(
+            first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R, C
+        )
+        length += occupied.to(tl.int32)
+        active = active & (k < steps)
+
+    total = tl.sum(length, 0)
+    place = tl.atomic_add(count, total) + tl.cumsum(length, 0) - length
+    lost = place + length > samples_capacity
+    tl.store(first_out + lane, place, mask=in_use)
+    tl.store(length_out + lane, tl.where(lost, -1 - length, length), mask=in_use)
+    tl.store(speed_out + lane, speed, mask=in_use)
+    red, green, blue = _triple(colours + 3 * pixel)
+    tl.store(target_out + lane, red.to(tl.float32) / 255, mask=in_use)
+    tl.store(target_out + capacity + lane, green.to(tl.float32) / 255, mask=in_use)
+    tl.store(target_out + 2 * capacity + lane, blue.to(tl.float32) / 255, mask=in_use)
+    _store_harmonics(harmonics_out + 16 * lane, dx / speed, dy / speed, dz / speed, in_use)
+
+    k = tl.zeros([LANES], tl.float32)
+    active = in_use & (k < steps) & (length > 0) & (lost == 0)
+    while tl.max(active.to(tl.int32), 0) > 0:
+        t, x, y, z, occupied, k = look(
+            first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R, C
+        )
+        tl.store(t_out + place, t, mask=occupied)
+        tl.store(ray_out + place, lane, mask=occupied)
+        tl.store(points_out + place, x, mask=occupied)
+        tl.store(points_out + samples_capacity + place, y, mask=occupied)
+        tl.store(points_out + 2 * samples_capacity + place, z, mask=occupied)
+        place += occupied.to(tl.int32)
+        active = active & (k < steps)

@@ -1,0 +1,106 @@
+"""The occupancy grid's updates on the GPU, without waiting for the host.
+
+What `train.occupancy.OccupancyGrid.update` does, on the same grid, with as many points as before: all
+candidate cells, or a quarter of their number drawn from them and as many from the occupied ones. The
+candidates must not change any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from train.gpu.marching import MarchingGrid
+from train.occupancy import DECAY, OccupancyGrid
+
+BLOCK = 256
+
+
+class OccupancyUpdate:
+    """Looks at the field again and renews the grid, its bits included.
+
+    `density_at(points [3, n], out [n])` asks the field.
+    """
+
+    def __init__(
+        self,
+        grid: OccupancyGrid,
+        bits: MarchingGrid,
+        density_at: Callable[[Float[Tensor, "3 n"], Float[Tensor, "n"]], None],
+        seed: int,
+    ):
+        self.grid, self.bits, self.density_at, self.seed = grid, bits, density_at, seed
+        self.candidates = grid.candidates.view(-1).nonzero()[:, 0]
+        count, device = len(self.candidates), grid.density.device
+        self._random = torch.empty((4, max(count, 1)), device=device)
+        self._points = torch.empty((3, max(count, 1)), device=device)
+        self._seen = torch.empty(max(count, 1), device=device)
+        bits.fill(grid.occupied)
+
+    def __call__(self, step: Int32[Tensor, "1"], *, everywhere: bool) -> None:
+        """Update before the step of this number, which decides all draws."""
+        if not len(self.candidates):
+            return
+        uniform(self._random, self.seed, step)
+        cells = self.candidates if everywhere else self._drawn()
+        self._look(cells)
+        grid = self.grid
+        density = grid.density.mul_(DECAY).view(-1)
+        density.scatter_reduce_(0, cells, self._seen[: len(cells)], "amax")
+        grid.occupied.copy_(grid.density > self._threshold())
+        self.bits.fill(grid.occupied)
+
+    def _drawn(self) -> Int64[Tensor, "n"]:
+        """A quarter of the candidates' number from all of them, then as many from the occupied."""
+        count = len(self.candidates)
+        quarter = -(-count // 4)
+        choice = self._random[3]
+        anywhere = (choice[:quarter] * count).long().clamp_(max=count - 1)
+        occupied = self.grid.occupied.view(-1)[self.candidates].cumsum(0)
+        # Of an empty grid it draws the last candidate, again and again, which does no harm.
+        rank = (choice[count - quarter :] * occupied[-1]).long() + 1
+        among = torch.searchsorted(occupied, rank).clamp_(max=count - 1)
+        return self.candidates[torch.cat([anywhere, among])]
+
+    def _look(self, cells: Int64[Tensor, "n"]) -> None:
+        """Ask the field at a random point of each cell."""
+        r, n = self.grid.resolution, len(cells)
+        for axis, along in enumerate((cells // (r * r), cells // r % r, cells % r)):
+            torch.add(along, self._random[axis, :n], out=self._points[axis, :n]).div_(r)
+        points = self._points[:, :n]
+        self.density_at(points if points.is_contiguous() else points.contiguous(), self._seen[:n])
+
+    def _threshold(self) -> Float[Tensor, ""]:
+        """As `OccupancyGrid.threshold`, without leaving the device."""
+        density = self.grid.density
+        mean = density.sum() / density.count_nonzero()  # not a number when all are zero
+        return torch.where(mean < self.grid.ceiling(), mean, self.grid.ceiling())
+
+
+def uniform(out: Float[Tensor, "4 n"], seed: int, step: Int32[Tensor, "1"]) -> None:
+    """Random numbers in [0, 1), a function of the seed, the step and their place."""
+    n = out.shape[1]
+    _uniform[(triton.cdiv(n, BLOCK),)](out, n, seed, step, BLOCK=BLOCK)
+
+
+@triton.jit
+def _unit(random):
+    return (random.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * (1.0 / 16777216.0)
+
+
+@triton.jit
+def _uniform(out, n, seed, step, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < n
+    # The upper half of the key's numbers: the lower is for the rays of the step.
+    key = (tl.full((), seed, tl.int64) << 32) + tl.load(step).to(tl.int64) + (1 << 30)
+    a, b, c, d = tl.randint4x(key, place)
+    tl.store(out + place, _unit(a), mask=mask)
+    tl.store(out + n + place, _unit(b), mask=mask)
+    tl.store(out + 2 * n + place, _unit(c), mask=mask)
+    tl.store(out + 3 * n + place, _unit(d), mask=mask)

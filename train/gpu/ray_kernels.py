@@ -1,0 +1,134 @@
+"""Device functions of the renderer: a camera's rays, and the way along them to occupied samples.
+
+Letters: o, d origin and direction of a ray in the box's coordinates, B rays side by side. Sample k of
+a ray lies at t = start + (k + 1/2) dt, as in `train.marching`. R, F and the words are those of
+`train.gpu.fine_occupancy`; u = R o, v = R d are the ray in cells.
+
+`camera` holds float32 constants: fx, fy, cx, cy, near, far, the box's lower corner (3), its side, the
+step length, the background (3), the NDC scale (2) and the NDC near plane.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+CAMERA_CONSTANTS = 17
+WORLD, NDC, GIVEN = (tl.constexpr(kind) for kind in range(3))
+"""Where rays come from: a camera in the world, one before normalised device coordinates, a list."""
+EARLY = tl.constexpr(1e-3)
+"""Part of a step by which jumps fall short: a look too many costs less than a sample lost."""
+
+
+@triton.jit
+def box_rays(
+    pixel, poses, lens, origins, directions, camera, height, width, live,
+    KIND: tl.constexpr, LENS: tl.constexpr,
+):  # fmt: skip
+    """Origins and directions of pixels, in the box's coordinates.
+
+    `pixel` counts row after row, picture after picture; of given rays it is their number. With
+    `LENS`, `lens` [H, W, 2] holds the x and y of the camera's directions.
+    """
+    if KIND == GIVEN:
+        ray = 3 * pixel.to(tl.int64)
+        ox = tl.load(origins + ray, mask=live, other=0.0)
+        oy = tl.load(origins + ray + 1, mask=live, other=0.0)
+        oz = tl.load(origins + ray + 2, mask=live, other=0.0)
+        dx = tl.load(directions + ray, mask=live, other=0.0)
+        dy = tl.load(directions + ray + 1, mask=live, other=0.0)
+        dz = tl.load(directions + ray + 2, mask=live, other=1.0)
+    else:
+        picture = pixel // (height * width)
+        at = pixel - picture * (height * width)
+        if LENS:
+            x = tl.load(lens + 2 * at, mask=live, other=0.0)
+            y = tl.load(lens + 2 * at + 1, mask=live, other=0.0)
+        else:
+            row = at // width
+            column = at - row * width
+            x = (column.to(tl.float32) + 0.5 - tl.load(camera + 2)) / tl.load(camera)
+            y = (tl.load(camera + 3) - row.to(tl.float32) - 0.5) / tl.load(camera + 1)
+        pose = poses + 12 * picture
+        dx, ox = _in_world(pose, x, y, live)
+        dy, oy = _in_world(pose + 4, x, y, live)
+        dz, oz = _in_world(pose + 8, x, y, live)
+        if KIND == NDC:
+            scale_x, scale_y = tl.load(camera + 14), tl.load(camera + 15)
+            plane = tl.load(camera + 16)
+            to_plane = (plane + oz) / dz
+            ox, oy, oz = ox - to_plane * dx, oy - to_plane * dy, oz - to_plane * dz
+            px, py = ox / oz, oy / oz
+            dx, dy = -scale_x * (dx / dz - px), -scale_y * (dy / dz - py)
+            dz = -2 * plane / oz
+            ox, oy, oz = -scale_x * px, -scale_y * py, 1 + 2 * plane / oz
+    per_side = 1 / tl.load(camera + 9)
+    ox = (ox - tl.load(camera + 6)) * per_side
+    oy = (oy - tl.load(camera + 7)) * per_side
+    oz = (oz - tl.load(camera + 8)) * per_side
+    return ox, oy, oz, dx * per_side, dy * per_side, dz * per_side
+
+
+@triton.jit
+def _in_world(row, x, y, live):
+    """One coordinate of the direction and the origin of rays (x, y, -1), from a row of their poses."""
+    d = tl.load(row, mask=live, other=0.0) * x + tl.load(row + 1, mask=live, other=0.0) * y
+    return d - tl.load(row + 2, mask=live, other=1.0), tl.load(row + 3, mask=live, other=0.0)
+
+
+@triton.jit
+def steps_in_box(ox, oy, oz, dx, dy, dz, camera):
+    """Where rays start, the length of their steps in t, and how many steps they make (float32)."""
+    near_x, far_x = _between(ox, dx)
+    near_y, far_y = _between(oy, dy)
+    near_z, far_z = _between(oz, dz)
+    start = tl.maximum(tl.maximum(near_x, near_y), tl.maximum(near_z, tl.load(camera + 4)))
+    stop = tl.minimum(tl.minimum(far_x, far_y), tl.minimum(far_z, tl.load(camera + 5)))
+    dt = tl.load(camera + 10) / tl.sqrt(dx * dx + dy * dy + dz * dz)
+    return start, dt, tl.ceil((stop - start) / dt - 0.5)
+
+
+@triton.jit
+def _between(o, d):
+    inverse = 1 / tl.where(d == 0, 1e-20, d)
+    a, b = -o * inverse, (1 - o) * inverse
+    return tl.minimum(a, b), tl.maximum(a, b)
+
+
+@triton.jit
+def look(
+    words, distances, start, dt, k, ux, uy, uz, vx, vy, vz, live,
+    R: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    """Whether sample k of each ray is in an occupied fine cell, and the next k that may be (float32).
+
+    Where the sample's whole word is empty, the next one lies beyond the cube of empty words around.
+    """
+    t = start + (k + 0.5) * dt
+    x, i = _fine(ux + t * vx, R, F)
+    y, j = _fine(uy + t * vy, R, F)
+    z, l = _fine(uz + t * vz, R, F)  # noqa: E741
+    cell = (i * R + j) * R + l
+    bit = ((x - i * F) * F + (y - j * F)) * F + (z - l * F)
+    # Both are asked for at once: one wait for memory, not two.
+    word = tl.load(words + cell, mask=live, other=0)
+    distance = tl.load(distances + cell, mask=live, other=0).to(tl.int32)
+    occupied = live & (((word >> bit.to(tl.int64)) & 1) != 0)
+    leave = tl.minimum(_leaves(i, distance, ux, vx), _leaves(j, distance, uy, vy))
+    leave = tl.minimum(leave, _leaves(l, distance, uz, vz))
+    beyond = tl.ceil((leave - start) / dt - 0.5 - EARLY)
+    return occupied, tl.maximum(k + 1, tl.where(distance > 0, beyond, 0.0))
+
+
+@triton.jit
+def _fine(along, R: tl.constexpr, F: tl.constexpr):
+    """The fine cell of a coordinate in cells, and the cell it is in; outside, the nearest."""
+    fine = (tl.minimum(tl.maximum(along, 0.0), R - 1e-4) * F).to(tl.int32)
+    return fine, fine // F
+
+
+@triton.jit
+def _leaves(cell, distance, u, v):
+    """The t at which a ray leaves the cells less than `distance` from a cell, along one axis."""
+    side = tl.where(v >= 0, cell + distance, cell + 1 - distance).to(tl.float32)
+    return (side - u) / tl.where(v == 0, 1e-20, v)

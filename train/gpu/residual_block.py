@@ -1,0 +1,214 @@
+"""Residual blocks of 1x1 convolutions, x + W2 act(W1 x + b1) + b2: activations, and wide stacks.
+
+Letters: R rows (rays or pixels, channels last), C the stream's channels, I a block's inner channels,
+h = W1 x + b1, g = act(h), d = act'(h); dy, dh, dx are gradients. C is a power of two from 16 and I a
+multiple of the chunk below: narrower layers come padded with zeros, which stay zeros.
+
+A 1x1 convolution does not mix rows, so one program walks its rows through all blocks of a stack, with
+the stream in float32 registers. Forward keeps x, g and d of each block, backward turns d into dh in
+place, and `student_gradients` multiplies them into weight gradients. Keeping d moves a seventh more
+bytes than computing h again would, and saves a seventh of the arithmetic, which is what limits.
+
+`KIND` is an activation: 0 GELU, 1 GELU by the hardware's tanh, 2 x sigmoid(1.702 x), 3 ReLU. 1 differs
+from 0 by at most 4.8e-4 (the form) + 2^-12 |h| (the hardware's tanh), where bfloat16 rounds by up to
+2^-9 |g|. Twin: `lightfield.student.ResidualBlock`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from train.gpu.availability import INTERPRETED
+
+WIDE_ROWS = 128
+"""Rows of one program of a wide stack; buffers hold a multiple of it."""
+WIDE_CHUNK = 64
+"""Inner channels at a time; inner widths are padded to a multiple of it."""
+WIDE_WARPS = 8
+FORWARD_STAGES = 2
+BACKWARD_STAGES = 2
+
+
+def activation_kind(activation: str, dtype: torch.dtype) -> int:
+    """The number of an activation; GELU is approximated only where bfloat16 hides it."""
+    if activation == "gelu":
+        return 0 if dtype == torch.float32 or INTERPRETED else 1
+    return {"sigmoid_gelu": 2, "relu": 3}[activation]
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; a few for the interpreter."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _tanh(x):
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def activate(h, KIND: tl.constexpr):
+    """act(h) and act'(h), in float32."""
+    if KIND == 0:
+        half = 0.5 + 0.5 * tl.erf(h * 0.7071067811865476)
+        value = h * half
+        slope = half + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+    elif KIND == 1:
+        square = h * h
+        t = _tanh(h * (0.7978845608 + 0.0356774081 * square))
+        half = 0.5 + 0.5 * t
+        value = h * half
+        slope = half + 2 * value * (1 - half) * (0.7978845608 + 0.1070322244 * square)
+    elif KIND == 2:
+        s = 1 / (1 + tl.exp(-1.702 * h))
+        value = h * s
+        slope = s + 1.702 * value * (1 - s)
+    else:
+        value = tl.maximum(h, 0.0)
+        slope = tl.where(h > 0, 1.0, 0.0)
+    return value, slope
+
+
+@triton.jit
+def wide_forward_kernel(
+    x_ptr,  # [blocks + 1, rows, C], the first given
+    g_ptr,  # per block [rows, I]
+    d_ptr,  # per block [rows, I]
+    weights_ptr,
+    table_ptr,  # per block: where W1, b1, W2, b2 begin, inner channels before it, I
+    rows,
+    blocks,
+    C: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    KIND: tl.constexpr,
+    KEEP: tl.constexpr,
+    OUTER_SKIP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A stack of residual blocks, with a skip around all of them if told."""
+    dtype = x_ptr.dtype.element_ty
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, C)
+    tile = r[:, None] * C + c[None, :]
+    stream = tl.load(x_ptr + tile).to(tl.float32)
+    slot_ptr = x_ptr
+    for b in range(blocks):
+        w1_at = tl.multiple_of(tl.load(table_ptr + 6 * b), 16)
+        b1_at = tl.multiple_of(tl.load(table_ptr + 6 * b + 1), 16)
+        w2_at = tl.multiple_of(tl.load(table_ptr + 6 * b + 2), 16)
+        b2_at = tl.multiple_of(tl.load(table_ptr + 6 * b + 3), 16)
+        before = tl.multiple_of(tl.load(table_ptr + 6 * b + 4), 16).to(tl.int64)
+        inner = tl.multiple_of(tl.load(table_ptr + 6 * b + 5), 16)
+        x = tl.load(slot_ptr + tile, cache_modifier=".cg")
+        stream += tl.load(weights_ptr + b2_at + c).to(tl.float32)[None, :]
+        for start in range(0, inner, CHUNK):
+            i = start + tl.arange(0, CHUNK)
+            w1 = tl.load(weights_ptr + w1_at + i[:, None] * C + c[None, :])
+            w2 = tl.load(weights_ptr + w2_at + c[:, None] * inner + i[None, :])
+            b1 = tl.load(weights_ptr + b1_at + i).to(tl.float32)
+            h = tl.dot(x, tl.trans(w1), input_precision=PRECISION) + b1[None, :]
+            value, slope = activate(h, KIND)
+            g = value.to(dtype)
+            stream = tl.dot(g, tl.trans(w2), stream, input_precision=PRECISION)
+            if KEEP:
+                kept = before * rows + r[:, None] * inner + i[None, :]
+                tl.store(g_ptr + kept, g)
+                tl.store(d_ptr + kept, slope.to(dtype))
+        slot_ptr += rows * C
+        tl.store(slot_ptr + tile, stream.to(dtype))
+        tl.debug_barrier()  # the next block reads what other threads of this program wrote
+    if OUTER_SKIP:
+        stream += tl.load(x_ptr + tile).to(tl.float32)
+        tl.store(slot_ptr + tile, stream.to(dtype))
+
+
+@triton.jit
+def wide_backward_kernel(
+    last_ptr,  # the last of dy's slots, which is given
+    dy_ptr,  # [blocks + 1, rows, C]; the first becomes the head's gradient
+    d_ptr,  # per block [rows, I]: act'(h), which becomes dh
+    slope_ptr,  # [rows, C]: act' of what made the stack's input, where there is an outer skip
+    weights_ptr,
+    table_ptr,
+    rows,
+    blocks,
+    C: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTER_SKIP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of a stack's streams and inner channels, from the last block to the first."""
+    dtype = dy_ptr.dtype.element_ty
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, C)
+    tile = r[:, None] * C + c[None, :]
+    slot_ptr = last_ptr
+    stream = tl.load(last_ptr + tile).to(tl.float32)
+    for step in range(blocks):
+        b = blocks - 1 - step
+        w1_at = tl.multiple_of(tl.load(table_ptr + 6 * b), 16)
+        w2_at = tl.multiple_of(tl.load(table_ptr + 6 * b + 2), 16)
+        before = tl.multiple_of(tl.load(table_ptr + 6 * b + 4), 16).to(tl.int64)
+        inner = tl.multiple_of(tl.load(table_ptr + 6 * b + 5), 16)
+        dy = tl.load(slot_ptr + tile, cache_modifier=".cg")
+        for start in range(0, inner, CHUNK):
+            i = start + tl.arange(0, CHUNK)
+            kept = before * rows + r[:, None] * inner + i[None, :]
+            w2 = tl.load(weights_ptr + w2_at + c[:, None] * inner + i[None, :])
+            w1 = tl.load(weights_ptr + w1_at + i[:, None] * C + c[None, :])
+            slope = tl.load(d_ptr + kept)
+            dg = tl.dot(dy, w2, input_precision=PRECISION)
+            dh = (dg * slope.to(tl.float32)).to(dtype)
+            stream = tl.dot(dh, w1, stream, input_precision=PRECISION)
+            tl.store(d_ptr + kept, dh)
+        slot_ptr -= rows * C
+        tl.store(slot_ptr + tile, stream.to(dtype))
+        tl.debug_barrier()
+    if OUTER_SKIP:
+        stream += tl.load(last_ptr + tile).to(tl.float32)
+        stream *= tl.load(slope_ptr + tile).to(tl.float32)
+        tl.store(dy_ptr + tile, stream.to(dtype))
+
+
+def wide_forward(
+    x: Tensor,
+    g: Tensor,
+    d: Tensor,
+    weights: Tensor,
+    table: Tensor,
+    *,
+    kind: int,
+    keep: bool,
+    outer_skip: bool,
+) -> None:
+    """Fill x[1:] [blocks + 1, R, C] from x[0], and g, d [R * all inner channels] if they are kept."""
+    slots, rows, channels = x.shape
+    wide_forward_kernel[(rows // WIDE_ROWS,)](
+        x, g, d, weights, table, rows, slots - 1,
+        C=channels, CHUNK=WIDE_CHUNK, ROWS=WIDE_ROWS, KIND=kind, KEEP=keep, OUTER_SKIP=outer_skip,
+        PRECISION="ieee", num_warps=WIDE_WARPS, num_stages=FORWARD_STAGES,
+    )  # fmt: skip
+
+
+def wide_backward(
+    dy: Tensor, d: Tensor, slope: Tensor | None, weights: Tensor, table: Tensor
+) -> None:
+    """Fill dy[:-1] [blocks + 1, R, C] from dy[-1] and turn d into dh.
+
+    With `slope` there is a skip around the stack, and dy[0] is multiplied by it.
+    """
+    slots, rows, channels = dy.shape
+    wide_backward_kernel[(rows // WIDE_ROWS,)](
+        dy[-1], dy, d, dy if slope is None else slope, weights, table, rows, slots - 1,
+        C=channels, CHUNK=WIDE_CHUNK, ROWS=WIDE_ROWS, OUTER_SKIP=slope is not None,
+        PRECISION="ieee", num_warps=WIDE_WARPS, num_stages=BACKWARD_STAGES,
+    )  # fmt: skip

@@ -1,0 +1,166 @@
+"""Pseudo pictures made by the published code of MobileR2L, read into the project's own form.
+
+Its folder: `{H}x{W}_rgb/rendered_rgb_%05d.npy` float32 [H W, 3]; `poses/c2w_%05d.npy`; and
+`hwf/dataset_info.json` with the camera of the student's rays, a whole number of times smaller.
+
+Its poses are of three kinds, told apart by `dataset_type` and `ff`. Of Blender scenes they are the
+cameras' centres, which look at the origin with z up, in a world whose unit is 4.031 / 1.5 of the
+scene's, whatever `scale` says. Of other orbits they are the same with `max_radius` as the unit. Of
+forward-facing scenes they are OpenCV matrices in an OpenCV world, in units of `scale`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.lib import format as npy
+from torch import Tensor
+
+from lightfield.camera import Intrinsics, checked_poses, look_at
+from lightfield.errors import CheckpointError, NelfError
+from lightfield.files import read_json
+from lightfield.progress import Progress, silent
+from train.pseudo import PosedPictures, write_pictures
+
+BLENDER_UNIT = 4.031128857175551 / 1.5
+"""The published teacher maps the radius of the Blender scenes' cameras to 1.5, by a constant."""
+INFO = Path("hwf", "dataset_info.json")
+PICTURES = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
+OPENCV_TO_OPENGL = np.array([1.0, -1.0, -1.0])
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What `dataset_info.json` says, as far as it is needed."""
+
+    height: int
+    width: int
+    focal: float
+    scale: float
+    max_radius: float
+    forward: bool
+    kind: str
+
+
+def load_published_pseudo(
+    folder: Path, into: Path, *, unit: float = 1.0, progress: Progress = silent
+) -> tuple[PosedPictures, Intrinsics]:
+    """Convert a published pseudo folder into a folder of ours, picture by picture.
+
+    Goes on where an interrupted call stopped.
+
+    Args:
+        folder: as the published teacher wrote it.
+        into: an existing folder for the converted pictures, a quarter of the size.
+        unit: what to multiply the camera centres with besides, where the scene that the student
+            shall be scored on has another unit (forward-facing scenes: its loader's scale).
+        progress: told the number of pictures converted.
+
+    Raises:
+        CheckpointError: when a file is missing, damaged or pickled, or no such array.
+        OSError: when the disk has no room.
+    """
+    info = _read_info(folder / INFO)
+    pictures, height, width = _picture_folder(folder)
+    intrinsics = _intrinsics(info, height, width, folder / INFO)
+    count = sum(1 for path in pictures.iterdir() if path.suffix == ".npy")
+    if not count:
+        raise CheckpointError("holds no pictures", where=pictures)
+    poses = np.stack(
+        [_pose(folder / "poses" / f"c2w_{index:05d}.npy", info, unit) for index in range(count)]
+    )
+
+    def converted(start: int, stop: int) -> Tensor:
+        paths = [pictures / f"rendered_rgb_{index:05d}.npy" for index in range(start, stop)]
+        return torch.from_numpy(np.stack([_picture(path, height, width) for path in paths]))
+
+    shape = (count, height, width, 3)
+    return write_pictures(converted, poses, shape, into, progress, 1), intrinsics
+
+
+def _read_info(path: Path) -> _Info:
+    data: Any = read_json(path, CheckpointError)
+    try:
+        info = _Info(
+            int(data["downscaled_height"]),
+            int(data["downscaled_width"]),
+            float(data["downscaled_focal"]),
+            float(data["scale"]),
+            float(data["max_radius"]),
+            bool(data["ff"]),
+            str(data["dataset_type"]),
+        )
+    except (KeyError, TypeError, ValueError) as reason:
+        raise CheckpointError(
+            f"does not describe pseudo pictures ({reason!r})", where=path
+        ) from None
+    numbers = (info.height, info.width, info.focal, info.scale, info.max_radius)
+    if not all(0 < number < math.inf for number in numbers):
+        raise CheckpointError("sizes, focal length and scales must be positive", where=path)
+    return info
+
+
+def _picture_folder(folder: Path) -> tuple[Path, int, int]:
+    """The folder of the pictures, and their height and width, which its name tells."""
+    found = [path for path in folder.iterdir() if path.is_dir() and PICTURES.fullmatch(path.name)]
+    if len(found) != 1:
+        raise CheckpointError(f"holds {len(found)} folders named like 800x800_rgb", where=folder)
+    height, width = (int(side) for side in found[0].name.removesuffix("_rgb").split("x"))
+    return found[0], height, width
+
+
+def _intrinsics(info: _Info, height: int, width: int, path: Path) -> Intrinsics:
+    factor = round(height / info.height)
+    if factor < 1 or (height // factor, width // factor) != (info.height, info.width):
+        raise CheckpointError(
+            f"rays of {info.width}x{info.height} are not a whole part of {width}x{height} pixels",
+            where=path,
+        )
+    focal = factor * info.focal
+    return Intrinsics(width, height, focal, focal, width / 2, height / 2)
+
+
+def _pose(path: Path, info: _Info, unit: float) -> Float[np.ndarray, "3 4"]:
+    """A camera-to-world matrix in the project's frame."""
+    shape = (3, 4) if info.forward else (3,)
+    array = np.array(_array(path, shape), dtype=np.float64)
+    if info.forward:
+        pose = OPENCV_TO_OPENGL[:, None] * array
+        pose[:, :3] *= OPENCV_TO_OPENGL
+        pose[:, 3] *= info.scale * unit
+    else:
+        own_unit = 1 / info.max_radius if info.kind == "colmap" else BLENDER_UNIT
+        if not np.hypot(array[0], array[1]) > 0:
+            raise CheckpointError("a camera on the z axis has no upright", where=path)
+        pose = look_at(array * own_unit * unit, np.zeros(3), np.array([0.0, 0.0, 1.0]))
+    try:
+        return checked_poses(pose[None], where=path)[0]
+    except NelfError as reason:
+        raise CheckpointError(str(reason.what), where=path) from None
+
+
+def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    colours = np.array(_array(path, (height * width, 3)))
+    if not np.isfinite(colours).all():
+        raise CheckpointError("holds NaN or infinity", where=path)
+    return (255 * colours.clip(0, 1)).round().astype(np.uint8).reshape(height, width, 3)
+
+
+def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array on the disk; an object array, which would have to be unpickled, is refused."""
+    try:
+        array = npy.open_memmap(path, mode="r")
+    except (OSError, ValueError) as reason:
+        raise CheckpointError(f"not a readable array ({reason})", where=path) from None
+    if array.dtype != np.float32 or array.shape != shape:
+        raise CheckpointError(
+            f"{array.dtype} values of shape {array.shape}, not float32 of {shape}", where=path
+        )
+    return array
