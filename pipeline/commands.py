@@ -120,9 +120,17 @@ class Pseudo(_Stage):
     """Render pseudo pictures from random poses with the teacher."""
 
     config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
+    published: Path | None = None
+    """Folder of pseudo pictures that the published code made, to take in place of the teacher's."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Render the pseudo pictures, with all processes that torchrun started."""
+        if self.published is not None:
+            if not leads():
+                return
+            artifact = pictures.bring_pseudo(Run(self.run), self.published, console)
+            _say(console, artifact, "{pictures} pictures")
+            return
         with joined() as ranks:
             artifact = pictures.make_pseudo(Run(self.run), self.config, console, ranks)
         _say(console, artifact, "{pictures} pictures")

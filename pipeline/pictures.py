@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightfield.errors import CheckpointError, ConfigError
+from lightfield.errors import CheckpointError, ConfigError, SceneError
 from lightfield.rays import RaySpace
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
@@ -44,10 +45,13 @@ from train.pseudo import (
     render_pseudo_on_device,
     save_poses,
 )
+from train.published_pseudo import load_published_pseudo
 from train.teacher import Teacher
 
 POSES_LOOKED_AT = 1000
 """Poses by which near and far are set."""
+SAME_CAMERA = 1e-3
+"""Relative difference of two cameras' numbers that counts as none: published folders round theirs."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,45 @@ class TrainingPictures:
             self.poses, self.images, self.scene.intrinsics, self.scene.space, spec,
             device=device, rank=ranks.rank, ranks=ranks.count,
         )  # fmt: skip
+
+
+def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
+    """Take pseudo pictures that the published code made in place of a teacher's.
+
+    Raises:
+        SceneError: when they are of another camera than the run's scene, or the scene faces forward:
+            the published code centres such scenes by rules that its folders do not tell.
+        CheckpointError: when the folder is damaged.
+    """
+    source, scene = scene_of(run)
+    if scene.space.kind != "world":
+        raise SceneError(
+            "published pseudo pictures of a forward-facing scene do not say where they are in it",
+            where=folder,
+            remedy=f"render new ones: `nelf pseudo --run {run.path}`",
+        )
+
+    def work(stage: StageWriter) -> None:
+        with console.progress("pseudo pictures") as progress:
+            pictures, camera = load_published_pseudo(folder, stage.path, progress=progress)
+        ours = scene.intrinsics
+        if (camera.width, camera.height) != (ours.width, ours.height) or not np.allclose(
+            (camera.fx, camera.fy, camera.cx, camera.cy),
+            (ours.fx, ours.fy, ours.cx, ours.cy),
+            rtol=SAME_CAMERA,
+        ):
+            raise SceneError(
+                f"pictures of {camera.width}x{camera.height} pixels with a focal length of "
+                f"{camera.fx:.1f}, but the run's scene has {ours.width}x{ours.height} and {ours.fx:.1f}",
+                where=folder,
+                remedy=f"load the scene at that size: `nelf scene --resolution {camera.width}`",
+            )
+        stage.details |= {"space": scene.space.to_json(), "rendered": "by the published code"}
+        stage.metrics["pictures"] = len(pictures)
+        stage.discard |= {path.name for path in stage.path.glob("done*.json")}
+
+    settings = {"published": str(folder.resolve())}
+    return run.perform("pseudo", settings, {"scene": source}, work)[0]
 
 
 def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks = ALONE) -> Artifact:
