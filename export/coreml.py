@@ -19,12 +19,14 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from export.graph import Shape
 from export.mil_graph import fused_program, student_program
 from export.mil_replay import replayed
 from export.ray_graphs import point_map
@@ -104,6 +106,37 @@ def check_package(path: Path, student: Student, *, fused: bool) -> dict[str, int
             where=path,
         )
     return dict(sorted(Counter(op.op_type for op in operations).items()))
+
+
+@dataclass(frozen=True)
+class PackageFacts:
+    """What a package says of itself."""
+
+    specification: int
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+    operators: dict[str, int]
+
+
+def package_facts(path: Path) -> PackageFacts:
+    """Specification version, tensors and operators of any package with one program.
+
+    Raises:
+        ExportError: when it is missing or no such package, or coremltools is not installed.
+    """
+    ct = import_coremltools()
+    try:
+        specification = ct.utils.load_spec(str(path))
+        operations = load_program(path).operations
+    except Exception as reason:  # a native parser that raises many types
+        raise ExportError(f"not a readable CoreML package ({reason})", where=path) from reason
+    inputs, outputs = (
+        {value.name: tuple(value.type.multiArrayType.shape) for value in values}
+        for values in (specification.description.input, specification.description.output)
+    )
+    counted = Counter(op.op_type for op in operations if op.op_type != "const")
+    version = specification.specificationVersion
+    return PackageFacts(version, inputs, outputs, dict(sorted(counted.items())))
 
 
 def load_program(path: Path) -> Any:

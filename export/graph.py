@@ -179,7 +179,7 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
         if (found := {value.name: _shape_of(value) for value in values}) != dict(promised):
             raise ExportError(f"{kind} {found} instead of {dict(promised)}", where=path)
     try:
-        shapes = _shapes_by_onnx(model)
+        shapes = shapes_by_onnx(model)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
         raise ExportError(f"ONNX's checker refuses it ({error})", where=path) from error
     if contract.is_static:
@@ -189,7 +189,7 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
     return model
 
 
-def _shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
+def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shapes of all values, after the full checker has passed the model.
 
     Operators foreign to ONNX are checked as Relu, which has their shape.
@@ -202,6 +202,13 @@ def _shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
     checker.check_model(plain, full_check=True)
     inferred = shape_inference.infer_shapes(plain, strict_mode=True, data_prop=True).graph
     return {value.name: _shape_of(value) for value in (*inferred.value_info, *inferred.output)}
+
+
+def values_of(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Inputs and outputs by name; weights that a file also lists as inputs are none."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {v.name: _shape_of(v) for v in model.graph.input if v.name not in weights}
+    return inputs, {value.name: _shape_of(value) for value in model.graph.output}
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> Shape:

@@ -82,20 +82,25 @@ def model_faults(path: Path, expected: LensModel) -> list[str]:
     return list(_faults(load_model(path), expected))
 
 
-def _faults(model: onnx.ModelProto, expected: LensModel) -> Iterator[str]:
+def reader_faults(model: onnx.ModelProto) -> Iterator[str]:
+    """Why Lens Studio could not read a file, whatever is in its graph."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": LENS_OPSET}:
         yield f"opsets {opsets}, SnapML reads {LENS_OPSET}"
     if model.ir_version > IR_VERSIONS[LENS_OPSET]:
         yield f"IR version {model.ir_version}, newer than {IR_VERSIONS[LENS_OPSET]}"
+    if any(tensor.external_data for tensor in model.graph.initializer):
+        yield "weights lie outside the file"
+
+
+def _faults(model: onnx.ModelProto, expected: LensModel) -> Iterator[str]:
+    yield from reader_faults(model)
     for node_type in sorted({node.op_type for node in model.graph.node} - expected.operators):
         yield f"operator {node_type} is not one SnapML runs here"
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     yield from _tensor_faults("input", inputs, expected.inputs)
     yield from _tensor_faults("output", list(model.graph.output), expected.outputs)
-    if any(tensor.external_data for tensor in model.graph.initializer):
-        yield "weights lie outside the file"
 
 
 def _tensor_faults(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console as RichConsole
@@ -20,14 +21,17 @@ from rich.console import Console as RichConsole
 from device.benchmark import BenchmarkConfig, TargetKind, choose_target
 from device.runner.bundle import PhoneRuntime
 from device.target import Target
-from lightfield.errors import CheckpointError
+from lightfield.errors import CheckpointError, ConfigError
 from lightfield.run import Artifact, Run
 from lightfield.scenes.llff import POSES_FILE
 from pipeline import delivery, pictures, pruning, students, training
+from pipeline.baselines import BaselineConfig, make_baseline
 from pipeline.console import Console
 from pipeline.data import download_example_data
 from pipeline.doctor import examine, print_findings
 from pipeline.gpu_benchmark import GpuBenchConfig, bench_gpu
+from pipeline.inspection import print_inspection
+from pipeline.latency_check import predictions
 from pipeline.presets import (
     NetworkConfig,
     Preset,
@@ -40,8 +44,9 @@ from pipeline.presets import (
 from pipeline.report.report import make_report
 from pipeline.status import chain_status, print_status, runs_in
 from prune.search import PruneConfig
-from train.distil import DistilConfig, FineTuneConfig
+from train.distil import DistilConfig
 from train.distributed import joined, leads
+from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
 
@@ -188,18 +193,66 @@ class Prune(_Stage):
     distil: DistilConfig = field(default_factory=DistilConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[_Target] = field(default_factory=_Target)
+    begin_with: Path | None = None
+    """Student that an earlier search left behind, to go on from: an `at-*.safetensors` of its folder, or
+    the `search.safetensors` of one that found its budget impossible."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Prune the student."""
         with self.on.opened(console) as target:
             artifact = pruning.make_pruned(
-                Run(self.run), self.config, self.distil, self.fine_tune, target, console
-            )
+                Run(self.run), self.config, self.distil, self.fine_tune, target, console,
+                begin_with=self.begin_with,
+            )  # fmt: skip
         _say(
             console,
             artifact,
             "{dense_ms:.2f} -> {latency_ms:.2f} ms (budget {budget_ms:.2f}), {psnr_db:.2f} dB",
         )
+
+
+@dataclass(frozen=True)
+class Baseline(_Stage):
+    """Make a faster student the simplest way, to hold the pruned one against."""
+
+    config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    on: Flat[_Target] = field(default_factory=_Target)
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Make the student."""
+        with self.on.opened(console) as target:
+            artifact = make_baseline(
+                Run(self.run), self.config, self.prune, self.distil, self.fine_tune, target, console
+            )
+        _say(console, artifact, "{ratio:.3f} of the dense latency, {psnr_db:.2f} dB, {steps} steps")
+
+
+@dataclass(frozen=True)
+class CheckTable(_Stage):
+    """Hold the latencies that the table predicts against measured ones, of random students."""
+
+    students: int = 20
+    """How many random students to measure."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    on: Flat[_Target] = field(default_factory=_Target)
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Print each prediction, and the median error."""
+        if self.students < 1:
+            raise ConfigError("at least 1 student is needed", where="students")
+        with self.on.opened(console) as target:
+            found = predictions(Run(self.run), self.prune, target, self.students)
+        for each in found:
+            console.say(
+                f"{each.predicted_ms:9.2f} ms predicted {each.measured_ms:9.2f} ms measured "
+                f"{each.error:+7.1%}  {len(each.spec.inner_widths)} blocks, "
+                f"stream {each.spec.stream_width}, tail {[s.width for s in each.spec.tail]}"
+            )
+        errors = [abs(each.error) for each in found]
+        console.say(f"median error {statistics.median(errors):.1%}, largest {max(errors):.1%}")
 
 
 @dataclass(frozen=True)
@@ -276,6 +329,20 @@ class Doctor:
 
 
 @dataclass(frozen=True)
+class Inspect:
+    """Say what an exported file holds, and whether it fits a lens."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """An ONNX file or a CoreML package."""
+    json: bool = False
+    """Print JSON."""
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Look into the file."""
+        print_inspection(self.file, console, as_json=self.json)
+
+
+@dataclass(frozen=True)
 class Data:
     """Download the NeRF authors' example scenes (Lego and fern), about 700 MB."""
 
@@ -340,12 +407,17 @@ def _commands(chosen: Preset) -> Any:
         "prune": Prune(
             missing, config=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
         ),
+        "baseline": Baseline(
+            missing, prune=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
+        ),
+        "check-table": CheckTable(missing, prune=chosen.prune),
         "export": Export(missing),
         "lens": Lens(missing),
         "bench": Bench(missing, config=chosen.bench),
         "report": Report(missing),
         "status": Status(),
         "doctor": Doctor(),
+        "inspect": Inspect(missing),
         "data": Data(),
         "bench-gpu": BenchGpu(),
     }

@@ -93,7 +93,7 @@ def examine(runs: Path = Path("runs")) -> list[Finding]:
             Probe("disk", lambda: find_disk(runs), "a run may end on a full disk"),
             Probe("torch", find_torch, "nothing works: every stage computes with it"),
             Probe("GPU", find_gpu, "training runs on the processor, at sizes for the tiny preset"),
-            Probe("triton", find_triton, "nothing is lost: no kernel of ours is written in it"),
+            Probe("triton", find_triton, "GPU training is many times slower, in plain PyTorch"),
             Probe("tinycudann", find_tinycudann, "the teacher's hash grid runs in plain PyTorch"),
             Probe("torch-scatter", find_scatter, "PyTorch's own index_add does its work"),
             Probe("LPIPS", find_lpips, "quality tables say that LPIPS is not available"),
@@ -221,9 +221,18 @@ def nvidia_devices(folder: Path = Path("/dev")) -> list[Path]:
 
 
 def find_triton() -> Found:
-    """Triton, which torch's CUDA builds bring."""
-    state, detail = find_package("triton")
-    return state, "not installed" if state == "absent" else detail
+    """Triton, which torch's CUDA builds bring, by the kernels' own probe."""
+    import torch
+
+    from train.gpu import availability
+
+    state, version = find_package("triton")
+    if state == "absent":
+        return state, "not installed"
+    if not torch.cuda.is_available():
+        return "ok", f"{version}; its kernels take a CUDA GPU"
+    reason = availability.reason(torch.device("cuda"))
+    return ("broken", reason) if reason else ("ok", f"{version}; its kernels run on this GPU")
 
 
 def find_tinycudann() -> Found:

@@ -110,7 +110,7 @@ def _measure(
     one area after the other, and the other throughputs."""
     from train.benchmarks import field as field_kernels
     from train.benchmarks import rendering, student, teacher, throughput
-    from train.gpu.renderer import FusedRenderer
+    from train.gpu.rendering.renderer import FusedRenderer
 
     kinds: list[tuple[str, Callable[[torch.device], list[Figure]]]] = [
         ("field", field_kernels.measure),

@@ -33,17 +33,14 @@ from pipeline.training import (
 from train.depth_range import occupied_space
 from train.distributed import ALONE, Ranks
 from train.picture_pool import PicturePool
+from train.posed_pictures import IMAGES, load_pictures, load_poses, save_poses
 from train.pseudo import (
-    IMAGES,
     PseudoConfig,
     fits_on_device,
-    load_poses,
-    load_pseudo,
     pseudo_poses,
     render_pseudo,
     render_pseudo_in_batches,
     render_pseudo_on_device,
-    save_poses,
 )
 from train.published_pseudo import load_published_pseudo
 from train.teacher import Teacher
@@ -185,7 +182,7 @@ def training_pictures(
     _, scene = scene_of(run)
     seen = students_scene(pseudo, scene)
     if (pseudo.path / IMAGES).exists():
-        pictures = load_pseudo(pseudo.path)
+        pictures = load_pictures(pseudo.path)
         return TrainingPictures(seen, pictures.poses, pictures.images)
     poses, camera, device = load_poses(pseudo.path), scene.intrinsics, compute_device()
     batches = batch_renderer(load_teacher(run, scene, device)[1], scene)

@@ -11,7 +11,8 @@ from device.benchmark import BenchmarkConfig
 from lightfield.errors import ConfigError
 from lightfield.student import Activation, Norm, StudentSpec, mobile_r2l_spec
 from prune.search import PruneConfig
-from train.distil import DistilConfig, FineTuneConfig
+from train.distil import DistilConfig
+from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
 
@@ -208,7 +209,19 @@ def _paper(kind: SceneKind) -> Preset:
             muon_ends=True,
         ),
         fine_tune=FineTuneConfig(steps=1000),
-        prune=PruneConfig(tune_steps=1000, final_tune_steps=60_000, first_step=0.08),
+        prune=PruneConfig(
+            first_step=0.25,
+            step_decay=1.0,
+            turns=10,
+            rounds=2,
+            table_turns=3,
+            pictures=4,
+            smallest_share=0.25,
+            inner_choices=5,
+            tune_steps=500,
+            final_tune_steps=40_000,
+            max_steps=12,
+        ),
     )
 
 

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from device.target import Target, on_cpu_time
-from export.parity import student_parity
+from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
+from lightfield.camera import Intrinsics
+from lightfield.errors import CheckpointError
+from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, ray_grid
 from lightfield.progress import Progress, silent
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
+from pipeline.latency_store import LatencyStore
 from pipeline.pictures import TrainingPictures, students_scene, training_pictures
 from pipeline.students import load_light_field, real_split, save_student, tune_on_real_pictures
 from pipeline.training import compute_device, ingredient, scene_of
 from prune.importance import Batch
-from prune.search import PruneConfig, Workbench, search
-from prune.search_state import STATE
-from train.distil import (
-    DistilConfig,
-    FineTuneConfig,
-    distil,
-    mean_psnr,
-    recalibrate_norms,
-)
+from prune.search import PruneConfig, SearchResult, Start, Workbench, search
+from prune.search_state import STATE, read_search
+from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
+from train.fine_tuning import FineTuneConfig
 from train.picture_pool import PicturePool
 
-MEASURE_TURNS = 40
-TABLE_TURNS = 9
-CALIBRATION_PICTURES = 8
-PARITY_POSES = 2
+PARITY_POSES = 1
+MOST_WARMUP_RUNS = 3
+CORES_PER_MEASUREMENT = 4
+"""Measurements on one thread that go on side by side leave each other this much of the host."""
+MOST_SIDE_BY_SIDE = 4
 
 
 def make_pruned(
@@ -47,30 +50,39 @@ def make_pruned(
     tuning: FineTuneConfig,
     target: Target,
     console: Console,
+    *,
+    begin_with: Path | None = None,
 ) -> Artifact:
-    """Prune the student to a latency measured on the target, then fine-tune it on real pictures."""
+    """Prune the student to a latency measured on the target, then fine-tune it on real pictures.
+
+    `begin_with` is a student that an earlier search of the same dense one left behind.
+    """
     source, scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
     scene = students_scene(pseudo, scene)
-    settings = {
+    settings: dict[str, Any] = {
         "prune": asdict(config),
         "distil": asdict(distilling),
         "fine_tune": asdict(tuning),
         "target": asdict(target.identity),
     }
+    field = load_light_field(dense, compute_device())
+    start = None
+    if begin_with is not None:
+        start = _start(begin_with, field.student)
+        settings["begin_with"] = sha256_of(begin_with)
 
     def work(stage: StageWriter) -> None:
-        field = load_light_field(dense, compute_device())
         with (
             tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch,
             console.progress("prune") as progress,
         ):
-            bench = workbench(
-                field, training_pictures(run, pseudo, console), target, distilling, Path(scratch)
-            )
+            pictures = training_pictures(run, pseudo, console)
+            bench = workbench(run, field, pictures, target, config, distilling, Path(scratch))
             found = search(
-                field.student, bench, config, folder=stage.path, progress=progress, log=stage.log
-            )
+                field.student, bench, config,
+                folder=stage.path, progress=progress, log=stage.log, start=start,
+            )  # fmt: skip
         student = tune_on_real_pictures(stage, found.student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
@@ -80,18 +92,47 @@ def make_pruned(
             "ratio": found.final.ratio,
             "clock": found.final.clock,
             "trials": len(found.state.trials),
+            "tuning_steps": found.state.tuned,
         }
-        stage.details |= {"device": asdict(target.identity), "stopped": found.stopped}
+        stage.details |= {
+            "device": asdict(target.identity),
+            "stopped": found.stopped,
+            "kept_blocks": found.final.kept,
+            "on_the_way": _on_the_way(found),
+        }
         stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
     return run.perform("prune", settings, inputs, work)[0]
 
 
+def _start(path: Path, dense: Student) -> Start:
+    state, student = read_search(path, next(dense.parameters()).device)
+    if not state.trials or state.trials[0].spec != dense.spec:
+        raise CheckpointError("was made of another student than this run's", where=path)
+    return Start(student, state.current.kept)
+
+
+def _on_the_way(found: SearchResult) -> list[dict[str, Any]]:
+    """Of several budgets: the students that met them, before their long tuning, and their files."""
+    trials = [(name, found.state.trials[index]) for name, index in found.state.waypoints.items()]
+    return [
+        {
+            "file": name,
+            "latency_ms": trial.latency_ms,
+            "ratio": trial.ratio,
+            "psnr_db": trial.psnr_db,
+        }
+        for name, trial in trials
+    ]
+
+
 def workbench(
+    run: Run,
     field: LightField,
     pictures: TrainingPictures,
     target: Target,
+    config: PruneConfig,
     distilling: DistilConfig,
     scratch: Path,
 ) -> Workbench:
@@ -100,9 +141,8 @@ def workbench(
     rays = ray_grid(field.intrinsics, field.student.spec)
     held = real_split(pictures.scene)[1]
     poses = pictures.scene.train.poses[:PARITY_POSES]
-
-    def write(student: Student, name: str) -> Path:
-        return write_student_onnx(student, rays.height, rays.width, scratch / name)
+    on_host = target.identity.kind == "host"
+    side_by_side = _side_by_side(target)
 
     def like(student: Student) -> LightField:
         return replace(field, student=student)
@@ -110,17 +150,21 @@ def workbench(
     def pool(student: Student) -> PicturePool:
         return pictures.pool(student.spec, device)
 
-    reference = write(field.student, "dense.onnx")
+    reference = write_student_onnx(field.student, rays.height, rays.width, scratch / "dense.onnx")
 
-    def measure(student: Student) -> ComparedLatency:
-        path = write(student, "candidate.onnx")
-        student_parity(path, like(student), poses)
-        return target.compare(path, reference, turns=MEASURE_TURNS)
+    def measure(students: Sequence[Student]) -> Iterator[ComparedLatency]:
+        paths = []
+        for i, student in enumerate(students):
+            path = scratch / f"candidate{i}.onnx"
+            paths.append(write_student_onnx(student, rays.height, rays.width, path))
+            require(student_parity(path, like(student), poses), FP32_FLOOR_DB, where=path)
 
-    def time_specs(specs: Sequence[StudentSpec]) -> list[float]:
-        paths = [write(Student(spec), f"probe{i}.onnx") for i, spec in enumerate(specs)]
-        records = target.measure_many(paths, turns=TABLE_TURNS)
-        return [steadiest(record).p50_ms for record in records]
+        def compared(path: Path) -> ComparedLatency:
+            warmup = max(1, min(MOST_WARMUP_RUNS, config.turns // 10))
+            return target.compare(path, reference, turns=config.turns, warmup=warmup)
+
+        with ThreadPoolExecutor(side_by_side) as runners:
+            yield from runners.map(compared, paths)
 
     def tune(student: Student, steps: int, seed: int, progress: Progress | None = None) -> Student:
         # The rates of training from scratch: lower ones recover more slowly. The average is over
@@ -140,8 +184,41 @@ def workbench(
     def score(student: Student) -> float:
         return mean_psnr(like(student), held.poses, held.images)
 
-    batches = _calibration(field, pictures, device)
-    return Workbench(measure, time_specs, tune, recalibrate, score, batches, target.width_multiple)
+    return Workbench(
+        measure,
+        spec_latencies(run, target, rays, config.table_turns, scratch),
+        tune,
+        recalibrate,
+        score,
+        _calibration(field, pictures, config.pictures, device),
+        target.width_multiple,
+        beside=device.type == "cuda" or not on_host,
+    )
+
+
+def _side_by_side(target: Target) -> int:
+    """Measurements that may go on at once: several on a host with cores to spare."""
+    if target.identity.kind != "host":
+        return 1
+    cores = (os.cpu_count() or 1) // (CORES_PER_MEASUREMENT * target.identity.threads)
+    return max(1, min(cores, MOST_SIDE_BY_SIDE))
+
+
+def spec_latencies(
+    run: Run, target: Target, rays: Intrinsics, turns: int, scratch: Path
+) -> LatencyStore:
+    """Median latencies of students with random weights, by specification."""
+
+    def measure(specs: Sequence[StudentSpec]) -> list[float]:
+        paths = [
+            write_student_onnx(Student(spec), rays.height, rays.width, scratch / f"probe{i}.onnx")
+            for i, spec in enumerate(specs)
+        ]
+        warmup = min(MOST_WARMUP_RUNS, turns // 2)
+        records = target.measure_many(paths, turns=turns, warmup=warmup)
+        return [steadiest(record).p50_ms for record in records]
+
+    return LatencyStore.beside(run, target.identity, rays, measure)
 
 
 def steadiest(record: LatencyRecord) -> LatencyRecord:
@@ -151,13 +228,11 @@ def steadiest(record: LatencyRecord) -> LatencyRecord:
 
 
 def _calibration(
-    field: LightField, pictures: TrainingPictures, device: torch.device
+    field: LightField, pictures: TrainingPictures, count: int, device: torch.device
 ) -> list[Batch]:
     """Whole pseudo pictures on which the search measures what parts are worth."""
     batches = []
-    for pose, image in zip(
-        pictures.poses[:CALIBRATION_PICTURES], pictures.images[:CALIBRATION_PICTURES], strict=True
-    ):
+    for pose, image in zip(pictures.poses[:count], pictures.images[:count], strict=True):
         image = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
         truth = image.to(device).float() / 255
         encoded = field.encoded_rays(torch.from_numpy(pose).to(device))

@@ -19,16 +19,9 @@ from pipeline.pictures import TrainingPictures, students_scene, training_picture
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
 from pipeline.training import RENDERS, compute_device, foreign, ingredient, scene_of, score
-from train.distil import (
-    DistilConfig,
-    FineTuneConfig,
-    distil,
-    fine_tune,
-    held_out_split,
-    mean_psnr,
-    recalibrate_norms,
-)
+from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
+from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
 
 HELD_OUT_EVERY = 8
 

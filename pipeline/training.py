@@ -220,7 +220,7 @@ def fused_renderer(teacher: Teacher) -> Any:
     """The kernels' renderer of a teacher, or None where they cannot serve it."""
     if not usable(teacher.device):
         return None
-    from train.gpu.renderer import renderer_for  # imports Triton
+    from train.gpu.rendering.renderer import renderer_for  # imports Triton
 
     return renderer_for(teacher)
 

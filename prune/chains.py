@@ -20,6 +20,8 @@ from lightfield.student import ResidualBlock, Student, StudentSpec
 Value = TypeVar("Value")
 Widths = tuple[int, ...]
 """Stream width of every chain."""
+Kept = tuple[tuple[int, ...], ...]
+"""Which blocks of a student are still there, chain by chain."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Shape:
             self, blocks=_with(self.blocks, chain, _with(self.blocks[chain], block, inner))
         )
 
+    def blocks_left(self, before: Kept) -> Kept:
+        """Which blocks this leaves, of those that were there before."""
+        return tuple(
+            tuple(block for block, inner in zip(chain, inners, strict=True) if inner)
+            for chain, inners in zip(before, self.blocks, strict=True)
+        )
+
     def without_blocks(self) -> Shape:
         """All blocks dropped."""
         return replace(self, blocks=tuple((0,) * len(chain) for chain in self.blocks))
@@ -66,6 +75,11 @@ class Shape:
             for stage, width, inner in zip(spec.tail, self.widths[1:], kept[1:], strict=False)
         )
         return replace(spec, stream_width=self.widths[0], inner_widths=kept[0], tail=tail)
+
+
+def every_block(spec: StudentSpec) -> Kept:
+    """All blocks of a student."""
+    return tuple(tuple(range(len(chain))) for chain in Shape.of(spec).blocks)
 
 
 def chains_of(student: Student) -> list[list[tuple[str, ResidualBlock]]]:

@@ -97,9 +97,11 @@ def measured_until(
     decided: Callable[[ComparedLatency], bool],
     *,
     rounds: int,
+    first: ComparedLatency | None = None,
 ) -> ComparedLatency:
-    """Measure again, and join, until the result decides the question or `rounds` are spent."""
-    measured = measure()
+    """Measure again, and join, until the result decides the question or `rounds` are spent; the
+    `first` round may be over."""
+    measured = first or measure()
     for _ in range(rounds - 1):
         if decided(measured):
             break

@@ -26,8 +26,6 @@ from prune.chains import Shape, Widths
 CHAIN_LENGTH = 5
 OFFSET_WEIGHT = 0.3
 """Trust in a zero offset: a model error of 3% counts as much as an offset of 10% of the dense cost."""
-TimeSpecs = Callable[[Sequence[StudentSpec]], list[float]]
-"""Median latencies in ms of students of the given specs, measured in turns."""
 Block = tuple[int, int, int]
 """Chain, its stream width, and the block's inner width."""
 
@@ -120,6 +118,8 @@ class WidthChoices:
     widths: tuple[tuple[int, ...], ...]
     inner: tuple[tuple[int, ...], ...]
     """Without 0, which drops a block and costs nothing."""
+    also: tuple[Widths, ...] = ()
+    """Stream widths that belong together, beside those of `outers`."""
 
     @classmethod
     def of(
@@ -155,7 +155,32 @@ class WidthChoices:
         body, *tail = self.widths
         longest = max((len(widths) for widths in tail), default=1)
         tails = [tuple(w[min(i, len(w) - 1)] for w in tail) for i in range(longest)]
-        return [(width, *rest) for width in body for rest in dict.fromkeys(tails)]
+        systematic = [(width, *rest) for width in body for rest in dict.fromkeys(tails)]
+        return list(dict.fromkeys([*systematic, *self.also]))
+
+    def with_those_of(self, spec: StudentSpec) -> WidthChoices:
+        """The same, and a smaller student's own widths."""
+
+        def joined(mine: tuple[int, ...], its: Sequence[int]) -> tuple[int, ...]:
+            return tuple(sorted({*mine, *its}, reverse=True))
+
+        shape = Shape.of(spec)
+        return WidthChoices(
+            tuple(
+                joined(mine, (its,)) for mine, its in zip(self.widths, shape.widths, strict=True)
+            ),
+            tuple(joined(mine, its) for mine, its in zip(self.inner, shape.blocks, strict=True)),
+            (shape.widths,),
+        )
+
+    def random_spec(self, spec: StudentSpec, random: np.random.Generator) -> StudentSpec:
+        """Any student within reach of a search, between a fifth and all of its blocks kept."""
+        outers, share = self.outers(), random.uniform(0.2, 1)
+        blocks = tuple(
+            tuple(int(random.choice(inner)) if random.random() < share else 0 for _ in chain)
+            for chain, inner in zip(Shape.of(spec).blocks, self.inner, strict=True)
+        )
+        return Shape(outers[random.integers(len(outers))], blocks).applied_to(spec)
 
     @property
     def narrowest(self) -> Widths:
@@ -164,12 +189,14 @@ class WidthChoices:
 
 
 def build_latency_table(
-    spec: StudentSpec, choices: WidthChoices, time_specs: TimeSpecs
+    spec: StudentSpec,
+    choices: WidthChoices,
+    time_specs: Callable[[Sequence[StudentSpec]], list[float]],
 ) -> LatencyTable:
-    """Measure base students and chains of blocks on the target, all in turns.
+    """Measure base students and chains of blocks on the target.
 
-    One probe for each of `choices.outers()`, one for each stream width of each chain, and one for
-    each of its inner widths.
+    `time_specs` gives the median latencies of students in ms. One probe for each of
+    `choices.outers()`, one for each stream width of each chain, and one for each of its inner widths.
     """
     narrowest = choices.narrowest
 

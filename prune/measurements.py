@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightfield.errors import CheckpointError, NelfError
 from lightfield.files import write_text
 from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.student import Student, StudentSpec
-from prune.latency_table import TimeSpecs
 
 MEASUREMENTS = "measurements.jsonl"
-Measure = Callable[[Student], ComparedLatency]
+Measure = Callable[[Sequence[Student]], Iterable[ComparedLatency]]
+"""Each student in turns with the pinned reference, in order, as it is measured."""
+
+
+@runtime_checkable
+class TimeSpecs(Protocol):
+    """Median latencies in ms of students of the given specs; `fresh` ones are measured now, others may
+    have been measured earlier."""
+
+    def __call__(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]: ...  # noqa: D102
 
 
 class MeasurementRecord:
@@ -56,32 +64,32 @@ class MeasurementRecord:
                 remedy="start the search over",
             )
 
-    def measure(self, student: Student) -> ComparedLatency:
-        """The student in turns with the pinned reference."""
+    def measure(self, students: Sequence[Student]) -> Iterator[ComparedLatency]:
+        """Each student in turns with the pinned reference; each is on record once it is there."""
+        rest: Iterator[ComparedLatency] | None = None
 
-        def ask(target: Measure) -> dict[str, Any]:
-            measured = target(student)
-            return {
-                "candidate": measured.candidate.to_json(),
-                "reference": measured.reference.to_json(),
-            }
+        for i, student in enumerate(students):
 
-        entry = self._next("compare", [student.spec], self._measure, ask)
-        return self._parsed(
-            lambda: ComparedLatency(
-                LatencyRecord.from_json(entry["candidate"]),
-                LatencyRecord.from_json(entry["reference"]),
-            )
-        )
+            def ask(target: Measure, first: int = i) -> dict[str, Any]:
+                nonlocal rest
+                rest = rest or iter(target(students[first:]))
+                measured = next(rest)
+                return {
+                    "candidate": measured.candidate.to_json(),
+                    "reference": measured.reference.to_json(),
+                }
 
-    def time_specs(self, specs: Sequence[StudentSpec]) -> list[float]:
+            entry = self._next("compare", [student.spec], self._measure, ask)
+            yield self._parsed(_compared, entry)
+
+    def time_specs(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
         """Median latencies of students of the given specs."""
 
         def ask(target: TimeSpecs) -> dict[str, Any]:
-            return {"median_ms": target(specs)}
+            return {"median_ms": target(specs, fresh=fresh)}
 
         entry = self._next("table", specs, self._time_specs, ask)
-        return self._parsed(lambda: [float(ms) for ms in entry["median_ms"]])
+        return self._parsed(lambda entry: [float(ms) for ms in entry["median_ms"]], entry)
 
     def _next(
         self,
@@ -128,13 +136,19 @@ class MeasurementRecord:
         self._entries.append(json.loads(line))
         self.position += 1
 
-    def _parsed(self, parse: Callable[[], Any]) -> Any:
+    def _parsed(self, parse: Callable[[dict[str, Any]], Any], entry: dict[str, Any]) -> Any:
         try:
-            return parse()
+            return parse(entry)
         except (KeyError, TypeError, ValueError, NelfError) as reason:
             raise CheckpointError(
                 f"measurement {self.position - 1} cannot be read ({reason})", where=self.path
             ) from reason
+
+
+def _compared(entry: dict[str, Any]) -> ComparedLatency:
+    return ComparedLatency(
+        LatencyRecord.from_json(entry["candidate"]), LatencyRecord.from_json(entry["reference"])
+    )
 
 
 def replayed(folder: Path) -> tuple[Measure, TimeSpecs]:

@@ -1,94 +1,70 @@
-"""The moves that a search is made of: begin, step, verify, finish.
+"""The moves that a search is made of: begin, start, step, verify, finish.
 
 Each looks at the state, works, and appends trials to it; between moves a search can be interrupted.
 """
 
 from __future__ import annotations
 
+import copy
+import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from lightfield.errors import BudgetError, ConfigError
+from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
-from lightfield.student import Student, mac_count, parameter_count
+from lightfield.student import Student, StudentSpec
+from prune.chains import Kept, every_block
+from prune.config import PruneConfig
+from prune.conversion import converted, converted_spec
 from prune.evidence import (
     felt,
     measured_until,
-    percentile_ratio,
-    percentile_ratio_interval,
     steady,
 )
 from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
-from prune.proposals import ChoiceLosses, Proposal, fastest, measure_choices, propose
+from prune.proposals import PROPOSED, ChoiceLosses, Proposal, fastest, measure_choices, propose
+from prune.scales import Scales
 from prune.search_state import SearchState
 from prune.trial import Trial
 from prune.workbench import Workbench
 
-Tried = tuple[Trial, Student]
+WORST_TABLE_ERROR = 0.1
+"""Median error of the table's predictions beyond which it is measured anew."""
+LEAST_JUDGED = 4
+"""Predictions that it takes to judge a table."""
 
 
 @dataclass(frozen=True)
-class PruneConfig:
-    """How far and how carefully a student is pruned."""
+class Start:
+    """A smaller student to begin with, and which of the dense student's blocks it still has."""
 
-    budget_ms: float | None = None
-    """Latency to reach on the target; by default `budget_ratio` of the dense student's."""
-    budget_ratio: float = 0.5
-    """Share of the dense latency to reach when no budget is given."""
-    percentile: float = 90.0
-    """Percentile of the runs that must meet the budget."""
-    first_step: float = 0.25
-    """Share of the latency that the first step tries to remove."""
-    step_decay: float = 0.9
-    """Factor on that share from step to step."""
-    candidates: int = 3
-    """Proposals that are trained and measured per step."""
-    rounds: int = 4
-    """Times a student is measured at most before it is judged; clear cases take one."""
-    tune_steps: int = 150
-    """Fine-tuning steps for each candidate."""
-    final_tune_steps: int = 2000
-    """Fine-tuning steps for the student that met the budget."""
-    smallest_share: float = 0.5
-    """Stream and tail never get narrower than this share of the dense ones."""
-    stream_choices: int = 5
-    """Widths to choose from, at most, for the stream and for each tail stage."""
-    inner_choices: int = 8
-    """Widths to choose from, at most, for each block; the latency table grows with both."""
-    margin: float = 0.03
-    """How far under the target a proposal is predicted to be."""
-    max_loss_db: float | None = None
-    """Most that a fine-tuned candidate may lose against the dense student; the search gives the best
-    student so far rather than go beyond."""
-    max_steps: int = 20
-    """Most steps, rolled-back ones included."""
-    seed: int = 0
-    """Seed of all fine-tuning."""
+    student: Student
+    kept: Kept
 
-    def __post_init__(self) -> None:
-        if self.budget_ms is not None and not self.budget_ms > 0:
-            raise ConfigError(f"a budget of {self.budget_ms} ms", where="prune.budget_ms")
-        shares = (self.budget_ratio, self.first_step, self.step_decay, self.smallest_share)
-        if not all(0 < share <= 1 for share in shares):
-            raise ConfigError("shares must lie in (0, 1]", where="prune")
-        if not 0 <= self.margin < 1 or not 0 < self.percentile < 100:
-            raise ConfigError("margin lies in [0, 1), percentile in (0, 100)", where="prune")
-        if min(self.candidates, self.max_steps, self.rounds) < 1:
-            raise ConfigError("candidates, steps and rounds must be at least 1", where="prune")
-        if min(self.stream_choices, self.inner_choices) < 2:
-            raise ConfigError("a choice of at least 2 widths is needed", where="prune")
-        if min(self.tune_steps, self.final_tune_steps) < 0:
-            raise ConfigError("a negative number of fine-tuning steps", where="prune")
-        if self.max_loss_db is not None and not self.max_loss_db >= 0:
-            raise ConfigError(f"a loss of {self.max_loss_db} dB", where="prune.max_loss_db")
+
+Tried = tuple[Trial, Student]
 
 
 class Moves:
     """The moves of one search; what they find out goes into the state."""
 
-    def __init__(self, dense: Student, bench: Workbench, config: PruneConfig, state: SearchState):
+    def __init__(
+        self,
+        dense: Student,
+        bench: Workbench,
+        config: PruneConfig,
+        state: SearchState,
+        start: Start | None,
+    ):
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
+        self.scales = Scales(bench, state, config.percent)
+        activation = None if config.activation == "kept" else config.activation
+        operator = None if config.tail_operator == "kept" else config.tail_operator
+        self.base = converted_spec(dense.spec, activation, operator)
+        """The dense shape with the activation and the operators of what is searched."""
+        self.start = start
         self.choices = WidthChoices.of(
             dense.spec,
             multiple=bench.width_multiple,
@@ -96,6 +72,11 @@ class Moves:
             streams=config.stream_choices,
             inners=config.inner_choices,
         )
+        if start is not None:
+            self.choices = self.choices.with_those_of(start.student.spec)
+            self.base = converted_spec(
+                dense.spec, start.student.spec.activation, start.student.spec.tail[0].operator
+            )
         self._losses: tuple[Student, ChoiceLosses] | None = None
 
     def next(self, student: Student, progress: Progress) -> Student:
@@ -104,57 +85,89 @@ class Moves:
         Raises:
             BudgetError: when no move is left.
         """
-        state = self.state
+        state, config = self.state, self.config
         if not state.trials:
             self._begin()
+        elif len(state.trials) == 1 and (self.start or self.base != self.dense.spec):
+            return self._go_from_start(progress)
+        elif state.verified and state.further_ms:
+            state.go_further(config.first_step)
         elif state.verified or state.allowance_spent:
             return self._finish(student, progress)
         elif state.at_goal:
-            state.trials.append(self._weighed("verification", student, self.config.rounds))
+            # On the way one round is enough: each result is measured again when it is finished.
+            rounds = 1 if state.further_ms else config.rounds
+            state.trials.append(self._weighed("verification", student, rounds))
+            state.mark_waypoint()
         elif state.stopped:
             raise BudgetError(
                 self._why_not(), remedy="raise the budget, or train a smaller student"
             )
-        elif state.step >= self.config.max_steps:
-            state.stopped = f"{state.step} steps were not enough"
+        elif state.step - state.begun >= config.max_steps:
+            state.stopped = f"{config.max_steps} steps were not enough"
         else:
             return self._step(student)
         return student
 
     def _begin(self) -> None:
         """Measure the dense student and the latency table, and refuse a budget below the floor."""
-        state, config, bench, dense = self.state, self.config, self.bench, self.dense
+        state, config, dense = self.state, self.config, self.dense
         measured = measured_until(
-            lambda: bench.measure(dense), lambda _: False, rounds=config.rounds
+            lambda: self.scales.measured(dense), lambda _: False, rounds=config.rounds
         )
         turns, _ = felt(measured)
-        state.pinned_ms = turns.reference.percentile_ms(config.percentile)
+        state.pinned_ms = turns.reference.percentile_ms(config.percent)
         state.pinned_median_ms = turns.reference.p50_ms
         state.tail = state.pinned_ms / state.pinned_median_ms
-        state.budget_ms = config.budget_ms or config.budget_ratio * state.pinned_ms
+        state.budget_ms, *state.further_ms = config.budgets_ms(state.pinned_ms)
         state.share = config.first_step
-        table = build_latency_table(dense.spec, self.choices, bench.time_specs)
-        state.table = table.corrected(dense.spec, state.pinned_median_ms)
-        smallest = fastest(dense.spec, state.table, self.choices)
-        if smallest.predicted_ms > state.goal_ms:
+        state.table = self._new_table(fresh=False)
+        if self.base == dense.spec:
+            state.table = state.table.corrected(dense.spec, state.pinned_median_ms)
+        smallest = fastest(self.base, state.table, self.choices)
+        last_ms = [state.budget_ms, *state.further_ms][-1]
+        if smallest.predicted_ms > last_ms / state.tail:
             raise BudgetError(
-                f"a budget of {state.budget_ms:.2f} ms is out of reach: {self._floor()}, "
+                f"a budget of {last_ms:.2f} ms is out of reach: {self._floor()}, "
                 f"and the dense student takes {state.pinned_ms:.2f} ms",
                 where=measured.candidate.device.name,
                 remedy="raise the budget, lower smallest_share, or train a smaller student",
             )
-        trial = self._trial("dense", dense, measured, state.pinned_median_ms, state.goal_ms)
+        kept = every_block(dense.spec)
+        trial = self.scales.trial(
+            "dense", dense, kept, measured, state.pinned_median_ms, state.goal_ms
+        )
         # Both sides are the same graph: what they differ by is noise.
         latencies = {"median_ms": state.pinned_median_ms, "latency_ms": state.pinned_ms}
         state.trials.append(replace(trial, **latencies, verdict="dense"))
 
+    def _go_from_start(self, progress: Progress) -> Student:
+        """Begin with the given student, or with the dense one in its new form, trained into it."""
+        state = self.state
+        start = self.start
+        if start is None:
+            student = self._tuned(
+                converted(self.dense, self.base), self.config.final_tune_steps, progress
+            )
+            start = Start(student, every_block(self.base))
+        student = start.student
+        measured = self.scales.measured(student)
+        predicted_ms = self._table.predict_ms(student.spec)
+        trial = self.scales.trial(
+            "start", student, start.kept, measured, predicted_ms, state.goal_ms
+        )
+        state.trials.append(replace(trial, verdict="kept"))
+        state.table = self._table.corrected(student.spec, trial.median_ms)
+        return student
+
     def _step(self, student: Student) -> Student:
         """Propose, tune and measure; keep the best candidate, or roll back and aim nearer."""
         state, config = self.state, self.config
+        self._renew_table()
         state.step += 1
         now, target_ms = state.current, state.next_target_ms()
         nearer = 0.5 * (1 - target_ms / now.median_ms)
-        tried = [self._try(student, p, target_ms) for p in self._proposals(student, target_ms)]
+        tried = self._try(student, self._proposals(student, target_ms), target_ms)
         state.share *= config.step_decay
         chosen = best_of(tried, now)
         state.trials += [
@@ -186,39 +199,60 @@ class Moves:
         tried = {spec, *self.state.tried()}
         return [proposal for proposal in proposals if proposal.spec not in tried]
 
-    def _try(self, student: Student, proposal: Proposal, target_ms: float) -> Tried:
-        """Train and measure a proposal, and correct the table by it."""
-        bench, state = self.bench, self.state
-        candidate = self._losses_of(student).slimmed(student, proposal.shape)
-        bench.recalibrate(candidate)
-        candidate = self._tuned(candidate, self.config.tune_steps, None)
+    def _try(
+        self, student: Student, proposals: Sequence[Proposal], target_ms: float
+    ) -> list[Tried]:
+        """Cut, measure and train proposals, and correct the table by each."""
+        state, tried = self.state, list[Tried]()
+        losses = self._losses_of(student)
+        candidates = [losses.slimmed(student, proposal.shape) for proposal in proposals]
+        for candidate in candidates:
+            self.bench.recalibrate(candidate)
+        measured, tuned = self._measured_and_tuned(candidates)
+        for proposal, comparison, candidate in zip(proposals, measured, tuned, strict=True):
+            kept = proposal.shape.blocks_left(state.current.kept)
+            figures = (comparison, proposal.predicted_ms, target_ms)
+            trial = self.scales.trial(proposal.kind, candidate, kept, *figures)
+            state.table = self._table.corrected(candidate.spec, trial.median_ms)
+            tried.append((trial, candidate))
+        return tried
 
-        def decided(measured: ComparedLatency) -> bool:
-            low, high = steady(measured).ratio_interval()
-            return not low <= state.current.ratio <= high
+    def _measured_and_tuned(
+        self, candidates: Sequence[Student]
+    ) -> tuple[list[ComparedLatency], list[Student]]:
+        """Latency is a matter of the shape, so candidates are measured as they were cut: while they are
+        trained, where that does not disturb, else before."""
+        as_cut = [copy.deepcopy(candidate).cpu() for candidate in candidates]
 
-        measured = measured_until(
-            lambda: bench.measure(candidate), decided, rounds=self.config.rounds
-        )
-        trial = self._trial(proposal.kind, candidate, measured, proposal.predicted_ms, target_ms)
-        state.table = self._table.corrected(candidate.spec, trial.median_ms)
-        return trial, candidate
+        def measured() -> list[ComparedLatency]:
+            return [
+                measured_until(
+                    lambda s=student: self.scales.measured(s),
+                    self._decided,
+                    rounds=self.config.rounds,
+                    first=first,
+                )
+                for student, first in zip(as_cut, list(self.bench.measure(as_cut)), strict=True)
+            ]
+
+        def tuned() -> list[Student]:
+            return [self._tuned(student, self.config.tune_steps, None) for student in candidates]
+
+        if not self.bench.beside:
+            return measured(), tuned()
+        with ThreadPoolExecutor(1) as aside:
+            measuring = aside.submit(measured)
+            results = tuned()
+            return measuring.result(), results
+
+    def _decided(self, measured: ComparedLatency) -> bool:
+        """Whether a candidate is surely faster, or surely slower, than the current student."""
+        low, high = steady(measured).ratio_interval()
+        return not low <= self.state.current.ratio <= high
 
     def _weighed(self, kind: str, student: Student, rounds: int) -> Trial:
-        """Measure a student until it is clear whether it meets the budget, and judge it."""
-        state, percentile = self.state, self.config.percentile
-
-        def decided(measured: ComparedLatency) -> bool:
-            turns, clock = felt(measured)
-            low, high = percentile_ratio_interval(turns, percentile)
-            return clock != "processor" and not low <= state.budget_ms / state.pinned_ms <= high
-
-        measured = measured_until(lambda: self.bench.measure(student), decided, rounds=rounds)
         predicted_ms = self._table.predict_ms(student.spec)
-        trial = self._trial(kind, student, measured, predicted_ms, state.goal_ms)
-        state.tail = trial.latency_ms / trial.median_ms
-        within = trial.latency_ms <= state.budget_ms
-        return replace(trial, verdict="within budget" if within else "over budget")
+        return self.scales.weighed(kind, student, predicted_ms, rounds)
 
     def _finish(self, student: Student, progress: Progress) -> Student:
         """The long fine-tuning, and the last measurement."""
@@ -234,39 +268,10 @@ class Moves:
 
     def _tuned(self, student: Student, steps: int, progress: Progress | None) -> Student:
         """All candidates of a step see the same data."""
-        seed = self.config.seed + self.state.step
-        return self.bench.tune(student, steps, seed, progress) if steps else student
-
-    def _trial(
-        self,
-        kind: str,
-        student: Student,
-        measured: ComparedLatency,
-        predicted_ms: float,
-        target_ms: float,
-    ) -> Trial:
-        """What was measured, as a trial that has yet to be judged."""
-        state, by_ratio = self.state, steady(measured)
-        turns, clock = felt(measured)
-        low, high = by_ratio.ratio_interval()
-        return Trial(
-            step=state.step,
-            kind=kind,
-            spec=student.spec,
-            target_ms=target_ms,
-            predicted_ms=predicted_ms,
-            median_ms=by_ratio.ratio * state.pinned_median_ms,
-            latency_ms=percentile_ratio(turns, self.config.percentile) * state.pinned_ms,
-            clock=clock,
-            ratio=by_ratio.ratio,
-            ratio_low=low,
-            ratio_high=high,
-            turns=len(turns.candidate.samples_ms),
-            psnr_db=self.bench.score(student),
-            parameters=parameter_count(student),
-            macs=mac_count(student.spec, *self.bench.batches[0][0].shape[-2:]),
-            verdict="missed",
-        )
+        if not steps:
+            return student
+        self.state.tuned += steps
+        return self.bench.tune(student, steps, self.config.seed + self.state.step, progress)
 
     def _losses_of(self, student: Student) -> ChoiceLosses:
         if self._losses is None or self._losses[0] is not student:
@@ -279,9 +284,30 @@ class Moves:
         assert self.state.table is not None
         return self.state.table
 
+    def _new_table(self, *, fresh: bool) -> LatencyTable:
+        return build_latency_table(
+            self.base, self.choices, lambda specs: self.bench.time_specs(specs, fresh=fresh)
+        )
+
+    def _of_base(self, spec: StudentSpec) -> bool:
+        """Whether the table is about students like this one."""
+        return converted_spec(spec, self.base.activation, self.base.tail[0].operator) == spec
+
+    def _renew_table(self) -> None:
+        """Measure the table anew when it has predicted badly since it was last measured."""
+        state = self.state
+        judged = [t for t in state.trials[state.renewed :] if t.kind in PROPOSED]
+        errors = [abs(trial.predicted_ms / trial.median_ms - 1) for trial in judged]
+        if len(errors) < LEAST_JUDGED or statistics.median(errors) <= WORST_TABLE_ERROR:
+            return
+        state.table, state.renewed = self._new_table(fresh=True), len(state.trials)
+        for trial in state.trials:
+            if trial.kind in ("dense", "start", *PROPOSED) and self._of_base(trial.spec):
+                state.table = state.table.corrected(trial.spec, trial.median_ms)
+
     def _floor(self) -> str:
         """The least latency there can be, and the part that holds most of it."""
-        smallest = fastest(self.dense.spec, self._table, self.choices)
+        smallest = fastest(self.base, self._table, self.choices)
         name, share = self._table.floor_part()
         return (
             f"without residual blocks, at the narrowest widths, this student is still predicted to take "

@@ -17,13 +17,15 @@ from prune.knapsack import Option, choose_options
 from prune.latency_table import LatencyTable, WidthChoices
 from prune.slimming import Statistics, slimmed
 
+PROPOSED = ("channels", "narrow", "blocks", "fastest")
+
 
 @dataclass(frozen=True)
 class Proposal:
     """A smaller student: how it was found, and what is expected of it."""
 
     kind: str
-    """`channels`, `narrow`, `blocks` or `fastest`; see `propose`."""
+    """One of `PROPOSED`; see `propose` and `fastest`."""
     shape: Shape
     spec: StudentSpec
     predicted_ms: float

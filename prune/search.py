@@ -20,13 +20,14 @@ from pathlib import Path
 from lightfield.files import fingerprint
 from lightfield.progress import Progress
 from lightfield.student import Student
+from prune.config import PruneConfig
 from prune.measurements import MEASUREMENTS, MeasurementRecord
-from prune.moves import Moves, PruneConfig
+from prune.moves import Moves, Start
 from prune.search_state import SearchState, load_search, save_search
 from prune.trial import Trial, pareto_front
 from prune.workbench import Tune, Workbench
 
-__all__ = ["PruneConfig", "SearchResult", "Tune", "Workbench", "search"]
+__all__ = ["PruneConfig", "SearchResult", "Start", "Tune", "Workbench", "search"]
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,30 @@ def search(
     folder: Path,
     progress: Progress,
     log: Callable[..., None],
+    start: Start | None = None,
 ) -> SearchResult:
-    """Prune `dense` until its measured latency meets the budget, or the allowed loss is used up.
+    """Prune `dense` until its measured latency meets the budget, or the allowed loss is used up; going
+    on from the `start`, a smaller student that an earlier search made of it, if given.
 
-    Measurements are recorded in `folder` (see `prune.measurements.replayed`). Goes on where an
-    interrupted search with the same settings stopped.
+    Of several budgets the student at each goes into `folder`, before its long tuning. Measurements are
+    recorded there (see `prune.measurements.replayed`). Goes on where an interrupted search with the same
+    settings stopped.
 
     Raises:
         BudgetError: when the budget is out of reach, naming the fastest student found and what holds
             the floor; or when the target's latencies are no evidence.
         CheckpointError: when the folder holds another search's state.
     """
-    question = fingerprint({"config": asdict(config), "spec": dense.spec.to_json()})
+    asked = {"config": asdict(config), "spec": dense.spec.to_json()}
+    if start is not None:
+        asked["start"] = start.student.spec.to_json()
+    question = fingerprint(asked)
     found = load_search(folder, question, dense.head.weight.device)
     state, student = found or (SearchState(question), dense)
     path = folder / MEASUREMENTS
     record = MeasurementRecord(path, state.measurements, bench.measure, bench.time_specs)
     bench = replace(bench, measure=record.measure, time_specs=record.time_specs)
-    moves = Moves(dense, bench, config, state)
+    moves = Moves(dense, bench, config, state, start)
     while not state.ended:
         known = len(state.trials)
         student = moves.next(student, progress)

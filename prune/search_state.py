@@ -25,7 +25,8 @@ from prune.trial import CURRENT, Trial
 STATE = "search.safetensors"
 """Serves resuming only; not needed once the search has ended."""
 HISTORY = "search.json"
-FORMAT = "nelf-search-1"
+FORMAT = "nelf-search-2"
+REMEDY = "delete it to start the search over"
 SMALLEST_STEP = 0.03
 """Share of the latency below which a gain drowns in noise."""
 
@@ -37,6 +38,9 @@ class SearchState:
     question: str
     """Fingerprint of the settings and the dense specification."""
     budget_ms: float = 0.0
+    """The budget that the search is on its way to."""
+    further_ms: list[float] = field(default_factory=list)
+    """The budgets after it."""
     pinned_ms: float = 0.0
     """The dense student's latency, as the percentile that budgets are held against."""
     pinned_median_ms: float = 0.0
@@ -45,6 +49,12 @@ class SearchState:
     share: float = 0.0
     """Share of the latency that the next step tries to remove."""
     step: int = 0
+    begun: int = 0
+    """The step with which the way to this budget began."""
+    tuned: int = 0
+    """Optimiser steps spent on candidates and results so far."""
+    renewed: int = 0
+    """How many trials there were when the table was last measured anew."""
     measurements: int = 0
     """How many lines of the record are behind this state."""
     stopped: str = ""
@@ -53,6 +63,8 @@ class SearchState:
     """Whether it ended because quality, not latency, allowed no further step."""
     table: LatencyTable | None = None
     trials: list[Trial] = field(default_factory=list)
+    waypoints: dict[str, int] = field(default_factory=dict)
+    """Of several budgets: the files of the students that met them, and their trials."""
 
     @property
     def current(self) -> Trial:
@@ -72,17 +84,30 @@ class SearchState:
     @property
     def verified(self) -> bool:
         """Whether the current student was found to meet the budget."""
-        return self.current.verdict == "within budget"
+        now = self.current
+        return now.verdict == "within budget" and now.latency_ms <= self.budget_ms
 
     @property
     def ended(self) -> bool:
         """Whether the final student is found."""
         return bool(self.trials) and self.current.verdict == "final"
 
+    def go_further(self, share: float) -> None:
+        """On to the next budget."""
+        self.budget_ms, *self.further_ms = self.further_ms
+        self.share, self.begun = share, self.step
+        self.mark_waypoint()  # a long step may have met this budget too
+
+    def mark_waypoint(self) -> None:
+        """Remember the current student when it meets one of several budgets."""
+        if self.verified and (self.further_ms or self.waypoints):
+            name = f"at-{self.budget_ms / self.pinned_ms:.3f}.safetensors"
+            self.waypoints[name] = self.trials.index(self.current)
+
     @property
     def percent_of_way(self) -> int:
         """How far the current student is on the way from the dense latency to the budget."""
-        way_ms = self.pinned_ms - self.budget_ms
+        way_ms = self.pinned_ms - (self.further_ms or [self.budget_ms])[-1]
         if way_ms <= 0:
             return 100
         gone_ms = self.pinned_ms - self.current.latency_ms
@@ -133,7 +158,8 @@ class SearchState:
 
 
 def save_search(folder: Path, state: SearchState, student: Student) -> None:
-    """Write the state with the current student's weights, and the history for readers."""
+    """Write the state with the current student's weights, and the history for readers; a student that
+    met one of several budgets also goes into a file of its own."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     metadata = {
         "format": FORMAT,
@@ -141,8 +167,12 @@ def save_search(folder: Path, state: SearchState, student: Student) -> None:
         "state": json.dumps(state.to_json()),
     }
     write_json(folder / HISTORY, state.to_json())  # first: an ended search never writes again
-    with atomic_path(folder / STATE) as temporary:
-        save_file(tensors, temporary, metadata)
+    files = [folder / STATE]
+    here = state.trials.index(state.current) if state.trials else None
+    files += [folder / name for name, trial in state.waypoints.items() if trial == here]
+    for path in files:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
 
 
 def load_search(
@@ -156,7 +186,20 @@ def load_search(
     path = folder / STATE
     if not path.exists():
         return None
-    remedy = "delete it to start the search over"
+    state, student = read_search(path, device, remedy=REMEDY)
+    if state.question != question:
+        raise CheckpointError("belongs to a search with other settings", where=path, remedy=REMEDY)
+    return state, student
+
+
+def read_search(
+    path: Path, device: torch.device, *, remedy: str | None = None
+) -> tuple[SearchState, Student]:
+    """The state of a search, and its student at the time.
+
+    Raises:
+        CheckpointError: when there is no such file, or it is damaged or foreign.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -169,7 +212,5 @@ def load_search(
         raise CheckpointError(
             f"not the state of a search ({reason})", where=path, remedy=remedy
         ) from reason
-    if state.question != question:
-        raise CheckpointError("belongs to a search with other settings", where=path, remedy=remedy)
     load_into(student, tensors, where=path)
     return state, student.to(device).eval()

@@ -25,7 +25,8 @@ class Trial:
 
     step: int
     kind: str
-    """`dense`, how it was proposed (see `prune.proposals.propose`), or `verification` and `final`."""
+    """`dense`, `start`, how it was proposed (see `prune.proposals.propose`), or `verification` and
+    `final`."""
     spec: StudentSpec
     target_ms: float
     """Median latency aimed at; for a longer measurement, the budget's."""
@@ -46,6 +47,8 @@ class Trial:
     """Held-out PSNR after the tuning that this student has had."""
     parameters: int
     macs: int
+    kept: tuple[tuple[int, ...], ...]
+    """Which of the dense student's blocks are left, chain by chain."""
     verdict: Verdict
 
     @property
@@ -60,7 +63,8 @@ class Trial:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trial:
         """The inverse of `to_json`."""
-        return cls(**{**data, "spec": StudentSpec.from_json(data["spec"])})
+        kept = tuple(tuple(chain) for chain in data["kept"])
+        return cls(**{**data, "spec": StudentSpec.from_json(data["spec"]), "kept": kept})
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
 from lightfield.student import Student
 from prune.importance import Batch
-from prune.latency_table import TimeSpecs
+from prune.measurements import Measure, TimeSpecs
 
 
 @runtime_checkable
@@ -26,8 +25,8 @@ class Tune(Protocol):
 class Workbench:
     """What the search works with; `pipeline` builds it from train, export and device."""
 
-    measure: Callable[[Student], ComparedLatency]
-    """Export, check, and measure a student in turns with the pinned dense one."""
+    measure: Measure
+    """Export, check, and measure each student in turns with the pinned dense one."""
     time_specs: TimeSpecs
     tune: Tune
     recalibrate: Callable[[Student], None]
@@ -38,3 +37,5 @@ class Workbench:
     """Whole held-out pictures for measuring importance."""
     width_multiple: int
     """Widths are rounded to multiples of this."""
+    beside: bool = False
+    """Whether training leaves the target's times alone, so that both can go on at once."""

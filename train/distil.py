@@ -1,4 +1,4 @@
-"""Distillation: a student learns the teacher's pseudo pictures, then the real ones.
+"""Distillation: a student learns pictures, the teacher's pseudo ones first of all.
 
 It learns on windows of pictures (`train.picture_pool`), whose pixels in the loss are exactly the
 whole picture's. Weights, their moving average, optimiser states and the loss are float32; only the
@@ -7,11 +7,10 @@ network's convolutions may run in bfloat16.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ REPORT_EVERY = 10
 """Steps between two looks at the loss, which on a GPU wait for it."""
 LOG_EVERY_S = 1.0
 LOOKS = 20
-"""Times that a training's log says how the averaged student does on held-out views."""
+"""Most times that a training's log says how the averaged student does on held-out views."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def distil(
 ) -> Student:
     """Train `student` (in place) on windows of the pool; returns the averaged student, in eval mode.
 
-    `held_out` scores the averaged student in dB, for the log, `LOOKS` times on the way.
+    `held_out` scores the averaged student in dB, for the log, up to `LOOKS` times on the way.
 
     With a folder it goes on from the checkpoint there, which it renews as often as told and at the
     end; any number of processes may go on. On the CPU a resumed training equals an uninterrupted one
@@ -189,8 +188,8 @@ def distil(
 
 
 def _is_look(step: int, steps: int) -> bool:
-    """Whether the held-out score is due, at the first report of each of `LOOKS` equal parts."""
-    every = max(1, steps // (LOOKS * REPORT_EVERY)) * REPORT_EVERY
+    """Whether the held-out score is due: at equal distances, and not before the first."""
+    every = -(-steps // (LOOKS * REPORT_EVERY)) * REPORT_EVERY
     return step > 0 and step % every == 0
 
 
@@ -269,88 +268,3 @@ def mean_psnr(
         truth = torch.from_numpy(np.array(image)).to(device).float() / 255
         total += mse_to_psnr(float((picture - truth).square().mean()))
     return total / len(poses) if len(poses) else math.nan
-
-
-@dataclass(frozen=True)
-class FineTuneConfig:
-    """Fine-tuning on the real pictures, kept only while it helps on held-out ones."""
-
-    steps: int = 600
-    """Most optimiser steps."""
-    evaluate_every: int = 100
-    """Steps between two looks at the held-out pictures."""
-    patience: int = 2
-    """Looks without an improvement after which it stops."""
-    rate_share: float = 0.1
-    """Constant share of distillation's peak learning rates."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or min(self.evaluate_every, self.patience) < 1:
-            raise ConfigError("steps, evaluate_every and patience are too small", where="fine_tune")
-        if not 0 < self.rate_share < math.inf:
-            raise ConfigError("must be a positive number", where="fine_tune.rate_share")
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """The better of before and after, with both held-out scores."""
-
-    student: Student
-    steps: int
-    before_db: float
-    after_db: float
-
-
-def fine_tune(
-    student: Student,
-    pool: PicturePool,
-    held_out: Callable[[Student], float],
-    config: FineTuneConfig,
-    distil_config: DistilConfig,
-    *,
-    progress: Progress,
-) -> FineTuned:
-    """Train on the pool's real pictures in rounds, and return the best student by `held_out` (dB).
-
-    The student that came in, which stays as it is, is one of the candidates, so the score never gets
-    worse.
-    """
-    before = best_db = held_out(student)
-    best, best_steps, worse, done = student, 0, 0, 0
-    current = copy.deepcopy(student)
-    while done < config.steps and worse < config.patience:
-        steps = min(config.evaluate_every, config.steps - done)
-        settings = replace(
-            distil_config,
-            steps=steps,
-            learning_rate=config.rate_share * distil_config.learning_rate,
-            muon_learning_rate=config.rate_share * distil_config.muon_learning_rate,
-            final_share=1.0,
-            warmup_steps=10,
-            ema_decay=0.98,
-            seed=distil_config.seed + 1 + done,
-        )
-        averaged = distil(current, pool, settings, progress=_shifted(progress, done, config.steps))
-        done += steps
-        score = held_out(averaged)
-        if score > best_db:
-            best, best_db, best_steps, worse = averaged, score, done, 0
-        else:
-            worse += 1
-    return FineTuned(best.eval(), best_steps, before, best_db)
-
-
-def _shifted(progress: Progress, start: int, total: int) -> Progress:
-    def report(done: int, _: int, /, **figures: float) -> None:
-        progress(start + done, total, **figures)
-
-    return report
-
-
-def held_out_split(count: int, every: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices of `count` views as (kept, held out), every `every`-th being held out.
-
-    At least one is held out, unless there is only one view.
-    """
-    held = set(range(min(every // 2, count - 1), count, every)) if count > 1 else set()
-    return [i for i in range(count) if i not in held], sorted(held)

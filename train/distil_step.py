@@ -241,6 +241,6 @@ def _fast_student(student: Student, device: torch.device) -> Any:
     """The student in Triton kernels, or None where they cannot run or do not know its shape."""
     if device.type != "cuda" or not usable(device):
         return None
-    from train.gpu.fast_student import FastStudent, supports
+    from train.gpu.student.fast_student import FastStudent, supports
 
     return FastStudent(student) if supports(student.spec) is None else None

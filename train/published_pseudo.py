@@ -27,7 +27,7 @@ from lightfield.camera import Intrinsics, checked_poses, look_at
 from lightfield.errors import CheckpointError, NelfError
 from lightfield.files import read_json
 from lightfield.progress import Progress, silent
-from train.pseudo import PosedPictures, write_pictures
+from train.posed_pictures import PosedPictures, write_pictures
 
 BLENDER_UNIT = 4.031128857175551 / 1.5
 """The published teacher maps the radius of the Blender scenes' cameras to 1.5, by a constant."""

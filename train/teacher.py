@@ -67,7 +67,7 @@ class TeacherConfig:
     occupancy_warmup: int = 256
     """Steps during which an update looks at every cell."""
     grid: Backend = "auto"
-    """Implementation of the hash grid; auto takes tcnn where it works."""
+    """Implementation of the hash grid; auto takes triton on a GPU that can, else tcnn, else torch."""
     seed: int = 0
     """Seed of the initial weights and of all sampling."""
 

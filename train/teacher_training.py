@@ -2,7 +2,7 @@
 
 It draws random pixels of all pictures. The number of rays of a step follows the number of their samples,
 so that steps cost about the same from first to last. The steps themselves are taken by `PlainSteps`, in
-ordinary PyTorch, or by `train.gpu.teacher_steps` where the kernels can.
+ordinary PyTorch, or by `train.gpu.teacher.steps` where the kernels can.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ def train_teacher(
 
 def _steps(teacher: Teacher, scene: Scene, device: torch.device) -> Steps:
     if availability.reason(device) is None:
-        from train.gpu import teacher_steps  # imports Triton
+        from train.gpu.teacher.steps import GpuSteps, supports  # imports Triton
 
-        if teacher_steps.supports(teacher) is None:
-            return teacher_steps.GpuSteps(teacher, scene)
+        if supports(teacher, scene) is None:
+            return GpuSteps(teacher, scene)
     return PlainSteps(teacher, scene)
 
 

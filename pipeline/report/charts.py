@@ -82,8 +82,8 @@ def front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return front
 
 
-def pareto_chart(trials: Sequence[Trial], budget_ms: float | None) -> Html:
-    """Every measured student by latency and quality, the best trade-offs, and the budget."""
+def pareto_chart(trials: Sequence[Trial], budgets_ms: Sequence[float]) -> Html:
+    """Every measured student by latency and quality, the best trade-offs, and the budgets."""
     drawn = [t for t in trials if t.latency_ms is not None and t.psnr_db is not None]
     points = [(t.latency_ms or 0.0, t.psnr_db or 0.0) for t in drawn]
     with drawing("pareto"):
@@ -91,7 +91,7 @@ def pareto_chart(trials: Sequence[Trial], budget_ms: float | None) -> Html:
         axes = figure.add_subplot()
         front = front_of(points)
         axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=PRUNED, linewidth=1)
-        if budget_ms is not None:
+        for budget_ms in budgets_ms:
             axes.axvline(budget_ms, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
                 f"budget {milliseconds(budget_ms)}",
@@ -155,18 +155,21 @@ def _verdict_legend(axes: Axes, trials: Sequence[Trial], others: list[Line2D]) -
     axes.figure.legend(handles=[*handles, *others], loc="outside upper center", ncols=4)
 
 
-def network_chart(dense: StudentSpec, pruned: StudentSpec) -> Html:
-    """Inner width of every block as a bar, stream and tail widths as lines; hollow is gone."""
+def network_chart(dense: StudentSpec, pruned: StudentSpec, kept: Sequence[Sequence[int]]) -> Html:
+    """Inner width of every block as a bar, stream and tail widths as lines; hollow is gone.
+
+    `kept` are the places of the pruned student's blocks among the dense one's, group by group.
+    """
     with drawing("network"):
         figure = new_figure(3.0)
         axes = figure.add_subplot()
         at, ticks = 0.0, []
-        for before, after in zip(_groups(dense), _groups(pruned), strict=True):
+        for before, after, left in zip(_groups(dense), _groups(pruned), kept, strict=True):
             title, width, inner = before
             span = max(len(inner), 1)
             places = at + np.arange(span)
             axes.bar(places[: len(inner)], inner, 0.72, facecolor="none", edgecolor=MUTED)
-            axes.bar(places[: len(after[2])], after[2], 0.72, color=PRUNED)
+            axes.bar(places[list(left)], after[2], 0.72, color=PRUNED)
             edges = [at - 0.5, at + span - 0.5]
             axes.plot(edges, [width, width], color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
             axes.plot(edges, [after[1], after[1]], color=INK)

@@ -106,12 +106,24 @@ def _trade_offs(chain: Chain) -> Html:
     trials = [t for t in chain.trials() if t.latency_ms is not None and t.psnr_db is not None]
     if not trials:
         return unavailable("no student of the history has both a latency and a quality")
-    chart = pareto_chart(trials, finite(chain.metric("prune", "budget_ms")))
+    chart = pareto_chart(trials, _budgets_ms(chain))
     return figure(
         chart,
         f"{plural(len(trials), 'measurement')} of exported students. Up is better, left is faster. "
         "Candidates are scored after a short fine-tuning, the final one after a long one.",
     )
+
+
+def _budgets_ms(chain: Chain) -> list[float]:
+    """The latencies that were to be reached: several when they were given as shares."""
+    asked = chain.require("prune").manifest["config"].get("prune")
+    ratios = asked.get("budget_ratio") if isinstance(asked, dict) else None
+    dense_ms, last_ms = (finite(chain.metric("prune", name)) for name in ("dense_ms", "budget_ms"))
+    if isinstance(ratios, list) and dense_ms is not None:
+        found = [ratio * dense_ms for ratio in map(finite, ratios) if ratio is not None]
+        if found:
+            return found
+    return [] if last_ms is None else [last_ms]
 
 
 def _predictions(chain: Chain) -> Html:
@@ -133,12 +145,13 @@ def _predictions(chain: Chain) -> Html:
 def _network(chain: Chain) -> Html:
     def build() -> Html:
         dense, pruned = chain.spec("student"), chain.spec("prune")
-        if not _is_part_of(pruned, dense):
+        kept = _kept_blocks(chain, pruned)
+        if not _is_part_of(pruned, dense, kept):
             raise CheckpointError("the pruned network is no part of the present student")
         picture = figure(
-            network_chart(dense, pruned),
-            "The network block by block: inner widths as bars, stream widths as lines. The record "
-            "says how many blocks were kept, not which: kept ones are drawn first, in order.",
+            network_chart(dense, pruned, kept),
+            "The network block by block: inner widths as bars, stream widths as lines. Blocks that are "
+            "outline only were dropped.",
         )
         rows = [
             [name, before, after]
@@ -151,15 +164,25 @@ def _network(chain: Chain) -> Html:
     return or_reason(build)
 
 
-def _is_part_of(pruned: StudentSpec, dense: StudentSpec) -> bool:
-    """Whether removing blocks can lead from one network to the other."""
-    stages = [(pruned.inner_widths, dense.inner_widths)]
-    stages += [
-        (after.inner_widths, before.inner_widths)
-        for after, before in zip(pruned.tail, dense.tail, strict=False)
-    ]
-    fewer = all(len(after) <= len(before) for after, before in stages)
-    return fewer and len(pruned.tail) == len(dense.tail)
+def _kept_blocks(chain: Chain, pruned: StudentSpec) -> list[list[int]]:
+    """Which of the dense student's blocks the pruned one has; the first ones where none are named."""
+    kept = chain.detail("prune", "kept_blocks")
+    if isinstance(kept, list) and all(isinstance(blocks, list) for blocks in kept):
+        return kept
+    return [list(range(len(inner))) for inner in _inner_widths(pruned)]
+
+
+def _is_part_of(pruned: StudentSpec, dense: StudentSpec, kept: list[list[int]]) -> bool:
+    """Whether dropping all blocks but the kept ones can lead from one network to the other."""
+    before, after = _inner_widths(dense), _inner_widths(pruned)
+    return len(before) == len(after) == len(kept) and all(
+        len(blocks) == len(left) and set(blocks) <= set(range(len(full)))
+        for full, left, blocks in zip(before, after, kept, strict=True)
+    )
+
+
+def _inner_widths(spec: StudentSpec) -> list[tuple[int, ...]]:
+    return [spec.inner_widths, *(stage.inner_widths for stage in spec.tail)]
 
 
 def _shape(chain: Chain, stage: str, spec: StudentSpec) -> list[tuple[str, str]]:

@@ -227,7 +227,7 @@ def test_a_second_run_in_the_same_folder_is_refused(run):
 def test_an_impossible_budget_is_refused_and_the_pruned_student_kept(run):
     before = tree(run)
     for _ in range(2):  # what was measured is remembered, and the answer the same
-        line = stage(run, "prune", "--budget-ms", 1e-6).refusal
+        line = stage(run, "prune", "--budget-ratio", 1e-6).refusal
         assert "out of reach" in line
         assert "raise the budget" in line
         assert tree(run) == before

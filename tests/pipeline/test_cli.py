@@ -22,7 +22,8 @@ from pipeline import commands, mishaps
 from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig
 from prune.search import PruneConfig
-from train.distil import DistilConfig, FineTuneConfig
+from train.distil import DistilConfig
+from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
 
@@ -36,7 +37,9 @@ CONFIGS = {
     "bench-gpu": [GpuBenchConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
-COMMANDS = (*CHAIN, "status", "doctor", "data", "bench-gpu")
+COMMANDS = (
+    *CHAIN, "status", "doctor", "inspect", "data", "bench-gpu", "baseline", "check-table",
+)  # fmt: skip
 
 
 def squeezed(text: str) -> str:

@@ -40,10 +40,12 @@ from pipeline.doctor import (
     find_processor,
     find_scatter,
     find_tinycudann,
+    find_triton,
     nvidia_devices,
     print_findings,
 )
 from train import volume_rendering
+from train.gpu import availability
 from train.hash_grid import tcnn
 
 
@@ -302,6 +304,20 @@ def test_gpus_are_told_from_other_nodes_of_their_driver(tmp_path):
     for name in ("nvidiactl", "nvidia-uvm", "nvidia1", "nvidia0", "null"):
         (tmp_path / name).touch()
     assert [path.name for path in nvidia_devices(tmp_path)] == ["nvidia0", "nvidia1"]
+
+
+def test_triton(monkeypatch, installed):
+    assert find_triton() == ("absent", "not installed")
+    installed.add("triton")
+    module(monkeypatch, "triton", __version__="3.6")
+    monkeypatch.setattr(doctor, "_version", returns("3.6"))
+    monkeypatch.setattr(torch.cuda, "is_available", returns(False))
+    assert find_triton() == ("ok", "3.6; its kernels take a CUDA GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", returns(True))
+    monkeypatch.setattr(availability, "reason", returns(None))
+    assert find_triton() == ("ok", "3.6; its kernels run on this GPU")
+    monkeypatch.setattr(availability, "reason", returns("some GPU is older than Ampere"))
+    assert find_triton() == ("broken", "some GPU is older than Ampere")
 
 
 def test_tinycudann(monkeypatch, installed):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -89,12 +89,13 @@ class FakeTarget:
     def _record(self, spec: StudentSpec) -> LatencyRecord:
         return LatencyRecord(self._samples(spec), self.identity, "toy.onnx", "0" * 64, 1, 1)
 
-    def measure(self, student: Student) -> ComparedLatency:
-        self._count("measure")
-        return ComparedLatency(self._record(student.spec), self._record(DENSE))
+    def measure(self, students: Sequence[Student]) -> Iterator[ComparedLatency]:
+        for student in students:
+            self._count("measure")
+            yield ComparedLatency(self._record(student.spec), self._record(DENSE))
 
-    def time_specs(self, specs: Sequence[StudentSpec]) -> list[float]:
-        self._count("table")
+    def time_specs(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
+        self._count("fresh table" if fresh else "table")
         return [float(np.median(self._samples(spec))) for spec in specs]
 
 

@@ -17,6 +17,11 @@ def students():
     return Student(DENSE), Student(SMALL)
 
 
+def one(measure, student):
+    (measured,) = measure([student])
+    return measured
+
+
 def recording(folder, target, position=0):
     return MeasurementRecord(folder / MEASUREMENTS, position, target.measure, target.time_specs)
 
@@ -24,50 +29,50 @@ def recording(folder, target, position=0):
 def test_what_was_measured_is_served_again_with_every_sample(tmp_path, students):
     record = recording(tmp_path, FakeTarget())
     measured = [
-        record.measure(students[0]),
-        record.measure(students[1]),
-        record.measure(students[0]),
+        one(record.measure, students[0]),
+        one(record.measure, students[1]),
+        one(record.measure, students[0]),
     ]
     table = record.time_specs([DENSE, SMALL])
     measure, time_specs = replayed(tmp_path)
-    again = [measure(students[0]), measure(students[1]), measure(students[0])]
+    again = [one(measure, students[0]), one(measure, students[1]), one(measure, students[0])]
     assert again == measured
     assert measured[0] != measured[2]
     assert time_specs([DENSE, SMALL]) == table
 
 
 def test_a_replay_that_asks_for_something_else_is_refused(tmp_path, students):
-    recording(tmp_path, FakeTarget()).measure(students[0])
+    one(recording(tmp_path, FakeTarget()).measure, students[0])
     measure, time_specs = replayed(tmp_path)
     with pytest.raises(CheckpointError, match=r"measurement 0 .* another one"):
-        measure(students[1])
+        one(measure, students[1])
     with pytest.raises(CheckpointError, match="another one"):
         time_specs([DENSE])
-    measure(students[0])
+    one(measure, students[0])
     with pytest.raises(CheckpointError, match="ends after 1"):
-        measure(students[0])
+        one(measure, students[0])
 
 
 def test_a_resumed_record_serves_before_it_measures(tmp_path, students):
     first = recording(tmp_path, FakeTarget())
-    measured = [first.measure(students[0]), first.measure(students[1])]
+    measured = [one(first.measure, students[0]), one(first.measure, students[1])]
     target = FakeTarget(draws=77)
     second = recording(tmp_path, target, position=1)
-    assert second.measure(students[1]) == measured[1]
+    assert one(second.measure, students[1]) == measured[1]
     assert target.asked == []
-    new = second.measure(students[1])
+    new = one(second.measure, students[1])
     assert target.asked == ["measure"]
-    assert recording(tmp_path, target, position=2).measure(students[1]) == new
+    assert one(recording(tmp_path, target, position=2).measure, students[1]) == new
     assert second.position == 3
 
 
 def test_a_resumed_record_forgets_what_is_no_longer_asked_for(tmp_path, students):
     first = recording(tmp_path, FakeTarget())
     for student in (students[0], students[1], students[0]):
-        first.measure(student)
+        one(first.measure, student)
     target = FakeTarget(draws=77)
     second = recording(tmp_path, target, position=1)
-    second.measure(students[0])
+    one(second.measure, students[0])
     assert target.asked == ["measure"]
     assert second.position == 2
     assert len((tmp_path / MEASUREMENTS).read_text().splitlines()) == 2
@@ -75,17 +80,17 @@ def test_a_resumed_record_forgets_what_is_no_longer_asked_for(tmp_path, students
 
 def test_a_line_that_was_cut_never_happened(tmp_path, students):
     first = recording(tmp_path, FakeTarget())
-    kept = first.measure(students[0])
-    first.measure(students[1])
+    kept = one(first.measure, students[0])
+    one(first.measure, students[1])
     path = tmp_path / MEASUREMENTS
     path.write_bytes(path.read_bytes()[:-40])
     target = FakeTarget(draws=5)
     record = recording(tmp_path, target)
-    assert record.measure(students[0]) == kept
-    new = record.measure(students[1])
+    assert one(record.measure, students[0]) == kept
+    new = one(record.measure, students[1])
     assert target.asked == ["measure"]
     measure, _ = replayed(tmp_path)
-    assert (measure(students[0]), measure(students[1])) == (kept, new)
+    assert (one(measure, students[0]), one(measure, students[1])) == (kept, new)
 
 
 @pytest.mark.parametrize("text", ["no json\n", "[1]\n", b"\xff\xfe\n"])
@@ -97,11 +102,11 @@ def test_a_foreign_record_is_refused(tmp_path, text):
 
 
 def test_a_damaged_measurement_is_refused(tmp_path, students, unchecked):
-    recording(tmp_path, FakeTarget()).measure(students[0])
+    one(recording(tmp_path, FakeTarget()).measure, students[0])
     path = tmp_path / MEASUREMENTS
     path.write_text(path.read_text().replace('"samples_ms": [', '"samples_ms": [-'))
     with pytest.raises(CheckpointError, match="measurement 0 cannot be read"):
-        replayed(tmp_path)[0](students[0])
+        one(replayed(tmp_path)[0], students[0])
 
 
 def test_a_missing_or_too_short_record_is_refused(tmp_path):

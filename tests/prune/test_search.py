@@ -17,15 +17,20 @@ from fake_bench import (
 from lightfield.errors import BudgetError, CheckpointError, ConfigError
 from lightfield.progress import silent
 from lightfield.student import mac_count
-from prune.chains import Shape
+from prune.chains import Shape, every_block
 from prune.measurements import MEASUREMENTS, replayed
-from prune.search import PruneConfig, SearchResult, search
-from prune.search_state import HISTORY, STATE, SearchState
+from prune.proposals import PROPOSED
+from prune.search import PruneConfig, SearchResult, Start, search
+from prune.search_state import HISTORY, STATE, SearchState, read_search
 from prune.trial import CURRENT, pareto_front
 
 CONFIG = PruneConfig(
-    budget_ratio=0.5, candidates=2, rounds=3, tune_steps=4, final_tune_steps=12, max_steps=12
+    budget_ratio=(0.5,), candidates=2, rounds=3, tune_steps=4, final_tune_steps=12, max_steps=12
 )
+
+
+def budget(ms: float) -> PruneConfig:
+    return replace(CONFIG, budget_ratio=(), budget_ms=ms)
 
 
 def run(folder, target=None, config=CONFIG, dense=None, **changes) -> SearchResult:
@@ -176,7 +181,7 @@ def test_an_impossible_budget_is_refused_before_any_training(tmp_path):
     work = bench(FakeTarget())
     tune = counted(work.tune)
     with pytest.raises(BudgetError, match=r"out of reach.*narrowest.*% of it in .*dense") as error:
-        run(tmp_path, config=replace(CONFIG, budget_ms=0.2), tune=tune)
+        run(tmp_path, config=budget(0.2), tune=tune)
     assert tune.calls == 0
     assert "\n" not in str(error.value)
     assert PHONE.name in str(error.value)
@@ -185,10 +190,10 @@ def test_an_impossible_budget_is_refused_before_any_training(tmp_path):
 class Stubborn(FakeTarget):
     """Real students never get below 70% of the dense latency, whatever the table says."""
 
-    def measure(self, student):
+    def measure(self, students):
         self.latency_ms = lambda spec: max(synthetic_ms(spec), 0.7 * synthetic_ms(DENSE))
         try:
-            return super().measure(student)
+            yield from super().measure(students)
         finally:
             self.latency_ms = synthetic_ms
 
@@ -212,7 +217,7 @@ def test_a_budget_already_met_trains_nothing(tmp_path):
     work = bench(FakeTarget())
     tune = counted(work.tune)
     dense = dense_student()
-    result = run(tmp_path, config=replace(CONFIG, budget_ms=100.0), tune=tune, dense=dense)
+    result = run(tmp_path, config=budget(100.0), tune=tune, dense=dense)
     assert tune.calls == 0
     assert result.student is dense
     assert [t.verdict for t in result.state.trials] == ["dense", "within budget", "final"]
@@ -256,8 +261,8 @@ def test_a_target_slower_than_its_table_is_corrected(tmp_path):
     """The table is measured on one-chain probes; real students take 30% longer plus a constant."""
 
     class Slow(FakeTarget):
-        def time_specs(self, specs):
-            return [ms / 1.3 - 0.1 for ms in super().time_specs(specs)]
+        def time_specs(self, specs, *, fresh=False):
+            return [ms / 1.3 - 0.1 for ms in super().time_specs(specs, fresh=fresh)]
 
     result = run(tmp_path, Slow())
     assert result.final.verdict == "final"
@@ -267,7 +272,7 @@ def test_a_target_slower_than_its_table_is_corrected(tmp_path):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_pruning_beats_what_it_started_the_step_with_after_training(tmp_path, norm):
-    config = replace(CONFIG, budget_ratio=0.7, tune_steps=30, final_tune_steps=60)
+    config = replace(CONFIG, budget_ratio=(0.7,), tune_steps=30, final_tune_steps=60)
     result = run(tmp_path, config=config, dense=dense_student(norm))
     assert result.final.latency_ms <= result.state.budget_ms
     assert result.final.psnr_db > result.dense.psnr_db - 3
@@ -306,7 +311,7 @@ def test_every_trial_is_logged_once(tmp_path):
     [
         {"budget_ms": 0.0},
         {"budget_ms": float("nan")},
-        {"budget_ratio": 0.0},
+        {"budget_ratio": (0.0,)},
         {"percentile": 100.0},
         {"margin": 1.0},
         {"candidates": 0},
@@ -319,3 +324,110 @@ def test_every_trial_is_logged_once(tmp_path):
 def test_settings_that_cannot_work_are_refused(setting):
     with pytest.raises(ConfigError):
         PruneConfig(**setting)
+
+
+WAY = replace(CONFIG, budget_ratio=(0.8, 0.6, 0.5))
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory):
+    """One search that meets three budgets, and its folder."""
+    folder = tmp_path_factory.mktemp("way")
+    return run(folder, config=WAY), folder
+
+
+def test_a_search_for_several_budgets_leaves_a_student_at_each(way):
+    result, folder = way
+    assert result.final.verdict == "final"
+    assert result.final.latency_ms <= 0.5 * result.state.pinned_ms
+    shares = WAY.budget_ratio
+    assert list(result.state.waypoints) == [f"at-{share:.3f}.safetensors" for share in shares]
+    for (name, index), ratio in zip(result.state.waypoints.items(), shares, strict=True):
+        trial = result.state.trials[index]
+        state, student = read_search(folder / name, torch.device("cpu"))
+        assert student.spec == trial.spec
+        assert state.trials[-1] == trial
+        assert trial.verdict == "within budget"
+        assert 0.8 * ratio < trial.latency_ms / result.state.pinned_ms <= ratio
+
+
+def test_a_long_step_may_meet_several_budgets(tmp_path):
+    config = replace(CONFIG, budget_ratio=(0.8, 0.79, 0.5), first_step=0.3)
+    result = run(tmp_path, config=config)
+    first, second, _ = result.state.waypoints.values()
+    assert first == second
+    assert all((tmp_path / name).exists() for name in result.state.waypoints)
+
+
+def test_a_search_for_several_budgets_goes_on_after_an_interruption(way, tmp_path):
+    counting = FakeTarget()
+    run(tmp_path / "whole", counting, WAY)
+    for at in range(5, len(counting.asked), 12):
+        target, folder = FakeTarget(interrupt_at=at), tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, target, WAY)
+        assert same(run(folder, target, WAY), way[0]), at
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            path.name for path in way[1].iterdir()
+        )
+
+
+def test_a_search_may_begin_with_a_student_of_an_earlier_one(way, tmp_path):
+    state, student = read_search(way[1] / "at-0.600.safetensors", torch.device("cpu"))
+    start = Start(student, state.current.kept)
+    config = replace(CONFIG, budget_ratio=(0.6,))
+    result = search(
+        dense_student(), bench(FakeTarget()), config,
+        folder=tmp_path, progress=silent, log=lambda **_: None, start=start,
+    )  # fmt: skip
+    kinds = [trial.kind for trial in result.state.trials]
+    assert kinds[:3] == ["dense", "start", "verification"]
+    assert result.final.latency_ms <= 0.6 * result.state.pinned_ms
+    assert result.final.spec == student.spec
+    assert result.state.tuned == CONFIG.final_tune_steps
+
+
+def test_every_trial_says_which_blocks_are_left(way):
+    result, _ = way
+    everything = every_block(DENSE)
+    assert result.dense.kept == everything
+    before = everything
+    for trial in result.state.trials:
+        left = [len(chain) for chain in trial.kept]
+        assert left == [len(chain) for chain in Shape.of(trial.spec).blocks]
+        assert all(set(a) <= set(b) for a, b in zip(trial.kept, before, strict=True))
+        before = trial.kept if trial.verdict in CURRENT else before
+    assert result.final.kept != everything
+
+
+@pytest.mark.parametrize("change", [{"activation": "relu"}, {"tail_operator": "pixel_shuffle"}])
+def test_another_activation_or_operator_is_trained_in_first(tmp_path, change):
+    result = run(tmp_path, config=replace(CONFIG, **change))
+    _, start, *_ = result.state.trials
+    assert (start.kind, start.verdict) == ("start", "kept")
+    for trial in result.state.trials[1:]:
+        found = (trial.spec.activation, {stage.operator for stage in trial.spec.tail})
+        wanted = (
+            change.get("activation", "gelu"), {change.get("tail_operator", "conv_transpose")}
+        )  # fmt: skip
+        assert found == wanted
+    assert result.final.latency_ms <= result.state.budget_ms
+
+
+def test_measuring_beside_the_tuning_changes_nothing(half, tmp_path):
+    assert same(run(tmp_path, beside=True), half[0])
+
+
+def test_a_table_that_predicts_badly_is_measured_anew(half, tmp_path, monkeypatch):
+    target = FakeTarget()
+    run(tmp_path / "well", target)
+    assert "fresh table" not in target.asked
+    monkeypatch.setattr("prune.moves.WORST_TABLE_ERROR", 0.0)  # so that any error is too much
+    target = FakeTarget()
+    result = run(tmp_path / "badly", target, replace(CONFIG, first_step=0.12))
+    assert "fresh table" in target.asked
+    assert result.final.latency_ms <= result.state.budget_ms
+    table, real = result.state.table, [t for t in result.state.trials if t.kind in PROPOSED]
+    assert len(table.pairs) == 1 + len(real)  # the dense student, and what was measured before
+    expected = [(table.parts_ms(trial.spec), trial.median_ms) for trial in real]
+    assert sorted(table.pairs[1:]) == sorted(expected)

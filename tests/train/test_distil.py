@@ -1,11 +1,10 @@
-"""Distillation: it learns, it resumes exactly, and fine-tuning never makes a student worse."""
+"""Distillation: it learns, and it resumes exactly."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from tiny_pictures import (
     CPU,
+    QUICK,
     SPEC,
     TAILS,
     WORLD,
@@ -22,6 +22,8 @@ from tiny_pictures import (
     ground_pictures,
     ground_pool,
     orbit_poses,
+    same,
+    score,
 )
 from torch import Tensor, nn
 
@@ -31,34 +33,17 @@ from lightfield.progress import silent
 from lightfield.student import Student
 from train.distil import (
     CHECKPOINT,
+    LOOKS,
     DistilConfig,
-    FineTuneConfig,
     distil,
-    fine_tune,
-    held_out_split,
     mean_psnr,
     recalibrate_norms,
 )
 from train.distil_step import DistilStep, masked_mse, multiplies_in_bfloat16
 from train.picture_pool import Places
 
-QUICK = DistilConfig(
-    steps=60, windows=8, window_rays=5, warmup_steps=10, ema_decay=0.95, precision="float32"
-)
 FAST = replace(QUICK, steps=250, learning_rate=0.01, muon_learning_rate=0.03)
 PRECISIONS = ["float32", "bfloat16"]
-
-
-def score(student: Student) -> float:
-    """PSNR on views that the pool does not hold."""
-    poses = orbit_poses(6, seed=5)
-    field = LightField(student, camera(factor=student.spec.factor), WORLD)
-    return mean_psnr(field, poses, ground_pictures(poses, field.intrinsics))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -116,6 +101,28 @@ def test_resumed_equals_uninterrupted(tmp_path, at, precision, norm, muon):
     assert later.seen == [done for done in (*range(1, 45, 10), 45) if done >= at]
     assert same(found, expected)
     assert same(resumed, straight)
+
+
+@pytest.mark.parametrize(
+    ("steps", "looks"),
+    [(400, [*range(21, 400, 20)]), (399, [*range(21, 399, 20)]), (35, [11, 21, 31])],
+)
+def test_the_log_tells_how_the_average_does_on_held_out_views(steps, looks, monkeypatch):
+    monkeypatch.setattr(DistilStep, "take", lambda *_: torch.tensor(0.01))
+    logged, seen = [], []
+
+    def held_out(student: Student) -> float:
+        seen.append(student)
+        return float(len(seen))
+
+    learned = distil(
+        fresh_student(), ground_pool(), replace(QUICK, steps=steps),
+        progress=silent, log=lambda **figures: logged.append(figures), held_out=held_out,
+    )  # fmt: skip
+    told = [figures for figures in logged if "held_out_db" in figures]
+    assert told == [{"step": step, "held_out_db": i + 1.0} for i, step in enumerate(looks)]
+    assert all(student is learned for student in seen), "the average, not the student"
+    assert 1 < len(looks) <= LOOKS
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
@@ -288,15 +295,6 @@ def test_impossible_settings_are_refused(field, value, unchecked):
         replace(QUICK, **{field: value})
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("steps", -1), ("evaluate_every", 0), ("patience", 0), ("rate_share", 0.0)],
-)
-def test_impossible_fine_tuning_is_refused(field, value):
-    with pytest.raises(ConfigError, match="fine_tune"):
-        replace(FineTuneConfig(), **{field: value})
-
-
 @pytest.mark.parametrize("capabilities", [{}, {"amx_bf16": False}, {"amx_bf16": True}])
 def test_auto_is_bfloat16_where_the_cpu_has_matrix_tiles(monkeypatch, capabilities):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -390,98 +388,6 @@ def test_mean_psnr_is_the_mean_of_the_pictures_figures():
     ]
     assert found == pytest.approx(np.mean([-10 * np.log10(e.mean()) for e in errors]), abs=1e-4)
     assert math.isnan(mean_psnr(field, poses[:0], images[:0]))
-
-
-@pytest.fixture(scope="module")
-def half_trained() -> Student:
-    return distil(fresh_student(), ground_pool(), replace(QUICK, steps=80), progress=silent)
-
-
-TUNING = FineTuneConfig(steps=70, evaluate_every=20, patience=2, rate_share=0.5)
-
-
-def tuned(student: Student, held_out: Callable[[Student], float], config: FineTuneConfig = TUNING):
-    return fine_tune(student, ground_pool(), held_out, config, QUICK, progress=silent)
-
-
-def test_fine_tuning_improves_and_tells_by_how_much(half_trained):
-    found = tuned(half_trained, score)
-    assert found.before_db == score(half_trained)
-    assert found.after_db == score(found.student) > found.before_db
-    assert found.steps in (20, 40, 60, 70)
-    assert not found.student.training
-
-
-def test_fine_tuning_is_deterministic_and_leaves_its_input_alone(half_trained):
-    before = copy.deepcopy(half_trained)
-    first, second = tuned(half_trained, score), tuned(half_trained, score)
-    assert same(first.student, second.student)
-    assert (first.steps, first.after_db) == (second.steps, second.after_db)
-    assert same(half_trained, before)
-
-
-def scripted(scores: list[float]) -> tuple[Callable[[Student], float], list[Student]]:
-    """A held-out score that goes as told, and the students it was asked about."""
-    seen: list[Student] = []
-
-    def held_out(student: Student) -> float:
-        seen.append(copy.deepcopy(student))
-        return scores[len(seen) - 1]
-
-    return held_out, seen
-
-
-@pytest.mark.parametrize(
-    ("scores", "best", "steps"),
-    [
-        ([30, 29, 28, 99], 0, 0),  # patience 2: the third round never runs
-        ([30, 31, 30, 30, 99], 1, 20),
-        ([30, 31, 30, 32, 31], 3, 60),
-        ([30, 31, 32, 33, 34], 4, 70),
-        ([30, 30, 30, 99], 0, 0),
-        ([30, math.nan, math.nan, 99], 0, 0),
-        ([math.nan, 31, 32, 99], 0, 0),
-    ],
-)
-def test_fine_tuning_keeps_the_best_and_stops_early(half_trained, scores, best, steps):
-    held_out, seen = scripted([float(x) for x in scores])
-    found = tuned(half_trained, held_out)
-    assert found.steps == steps
-    assert same(found.student, seen[best])
-    assert len(seen) == len([x for x in scores if x != 99])
-    assert not any(same(a, b) for a, b in itertools.combinations(seen, 2))
-    for figure, expected in ((found.before_db, scores[0]), (found.after_db, scores[best])):
-        assert figure == pytest.approx(expected, nan_ok=True)
-
-
-def test_no_steps_of_fine_tuning_are_none(half_trained):
-    found = tuned(half_trained, score, replace(TUNING, steps=0))
-    assert same(found.student, half_trained)
-    assert (found.steps, found.after_db) == (0, found.before_db)
-
-
-def test_fine_tuning_reports_over_all_rounds(half_trained):
-    calls: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int, /, **figures: float) -> None:
-        calls.append((done, total))
-
-    rising, _ = scripted([1.0, 2.0, 3.0, 4.0, 5.0])
-    fine_tune(half_trained, ground_pool(), rising, TUNING, QUICK, progress=progress)
-    assert [total for _, total in calls] == [70] * len(calls)
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
-    assert calls[-1] == (70, 70)
-
-
-@pytest.mark.parametrize("count", range(1, 40))
-def test_held_out_views_are_every_eighth_and_at_least_one(count):
-    kept, held = held_out_split(count, 8)
-    assert sorted([*kept, *held]) == list(range(count))
-    assert kept
-    assert (len(held) > 0) == (count > 1)
-    assert all(b - a == 8 for a, b in itertools.pairwise(held))
-    if count >= 5:
-        assert held[0] == 4
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightfield.errors import ConfigError
-from train.hash_grid import tcnn
+from train.hash_grid import grid, tcnn
 from train.hash_grid.grid import hash_grid
 from train.hash_grid.layout import GridShape
 from train.hash_grid.torch import TorchHashGrid
@@ -177,7 +177,7 @@ def test_auto_takes_torch_where_tcnn_does_not_import() -> None:
 @pytest.mark.usefixtures("no_tcnn")
 def test_asking_for_an_absent_tcnn_is_one_clear_error() -> None:
     with pytest.raises(ConfigError) as refusal:
-        hash_grid(SMALL, "tcnn", torch.Generator(), "cpu")
+        hash_grid(SMALL, "tcnn", torch.Generator(), "cuda")
     assert str(refusal.value) == (
         "grid tcnn: tinycudann cannot be used (OSError: Unknown compute capability.); "
         "install it for this GPU, or choose grid auto"
@@ -191,7 +191,7 @@ def fake_tcnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fake_tcnn")
 def test_weights_move_between_tcnn_and_torch() -> None:
-    theirs = hash_grid(SMALL, "tcnn", torch.Generator().manual_seed(1), "cpu")
+    theirs = tcnn.TcnnHashGrid(SMALL, torch.Generator().manual_seed(1))
     ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(2), "cpu")
     assert list(theirs.state_dict()) == list(ours.state_dict()) == ["table"]
     assert [name for name, _ in theirs.named_parameters()] == ["table"]
@@ -202,7 +202,7 @@ def test_weights_move_between_tcnn_and_torch() -> None:
 
 @pytest.mark.usefixtures("fake_tcnn")
 def test_the_same_seed_gives_tcnn_and_torch_the_same_table() -> None:
-    theirs = hash_grid(SMALL, "tcnn", torch.Generator().manual_seed(1), "cpu")
+    theirs = tcnn.TcnnHashGrid(SMALL, torch.Generator().manual_seed(1))
     ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(1), "cpu")
     assert torch.equal(theirs.get_parameter("table"), ours.get_parameter("table"))
 
@@ -288,4 +288,21 @@ def test_a_tcnn_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(tcnn, "probe", lambda: (SimpleNamespace(Encoding=Padded), None))
     with pytest.raises(ConfigError, match="choose grid torch"):
+        tcnn.TcnnHashGrid(SMALL, torch.Generator())
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_tcnn_is_not_for_the_processor_of_a_machine_that_has_it() -> None:
+    with pytest.raises(ConfigError) as refusal:
         hash_grid(SMALL, "tcnn", torch.Generator(), "cpu")
+    assert str(refusal.value) == (
+        "grid tcnn: tiny-cuda-nn needs a CUDA GPU, not the cpu; choose grid auto"
+    )
+
+
+@pytest.mark.usefixtures("fake_tcnn")
+def test_auto_takes_tcnn_for_the_shapes_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid.availability, "usable", lambda _: False)
+    monkeypatch.setattr(nn.Module, "to", lambda module, _: module)  # there may be no GPU here
+    for shape, kind in ((SMALL, tcnn.TcnnHashGrid), (GridShape(4, 3, 8, 4, 24), TorchHashGrid)):
+        assert type(hash_grid(shape, "auto", torch.Generator(), "cuda")) is kind

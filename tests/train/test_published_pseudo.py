@@ -14,7 +14,7 @@ from tiny_pictures import WORLD, orbit_poses
 from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError
 from lightfield.rays import camera_rays
-from train.pseudo import load_pseudo
+from train.posed_pictures import load_pictures
 from train.published_pseudo import BLENDER_UNIT, load_published_pseudo
 
 CAMERA = Intrinsics(24, 16, 20.0, 20.0, 12.0, 8.0)
@@ -70,7 +70,7 @@ def test_pictures_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, 
     assert pictures.images.dtype == np.uint8
     assert isinstance(pictures.images, np.memmap)
     assert calls == [(n, COUNT) for n in range(1, COUNT + 1)]
-    assert np.array_equal(load_pseudo(into).images, pictures.images)
+    assert np.array_equal(load_pictures(into).images, pictures.images)
 
 
 def test_another_unit_moves_the_cameras_only(tmp_path, into):

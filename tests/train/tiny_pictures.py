@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from lightfield.camera import Intrinsics, look_at
+from lightfield.light_field import LightField
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.student import Student, StudentSpec, TailStage
+from train.distil import DistilConfig, mean_psnr
 from train.picture_pool import PicturePool
 
 CPU = torch.device("cpu")
@@ -26,6 +28,9 @@ TAILS = {
     "none": (),
 }
 SPEC = StudentSpec(4, 3, 16, (12, 16), TAILS["twice"], norm="none")
+QUICK = DistilConfig(
+    steps=60, windows=8, window_rays=5, warmup_steps=10, ema_decay=0.95, precision="float32"
+)
 
 
 def camera(height: int = 8, width: int = 10, factor: int = 2) -> Intrinsics:
@@ -87,3 +92,16 @@ def lively_student(spec: StudentSpec) -> Student:
         colours = student(torch.rand(1, spec.input_channels, 8, 8))
         student.colour.weight /= torch.logit(colours).std()  # far from where the sigmoid saturates
     return student
+
+
+def score(student: Student) -> float:
+    """PSNR on views that the pool does not hold."""
+    poses = orbit_poses(6, seed=5)
+    field = LightField(student, camera(factor=student.spec.factor), WORLD)
+    return mean_psnr(field, poses, ground_pictures(poses, field.intrinsics))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two students are equal, bit for bit."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from train.benchmarks.figure import Cost, Figure, time_ms
-from train.gpu.adam import FusedAdam
-from train.gpu.field import FieldKernels
+from train.gpu.field.kernels import FieldKernels
+from train.gpu.teacher.adam import FusedAdam
 from train.hash_grid.layout import GridShape
 from train.radiance_field import RadianceField
 
@@ -166,7 +166,7 @@ def network_figures(kernels: FieldKernels, b: Buffers) -> list[Figure]:
 
 def adam_figure(kernels: FieldKernels, device: torch.device) -> Figure:
     """A step for the table."""
-    adam = FusedAdam(kernels.table, kernels.table_half)
+    adam = FusedAdam(kernels.table, kernels.half.table)
     count = torch.ones(1, dtype=torch.int32, device=device)
     rate, scale = torch.full((1,), 1e-2, device=device), torch.ones(1, device=device)
     cost = adam_cost(kernels.table.numel(), kernels.table_gradient.itemsize)

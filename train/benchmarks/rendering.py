@@ -17,8 +17,8 @@ from lightfield.camera import Intrinsics, look_at
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box
 from train.benchmarks.figure import Figure, time_ms
-from train.gpu.fine_occupancy import fine_cells
-from train.gpu.renderer import FusedRenderer
+from train.gpu.rendering.fine_occupancy import fine_cells
+from train.gpu.rendering.renderer import FusedRenderer
 from train.marching import march, rays_in_box
 from train.occupancy import OccupancyGrid
 from train.rendering import RAY_ENDS
@@ -112,7 +112,7 @@ def rendering_figure(renderer: FusedRenderer, teacher: Teacher, poses: Tensor) -
     living = int(renderer.counters[0])
     per_pixel = samples_per_pixel(renderer, teacher, poses[0])
     samples = living * per_pixel
-    hidden, levels = renderer.hidden_width, renderer.levels.count
+    hidden, levels = renderer.field.hidden_width, renderer.field.levels.count
     macs = 2 * levels * hidden + 16 * hidden + 32 * hidden + hidden * hidden + 3 * hidden
     note = (
         f"{1e3 * len(poses) / ms:.0f} frames/s, {living // len(poses)} living pixels, "

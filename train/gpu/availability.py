@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can run here. Imports without Triton."""
+"""Whether the Triton kernels can run here, and on how many processors. Imports without Triton."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ OLDEST_CAPABILITY = (8, 0)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs kernels on CPU tensors, very slowly: for tests without a GPU, which ask for
 the kernels by name."""
+LARGEST_INDEX = 2**31 - 1
+"""What int32 holds, in which kernels count; whoever launches them refuses sizes beyond."""
 
 
 @functools.lru_cache
@@ -26,9 +28,14 @@ def reason(device: torch.device) -> str | None:
             f"{torch.cuda.get_device_name(device)} is older than the kernels' oldest GPU (Ampere)"
         )
     try:
-        importlib.import_module("triton")
+        runtime = importlib.import_module("triton.runtime")
     except Exception as error:  # a broken build raises OSError and worse
-        return f"Triton does not import ({type(error).__name__}: {error})"
+        return f"Triton does not import ({_described(error)})"
+    try:
+        if device.type == "cuda":  # it compiles its launcher: without a C compiler it cannot
+            runtime.driver.active.get_current_device()
+    except Exception as error:
+        return f"Triton does not start ({_described(error)})"
     return None
 
 
@@ -36,3 +43,15 @@ def usable(device: torch.device | str) -> bool:
     """Whether the kernels are what to run on a device."""
     device = torch.device(device)
     return device.type == "cuda" and reason(device) is None
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; two for the interpreter, so that programs share work there too."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _described(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

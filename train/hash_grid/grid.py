@@ -7,6 +7,7 @@ features [n, levels * features], and has the one parameter `table` laid out as
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import torch
@@ -29,24 +30,32 @@ def hash_grid(
     Raises:
         ConfigError: when `backend` asks for one that is not available.
     """
+    device = torch.device(device)
     if backend == "auto":
-        backend = _fastest(shape, torch.device(device))
+        return _fastest(shape, generator, device).to(device)
     if backend == "triton":
-        implementation = _triton_grid(torch.device(device))
-    else:
-        implementation = tcnn.TcnnHashGrid if backend == "tcnn" else TorchHashGrid
-    return implementation(shape, generator).to(device)
+        return _triton_grid(device)(shape, generator).to(device)
+    if backend == "tcnn":
+        if device.type != "cuda":
+            raise ConfigError(
+                f"tiny-cuda-nn needs a CUDA GPU, not the {device.type}",
+                where="grid tcnn",
+                remedy="choose grid auto",
+            )
+        return tcnn.TcnnHashGrid(shape, generator).to(device)
+    return TorchHashGrid(shape, generator).to(device)
 
 
-def _fastest(shape: GridShape, device: torch.device) -> Backend:
-    if device.type != "cuda":
-        return "torch"
+def _fastest(shape: GridShape, generator: torch.Generator, device: torch.device) -> nn.Module:
     if availability.usable(device):
-        from train.gpu.lattice import unsupported  # imports Triton
+        from train.gpu.field.lattice import unsupported  # imports Triton
 
         if unsupported(shape) is None:
-            return "triton"
-    return "tcnn" if tcnn.probe()[0] is not None else "torch"
+            return _triton_grid(device)(shape, generator)
+    if device.type == "cuda" and tcnn.probe()[0] is not None:
+        with contextlib.suppress(ConfigError):  # it has limits of its own
+            return tcnn.TcnnHashGrid(shape, generator)
+    return TorchHashGrid(shape, generator)
 
 
 def _triton_grid(device: torch.device) -> type[nn.Module]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from train.gpu.availability import INTERPRETED
-from train.gpu.lattice import (
+from train.gpu.field.lattice import (
     DeviceLevels,
     corner_entry,
     lattice_position,
@@ -28,7 +28,7 @@ from train.gpu.lattice import (
     weighted_corners,
     within_box,
 )
-from train.gpu.networks import narrowed
+from train.gpu.field.networks import narrowed
 from train.hash_grid.layout import INITIAL_RANGE, GridShape
 
 ENCODE_BLOCK, ENCODE_WARPS = 256, 4

@@ -31,3 +31,12 @@ def interpreter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
             scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+@pytest.fixture
+def wide_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many points at once: the interpreter's time is in the number of operations, not their size."""
+    if not ON_GPU:
+        from train.gpu.field.kernels import HalfField
+
+        monkeypatch.setitem(HalfField.density.__kwdefaults__, "block", 1024)

@@ -10,7 +10,7 @@ import torch
 from lightfield.student import Student, mobile_r2l_spec
 from train.benchmarks import field, rendering, student, teacher
 from train.benchmarks.figure import time_ms
-from train.gpu.fast_student import FastStudent
+from train.gpu.student.fast_student import FastStudent
 from train.teacher import TeacherConfig
 
 TINY = TeacherConfig(
@@ -36,6 +36,7 @@ def once(work: Callable[[], object], *, repeats: int = 1) -> float:
     return 1.0
 
 
+@pytest.mark.usefixtures("wide_density")
 def test_parts_of_a_teachers_step_have_times_and_costs(device, monkeypatch):
     monkeypatch.setattr(teacher, "time_ms", once if device.type == "cpu" else time_ms)
     steps = teacher.fresh_steps(teacher.embedded_scene(12, 2), TINY, device)

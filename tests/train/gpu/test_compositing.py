@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.gpu.compositing import Losses, StepFigures, composite
-from train.gpu.marching import RayBuffer, SampleBuffer
+from train.gpu.teacher.compositing import Losses, StepFigures, composite
+from train.gpu.teacher.marching import RayBuffer, SampleBuffer
 from train.rendering import HIDDEN
 from train.volume_rendering import distortion, opacity_entropy, render_weights, sums_per_ray
 
@@ -59,14 +59,9 @@ def twin_gradients(rays, samples, densities, colours, losses):
     return by_density, by_colour.t(), float(error.detach().square().sum()), int(live.sum())
 
 
-@pytest.mark.parametrize("density", [5.0, 60.0, 400.0], ids=["faint", "dense", "opaque"])
-@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.3)])
-def test_gradients_are_those_of_the_plain_losses(
-    device: torch.device, density: float, weights: tuple[float, float]
-):
-    rays, samples, densities, colours = buffers(device, density=density)
-    losses = Losses(BACKGROUND, *weights, gradient_scale=8.0)
-    figures = StepFigures.zero(device)
+def composited(rays, samples, densities, colours, losses):
+    """Gradients by density and colour, NaN where none is written, and the figures."""
+    device, figures = densities.device, StepFigures.zero(densities.device)
     by_density = torch.full((ROOM,), torch.nan, device=device)
     by_colour = torch.full((3, ROOM), torch.nan, device=device)
     drawn = torch.tensor([RAYS], dtype=torch.int32, device=device)
@@ -82,6 +77,17 @@ def test_gradients_are_those_of_the_plain_losses(
         by_colour,
         figures,
     )
+    return by_density, by_colour, figures
+
+
+@pytest.mark.parametrize("density", [5.0, 60.0, 400.0], ids=["faint", "dense", "opaque"])
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.3)])
+def test_gradients_are_those_of_the_plain_losses(
+    device: torch.device, density: float, weights: tuple[float, float]
+):
+    rays, samples, densities, colours = buffers(device, density=density)
+    losses = Losses(BACKGROUND, *weights, gradient_scale=8.0)
+    by_density, by_colour, figures = composited(rays, samples, densities, colours, losses)
     expected_density, expected_colour, squares, live = twin_gradients(
         rays, samples, densities, colours, losses
     )
@@ -105,22 +111,8 @@ def test_rays_without_room_teach_nothing(device: torch.device):
     ray = int(rays.length[:RAYS].argmax())
     first, n = int(rays.first[ray]), int(rays.length[ray])
     rays.length[ray] = -1 - n
-    losses, figures = Losses(BACKGROUND, 0.1, 0.0, 1.0), StepFigures.zero(device)
-    by_density = torch.full((ROOM,), torch.nan, device=device)
-    by_colour = torch.full((3, ROOM), torch.nan, device=device)
-    drawn = torch.tensor([RAYS], dtype=torch.int32, device=device)
-    composite(
-        rays,
-        samples,
-        drawn,
-        densities,
-        colours,
-        STEP_LENGTH,
-        losses,
-        by_density,
-        by_colour,
-        figures,
-    )
+    losses = Losses(BACKGROUND, 0.1, 0.0, 1.0)
+    by_density, by_colour, figures = composited(rays, samples, densities, colours, losses)
     assert (by_density[first : first + n] == 0).all()
     assert (by_colour[:, first : first + n] == 0).all()
     assert not by_density[: int(samples.count)].isnan().any()

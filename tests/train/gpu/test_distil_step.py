@@ -13,7 +13,7 @@ from torch import nn
 from train import distil_step
 from train.distil import DistilConfig
 from train.distil_step import DistilStep
-from train.gpu.fast_student import FastStudent
+from train.gpu.student.fast_student import FastStudent
 from train.moving_average import MovingAverage
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))

@@ -56,7 +56,7 @@ def _ordinary(
 def test_float32_kernels_are_the_ordinary_student(device: torch.device):
     if device.type == "cuda":
         pytest.skip("float32 tiles of the kernels do not fit a GPU's shared memory")
-    from train.gpu.fast_student import FastStudent
+    from train.gpu.student.fast_student import FastStudent
 
     student = _student(TINY, device)
     batch = _batch(TINY, 2, 2, 3, device)
@@ -92,13 +92,24 @@ def test_float32_kernels_are_the_ordinary_student(device: torch.device):
     ],
 )
 def test_it_says_what_it_does_not_support(spec: StudentSpec):
-    from train.gpu.fast_student import FastStudent, supports
+    from train.gpu.student.fast_student import FastStudent, supports
 
     assert supports(TINY) is None
     reason = supports(spec)
     assert reason is not None
     with pytest.raises(ConfigError, match=reason):
         FastStudent(Student(spec))
+
+
+def test_more_windows_than_the_kernels_can_count_are_one_clear_error():
+    from train.gpu.student.fast_student import FastStudent
+
+    fast = FastStudent(Student(TINY), torch.float32)
+    side, pixels = 100, 100 * TINY.factor
+    points = torch.zeros(()).expand(4000, side, side, 3 * TINY.points)
+    images = torch.zeros((), dtype=torch.uint8).expand(4000, pixels, pixels, 3)
+    with pytest.raises(ConfigError, match=r"distil.windows: 4000 windows of 100 x 100 rays"):
+        fast.step_gradients(points, images, images[..., 0][:, None] > 0)
 
 
 @pytest.mark.gpu
@@ -113,7 +124,7 @@ def test_it_says_what_it_does_not_support(spec: StudentSpec):
     ids=["8x", "12x", "relu", "tiny"],
 )
 def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: int, side: int):
-    from train.gpu.fast_student import FastStudent
+    from train.gpu.student.fast_student import FastStudent
 
     device = torch.device("cuda")
     torch.manual_seed(0)
@@ -136,7 +147,7 @@ def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: in
 
 @pytest.mark.gpu
 def test_a_step_replays_from_a_cuda_graph():
-    from train.gpu.fast_student import FastStudent
+    from train.gpu.student.fast_student import FastStudent
 
     device = torch.device("cuda")
     spec = mobile_r2l_spec(blocks=4, norm="none")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightfield.errors import ConfigError
-from train.gpu.fine_occupancy import LONGEST_JUMP, bake, fine_cells
+from train.gpu.rendering.fine_occupancy import LONGEST_JUMP, bake, fine_cells
 
 STEP = 0.02
 

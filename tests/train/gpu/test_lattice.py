@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lightfield.errors import ConfigError
-from train.gpu.lattice import (
+from train.gpu.field.lattice import (
     DeviceLevels,
     corner_entry,
     interpolate,
@@ -121,7 +121,10 @@ def test_pairs_survive_unpacking_and_packing(device) -> None:
     assert torch.equal(result[:, 1], -values[:, 1])
 
 
-@pytest.mark.parametrize("shape", [GridShape(4, 4, 10, 4, 32), GridShape(17, 2, 10, 4, 64)])
+@pytest.mark.parametrize(
+    "shape",
+    [GridShape(4, 4, 10, 4, 32), GridShape(17, 2, 10, 4, 64), GridShape(4, 2, 10, 4, 1 << 25)],
+)
 def test_grids_that_the_kernels_do_not_know_are_refused(shape) -> None:
     with pytest.raises(ConfigError, match="grid triton: the kernels"):
         DeviceLevels.of(shape, "cpu")

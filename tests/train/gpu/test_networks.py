@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightfield.errors import ConfigError
-from train.gpu.field import FieldKernels
+from train.gpu.field.kernels import FieldKernels
 from train.hash_grid.layout import GridShape
 from train.radiance_field import RadianceField, bounded_exp
 
@@ -178,8 +178,8 @@ def test_the_fields_parameters_become_views_of_the_masters(device) -> None:
     kernels.table.zero_()
     assert not any(parameter.any() for parameter in field.parameters())
     kernels.refresh()
-    assert not kernels.weights_half.any()
-    assert not kernels.table_half.any()
+    assert not kernels.half.weights.any()
+    assert not kernels.half.table.any()
     field.load_state_dict(field_of(SMALL, 16, device).state_dict())
     assert kernels.weights.any()
     assert kernels.table.any()

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from train.gpu.marching import MarchingGrid
-from train.gpu.occupancy_update import OccupancyUpdate, uniform
+from train.gpu.teacher.marching import MarchingGrid
+from train.gpu.teacher.occupancy_update import OccupancyUpdate, uniform
 from train.occupancy import OccupancyGrid
 
 RESOLUTION, STEP_LENGTH = 16, 0.02

@@ -25,7 +25,7 @@ BACKGROUND = (1.0, 0.8, 0.5)
 CAMERA = Intrinsics(13, 9, 13.0, 14.0, 6.2, 4.7)
 MOST_DIFFERENCE, LEAST_PSNR_DB = 0.004, 55.0
 
-renderer = pytest.importorskip("train.gpu.renderer")
+renderer = pytest.importorskip("train.gpu.rendering.renderer")
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from lightfield.student import ResidualBlock
-
-triton = pytest.importorskip("triton")
-tl = pytest.importorskip("triton.language")
+from train.gpu.student import residual_block, tail_block
+from train.gpu.student.activation import activate, activation_kind
 
 
 @triton.jit
@@ -59,8 +60,6 @@ def _dtype(device: torch.device) -> tuple[torch.dtype, float]:
 
 @pytest.mark.parametrize("activation", ["gelu", "sigmoid_gelu", "relu"])
 def test_a_wide_stack_is_the_ordinary_blocks(device: torch.device, activation: str):
-    from train.gpu import residual_block
-
     on_gpu = device.type == "cuda"
     dtype, tolerance = _dtype(device)
     width, inners, rows = (256, (256, 320, 64), 1280) if on_gpu else (16, (64, 128), 128)
@@ -73,7 +72,7 @@ def test_a_wide_stack_is_the_ordinary_blocks(device: torch.device, activation: s
     table = torch.tensor(table, dtype=torch.int32, device=device)
     x = torch.randn(len(inners) + 1, rows, width, device=device).to(dtype)
     g, d = (torch.zeros(rows * before, dtype=dtype, device=device) for _ in range(2))
-    kind = residual_block.activation_kind(activation, dtype)
+    kind = activation_kind(activation, dtype)
     start = x[0].float().requires_grad_()
     streams = [start]
     for block in blocks:
@@ -104,25 +103,23 @@ def test_a_wide_stack_is_the_ordinary_blocks(device: torch.device, activation: s
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_a_narrow_block_is_the_ordinary_block(device: torch.device, activation: str):
-    from train.gpu import residual_block, student_tail_block
-
     on_gpu = device.type == "cuda"
     dtype, tolerance = _dtype(device)
     width, inner, rows = (64, 32, 100_003) if on_gpu else (16, 32, 203)
     blocks = _blocks(width, (inner,), activation, device)
     weights, places = _packed(blocks, dtype)
-    kind = residual_block.activation_kind(activation, dtype)
+    kind = activation_kind(activation, dtype)
     x = torch.randn(rows, width, device=device).to(dtype)
     y = torch.zeros_like(x)
     start = x.float().requires_grad_()
     truth = _rows_of(blocks[0], start)
-    student_tail_block.narrow_forward(x, y, weights, places[0], inner, kind)
+    tail_block.narrow_forward(x, y, weights, places[0], inner, kind)
     assert _relative(y, truth) < tolerance
 
     dy = torch.randn(rows, width, device=device).to(dtype)
     truth.backward(dy.float())
     gradients = torch.zeros(len(weights), device=device)
-    student_tail_block.narrow_backward(x, dy, dy, weights, gradients, places[0], inner, kind)
+    tail_block.narrow_backward(x, dy, dy, weights, gradients, places[0], inner, kind)
     assert start.grad is not None
     assert _relative(dy, start.grad) < tolerance
     parameters = [*blocks[0].expand.parameters(), *blocks[0].contract.parameters()]
@@ -140,8 +137,6 @@ def test_the_cheap_gelu_stays_near_the_exact_one():
 
 @pytest.mark.gpu
 def test_the_hardware_gelu_differs_by_what_is_said(device: torch.device):
-    from train.gpu.residual_block import activate
-
     h = torch.linspace(-12, 12, 1 << 20, device=device, requires_grad=True)
     value, slope = torch.empty_like(h), torch.empty_like(h)
     activations_kernel[(1 << 10,)](h.detach(), value, slope, activate, SIZE=1 << 10)

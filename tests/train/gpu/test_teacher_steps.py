@@ -8,17 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightfield.errors import ConfigError
 from lightfield.metrics import psnr
 from lightfield.progress import silent
 from lightfield.rays import RaySpace, rays_in_space, world_rays
 from lightfield.scenes.bricks import bricks_scene
 from lightfield.scenes.scene import Scene, Views
-from train.gpu.teacher_steps import GpuSteps, supports
+from train.gpu.teacher.steps import GpuSteps, supports
 from train.marching import box_interval, march, rays_in_box
 from train.rendering import render_samples
 from train.teacher import Teacher, TeacherConfig, render_picture
 from train.teacher_training import next_rays, train_teacher
 from train.volume_rendering import distortion, opacity_entropy
+
+pytestmark = pytest.mark.usefixtures("wide_density")
 
 SMALL = TeacherConfig(
     levels=3,
@@ -94,7 +97,7 @@ def similarity(a: Tensor, b: Tensor) -> float:
 def test_gradients_are_those_of_the_plain_training(scene: Scene, device: torch.device) -> None:
     scene = numbered(scene)
     teacher = Teacher(SMALL, scene.box, device=device)
-    assert supports(teacher) is None
+    assert supports(teacher, scene) is None
     with torch.no_grad():  # larger than at first, so that every weight matters
         teacher.field.grid.table.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(1))
         teacher.field.initial_density.fill_(10.0)
@@ -113,6 +116,62 @@ def test_gradients_are_those_of_the_plain_training(scene: Scene, device: torch.d
     factor = 1.5 * rays * 8.0
     ratio = float(steps.kernels.weights_gradient.norm()) / float(weights.norm())
     assert ratio == pytest.approx(factor, rel=0.02)
+
+
+def test_broken_gradients_do_not_reach_the_weights(scene: Scene, device: torch.device) -> None:
+    config = replace(SMALL, max_samples_per_ray=24)
+    steps = GpuSteps(Teacher(config, scene.box, device=device), scene)
+    steps.progress.rays.fill_(16)
+    steps._prepare_occupancy()
+    steps._march()
+    buffers, kernels = steps.buffers, steps.kernels
+    for name, part in steps._gradient_parts(buffers.samples.count).items():
+        if name == "shade backward":
+            buffers.density_gradient[:2] = torch.tensor([torch.nan, -torch.inf], device=device)
+            buffers.colour_gradient[0, 1:3] = torch.tensor([torch.inf, torch.nan], device=device)
+        part()
+    for gradient in (kernels.table_gradient, kernels.weights_gradient):
+        assert gradient.isfinite().all()
+        gradient[:2] = torch.tensor([torch.nan, torch.inf], device=device)  # sums that overflowed
+    before = kernels.weights.clone()
+    steps._rates.fill_(0.1)
+    steps._move_weights()
+    assert kernels.is_finite()
+    assert all(values.isfinite().all() for values in steps.progress.buffers())
+    assert kernels.table.isfinite().all()
+    assert torch.equal(kernels.weights[:2], before[:2])
+    assert (kernels.weights != before).any()
+
+
+def test_a_training_that_diverged_is_one_clear_error(
+    scene: Scene, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = GpuSteps.take
+
+    def poisoned(self: GpuSteps, first: int, count: int) -> tuple[float, int, int]:
+        self.kernels.table[5] = torch.nan
+        return take(self, first, count)
+
+    monkeypatch.setattr(GpuSteps, "take", poisoned)
+    config = replace(SMALL, steps=1, max_samples_per_ray=24, max_rays_per_step=16)
+    with pytest.raises(ConfigError, match=r"learning_rate: the teacher's training diverged"):
+        trained(scene, config, tmp_path, device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"samples_per_step": 1 << 24}, "rays or samples"),
+        ({"max_rays_per_step": (1 << 24) + 1}, "rays or samples"),
+        ({"max_rays_per_step": 1 << 22, "max_samples_per_ray": 512}, "cannot be counted"),
+        ({"samples_per_step": 47}, "more samples than a step has room for"),
+    ],
+)
+def test_steps_that_the_kernels_could_not_count_are_left_to_the_plain_training(
+    scene: Scene, changes: dict[str, int], reason: str
+) -> None:
+    roomy = {"samples_per_step": 600, **changes}
+    assert reason in (supports(Teacher(replace(SMALL, **roomy), scene.box), scene) or "")
 
 
 def trained(
@@ -137,6 +196,7 @@ def test_goes_on_where_it_stopped(
         SMALL,
         steps=3,
         occupancy_resolution=8,
+        max_samples_per_ray=24,
         occupancy_every=1,
         occupancy_warmup=2,
         samples_per_step=60,
@@ -209,8 +269,8 @@ def test_ndc_scenes_train(scene: Scene, tmp_path: Path, device: torch.device) ->
         space=space,
         box=replace(scene.box, centre=(0.0, 0.0, 0.0), half_extent=1.0),
     )
-    teacher = Teacher(SMALL, forward.box, device=device)
+    teacher = Teacher(replace(SMALL, max_samples_per_ray=24), forward.box, device=device)
     steps = GpuSteps(teacher, forward)
-    mse, rays, samples = steps.take(0, 2)
+    mse, rays, samples = steps.take(0, 1)
     assert np.isfinite(mse)
     assert samples > rays / 2

@@ -5,7 +5,7 @@ import torch
 
 from lightfield.errors import ConfigError
 from train.gpu import availability
-from train.gpu.lattice import DeviceLevels
+from train.gpu.field.lattice import DeviceLevels
 from train.hash_grid.grid import hash_grid
 from train.hash_grid.layout import GridShape
 from train.hash_grid.torch import TorchHashGrid

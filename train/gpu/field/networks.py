@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from train.gpu.lattice import interpolate, packed, unpacked
+from train.gpu.field.lattice import interpolate, packed, unpacked
 
 GEOMETRY_FEATURES = 16
 HARMONICS = 16

@@ -22,9 +22,9 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from lightfield.student import ResidualBlock, Student, StudentSpec
-from train.gpu import student_tail_block
-from train.gpu.residual_block import WIDE_CHUNK
-from train.gpu.student_ends import COLOURS, HEAD_CHUNK
+from train.gpu.student.ends import COLOURS, HEAD_CHUNK
+from train.gpu.student.residual_block import WIDE_CHUNK
+from train.gpu.student.tail_block import WIDEST as WIDEST_TAIL
 
 LEAST_WIDTH = 16
 """What a tensor core takes."""
@@ -53,9 +53,8 @@ def unsupported(spec: StudentSpec) -> str | None:
         return "it has no body or no tail"
     if any(stage.operator != "conv_transpose" for stage in spec.tail):
         return "its tail shuffles pixels"
-    widest = student_tail_block.WIDEST
-    if any(max(stage.width, *stage.inner_widths, 1) > widest for stage in spec.tail):
-        return f"its tail is wider than {widest} channels"
+    if any(max(stage.width, *stage.inner_widths, 1) > WIDEST_TAIL for stage in spec.tail):
+        return f"its tail is wider than {WIDEST_TAIL} channels"
     if spec.output_channels > COLOURS:
         return f"it has more than {COLOURS} output channels"
     return None

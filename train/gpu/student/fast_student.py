@@ -2,7 +2,7 @@
 
 Letters: N windows of h x w rays, R = N h w rows, D coordinates per ray; s the up-sampling factor. All
 tensors between the kernels are rows of channels, padded to widths the tensor cores take. Parameters
-and their gradients stay float32 (`train.gpu.student_weights`); activations are bfloat16, except that
+and their gradients stay float32 (`train.gpu.student.weights`); activations are bfloat16, except that
 the body's stream is summed up in float32. There is no autograd graph: backward is written out below.
 
 After the first call for a shape a step allocates next to nothing, never waits for the GPU, and can be
@@ -13,6 +13,7 @@ ordinary `Student` with `train.distil_step.masked_mse`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from lightfield.errors import ConfigError
 from lightfield.student import Student, StudentSpec
-from train.gpu import residual_block, student_ends, student_tail_block, student_upsampling
-from train.gpu.student_gradients import Product, WeightGradients
-from train.gpu.student_weights import StudentWeights, multiple, unsupported
+from train.gpu.availability import LARGEST_INDEX
+from train.gpu.student import ends, residual_block, tail_block, upsampling
+from train.gpu.student.activation import activation_kind
+from train.gpu.student.weight_gradients import Product, WeightGradients
+from train.gpu.student.weights import StudentWeights, multiple, unsupported
 
 
 def supports(spec: StudentSpec) -> str | None:
@@ -54,6 +57,7 @@ class _Activations:
             "g": (rows * inner,),
             "d": (rows * inner,),
         }
+        _refuse_miscounting(weights, windows, rows)
         sizes = [torch.Size(shape).numel() for shape in shapes.values()]
         self.arena = torch.zeros(sum(sizes), dtype=dtype, device=device)
         parts = [
@@ -109,6 +113,21 @@ class _Activations:
         return products
 
 
+def _refuse_miscounting(weights: StudentWeights, windows: tuple[int, int, int], rows: int) -> None:
+    """Refuse windows whose rows of channels the kernels' int32 could not count."""
+    widest = max(weights.encoded_width, weights.stream_width, *(b.inner for b in weights.body))
+    sizes, pixels = [rows * widest], math.prod(windows)
+    for stage in weights.tail:
+        pixels *= stage.factor**2
+        sizes.append(pixels * stage.width)
+    if max(sizes) > LARGEST_INDEX:
+        raise ConfigError(
+            f"{windows[0]} windows of {windows[1]} x {windows[2]} rays are too many at once",
+            where="distil.windows",
+            remedy="choose fewer or smaller windows",
+        )
+
+
 class FastStudent:
     """Computes an ordinary student's colours and gradients; training it goes on as before.
 
@@ -125,17 +144,13 @@ class FastStudent:
             raise ConfigError(f"the kernels cannot train this student: {reason}", where="student")
         self.student, self.spec = student, student.spec
         self.weights = StudentWeights(student, dtype)
-        self.kind = residual_block.activation_kind(student.spec.activation, dtype)
+        self.kind = activation_kind(student.spec.activation, dtype)
         before, table = 0, []
         for block in self.weights.body:
             table.append((*block.offsets, before, block.inner))
             before += block.inner
         self._table = torch.tensor(table, dtype=torch.int32, device=self.weights.flat.device)
         self._activations: dict[tuple[int, int, int, bool], _Activations] = {}
-
-    def flat_parameters(self) -> Float[Tensor, " p"]:
-        """All parameters (float32), in the order of `student.parameters()`; not a copy."""
-        return self.weights.flat
 
     def flat_gradients(self) -> Float[Tensor, " p"]:
         """All gradients of the last step (float32), in the order of the parameters; not a copy."""
@@ -154,7 +169,7 @@ class FastStudent:
         n, height, width = activations.grids[-1]
         colours = torch.empty(n, self.spec.output_channels, height, width, device=points.device)
         place = self.weights.colour
-        student_ends.colour(y, colours, self.weights.packed, (place.weight, place.bias))
+        ends.colour(y, colours, self.weights.packed, (place.weight, place.bias))
         return colours
 
     @torch.no_grad()
@@ -226,12 +241,10 @@ class FastStudent:
 
     def _front(self, points: Tensor, a: _Activations) -> None:
         weights, place = self.weights, self.weights.head
-        student_ends.encode(
+        ends.encode(
             points.reshape(a.rays, -1).float().contiguous(), a.encoded, self.spec.frequencies
         )
-        student_ends.head(
-            a.encoded, a.x[0], a.slope, weights.packed, (place.weight, place.bias), self.kind
-        )
+        ends.head(a.encoded, a.x[0], a.slope, weights.packed, (place.weight, place.bias), self.kind)
 
     def _body(self, a: _Activations) -> None:
         residual_block.wide_forward(
@@ -243,16 +256,14 @@ class FastStudent:
         """One stage of the tail from its input's rows."""
         weights, stage, streams = self.weights.packed, self.weights.tail[i], a.streams[i]
         places = (stage.upsample.weight, stage.upsample.bias)
-        student_upsampling.upsample(x, streams[0], weights, places, a.grids[i], stage.factor)
+        upsampling.upsample(x, streams[0], weights, places, a.grids[i], stage.factor)
         for block, before, after in zip(stage.blocks, streams, streams[1:], strict=False):
-            student_tail_block.narrow_forward(
-                before, after, weights, block.offsets, block.inner, self.kind
-            )
+            tail_block.narrow_forward(before, after, weights, block.offsets, block.inner, self.kind)
         return streams[-1]
 
     def _loss(self, y: Tensor, pixels: Tensor, mask: Tensor, a: _Activations) -> None:
         weights, place = self.weights, self.weights.colour
-        student_ends.colour_loss(
+        ends.colour_loss(
             y,
             a.tail_dy[-1],
             pixels.reshape(len(y), -1),
@@ -268,13 +279,13 @@ class FastStudent:
         weights, gradients = self.weights.packed, self.weights.packed_gradients
         stage, dy = self.weights.tail[i], a.tail_dy[i]
         for block, x in reversed(list(zip(stage.blocks, a.streams[i], strict=False))):
-            student_tail_block.narrow_backward(
+            tail_block.narrow_backward(
                 x, dy, dy, weights, gradients, block.offsets, block.inner, self.kind
             )
         self._upsampling_bias_gradient(i, dy)
         x = a.streams[i - 1][-1] if i else a.x[-1]
         dx = a.tail_dy[i - 1] if i else a.dy[-1]
-        student_upsampling.upsample_gradients(
+        upsampling.upsample_gradients(
             x, dy, dx, weights, gradients, stage.upsample.weight, a.grids[i], stage.factor
         )
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from train.gpu.marching import RayBuffer, SampleBuffer
+from train.gpu.teacher.marching import RayBuffer, SampleBuffer
 from train.rendering import HIDDEN
 
 LANES = 32

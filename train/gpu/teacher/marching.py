@@ -5,7 +5,8 @@ t = first + k dt. The samples are the ones `train.marching.march` finds; rays co
 samples of one ray side by side, near to far. Nothing waits for the host: how many rays to draw, and
 how many samples there are, are numbers on the device.
 
-Every draw is a function of (seed, step, ray), so that a resumed training draws what it would have.
+The grid is bits and blocks, not the fine cells and distances of `train.gpu.rendering.marching`: it
+changes every few steps, and those are worth baking only for a field that is finished.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 from lightfield.camera import Intrinsics
 from lightfield.rays import RaySpace, camera_directions
 from lightfield.scenes.scene import Box, Views
+from train.gpu.field.rays import crossing, harmonics, in_ndc
+from train.gpu.teacher.draws import stream_of, unit
 
 BLOCK_CELLS = 8
 """Cells along each side of the blocks that are skipped at once where they hold nothing."""
@@ -174,7 +177,7 @@ def _leaves(cell, size, o, d, R: tl.constexpr):
 
 
 @triton.jit
-def look(
+def _look(
     first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R: tl.constexpr, C: tl.constexpr
 ):
     """Sample k of each ray: its t and point, whether its cell is occupied, and the next k to look at.
@@ -204,13 +207,6 @@ def look(
 
 
 @triton.jit
-def _interval(o, d, start, stop):
-    inverse = 1 / tl.where(d == 0, 1e-20, d)
-    a, b = -o * inverse, (1 - o) * inverse
-    return tl.maximum(start, tl.minimum(a, b)), tl.minimum(stop, tl.maximum(a, b))
-
-
-@triton.jit
 def _triple(place):
     return tl.load(place), tl.load(place + 1), tl.load(place + 2)
 
@@ -220,29 +216,6 @@ def _world(row, x, y, z):
     """One coordinate of a ray's direction and origin, from a row of its pose."""
     a, b, c = _triple(row)
     return a * x + b * y + c * z, tl.load(row + 3)
-
-
-@triton.jit
-def _store_harmonics(place, x, y, z, in_use):
-    """As `train.spherical_harmonics`."""
-    xx, yy, zz = x * x, y * y, z * z
-    xy, yz, xz = x * y, y * z, x * z
-    tl.store(place, (0.28209479177387814 + 0 * x).to(tl.float16), mask=in_use)
-    tl.store(place + 1, (-0.4886025119029199 * y).to(tl.float16), mask=in_use)
-    tl.store(place + 2, (0.4886025119029199 * z).to(tl.float16), mask=in_use)
-    tl.store(place + 3, (-0.4886025119029199 * x).to(tl.float16), mask=in_use)
-    tl.store(place + 4, (1.0925484305920792 * xy).to(tl.float16), mask=in_use)
-    tl.store(place + 5, (-1.0925484305920792 * yz).to(tl.float16), mask=in_use)
-    tl.store(place + 6, (0.31539156525252005 * (3 * zz - 1)).to(tl.float16), mask=in_use)
-    tl.store(place + 7, (-1.0925484305920792 * xz).to(tl.float16), mask=in_use)
-    tl.store(place + 8, (0.5462742152960396 * (xx - yy)).to(tl.float16), mask=in_use)
-    tl.store(place + 9, (0.5900435899266435 * y * (yy - 3 * xx)).to(tl.float16), mask=in_use)
-    tl.store(place + 10, (2.890611442640554 * xy * z).to(tl.float16), mask=in_use)
-    tl.store(place + 11, (0.4570457994644658 * y * (1 - 5 * zz)).to(tl.float16), mask=in_use)
-    tl.store(place + 12, (0.3731763325901154 * z * (5 * zz - 3)).to(tl.float16), mask=in_use)
-    tl.store(place + 13, (0.4570457994644658 * x * (1 - 5 * zz)).to(tl.float16), mask=in_use)
-    tl.store(place + 14, (1.445305721320277 * z * (xx - yy)).to(tl.float16), mask=in_use)
-    tl.store(place + 15, (0.5900435899266435 * x * (3 * yy - xx)).to(tl.float16), mask=in_use)
 
 
 @triton.jit
@@ -259,10 +232,10 @@ def _draw_and_march(
     if tl.program_id(0) * LANES >= drawn:
         return
     in_use = lane < drawn  # lanes beyond march another pixel's ray, unseen
-    key = (tl.full((), seed, tl.int64) << 32) + tl.load(step).to(tl.int64)
-    random_pixel, random_offset, _first, _second = tl.randint4x(key, lane)
+    # Named apart: a loop below assigns `_` another type, which Triton refuses.
+    random_pixel, random_offset, _first, _second = tl.randint4x(stream_of(seed, step), lane)
     pixel = tl.umulhi(random_pixel.to(tl.uint32, bitcast=True), pixels.to(tl.uint32)).to(tl.int64)
-    offset = (random_offset.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * (1.0 / 16777216.0)
+    offset = unit(random_offset)
 
     view = pixel // pixels_per_view
     at = pixel - view * pixels_per_view
@@ -272,19 +245,16 @@ def _draw_and_march(
     dy, oy = _world(pose + 4, cx, cy, cz)
     dz, oz = _world(pose + 8, cx, cy, cz)
     if NDC:
-        to_plane = (ndc_near + oz) / dz
-        ox, oy, oz = ox - to_plane * dx, oy - to_plane * dy, oz - to_plane * dz
-        px, py = ox / oz, oy / oz
-        dx, dy, dz = -ndc_x * (dx / dz - px), -ndc_y * (dy / dz - py), -2 * ndc_near / oz
-        ox, oy, oz = -ndc_x * px, -ndc_y * py, 1 + 2 * ndc_near / oz
+        ox, oy, oz, dx, dy, dz = in_ndc(ox, oy, oz, dx, dy, dz, ndc_x, ndc_y, ndc_near)
     ox, oy, oz = (ox - corner_x) * scale, (oy - corner_y) * scale, (oz - corner_z) * scale
     dx, dy, dz = dx * scale, dy * scale, dz * scale
     speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
 
-    start, stop = tl.full([LANES], near, tl.float32), tl.full([LANES], far, tl.float32)
-    start, stop = _interval(ox, dx, start, stop)
-    start, stop = _interval(oy, dy, start, stop)
-    start, stop = _interval(oz, dz, start, stop)
+    enter_x, leave_x = crossing(ox, dx)
+    enter_y, leave_y = crossing(oy, dy)
+    enter_z, leave_z = crossing(oz, dz)
+    start = tl.maximum(tl.maximum(tl.maximum(near, enter_x), enter_y), enter_z)
+    stop = tl.minimum(tl.minimum(tl.minimum(far, leave_x), leave_y), leave_z)
     dt = step_length / speed
     steps = tl.ceil((stop - start) / dt - offset)
     first = start + offset * dt
@@ -293,7 +263,7 @@ def _draw_and_march(
     k = tl.zeros([LANES], tl.float32)
     active = in_use & (k < steps)
     while tl.max(active.to(tl.int32), 0) > 0:
-        _, _, _, _, occupied, k = look(
+        _, _, _, _, occupied, k = _look(
             first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R, C
         )
         length += occupied.to(tl.int32)
@@ -309,12 +279,14 @@ def _draw_and_march(
     tl.store(target_out + lane, red.to(tl.float32) / 255, mask=in_use)
     tl.store(target_out + capacity + lane, green.to(tl.float32) / 255, mask=in_use)
     tl.store(target_out + 2 * capacity + lane, blue.to(tl.float32) / 255, mask=in_use)
-    _store_harmonics(harmonics_out + 16 * lane, dx / speed, dy / speed, dz / speed, in_use)
+    values = harmonics(dx / speed, dy / speed, dz / speed)
+    for j in tl.static_range(16):
+        tl.store(harmonics_out + 16 * lane + j, values[j].to(tl.float16), mask=in_use)
 
     k = tl.zeros([LANES], tl.float32)
     active = in_use & (k < steps) & (length > 0) & (lost == 0)
     while tl.max(active.to(tl.int32), 0) > 0:
-        t, x, y, z, occupied, k = look(
+        t, x, y, z, occupied, k = _look(
             first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R, C
         )
         tl.store(t_out + place, t, mask=occupied)

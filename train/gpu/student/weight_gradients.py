@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.gpu.residual_block import processors
+from train.gpu.availability import processors
 
 TILE_M = 128
 TILE_N = 256

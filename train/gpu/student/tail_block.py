@@ -1,8 +1,8 @@
 """Narrow residual blocks, of the student's tail, where memory is the limit: one pass over it.
 
-Letters as in `train.gpu.residual_block`; C and I are powers of two from 16 to 64. Forward keeps x
-only; backward reads x and dy once, computes the rest again, and sums the weights' gradients in the
-registers of programs that live as long as there are rows. Products with ones sum over rows, which
+Letters as in `train.gpu.student.residual_block`; C and I are powers of two from 16 to 64. Forward
+keeps x only; backward reads x and dy once, computes the rest again, and sums the weights' gradients in
+the registers of programs that live as long as there are rows. Products with ones sum over rows, which
 tensor cores do for little. Twin: `lightfield.student.ResidualBlock`.
 """
 
@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.gpu.residual_block import activate, processors
+from train.gpu.availability import processors
+from train.gpu.student.activation import activate
 
 WIDEST = 64
 """Widest stream and inner width of the narrow kernels."""

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.gpu.residual_block import processors
+from train.gpu.availability import processors
 
 FORWARD_ROWS = 128
 INPUT_ROWS = 128

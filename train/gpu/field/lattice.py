@@ -19,6 +19,9 @@ from train.hash_grid.layout import GridShape
 
 FEATURES = 2
 MOST_LEVELS = 16
+FINEST_RESOLUTION = 1 << 24
+"""Beyond it float32 does not tell lattice points apart. With the 2^24 entries that a level may have,
+all indices into the table, of 2^28 pairs, stay within int32."""
 
 PRIME_Y = tl.constexpr(2654435761)
 PRIME_Z = tl.constexpr(805459861)
@@ -61,6 +64,8 @@ def unsupported(shape: GridShape) -> str | None:
         return f"the kernels need {FEATURES} features per level, not {shape.features_per_level}"
     if shape.levels > MOST_LEVELS:
         return f"the kernels know at most {MOST_LEVELS} levels, not {shape.levels}"
+    if shape.finest_resolution > FINEST_RESOLUTION:
+        return f"the kernels know resolutions up to {FINEST_RESOLUTION}"
     return None
 
 

@@ -30,13 +30,12 @@ class FusedAdam:
         *,
         betas: tuple[float, float] = BETAS,
         epsilon: float = EPSILON,
-        skip_zero: bool = False,
     ):
-        """`half` is the float16 copy to refresh; `skip_zero` leaves values without a gradient alone."""
+        """`half` is the float16 copy to refresh."""
         self.values, self.half = values, half
         self.first = torch.zeros_like(values)
         self.second = torch.zeros_like(values)
-        self.betas, self.epsilon, self.skip_zero = betas, epsilon, skip_zero
+        self.betas, self.epsilon = betas, epsilon
 
     def step(
         self,
@@ -68,7 +67,6 @@ class FusedAdam:
             LOG_FIRST=math.log(self.betas[0]),
             LOG_SECOND=math.log(self.betas[1]),
             EPSILON=self.epsilon,
-            SKIP_ZERO=self.skip_zero,
             HALF=self.half is not None,
             BLOCK=block,
             num_warps=warps,
@@ -85,8 +83,8 @@ def _one_minus_exp(x):
 @triton.jit
 def _adam(values, half, first, second, gradient, count, rate, loss_scale, n,
           FIRST_DECAY: tl.constexpr, SECOND_DECAY: tl.constexpr, LOG_FIRST: tl.constexpr,
-          LOG_SECOND: tl.constexpr, EPSILON: tl.constexpr, SKIP_ZERO: tl.constexpr,
-          HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+          LOG_SECOND: tl.constexpr, EPSILON: tl.constexpr, HALF: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
     t = tl.load(count).to(tl.float32)
@@ -94,18 +92,15 @@ def _adam(values, half, first, second, gradient, count, rate, loss_scale, n,
     second_scale = 1 / tl.sqrt(_one_minus_exp(t * LOG_SECOND))
     g = tl.load(gradient + index, mask=inside, other=0.0).to(tl.float32)
     g = tl.where(tl.abs(g) <= 3e38, g, 0.0) / tl.load(loss_scale)
-    moves = inside
-    if SKIP_ZERO:
-        moves = inside & (g != 0)
-    value = tl.load(values + index, mask=moves, other=0.0)
-    m = tl.load(first + index, mask=moves, other=0.0)
-    v = tl.load(second + index, mask=moves, other=0.0)
+    value = tl.load(values + index, mask=inside, other=0.0)
+    m = tl.load(first + index, mask=inside, other=0.0)
+    v = tl.load(second + index, mask=inside, other=0.0)
     m += (1 - FIRST_DECAY) * (g - m)
     v = SECOND_DECAY * v + (1 - SECOND_DECAY) * g * g
     value -= tl.load(rate) * first_scale * m / (tl.sqrt(v) * second_scale + EPSILON)
-    tl.store(values + index, value, mask=moves)
-    tl.store(first + index, m, mask=moves)
-    tl.store(second + index, v, mask=moves)
+    tl.store(values + index, value, mask=inside)
+    tl.store(first + index, m, mask=inside)
+    tl.store(second + index, v, mask=inside)
     if HALF:
-        tl.store(half + index, value.to(tl.float16), mask=moves)
+        tl.store(half + index, value.to(tl.float16), mask=inside)
     tl.store(gradient + index, tl.zeros_like(g).to(gradient.dtype.element_ty), mask=inside)

@@ -2,7 +2,7 @@
 
 Letters: o, d origin and direction of a ray in the box's coordinates, B rays side by side. Sample k of
 a ray lies at t = start + (k + 1/2) dt, as in `train.marching`. R, F and the words are those of
-`train.gpu.fine_occupancy`; u = R o, v = R d are the ray in cells.
+`train.gpu.rendering.fine_occupancy`; u = R o, v = R d are the ray in cells.
 
 `camera` holds float32 constants: fx, fy, cx, cy, near, far, the box's lower corner (3), its side, the
 step length, the background (3), the NDC scale (2) and the NDC near plane.
@@ -13,7 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CAMERA_CONSTANTS = 17
+from train.gpu.field.rays import crossing, in_ndc
+
 WORLD, NDC, GIVEN = (tl.constexpr(kind) for kind in range(3))
 """Where rays come from: a camera in the world, one before normalised device coordinates, a list."""
 EARLY = tl.constexpr(1e-3)
@@ -56,12 +57,7 @@ def box_rays(
         if KIND == NDC:
             scale_x, scale_y = tl.load(camera + 14), tl.load(camera + 15)
             plane = tl.load(camera + 16)
-            to_plane = (plane + oz) / dz
-            ox, oy, oz = ox - to_plane * dx, oy - to_plane * dy, oz - to_plane * dz
-            px, py = ox / oz, oy / oz
-            dx, dy = -scale_x * (dx / dz - px), -scale_y * (dy / dz - py)
-            dz = -2 * plane / oz
-            ox, oy, oz = -scale_x * px, -scale_y * py, 1 + 2 * plane / oz
+            ox, oy, oz, dx, dy, dz = in_ndc(ox, oy, oz, dx, dy, dz, scale_x, scale_y, plane)
     per_side = 1 / tl.load(camera + 9)
     ox = (ox - tl.load(camera + 6)) * per_side
     oy = (oy - tl.load(camera + 7)) * per_side
@@ -79,20 +75,13 @@ def _in_world(row, x, y, live):
 @triton.jit
 def steps_in_box(ox, oy, oz, dx, dy, dz, camera):
     """Where rays start, the length of their steps in t, and how many steps they make (float32)."""
-    near_x, far_x = _between(ox, dx)
-    near_y, far_y = _between(oy, dy)
-    near_z, far_z = _between(oz, dz)
+    near_x, far_x = crossing(ox, dx)
+    near_y, far_y = crossing(oy, dy)
+    near_z, far_z = crossing(oz, dz)
     start = tl.maximum(tl.maximum(near_x, near_y), tl.maximum(near_z, tl.load(camera + 4)))
     stop = tl.minimum(tl.minimum(far_x, far_y), tl.minimum(far_z, tl.load(camera + 5)))
     dt = tl.load(camera + 10) / tl.sqrt(dx * dx + dy * dy + dz * dz)
     return start, dt, tl.ceil((stop - start) / dt - 0.5)
-
-
-@triton.jit
-def _between(o, d):
-    inverse = 1 / tl.where(d == 0, 1e-20, d)
-    a, b = -o * inverse, (1 - o) * inverse
-    return tl.minimum(a, b), tl.maximum(a, b)
 
 
 @triton.jit

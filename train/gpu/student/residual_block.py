@@ -1,4 +1,4 @@
-"""Residual blocks of 1x1 convolutions, x + W2 act(W1 x + b1) + b2: activations, and wide stacks.
+"""Wide stacks of residual blocks of 1x1 convolutions, x + W2 act(W1 x + b1) + b2: a student's body.
 
 Letters: R rows (rays or pixels, channels last), C the stream's channels, I a block's inner channels,
 h = W1 x + b1, g = act(h), d = act'(h); dy, dh, dx are gradients. C is a power of two from 16 and I a
@@ -6,22 +6,20 @@ multiple of the chunk below: narrower layers come padded with zeros, which stay 
 
 A 1x1 convolution does not mix rows, so one program walks its rows through all blocks of a stack, with
 the stream in float32 registers. Forward keeps x, g and d of each block, backward turns d into dh in
-place, and `student_gradients` multiplies them into weight gradients. Keeping d moves a seventh more
-bytes than computing h again would, and saves a seventh of the arithmetic, which is what limits.
+place, and `train.gpu.student.weight_gradients` multiplies them into gradients of the weights. Keeping d
+moves a seventh more bytes than computing h again would, and saves a seventh of the arithmetic, which
+is what limits.
 
-`KIND` is an activation: 0 GELU, 1 GELU by the hardware's tanh, 2 x sigmoid(1.702 x), 3 ReLU. 1 differs
-from 0 by at most 4.8e-4 (the form) + 2^-12 |h| (the hardware's tanh), where bfloat16 rounds by up to
-2^-9 |g|. Twin: `lightfield.student.ResidualBlock`.
+Twin: `lightfield.student.ResidualBlock`.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.gpu.availability import INTERPRETED
+from train.gpu.student.activation import activate
 
 WIDE_ROWS = 128
 """Rows of one program of a wide stack; buffers hold a multiple of it."""
@@ -30,50 +28,6 @@ WIDE_CHUNK = 64
 WIDE_WARPS = 8
 FORWARD_STAGES = 2
 BACKWARD_STAGES = 2
-
-
-def activation_kind(activation: str, dtype: torch.dtype) -> int:
-    """The number of an activation; GELU is approximated only where bfloat16 hides it."""
-    if activation == "gelu":
-        return 0 if dtype == torch.float32 or INTERPRETED else 1
-    return {"sigmoid_gelu": 2, "relu": 3}[activation]
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; a few for the interpreter."""
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@triton.jit
-def _tanh(x):
-    return tl.inline_asm_elementwise(
-        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
-
-
-@triton.jit
-def activate(h, KIND: tl.constexpr):
-    """act(h) and act'(h), in float32."""
-    if KIND == 0:
-        half = 0.5 + 0.5 * tl.erf(h * 0.7071067811865476)
-        value = h * half
-        slope = half + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
-    elif KIND == 1:
-        square = h * h
-        t = _tanh(h * (0.7978845608 + 0.0356774081 * square))
-        half = 0.5 + 0.5 * t
-        value = h * half
-        slope = half + 2 * value * (1 - half) * (0.7978845608 + 0.1070322244 * square)
-    elif KIND == 2:
-        s = 1 / (1 + tl.exp(-1.702 * h))
-        value = h * s
-        slope = s + 1.702 * value * (1 - s)
-    else:
-        value = tl.maximum(h, 0.0)
-        slope = tl.where(h > 0, 1.0, 0.0)
-    return value, slope
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """A field asked by lanes that live long: a point to a lane, and what passes between lanes and tiles.
 
-`train.gpu.lattice.interpolate` spreads points and levels over a tile, which suits a kernel that does
-nothing else. Inside the renderer's loop Triton would carry the layout that its matrix units want back
-into the lanes' own state, and work on each lane four times. Here lanes and tiles meet in a scratch of
-each program's own in global memory, which stays in cache: some 200 bytes a point where the table's
+`train.gpu.field.lattice.interpolate` spreads points and levels over a tile, which suits a kernel that
+does nothing else. Inside the renderer's loop Triton would carry the layout that its matrix units want
+back into the lanes' own state, and work on each lane four times. Here lanes and tiles meet in a scratch
+of each program's own in global memory, which stays in cache: some 200 bytes a point where the table's
 corners take 4096. Whoever writes it is separated from whoever reads it by a barrier.
 
 Scratch of a program of B lanes, int32: [16, B] pairs of features, [8, B] pairs of harmonics, [4, B]
@@ -15,7 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from train.gpu.lattice import level_numbers, packed, unpacked, weighted_corners, within_box
+from train.gpu.field.lattice import level_numbers, packed, unpacked, weighted_corners, within_box
+from train.gpu.field.rays import harmonics
 
 SCRATCH_ROWS = tl.constexpr(28)
 HARMONICS_ROW = tl.constexpr(16)
@@ -78,30 +79,11 @@ def load_harmonics(scratch, LANES: tl.constexpr):
 @triton.jit
 def store_harmonics(scratch, x, y, z, live, LANES: tl.constexpr):
     """Spherical harmonics of unit vectors [B], as `train.spherical_harmonics`, where `live`."""
-    xx, yy, zz = x * x, y * y, z * z
-    xy, yz, xz = x * y, y * z, x * z
+    values = harmonics(x, y, z)
     place = scratch + HARMONICS_ROW * LANES + tl.arange(0, LANES)
-    h0, h8 = 0.28209479177387814 + 0 * x, 0.5462742152960396 * (xx - yy)
-    h1, h9 = -0.4886025119029199 * y, 0.5900435899266435 * y * (yy - 3 * xx)
-    h2, h10 = 0.4886025119029199 * z, 2.890611442640554 * xy * z
-    h3, h11 = -0.4886025119029199 * x, 0.4570457994644658 * y * (1 - 5 * zz)
-    h4, h12 = 1.0925484305920792 * xy, 0.3731763325901154 * z * (5 * zz - 3)
-    h5, h13 = -1.0925484305920792 * yz, 0.4570457994644658 * x * (1 - 5 * zz)
-    h6, h14 = 0.31539156525252005 * (3 * zz - 1), 1.445305721320277 * z * (xx - yy)
-    h7, h15 = -1.0925484305920792 * xz, 0.5900435899266435 * x * (3 * yy - xx)
-    tl.store(place, _halves(h0, h8), mask=live)
-    tl.store(place + LANES, _halves(h1, h9), mask=live)
-    tl.store(place + 2 * LANES, _halves(h2, h10), mask=live)
-    tl.store(place + 3 * LANES, _halves(h3, h11), mask=live)
-    tl.store(place + 4 * LANES, _halves(h4, h12), mask=live)
-    tl.store(place + 5 * LANES, _halves(h5, h13), mask=live)
-    tl.store(place + 6 * LANES, _halves(h6, h14), mask=live)
-    tl.store(place + 7 * LANES, _halves(h7, h15), mask=live)
-
-
-@triton.jit
-def _halves(low, high):
-    return packed(low.to(tl.float16), high.to(tl.float16))
+    for j in tl.static_range(8):
+        pair = packed(values[j].to(tl.float16), values[j + 8].to(tl.float16))
+        tl.store(place + j * LANES, pair, mask=live)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ the host only replays.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,13 @@ from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from lightfield.scenes.scene import Scene
-from train.gpu import field as field_kernels
-from train.gpu import lattice
-from train.gpu.adam import FusedAdam
-from train.gpu.compositing import Losses, StepFigures, composite
-from train.gpu.field import FieldKernels
+from train.gpu.availability import LARGEST_INDEX
+from train.gpu.field import kernels as field_kernels
+from train.gpu.field.kernels import FieldKernels
 from train.gpu.graphs import Replayed
-from train.gpu.marching import (
+from train.gpu.teacher.adam import FusedAdam
+from train.gpu.teacher.compositing import Losses, StepFigures, composite
+from train.gpu.teacher.marching import (
     MarchingGrid,
     PictureRays,
     RayBuffer,
@@ -32,27 +33,42 @@ from train.gpu.marching import (
     draw_and_march,
     supports_marching,
 )
-from train.gpu.occupancy_update import OccupancyUpdate
+from train.gpu.teacher.occupancy_update import OccupancyUpdate
 from train.hash_grid.triton import TritonHashGrid
-from train.teacher import Teacher
+from train.teacher import Teacher, TeacherConfig
 from train.teacher_training import FEWEST_RAYS, FIRST_RAYS, MOST_GROWTH, annealing
 
 GRADIENT_SCALE = 8.0
 """Keeps the gradients of single samples above float16's smallest numbers."""
 ROOM = 1.5
 """Room for samples, beside the number to aim at: the rays of a step have more of them or fewer."""
+MOST_OF_A_STEP = 1 << 24
+"""float32 counts so far, and sums over the steps of a report, or 16 numbers for each, fit int32."""
 
 
-def supports(teacher: Teacher) -> str | None:
-    """Why the kernels cannot train a teacher, or None where they can."""
+def supports(teacher: Teacher, scene: Scene) -> str | None:
+    """Why the kernels cannot train a teacher on a scene, or None where they can."""
     config = teacher.config
     if not isinstance(teacher.field.grid, TritonHashGrid):
         return "the hash grid is not Triton's"
     if not supports_marching(config.occupancy_resolution):
         return "the occupancy grid does not divide into blocks"
-    return lattice.unsupported(config.grid_shape) or field_kernels.unsupported(
-        config.hidden_width, config.geometry_features
-    )
+    return field_kernels.unsupported(
+        config.grid_shape, config.hidden_width, config.geometry_features
+    ) or _miscounts(config, scene)
+
+
+def _miscounts(config: TeacherConfig, scene: Scene) -> str | None:
+    """Why steps of these sizes would not fit the kernels' int32, or would have no room for a ray."""
+    if max(config.max_rays_per_step, ROOM * config.samples_per_step) > MOST_OF_A_STEP:
+        return f"a step has more than {MOST_OF_A_STEP} rays or samples"
+    if config.max_rays_per_step * config.max_samples_per_ray > LARGEST_INDEX:
+        return "the samples of all rays of a step cannot be counted"
+    if config.samples_per_step < config.max_samples_per_ray:
+        return "a ray has more samples than a step has room for"
+    if scene.train.images[..., 0].size > LARGEST_INDEX:
+        return "the pixels of all pictures cannot be counted"
+    return None
 
 
 class Progress(nn.Module):
@@ -80,8 +96,8 @@ class GpuSteps:
         self.teacher = teacher
         self.kernels = FieldKernels(teacher.field)
         self._adams = {
-            "table": FusedAdam(self.kernels.table, self.kernels.table_half),
-            "weights": FusedAdam(self.kernels.weights, self.kernels.weights_half),
+            "table": FusedAdam(self.kernels.table, self.kernels.half.table),
+            "weights": FusedAdam(self.kernels.weights, self.kernels.half.weights),
         }
         self.progress = Progress(min(FIRST_RAYS, config.max_rays_per_step), self._adams, device)
         self._pictures = PictureRays.of(
@@ -114,7 +130,8 @@ class GpuSteps:
         """Take up weights that were loaded."""
         self.kernels.refresh()
 
-    def take(self, first: int, count: int) -> tuple[float, int, int]:  # noqa: D102
+    def take(self, first: int, count: int) -> tuple[float, int, int]:
+        """As any `Steps`; the error is not a number once a weight is none, or too large for float16."""
         figures, config = self.buffers.figures, self.teacher.config
         if self._update is None:
             self._prepare_occupancy()
@@ -126,7 +143,9 @@ class GpuSteps:
                 look()
             self._take_step()
         rays = int(figures.rays)
-        mse = float(figures.squared_error) / (3 * rays) if rays else float("nan")
+        mse = float(figures.squared_error) / (3 * rays) if rays else math.nan
+        # The kernels take what is not finite for zero, so that the error alone would not tell.
+        mse = mse if self.kernels.is_finite() else math.nan
         return mse, rays // count, int(self.buffers.marched)
 
     def _room(self) -> int:

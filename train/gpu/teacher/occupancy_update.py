@@ -15,7 +15,8 @@ import triton.language as tl
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from train.gpu.marching import MarchingGrid
+from train.gpu.teacher.draws import UPPER_HALF, stream_of, unit
+from train.gpu.teacher.marching import MarchingGrid
 from train.occupancy import DECAY, OccupancyGrid
 
 BLOCK = 256
@@ -89,18 +90,11 @@ def uniform(out: Float[Tensor, "4 n"], seed: int, step: Int32[Tensor, "1"]) -> N
 
 
 @triton.jit
-def _unit(random):
-    return (random.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * (1.0 / 16777216.0)
-
-
-@triton.jit
 def _uniform(out, n, seed, step, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = place < n
-    # The upper half of the key's numbers: the lower is for the rays of the step.
-    key = (tl.full((), seed, tl.int64) << 32) + tl.load(step).to(tl.int64) + (1 << 30)
-    a, b, c, d = tl.randint4x(key, place)
-    tl.store(out + place, _unit(a), mask=mask)
-    tl.store(out + n + place, _unit(b), mask=mask)
-    tl.store(out + 2 * n + place, _unit(c), mask=mask)
-    tl.store(out + 3 * n + place, _unit(d), mask=mask)
+    a, b, c, d = tl.randint4x(stream_of(seed, step) + UPPER_HALF, place)
+    tl.store(out + place, unit(a), mask=mask)
+    tl.store(out + n + place, unit(b), mask=mask)
+    tl.store(out + 2 * n + place, unit(c), mask=mask)
+    tl.store(out + 3 * n + place, unit(d), mask=mask)

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.gpu.residual_block import activate, processors
+from train.gpu.availability import processors
+from train.gpu.student.activation import activate
 
 ENCODE_ROWS = 4
 HEAD_ROWS = 128

@@ -1,0 +1,145 @@
+"""What the search has to beat: the simplest faster students, measured, trained and scored as its own.
+
+`width` and `depth` shrink the trained student evenly at one go; `scratch` trains a smaller one, even in
+both, from nothing. Each takes the largest shape that is measured within the latency, and as many
+optimiser steps as the search spent on all its candidates and its result.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from device.target import Target
+from lightfield.errors import BudgetError, ConfigError
+from lightfield.run import Artifact, Run, StageWriter
+from lightfield.student import Student
+from pipeline.console import Console
+from pipeline.pictures import students_scene, training_pictures
+from pipeline.pruning import workbench
+from pipeline.students import load_light_field, save_student, tune_on_real_pictures
+from pipeline.training import compute_device, ingredient, scene_of
+from prune.chains import Shape
+from prune.config import PruneConfig
+from prune.evidence import steady
+from prune.importance import input_statistics, rank_channels
+from prune.slimming import slimmed
+from prune.uniform import Uniform, uniform_shapes
+from prune.workbench import Workbench
+from train.distil import DistilConfig
+from train.fine_tuning import FineTuneConfig
+
+Kind = Literal["width", "depth", "scratch"]
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Which simple student to make."""
+
+    kind: Kind = "width"
+    """`width` or `depth` of the trained student, or a small one from `scratch`."""
+    latency_ratio: float | None = None
+    """Share of the dense latency to stay within; by default what the pruned student takes."""
+    steps: int | None = None
+    """Optimiser steps; by default as many as the search and its result took."""
+
+    def __post_init__(self) -> None:
+        ratio = self.latency_ratio
+        if ratio is not None and not 0 < ratio <= 1:
+            raise ConfigError("a share in (0, 1] is needed", where="latency_ratio")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError("at least 1 step is needed", where="steps")
+
+
+def make_baseline(
+    run: Run,
+    config: BaselineConfig,
+    measuring: PruneConfig,
+    distilling: DistilConfig,
+    tuning: FineTuneConfig,
+    target: Target,
+    console: Console,
+) -> Artifact:
+    """Make a simple student of the run's dense one, as a stage beside `prune`.
+
+    Raises:
+        CheckpointError: when ratio or steps are the pruned student's, and there is none.
+        BudgetError: when no student of this kind is fast enough.
+    """
+    source, scene = scene_of(run)
+    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    scene = students_scene(pseudo, scene)
+    ratio, steps = config.latency_ratio, config.steps
+    if ratio is None or steps is None:
+        found = run.artifact("prune").metrics
+        ratio, steps = ratio or found["ratio"], steps or found["tuning_steps"]
+    settings = {
+        "kind": config.kind,
+        "latency_ratio": ratio,
+        "steps": steps,
+        "distil": asdict(distilling),
+        "fine_tune": asdict(tuning),
+        "target": asdict(target.identity),
+    }
+
+    def work(stage: StageWriter) -> None:
+        field = load_light_field(dense, compute_device())
+        began = time.monotonic()
+        with (
+            tempfile.TemporaryDirectory(prefix="nelf-baseline-") as scratch,
+            console.progress(f"baseline {config.kind}") as progress,
+        ):
+            pictures = training_pictures(run, pseudo, console)
+            bench = workbench(run, field, pictures, target, measuring, distilling, Path(scratch))
+            shape, measured = largest_within(bench, field.student, config.kind, ratio)
+            student = _begun(bench, field.student, shape, config.kind, distilling.seed)
+            student = bench.tune(student, steps, distilling.seed, progress)
+        student = tune_on_real_pictures(stage, student, scene, tuning, distilling, console)
+        save_student(stage, student, scene, console)
+        stage.metrics |= {
+            "ratio": measured, "steps": steps, "work_seconds": time.monotonic() - began,
+        }  # fmt: skip
+        stage.details["device"] = asdict(target.identity)
+
+    inputs = {"scene": source, "student": dense, "pseudo": pseudo}
+    return run.perform(f"baseline-{config.kind}-{ratio:.3f}", settings, inputs, work)[0]
+
+
+def largest_within(
+    bench: Workbench, dense: Student, kind: Kind, ratio: float
+) -> tuple[Shape, float]:
+    """The largest shape whose measured share of the dense latency is within `ratio`, and that share.
+
+    Raises:
+        BudgetError: when there is none.
+    """
+    form: Uniform = "both" if kind == "scratch" else kind
+    shapes = uniform_shapes(dense.spec, form, multiple=bench.width_multiple)
+    times_ms = bench.time_specs([dense.spec, *(shape.applied_to(dense.spec) for shape in shapes)])
+    for shape, time_ms in zip(shapes, times_ms[1:], strict=True):
+        if time_ms > 1.05 * ratio * times_ms[0]:  # too slow by more than medians err
+            continue
+        (compared,) = bench.measure([Student(shape.applied_to(dense.spec))])
+        if (measured := steady(compared).ratio) <= ratio:
+            return shape, measured
+    raise BudgetError(
+        f"no student of uniform {form} takes at most {ratio:.3f} of the dense latency; the fastest "
+        f"takes {min(times_ms) / times_ms[0]:.3f}",
+        remedy="raise latency_ratio",
+    )
+
+
+def _begun(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: int) -> Student:
+    """The student to train: with the best of the dense one's weights, or with new ones."""
+    if kind == "scratch":
+        torch.manual_seed(seed)
+        return Student(shape.applied_to(dense.spec)).to(next(dense.parameters()).device)
+    ranking = rank_channels(dense, bench.batches)
+    student = slimmed(dense, ranking.best(shape), input_statistics(dense, bench.batches))
+    bench.recalibrate(student)
+    return student

@@ -1,0 +1,138 @@
+"""What a search is asked for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lightfield.errors import ConfigError
+from lightfield.student import Activation, Upsampling
+
+Same = Literal["kept"]
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How far and how carefully a student is pruned."""
+
+    budget_ms: float | None = None
+    """Latency to reach on the target."""
+    budget_fps: float | None = None
+    """The same, as pictures per second."""
+    budget_ratio: tuple[float, ...] = ()
+    """The same, as share of the dense student's latency; 0.5 when no budget is given. Of several,
+    falling ones, a student is kept at each, and the last is the result."""
+    percentile: float | str = 90.0
+    """Percentile of the runs that must meet the budget, as 90 or p90."""
+    max_loss_db: float | None = None
+    """Most that a fine-tuned candidate may lose against the dense student; the search gives the best
+    student so far rather than go beyond."""
+    activation: Activation | Same = "kept"
+    """Activation of the pruned student; another than the dense one's is trained in before the search."""
+    tail_operator: Upsampling | Same = "kept"
+    """Up-sampling of the pruned student, likewise."""
+    first_step: float = 0.25
+    """Share of the latency that the first step towards a budget tries to remove."""
+    step_decay: float = 0.9
+    """Factor on that share from step to step."""
+    candidates: int = 3
+    """Proposals that are trained and measured per step."""
+    turns: int = 40
+    """Times that a candidate and the dense student take turns in one round of measuring."""
+    rounds: int = 4
+    """Rounds at most before a student is judged; clear cases take one."""
+    table_turns: int = 9
+    """Turns of the latency table's parts."""
+    tune_steps: int = 150
+    """Fine-tuning steps for each candidate."""
+    final_tune_steps: int = 2000
+    """Fine-tuning steps for the student that met the last budget."""
+    smallest_share: float = 0.5
+    """Stream and tail never get narrower than this share of the dense ones."""
+    stream_choices: int = 5
+    """Widths to choose from, at most, for the stream and for each tail stage."""
+    inner_choices: int = 8
+    """Widths to choose from, at most, for each block; the latency table grows with both."""
+    pictures: int = 8
+    """Pseudo pictures on which the worth of parts is measured."""
+    margin: float = 0.03
+    """How far under the target a proposal is predicted to be."""
+    max_steps: int = 20
+    """Most steps towards one budget, rolled-back ones included."""
+    seed: int = 0
+    """Seed of all fine-tuning."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "percentile", _percentile(self.percentile))
+        self._check_budgets()
+        shares = (self.first_step, self.step_decay, self.smallest_share)
+        if not all(0 < share <= 1 for share in shares):
+            raise ConfigError("shares must lie in (0, 1]", where="prune")
+        if not 0 <= self.margin < 1:
+            raise ConfigError("margin lies in [0, 1)", where="prune.margin")
+        counts = (
+            self.candidates, self.turns, self.rounds, self.table_turns, self.pictures, self.max_steps
+        )  # fmt: skip
+        if min(counts) < 1:
+            raise ConfigError(
+                "candidates, turns, rounds, pictures and steps must be at least 1", where="prune"
+            )
+        if min(self.stream_choices, self.inner_choices) < 2:
+            raise ConfigError("a choice of at least 2 widths is needed", where="prune")
+        if min(self.tune_steps, self.final_tune_steps) < 0:
+            raise ConfigError("a negative number of fine-tuning steps", where="prune")
+        if self.max_loss_db is not None and not 0 <= self.max_loss_db < math.inf:
+            raise ConfigError(f"a loss of {self.max_loss_db} dB", where="prune.max_loss_db")
+
+    def _check_budgets(self) -> None:
+        given = {
+            "budget_ms": self.budget_ms,
+            "budget_fps": self.budget_fps,
+            "budget_ratio": self.budget_ratio or None,
+        }
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ConfigError(
+                f"{' and '.join(names)} say the same thing twice",
+                where="prune",
+                remedy="give one budget",
+            )
+        for name, unit in (("budget_ms", "ms"), ("budget_fps", "pictures per second")):
+            value = given[name]
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"a budget of {value} {unit}", where=f"prune.{name}")
+        ratios = self.budget_ratio
+        falling = all(later < earlier for earlier, later in itertools.pairwise(ratios))
+        if not falling or not all(0 < ratio <= 1 for ratio in ratios):
+            raise ConfigError(
+                f"budgets of {' '.join(map(str, ratios))} of the dense latency",
+                where="prune.budget_ratio",
+                remedy="give falling shares in (0, 1]",
+            )
+
+    @property
+    def percent(self) -> float:
+        """The percentile as a number."""
+        return float(self.percentile)
+
+    def budgets_ms(self, dense_ms: float) -> list[float]:
+        """The latencies to reach, one after the other, when the dense student takes `dense_ms`."""
+        if self.budget_ms is not None:
+            return [self.budget_ms]
+        if self.budget_fps is not None:
+            return [1000 / self.budget_fps]
+        return [ratio * dense_ms for ratio in self.budget_ratio or (0.5,)]
+
+
+def _percentile(value: float | str) -> float:
+    try:
+        percentile = float(value.removeprefix("p") if isinstance(value, str) else value)
+    except ValueError:
+        percentile = math.nan
+    if not 0 < percentile < 100:
+        raise ConfigError(
+            f"{value!r} is no percentile", where="prune.percentile", remedy="give 90 or p90"
+        )
+    return percentile

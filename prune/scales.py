@@ -1,0 +1,83 @@
+"""Weighing: measuring a student against the pinned dense one, and writing down what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lightfield.latency import ComparedLatency
+from lightfield.student import Student, mac_count, parameter_count
+from prune.chains import Kept
+from prune.evidence import (
+    felt,
+    measured_until,
+    percentile_ratio,
+    percentile_ratio_interval,
+    steady,
+)
+from prune.search_state import SearchState
+from prune.trial import Trial
+from prune.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Weighs students for one search; reads its state, and keeps what longer measurements say of the
+    percentile there."""
+
+    bench: Workbench
+    state: SearchState
+    percentile: float
+
+    def measured(self, student: Student) -> ComparedLatency:
+        """One round."""
+        (measured,) = self.bench.measure([student])
+        return measured
+
+    def weighed(self, kind: str, student: Student, predicted_ms: float, rounds: int) -> Trial:
+        """Measure a student until it is clear whether it meets the budget, and judge it."""
+        state = self.state
+
+        def decided(measured: ComparedLatency) -> bool:
+            turns, clock = felt(measured)
+            low, high = percentile_ratio_interval(turns, self.percentile)
+            return clock != "processor" and not low <= state.budget_ms / state.pinned_ms <= high
+
+        measured = measured_until(lambda: self.measured(student), decided, rounds=rounds)
+        kept = state.current.kept
+        trial = self.trial(kind, student, kept, measured, predicted_ms, state.goal_ms)
+        state.tail = trial.latency_ms / trial.median_ms
+        within = trial.latency_ms <= state.budget_ms
+        return replace(trial, verdict="within budget" if within else "over budget")
+
+    def trial(
+        self,
+        kind: str,
+        student: Student,
+        kept: Kept,
+        measured: ComparedLatency,
+        predicted_ms: float,
+        target_ms: float,
+    ) -> Trial:
+        """What was measured, as a trial that has yet to be judged."""
+        state, by_ratio = self.state, steady(measured)
+        turns, clock = felt(measured)
+        low, high = by_ratio.ratio_interval()
+        return Trial(
+            step=state.step,
+            kind=kind,
+            spec=student.spec,
+            target_ms=target_ms,
+            predicted_ms=predicted_ms,
+            median_ms=by_ratio.ratio * state.pinned_median_ms,
+            latency_ms=percentile_ratio(turns, self.percentile) * state.pinned_ms,
+            clock=clock,
+            ratio=by_ratio.ratio,
+            ratio_low=low,
+            ratio_high=high,
+            turns=len(turns.candidate.samples_ms),
+            psnr_db=self.bench.score(student),
+            parameters=parameter_count(student),
+            macs=mac_count(student.spec, *self.bench.batches[0][0].shape[-2:]),
+            kept=kept,
+            verdict="missed",
+        )

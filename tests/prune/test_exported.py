@@ -1,0 +1,83 @@
+"""What a pruned student is in the file that is measured and delivered."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from export.student_graph import ONNX_RUNTIME, SNAP_ML, student_model, write_student_onnx
+from lightfield.student import Student, mobile_r2l_spec
+from prune.chains import Shape
+from prune.conversion import converted_spec
+from prune.importance import Ranking
+from prune.latency_table import WidthChoices
+from prune.slimming import slimmed
+
+MULTIPLE = 16
+DENSE = mobile_r2l_spec(
+    (2, 2), stream_width=96, blocks=5, tail_widths=(48, 32), points=4, frequencies=2
+)
+RUNTIME_NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
+
+
+def pruned(seed: int, operator: str, norm: str) -> Student:
+    """A random student within reach of a search, really slimmed, with lived-in batch norms."""
+    spec = converted_spec(replace(DENSE, norm=norm), None, operator)
+    torch.manual_seed(seed)
+    student = Student(spec).train()
+    with torch.no_grad():
+        student(torch.randn(2, spec.input_channels, 6, 6))
+    choices = WidthChoices.of(spec, multiple=MULTIPLE, smallest_share=0.3, streams=4, inners=4)
+    random, shape = np.random.default_rng(seed), Shape.of(spec)
+    outers = choices.outers()
+    blocks = tuple(
+        tuple(int(random.choice((0, *inner))) for _ in chain)
+        for chain, inner in zip(shape.blocks, choices.inner, strict=True)
+    )
+    target = Shape(outers[random.integers(len(outers))], blocks)
+    order = Ranking(
+        tuple(tuple(random.permutation(width).tolist()) for width in shape.widths),
+        tuple(tuple(tuple(random.permutation(i).tolist()) for i in c) for c in shape.blocks),
+    )
+    return slimmed(student.eval(), order.best(target))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(tmp_path, seed, operator, norm):
+    student = pruned(seed, operator, norm)
+    path = write_student_onnx(student, 6, 7, tmp_path / "pruned.onnx")
+    files = [onnx.load(path), student_model(student, 6, 7, SNAP_ML)]
+    for model in files:
+        used = Counter(node.op_type for node in model.graph.node)
+        assert not [name for name in used if name.startswith(("Gather", "Scatter"))]
+        assert not RUNTIME_NORMS & used.keys()
+        assert_aligned(model, student.spec.input_channels)
+
+
+def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
+    """Convolutions read and write multiples, per group; but encoded rays come in, colours go out."""
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    convolutions = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose")]
+    assert convolutions
+    for node in convolutions:
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        first, second = weights[node.input[1]].shape[:2]
+        if node.op_type == "Conv":
+            widths = {"out": first // groups, "in": second}
+        else:
+            widths = {"out": second, "in": first // groups}
+        for side, width in widths.items():
+            free = (side == "in" and width == input_channels) or (side == "out" and width == 3)
+            assert free or width % MULTIPLE == 0, (node.name, side, width, groups)
+
+
+def test_the_test_would_notice_a_width_that_is_not_aligned():
+    odd = Student(replace(DENSE, norm="none", inner_widths=(40,))).eval()
+    with pytest.raises(AssertionError, match="40"):
+        assert_aligned(student_model(odd, 6, 7, ONNX_RUNTIME), DENSE.input_channels)
