@@ -1,7 +1,7 @@
 """The stage of the pseudo pictures, and where students get their training pictures from.
 
 The stage draws the poses, and the ray space in which students see the scene. The pictures themselves
-are files, unless the kernels can render them: thousands a second, faster than a disk reads them. Then
+are files, unless the kernels can render them: a thousand a second, faster than a disk reads them. Then
 whoever trains on them has them rendered straight into the GPU's memory, each process its share.
 """
 
@@ -42,7 +42,7 @@ from train.pseudo import (
     render_pseudo_in_batches,
     render_pseudo_on_device,
 )
-from train.published_pseudo import load_published_pseudo
+from train.published_pseudo import load_published_pseudo, published_camera
 from train.teacher import Teacher
 
 POSES_LOOKED_AT = 1000
@@ -83,21 +83,22 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
             remedy=f"render new ones: `nelf pseudo --run {run.path}`",
         )
 
+    camera, ours = published_camera(folder), scene.intrinsics
+    if (camera.width, camera.height) != (ours.width, ours.height) or not np.allclose(
+        (camera.fx, camera.fy, camera.cx, camera.cy),
+        (ours.fx, ours.fy, ours.cx, ours.cy),
+        rtol=SAME_CAMERA,
+    ):
+        raise SceneError(
+            f"pictures of {camera.width}x{camera.height} pixels with a focal length of "
+            f"{camera.fx:.1f}, but the run's scene has {ours.width}x{ours.height} and {ours.fx:.1f}",
+            where=folder,
+            remedy=f"load the scene at that size: `nelf scene --resolution {camera.width}`",
+        )
+
     def work(stage: StageWriter) -> None:
         with console.progress("pseudo pictures") as progress:
-            pictures, camera = load_published_pseudo(folder, stage.path, progress=progress)
-        ours = scene.intrinsics
-        if (camera.width, camera.height) != (ours.width, ours.height) or not np.allclose(
-            (camera.fx, camera.fy, camera.cx, camera.cy),
-            (ours.fx, ours.fy, ours.cx, ours.cy),
-            rtol=SAME_CAMERA,
-        ):
-            raise SceneError(
-                f"pictures of {camera.width}x{camera.height} pixels with a focal length of "
-                f"{camera.fx:.1f}, but the run's scene has {ours.width}x{ours.height} and {ours.fx:.1f}",
-                where=folder,
-                remedy=f"load the scene at that size: `nelf scene --resolution {camera.width}`",
-            )
+            pictures, _ = load_published_pseudo(folder, stage.path, progress=progress)
         stage.details |= {"space": scene.space.to_json(), "rendered": "by the published code"}
         stage.metrics["pictures"] = len(pictures)
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}

@@ -67,9 +67,8 @@ def load_published_pseudo(
         CheckpointError: when a file is missing, damaged or pickled, or no such array.
         OSError: when the disk has no room.
     """
-    info = _read_info(folder / INFO)
+    info, intrinsics = _read_info(folder / INFO), published_camera(folder)
     pictures, height, width = _picture_folder(folder)
-    intrinsics = _intrinsics(info, height, width, folder / INFO)
     count = sum(1 for path in pictures.iterdir() if path.suffix == ".npy")
     if not count:
         raise CheckpointError("holds no pictures", where=pictures)
@@ -83,6 +82,17 @@ def load_published_pseudo(
 
     shape = (count, height, width, 3)
     return write_pictures(converted, poses, shape, into, progress, 1), intrinsics
+
+
+def published_camera(folder: Path) -> Intrinsics:
+    """The camera of a published pseudo folder's pictures, without reading one.
+
+    Raises:
+        CheckpointError: when the folder does not say.
+    """
+    info = _read_info(folder / INFO)
+    _, height, width = _picture_folder(folder)
+    return _intrinsics(info, height, width, folder / INFO)
 
 
 def _read_info(path: Path) -> _Info:

@@ -61,6 +61,7 @@ def test_published_pictures_train_a_student_without_a_teacher(run: Path, tmp_pat
 def test_published_pictures_of_another_size_are_refused(run: Path, tmp_path: Path) -> None:
     write_published(tmp_path / "theirs", scene_of(Run(run))[1], side=32)
     refusal = nelf("pseudo", "--run", run, "--published", tmp_path / "theirs").refusal
+    assert not list(run.glob(".pseudo.work/images*"))  # nothing was converted before it was noticed
     assert "32x32" in refusal
     assert "24x24" in refusal
     assert "--resolution 32" in refusal
