@@ -190,13 +190,14 @@ def fitting_windows(windows: int, peak_gib: float, room_gib: float) -> int:
 @contextlib.contextmanager
 def _little_memory(device: torch.device) -> Iterator[None]:
     """Torch gets no more of the GPU than it would of a small one."""
-    total = torch.cuda.get_device_properties(device).total_memory
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
     share = min(1.0, (LITTLE_MEMORY_GIB - CUDA_ITSELF_GIB) * GIB / total)
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    torch.cuda.set_per_process_memory_fraction(share, index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 def _scene(data: Path | None, paper: Preset, console: Console) -> Scene:

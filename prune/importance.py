@@ -68,8 +68,10 @@ def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
         mask.requires_grad_(True)
     for x, truth in batches:
         for picture, its_truth in zip(x.split(1), truth.split(1), strict=True):
-            error = masked_forward(student, picture, masks) - its_truth
-            gradients = torch.autograd.grad(error.square().mean(), masks.all())
+            # The same ranking each time: a search can then be replayed.
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+                error = masked_forward(student, picture, masks) - its_truth
+                gradients = torch.autograd.grad(error.square().mean(), masks.all())
             for score, gradient in zip(scores.all(), gradients, strict=True):
                 score += gradient.square()
     return scores

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightfield.errors import CheckpointError, NelfError
 from lightfield.files import write_text
-from lightfield.latency import ComparedLatency, LatencyRecord
+from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.student import Student, StudentSpec
 
 MEASUREMENTS = "measurements.jsonl"
@@ -163,6 +163,22 @@ def replayed(folder: Path) -> tuple[Measure, TimeSpecs]:
         raise CheckpointError("no measurements are on record", where=path)
     record = MeasurementRecord(path)
     return record.measure, record.time_specs
+
+
+def measured_on(folder: Path) -> DeviceIdentity:
+    """The device that an earlier search was measured on.
+
+    Raises:
+        CheckpointError: when nothing on record says so.
+    """
+    path = folder / MEASUREMENTS
+    for entry in _read(path):
+        if entry.get("kind") == "compare":
+            try:
+                return _compared(entry).candidate.device
+            except (KeyError, TypeError, ValueError, NelfError):
+                break
+    raise CheckpointError("no measurements are on record", where=path)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -128,9 +128,10 @@ def distil(
     `held_out` scores the averaged student in dB, for the log, up to `LOOKS` times on the way.
 
     With a folder it goes on from the checkpoint there, which it renews as often as told and at the
-    end; any number of processes may go on. On the CPU a resumed training equals an uninterrupted one
-    bit for bit. With several `ranks`, each calls this with its own pool, and all get the same
-    student, but for the statistics of batch norms, which see a process's own windows.
+    end; any number of processes may go on. On the CPU, and by the kernels on one GPU, a resumed
+    training equals an uninterrupted one bit for bit. With several `ranks`, each calls this with its
+    own pool, and all get the same student, but for the statistics of batch norms, which see a
+    process's own windows.
 
     Raises:
         CheckpointError: when the folder's checkpoint is damaged or foreign.

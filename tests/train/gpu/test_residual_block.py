@@ -9,6 +9,7 @@ from torch import Tensor
 from lightfield.student import ResidualBlock
 from train.gpu.student import residual_block, tail_block
 from train.gpu.student.activation import activate, activation_kind
+from train.gpu.student.sums import values_of
 
 
 @triton.jit
@@ -118,13 +119,13 @@ def test_a_narrow_block_is_the_ordinary_block(device: torch.device, activation: 
 
     dy = torch.randn(rows, width, device=device).to(dtype)
     truth.backward(dy.float())
-    gradients = torch.zeros(len(weights), device=device)
+    gradients = torch.zeros(len(weights), dtype=torch.int64, device=device)
     tail_block.narrow_backward(x, dy, dy, weights, gradients, places[0], inner, kind)
     assert start.grad is not None
     assert _relative(dy, start.grad) < tolerance
     parameters = [*blocks[0].expand.parameters(), *blocks[0].contract.parameters()]
     for parameter, part in zip(
-        parameters, gradients.split([p.numel() for p in parameters]), strict=True
+        parameters, values_of(gradients).split([p.numel() for p in parameters]), strict=True
     ):
         assert _relative(part.view(parameter.shape), parameter.grad) < tolerance
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from train.gpu.availability import processors
 from train.gpu.student.activation import activate
+from train.gpu.student.sums import add_to_sum
 
 ENCODE_ROWS = 4
 HEAD_ROWS = 128
@@ -117,7 +118,7 @@ def colour_loss_kernel(
     mask_ptr,  # uint8 [rows]
     numbers_ptr,  # float32: how many numbers count, and the loss, which is added to
     weights_ptr,
-    gradients_ptr,
+    gradients_ptr,  # sums
     weight_at,
     bias_at,
     rows,
@@ -151,8 +152,8 @@ def colour_loss_kernel(
         gw = tl.dot(tl.trans(dz), y, gw, input_precision=PRECISION)
         dy = tl.dot(dz, w, input_precision=PRECISION)
         tl.store(dy_ptr + at, dy.to(dtype), mask=r[:, None] < rows)
-    tl.atomic_add(gradients_ptr + weight_at + k[:, None] * C + c[None, :], gw, sem="relaxed")
-    tl.atomic_add(gradients_ptr + bias_at + k, gb, sem="relaxed")
+    add_to_sum(gradients_ptr + weight_at + k[:, None] * C + c[None, :], gw)
+    add_to_sum(gradients_ptr + bias_at + k, gb)
     tl.atomic_add(numbers_ptr + 1, tl.sum(loss, axis=0) * share, sem="relaxed")
 
 

@@ -25,6 +25,7 @@ from lightfield.student import Student, StudentSpec
 from train.gpu.availability import LARGEST_INDEX
 from train.gpu.student import ends, residual_block, tail_block, upsampling
 from train.gpu.student.activation import activation_kind
+from train.gpu.student.sums import to_sums, values_of
 from train.gpu.student.weight_gradients import Product, WeightGradients
 from train.gpu.student.weights import StudentWeights, multiple, unsupported
 
@@ -297,12 +298,13 @@ class FastStudent:
         stage, gradients = self.weights.tail[i], self.weights.packed_gradients
         result = gradients[stage.upsample.bias :][: stage.width]
         if not stage.blocks:
-            torch.sum(dy, 0, dtype=torch.float32, out=result)
+            result.copy_(to_sums(torch.sum(dy, 0, dtype=torch.float32)))
             return
         w1_at, b1_at, _, b2_at = stage.blocks[0].offsets
         inner, width = stage.blocks[0].inner, stage.width
         w1 = self.weights.packed[w1_at:][: inner * width].view(inner, width).float()
-        torch.addmv(gradients[b2_at:][:width], w1.mT, gradients[b1_at:][:inner], out=result)
+        b1, b2 = values_of(gradients[b1_at:][:inner]), values_of(gradients[b2_at:][:width])
+        result.copy_(to_sums(torch.addmv(b2, w1.mT, b1)))
 
     def _body_gradients(self, a: _Activations) -> None:
         residual_block.wide_backward(a.dy, a.d, a.slope, self.weights.packed, self._table)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from train.gpu.availability import processors
 from train.gpu.student.activation import activate
+from train.gpu.student.sums import add_to_sum
 
 WIDEST = 64
 """Widest stream and inner width of the narrow kernels."""
@@ -71,7 +72,7 @@ def narrow_backward_kernel(
     dy_ptr,
     dx_ptr,
     weights_ptr,
-    gradients_ptr,  # float32, laid out as the weights
+    gradients_ptr,  # sums, laid out as the weights
     w1_at,
     b1_at,
     w2_at,
@@ -115,11 +116,11 @@ def narrow_backward_kernel(
         turned = tl.trans(dy)
         gw2 = tl.dot(turned, g.to(dtype), gw2, input_precision=PRECISION)
         gb2 = tl.dot(turned, ones, gb2, input_precision=PRECISION)
-    tl.atomic_add(gradients_ptr + w1_at + at1, gw1, sem="relaxed")
-    tl.atomic_add(gradients_ptr + w2_at + at2, gw2, sem="relaxed")
+    add_to_sum(gradients_ptr + w1_at + at1, gw1)
+    add_to_sum(gradients_ptr + w2_at + at2, gw2)
     first = one[None, :] == 0
-    tl.atomic_add(gradients_ptr + b1_at + i[:, None] + one[None, :], gb1, first, sem="relaxed")
-    tl.atomic_add(gradients_ptr + b2_at + c[:, None] + one[None, :], gb2, first, sem="relaxed")
+    add_to_sum(gradients_ptr + b1_at + i[:, None] + one[None, :], gb1, first)
+    add_to_sum(gradients_ptr + b2_at + c[:, None] + one[None, :], gb2, first)
 
 
 def narrow_forward(
@@ -146,7 +147,7 @@ def narrow_backward(
     inner: int,
     kind: int,
 ) -> None:
-    """dx [R, C] of one block, which may be dy; adds its weights' gradients (float32)."""
+    """dx [R, C] of one block, which may be dy; adds its weights' gradients to sums."""
     rows, channels = x.shape
     programs = BACKWARD_PROGRAMS[max(channels, inner)] * processors(x.device)
     narrow_backward_kernel[(min(triton.cdiv(rows, BACKWARD_ROWS), programs),)](

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from train.gpu.availability import processors
+from train.gpu.student.sums import add_to_sum
 
 FORWARD_ROWS = 128
 INPUT_ROWS = 128
@@ -132,7 +133,7 @@ def upsample_input_gradient_kernel(
 def upsample_weight_gradient_kernel(
     x_ptr,
     dy_ptr,
-    gradients_ptr,
+    gradients_ptr,  # sums
     weight_at,
     rows,
     height,
@@ -159,11 +160,10 @@ def upsample_weight_gradient_kernel(
         x = tl.load(x_ptr + r[:, None] * CI + ci[None, :], mask=r[:, None] < rows, other=0.0)
         dy = _taps(dy_ptr, r, rows, height, width, ky, k, CO, S, K)
         result = tl.dot(tl.trans(x), dy, result, input_precision=PRECISION)
-    tl.atomic_add(
+    add_to_sum(
         gradients_ptr + weight_at + (ky * CI + ci[:, None]) * (K * CO) + k[None, :],
         result,
-        mask=(k < K * CO)[None, :],
-        sem="relaxed",
+        (k < K * CO)[None, :],
     )
 
 

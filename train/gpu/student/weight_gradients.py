@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from train.gpu.availability import processors
+from train.gpu.student.sums import add_to_sum, add_wide_to_sum
 
 TILE_M = 128
 TILE_N = 256
@@ -40,7 +41,7 @@ class Product:
 @triton.jit
 def weight_gradients_kernel(
     activations_ptr,
-    gradients_ptr,
+    gradients_ptr,  # sums
     table_ptr,
     rows,
     rows_per_program,
@@ -81,17 +82,18 @@ def weight_gradients_kernel(
         bias = tl.dot(turned, ones, bias, input_precision=PRECISION)
         a_ptr += TILE_ROWS * a_stride
         b_ptr += TILE_ROWS * b_stride
-    tl.atomic_add(
-        gradients_ptr + weight_at + m[:, None] * weight_stride + n[None, :],
+    add_wide_to_sum(
+        gradients_ptr,
+        weight_at + m[:, None] * weight_stride + n[None, :],
         weight,
-        mask=(m[:, None] < m_left) & (n[None, :] < n_left),
-        sem="relaxed",
+        (m[:, None] < m_left) & (n[None, :] < n_left),
+        TILE_M,
+        TILE_N,
     )
-    tl.atomic_add(
+    add_to_sum(
         gradients_ptr + bias_at + m[:, None] + one[None, :],
         bias,
-        mask=(m[:, None] < m_left) & (one[None, :] == 0) & (bias_at >= 0),
-        sem="relaxed",
+        (m[:, None] < m_left) & (one[None, :] == 0) & (bias_at >= 0),
     )
 
 
@@ -119,7 +121,7 @@ class WeightGradients:
         self.rows_per_program = TILE_ROWS * triton.cdiv(rows // TILE_ROWS, shares)
 
     def add(self, activations: Tensor, gradients: Tensor) -> None:
-        """Add all products to `gradients` (flat, float32)."""
+        """Add all products to `gradients` (flat sums)."""
         grid = (len(self.table), triton.cdiv(self.rows, self.rows_per_program))
         weight_gradients_kernel[grid](
             activations, gradients, self.table, self.rows, self.rows_per_program,

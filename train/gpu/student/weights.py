@@ -3,8 +3,8 @@
 The flat buffers (parameters and gradients, float32) hold the parameters in the order of
 `student.parameters()`; the student's own tensors become views of them, so that its state dict and any
 optimiser stay as they are. The packed buffers hold the same numbers padded with zeros to usable
-widths, gradients (float32) laid out as weights. `source[i]` is where packed number i lies in the flat
-buffer, or -1; one kernel copies each way.
+widths, and gradients laid out as weights (`train.gpu.student.sums`). `source[i]` is where packed
+number i lies in the flat buffer, or -1; one kernel copies each way.
 
     head      [C, E], then the bias [C]
     block     W1 [I, C], b1 [I], W2 [C, I], b2 [C]
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lightfield.student import ResidualBlock, Student, StudentSpec
 from train.gpu.student.ends import COLOURS, HEAD_CHUNK
 from train.gpu.student.residual_block import WIDE_CHUNK
+from train.gpu.student.sums import sum_value
 from train.gpu.student.tail_block import WIDEST as WIDEST_TAIL
 
 LEAST_WIDTH = 16
@@ -103,10 +104,10 @@ def pack_kernel(flat_ptr, packed_ptr, source_ptr, size, SIZE: tl.constexpr):
 
 @triton.jit
 def unpack_kernel(packed_ptr, flat_ptr, source_ptr, size, SIZE: tl.constexpr):
-    """flat[source[i]] = packed[i]."""
+    """flat[source[i]] = packed[i], of sums."""
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     source = tl.load(source_ptr + i, mask=i < size, other=-1)
-    value = tl.load(packed_ptr + i, mask=i < size, other=0.0)
+    value = sum_value(tl.load(packed_ptr + i, mask=i < size, other=0))
     tl.store(flat_ptr + source, value, mask=source >= 0)
 
 
@@ -130,7 +131,7 @@ class StudentWeights:
         self.colour = self._layer(student.colour, COLOURS, self.tail[-1].width)
         self.source = torch.cat(self._indices).to(torch.int32)
         self.packed = torch.zeros(self._size, dtype=dtype, device=self.flat.device)
-        self.packed_gradients = torch.zeros(self._size, device=self.flat.device)
+        self.packed_gradients = torch.zeros(self._size, dtype=torch.int64, device=self.flat.device)
 
     def refresh(self) -> None:
         """Copy the parameters into the packed buffer."""
