@@ -6,6 +6,8 @@
 #   make lego-mobile PRESET=small BUDGET_MS=8 TARGET=phone
 #   make lego-mobile GPUS=4                           renders and trains on four GPUs of this machine
 #   make data        download the example scenes (Lego, fern), then `make lego-mobile fern-mobile`
+#   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
+#   make test-lens   those of the lens that need node; RUN=runs/lego compares that run's lens as well
 #   make bench-gpu   this machine's GPU: its ceilings, kernels, throughputs (DATA=scene, JSON=file)
 
 PYTHON ?= python3
@@ -19,8 +21,10 @@ VENV := .venv
 NELF := $(VENV)/bin/nelf
 SETUP := $(VENV)/.ready
 TRITON := $(VENV)/.triton
+PHONE := $(VENV)/.phone
+LENS := tests/lens/node_modules
 
-.PHONY: help setup data test check bench bench-gpu doctor clean
+.PHONY: help setup data test test-phone test-lens check bench bench-gpu doctor clean
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +64,9 @@ data: $(SETUP)
 bench-gpu: $(SETUP)
 	$(NELF) bench-gpu $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
 
+bench: $(SETUP)
+	$(NELF) bench --run '$(or $(RUN),$(RUNS)/lego)' --target $(TARGET)
+
 doctor: $(SETUP)
 	$(NELF) doctor
 
@@ -72,6 +79,22 @@ $(TRITON): $(SETUP)
 test: $(TRITON)
 	$(VENV)/bin/python -m pytest
 
+# An emulated phone, made of Debian's packages in a folder of its own, inside namespaces of its own.
+$(PHONE)/.ready: $(SETUP) tests/phone/packages.py $(wildcard device/runner/*)
+	$(VENV)/bin/python tests/phone/packages.py $(PHONE)
+	touch $@
+
+test-phone: $(PHONE)/.ready
+	$(VENV)/bin/python tests/phone/namespace.py $(PHONE) -m pytest tests/phone
+
+# TypeScript for the types of a lens's scripts, ONNX Runtime for the pictures of its models.
+$(LENS)/.ready: tests/lens/package.json tests/lens/package-lock.json
+	npm --prefix tests/lens ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+test-lens: $(SETUP) $(LENS)/.ready
+	NELF_TEST_LENS=1 NELF_LENS_RUN='$(RUN)' $(VENV)/bin/python -m pytest -rP tests/export/test_lens_*.py
+
 check: $(TRITON)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -79,4 +102,4 @@ check: $(TRITON)
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LENS) build *.egg-info

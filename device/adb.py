@@ -19,11 +19,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import adbutils
 
+from device.adb_errors import SERVER, STATE_REMEDIES, translated
+from device.adb_output import parse_free_bytes
 from lightfield.errors import AdbError
-from lightfield.files import fingerprint, sha256_of
+from lightfield.files import atomic_path, fingerprint, sha256_of
 
-PHONE_FOLDER = "/data/local/tmp/nelf"
-"""Everything that is pushed lies below it; adb's shell may write and execute there."""
+TEMPORARY_FOLDER = "/data/local/tmp"
+"""Where adb's shell may write and execute."""
+
+PHONE_FOLDER = f"{TEMPORARY_FOLDER}/nelf"
+"""Everything that is pushed lies below it."""
 
 _SHELL_SECONDS = 30.0
 _NOT_FOUND = 127
@@ -62,24 +67,13 @@ class ShellResult:
     stderr: str
 
 
-_STATE_REMEDIES = {
-    "unauthorized": "unlock it and accept 'Allow USB debugging', then try again",
-    "offline": "plug it in again, or run `adb reconnect offline`",
-    "authorizing": "unlock it and accept 'Allow USB debugging', then try again",
-    "no": "give your user access to the USB device (udev rules), then plug it in again",
-    "recovery": "restart it into Android",
-    "sideload": "restart it into Android",
-    "bootloader": "restart it into Android",
-}
-
-
 def attached_phones(client: AdbClient) -> list[AttachedPhone]:
     """What the adb server lists, usable or not.
 
     Raises:
         AdbError: when the server does not answer.
     """
-    with _translated("adb"):
+    with translated(SERVER):
         infos = client.list(extended=True)
     return [AttachedPhone(i.serial, i.state, i.tags.get("model", "")) for i in infos]
 
@@ -112,9 +106,9 @@ def open_phone(client: AdbClient, serial: str | None = None) -> AdbPhone:
             )
     phone = named[0]
     if not phone.is_ready:
-        remedy = _STATE_REMEDIES.get(phone.state, "see `adb devices -l`")
+        remedy = STATE_REMEDIES.get(phone.state, "see `adb devices -l`")
         raise AdbError(f"the phone is {phone.state}", where=phone.serial, remedy=remedy)
-    with _translated(phone.serial):
+    with translated(phone.serial):
         return AdbPhone(client.device(phone.serial), phone.serial)
 
 
@@ -124,6 +118,8 @@ class AdbPhone:
     def __init__(self, device: Any, serial: str):
         self._device = device
         self.serial = serial
+        self._hashed: dict[str, tuple[str, str]] = {}
+        """Path -> its size and time when it was hashed, and the hash."""
 
     def attempt(
         self, words: Sequence[str], *, timeout_seconds: float = _SHELL_SECONDS
@@ -133,7 +129,7 @@ class AdbPhone:
         Raises:
             AdbError: when the phone is lost, or silent for `timeout_seconds`.
         """
-        with _translated(self.serial):
+        with translated(self.serial):
             done = self._device.shell2(shlex.join(words), timeout=timeout_seconds, v2=True)
         # phones without shell protocol 2 (Android 6) mix both streams into `output`
         stdout = done.stdout if done.stdout or done.stderr else done.output
@@ -156,6 +152,28 @@ class AdbPhone:
             raise AdbError(f"`{words[0]}` {ending}", where=self.serial)
         return result.stdout
 
+    @contextlib.contextmanager
+    def beside(self, words: Sequence[str]) -> Iterator[str]:
+        """Let a command run while the block does; yields the first line that it says.
+
+        Its standard input ends when the block does, when this program ends in whatever way, and when
+        the phone is unplugged.
+
+        Raises:
+            AdbError: when the phone is lost, or silent, before that line.
+        """
+        with translated(self.serial):
+            stream = self._device.open_transport()
+        try:
+            with translated(self.serial):
+                # unlike `shell:`, this service has no terminal between the two ends
+                stream.send_command(f"exec:{shlex.join(words)}")
+                stream.check_okay()
+                line = _first_line(stream)
+            yield line
+        finally:
+            stream.close()
+
     def push_files(self, files: Mapping[str, Path]) -> str:
         """Put files into a folder named by their content; its path. Whole ones are not sent again.
 
@@ -169,9 +187,10 @@ class AdbPhone:
         if not missing:
             return folder
         self.shell(["mkdir", "-p", folder])
+        self._require_room(sum(files[name].stat().st_size for name in missing))
         for name in missing:
-            with _translated(self.serial, "is its storage full?"):
-                self._device.sync.push(files[name], f"{folder}/{name}", 0o755)
+            self._hashed.pop(f"{folder}/{name}", None)
+            self._push(files[name], f"{folder}/{name}")
         present = self._hashes(folder, missing)
         if damaged := [name for name in missing if present.get(name) != hashes[name]]:
             self.attempt(["rm", "-rf", folder])
@@ -182,17 +201,52 @@ class AdbPhone:
             )
         return folder
 
-    def _hashes(self, folder: str, names: Sequence[str]) -> dict[str, str]:
-        result = self.attempt(["sha256sum", *(f"{folder}/{name}" for name in names)])
-        if result.exit_code == _NOT_FOUND:
+    def _require_room(self, size_bytes: int) -> None:
+        """Refuse before, rather than in the middle of, a push that cannot end well."""
+        words = ["stat", "-f", "-c", "%a %S", TEMPORARY_FOLDER]
+        free_bytes = parse_free_bytes(self.attempt(words).stdout)
+        if free_bytes is not None and free_bytes < size_bytes:
             raise AdbError(
-                "`sha256sum` is not on this phone",
+                f"{free_bytes / 1e6:.1f} MB of its storage are free, {size_bytes / 1e6:.1f} needed",
                 where=self.serial,
-                remedy="use Android 7 or later",
+                remedy="make room on the phone",
             )
-        pairs = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
-        known = {pair[1].strip(): pair[0] for pair in pairs if len(pair) == 2}
-        return {name: known[p] for name in names if (p := f"{folder}/{name}") in known}
+
+    def _push(self, local: Path, remote: str) -> None:
+        try:
+            with translated(self.serial):
+                self._device.sync.push(local, remote, 0o755)
+        except AdbError as error:
+            if not isinstance(error.__cause__, adbutils.AdbError) or "FAIL" not in str(error):
+                raise
+            raise AdbError(
+                f"it did not take {local.name}",
+                where=self.serial,
+                remedy="is its storage full or read-only?",
+            ) from error
+
+    def _hashes(self, folder: str, names: Sequence[str]) -> dict[str, str]:
+        """SHA-256 of those that exist; not computed again while size and time stay."""
+        paths = {name: f"{folder}/{name}" for name in names}
+        looked = self.attempt(["stat", "-c", "%s %y  %n", *paths.values()])
+        stamps = _by_path(looked.stdout)
+        if looked.exit_code == _NOT_FOUND:
+            stamps = dict.fromkeys(paths.values(), "")  # no telling: always computed
+        for path in paths.values():
+            if self._hashed.get(path, ("", ""))[0] != stamps.get(path) or not stamps[path]:
+                self._hashed.pop(path, None)
+        unknown = [path for path in paths.values() if path in stamps and path not in self._hashed]
+        if unknown:
+            result = self.attempt(["sha256sum", *unknown])
+            if result.exit_code == _NOT_FOUND:
+                raise AdbError(
+                    "`sha256sum` is not on this phone",
+                    where=self.serial,
+                    remedy="use Android 7 or later",
+                )
+            found = _by_path(result.stdout)
+            self._hashed |= {p: (stamps[p], found[p]) for p in unknown if p in found}
+        return {name: self._hashed[path][1] for name, path in paths.items() if path in self._hashed}
 
     def pull_file(self, remote: str, local: Path) -> None:
         """Fetch one file, checked by its SHA-256.
@@ -200,13 +254,15 @@ class AdbPhone:
         Raises:
             AdbError: when it is missing, or does not arrive whole.
         """
-        with _translated(self.serial):
+        with translated(self.serial):
             if not stat.S_ISREG(self._device.sync.stat(remote).mode):
                 raise AdbError(f"{remote} is missing", where=self.serial)
-            self._device.sync.pull(remote, str(local))
-        words = self.shell(["sha256sum", remote]).split()
-        if not words or words[0] != sha256_of(local):
-            raise AdbError(f"{remote} did not arrive whole", where=self.serial)
+        with atomic_path(local) as temporary:
+            with translated(self.serial):
+                self._device.sync.pull(remote, str(temporary))
+            words = self.shell(["sha256sum", remote]).split()
+            if not words or words[0] != sha256_of(temporary):
+                raise AdbError(f"{remote} did not arrive whole", where=self.serial)
 
     def remove(self, folders: Sequence[str]) -> None:
         """Delete folders below PHONE_FOLDER, and it when nothing is left in it."""
@@ -221,13 +277,17 @@ class AdbPhone:
         return hashlib.sha256(f"nelf:{self.serial}".encode()).hexdigest()[:8]
 
 
-@contextlib.contextmanager
-def _translated(where: str, remedy: str | None = None) -> Iterator[None]:
-    """What adbutils and its sockets raise, as an AdbError."""
-    try:
-        yield
-    except (adbutils.AdbTimeout, TimeoutError) as reason:
-        raise AdbError("the phone does not answer", where=where, remedy=remedy) from reason
-    except (adbutils.AdbError, OSError, EOFError) as reason:
-        said = " ".join(str(part) for part in reason.args) or "the connection was lost"
-        raise AdbError(f"adb failed ({said})", where=where, remedy=remedy) from reason
+def _by_path(text: str) -> dict[str, str]:
+    """Path -> what is said of it, from lines of `WHAT  PATH`."""
+    pairs = [line.split("  ", 1) for line in text.splitlines()]
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
+def _first_line(stream: Any) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        part = stream.recv(1)
+        if not part:
+            raise EOFError
+        line += part
+    return line.decode(errors="replace").strip()

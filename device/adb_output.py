@@ -106,7 +106,8 @@ class Battery:
 
 def parse_battery(text: str) -> Battery:
     """Read `dumpsys battery`. Of a key that is printed twice the first counts: some makers append a log
-    of past values."""
+    of past values. A battery that is not there, or whose values somebody has frozen (`dumpsys battery
+    unplug`), says nothing."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith("["):  # a maker's log begins
@@ -114,11 +115,13 @@ def parse_battery(text: str) -> Battery:
         key, separator, value = line.partition(":")
         if separator:
             fields.setdefault(key.strip().lower(), value.strip())
+    if fields.get("present") == "false" or "UPDATES STOPPED" in text:
+        return Battery()
     tenths, level = _integer(fields.get("temperature")), _integer(fields.get("level"))
     scale, status = _integer(fields.get("scale")) or 100, _integer(fields.get("status"))
     plugs = [value for key, value in fields.items() if key.endswith(" powered")]
     return Battery(
-        temperature_celsius=tenths / 10 if tenths is not None else None,
+        temperature_celsius=tenths / 10 if tenths else None,  # emulators print 0
         level_percent=100 * level / scale if level is not None else None,
         is_charging=_CHARGING.get(status) if status is not None else None,
         is_plugged="true" in plugs if plugs else None,
@@ -157,6 +160,22 @@ def parse_thermal(text: str) -> Thermal:
     return Thermal(int(status[1]) if status else None, readings)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What /proc/meminfo says."""
+
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    """What programs can still get without swapping; None before Linux 3.14."""
+
+
+def parse_meminfo(text: str) -> Memory:
+    """Read /proc/meminfo."""
+    pairs = re.findall(r"^(\w+): +(\d+) kB$", text.replace("\r\n", "\n"), re.MULTILINE)
+    sizes = {key: int(kib) * 1024 for key, kib in pairs}
+    return Memory(sizes.get("MemTotal"), sizes.get("MemAvailable"))
+
+
 def parse_wakefulness(text: str) -> bool | None:
     """True when `dumpsys power` says that the screen is awake, None when it does not say."""
     match = re.search(r"^\s*mWakefulness=(\w+)", text, re.MULTILINE)
@@ -177,6 +196,12 @@ def parse_frequencies(text: str) -> dict[int, int]:
     """Processor -> kHz, from `grep -H . /sys/devices/system/cpu/cpu*/cpufreq/FILE`."""
     pairs = re.findall(r"^\S*/cpu(\d+)/cpufreq/\w+:(\d+)$", text, re.MULTILINE)
     return {int(cpu): int(khz) for cpu, khz in pairs}
+
+
+def parse_free_bytes(text: str) -> int | None:
+    """Free space from `stat -f -c '%a %S' FOLDER`: blocks and their size."""
+    match = re.fullmatch(r"(\d+) (\d+)", text.strip())
+    return int(match[1]) * int(match[2]) if match else None
 
 
 def fast_cores(max_frequencies_khz: Mapping[int, int], threads: int) -> list[int]:

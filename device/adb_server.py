@@ -22,6 +22,7 @@ from lightfield.errors import AdbError
 _USB_DEVICES = Path("/sys/bus/usb/devices")
 _ADB_INTERFACE = ("ff", "42", "01")
 _PROBE_SECONDS = 1.0
+_HERE = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,20 @@ class AdbProbe:
 
 
 def server_address() -> tuple[str, int]:
-    """Host and port of the adb server, from ANDROID_ADB_SERVER_HOST and _PORT.
+    """Host and port of the adb server, which may be another machine's: from ADB_SERVER_SOCKET
+    (`tcp:HOST:PORT`), as adb itself reads it, else from ANDROID_ADB_SERVER_HOST and _PORT.
 
     Raises:
-        AdbError: when the port is no number.
+        AdbError: when these name no host and port.
     """
-    host = os.environ.get("ANDROID_ADB_SERVER_HOST") or "127.0.0.1"
+    if address := os.environ.get("ADB_SERVER_SOCKET"):
+        match = re.fullmatch(r"tcp:(?:(.*):)?(\d+)", address)
+        if not match:
+            raise AdbError(
+                f"'{address}' is not of the form tcp:HOST:PORT", where="ADB_SERVER_SOCKET"
+            )
+        return match[1] or _HERE[0], int(match[2])
+    host = os.environ.get("ANDROID_ADB_SERVER_HOST") or _HERE[0]
     port = os.environ.get("ANDROID_ADB_SERVER_PORT") or "5037"
     if not port.isdecimal():
         raise AdbError(f"'{port}' is no port", where="ANDROID_ADB_SERVER_PORT")
@@ -68,15 +77,37 @@ def connect(*, start: bool = True) -> AdbClient:
         AdbError: when there is no server, or it cannot be started.
     """
     host, port = server_address()
-    if not server_is_running():
-        if not start:
-            raise AdbError("no adb server is running", where=f"{host}:{port}")
+    if not start and not server_is_running():
+        raise AdbError("no adb server is running", where=f"{host}:{port}")
+    client = _QuietClient(host=host, port=port, socket_timeout=10)
+    client.require_server()
+    return client
+
+
+class _QuietClient(adbutils.AdbClient):
+    """Starts the adb server again should it die.
+
+    adbutils would too, but lets adb write into our standard output, and starts one here when that of
+    another machine does not answer.
+    """
+
+    def require_server(self) -> None:
+        if server_is_running():
+            return
+        if self.host not in _HERE:
+            raise AdbError(
+                "no adb server answers",
+                where=f"{self.host}:{self.port}",
+                remedy="start it there with `adb -a start-server`, where only you can reach it",
+            )
         _start_server()
-    return adbutils.AdbClient(host=host, port=port, socket_timeout=10)
+
+    def make_connection(self, timeout: float | None = None) -> adbutils.AdbConnection:
+        self.require_server()
+        return super().make_connection(timeout)
 
 
 def _start_server() -> None:
-    # adbutils would start one too, but lets adb write into our standard output
     try:
         done = subprocess.run(
             [adbutils.adb_path(), "start-server"],

@@ -18,12 +18,15 @@ from typing import Any
 
 from device.processor import parse_cpuinfo
 from device.runner_protocol import (
+    PROVIDER_NAMES,
     Job,
+    Provider,
     RunnerReport,
     Schedule,
     parse_report,
     runner_arguments,
 )
+from device.sensors import host_sensors
 from device.target import RunnerTarget
 from lightfield.errors import DeviceError
 from lightfield.latency import DeviceIdentity
@@ -37,16 +40,18 @@ class HostTarget(RunnerTarget):
     Args:
         threads: threads that one operator may use.
         timeout_seconds: a measurement that takes longer is refused.
+        provider: what runs the graphs, where this machine's ONNX Runtime has it.
     """
 
-    def __init__(self, *, threads: int = 1, timeout_seconds: int = 600):
-        super().__init__(threads=threads, timeout_seconds=timeout_seconds)
+    def __init__(self, *, threads: int = 1, timeout_seconds: int = 600, provider: Provider = "cpu"):
+        super().__init__(threads=threads, timeout_seconds=timeout_seconds, provider=provider)
+        self.sensors = host_sensors()
         self._identity = DeviceIdentity(
             kind="host",
             name=processor_name(),
             system=system_name(),
             runtime=f"onnxruntime {metadata.version('onnxruntime')}",
-            provider="CPUExecutionProvider",
+            provider=PROVIDER_NAMES[provider],
             threads=threads,
         )
 
@@ -64,7 +69,8 @@ class HostTarget(RunnerTarget):
         ]
         # -P: the caller's working folder must not decide what `device` is
         command = [sys.executable, "-P", "-m", "device.host_runner"]
-        command += runner_arguments(paths, schedule)
+        prefix = str(schedule.profile.with_suffix("")) if schedule.profile else None
+        command += runner_arguments(paths, schedule, profile_prefix=prefix)
         load_before = os.getloadavg()[0]
         where = ", ".join(job.model.name for job in jobs)
         try:
@@ -74,6 +80,7 @@ class HostTarget(RunnerTarget):
                 text=True,
                 errors="replace",
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
                 timeout=schedule.limit_seconds + _GRACE_SECONDS,
                 check=False,
             )
@@ -86,9 +93,11 @@ class HostTarget(RunnerTarget):
             done.stdout,
             done.stderr,
             where=where,
-            turns=schedule.turns,
+            schedule=schedule,
             models=len(jobs),
         )
+        if schedule.profile and report.profile:
+            Path(report.profile).replace(schedule.profile)
         conditions = {
             "load_average_before": load_before,
             "load_average_after": os.getloadavg()[0],

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from device.runner_protocol import FAILURE_EXIT_CODE
+from device.runner_protocol import FAILURE_EXIT_CODE, PROVIDER_NAMES
+
+_WATCH_SECONDS = 0.5
 
 _ELEMENTS = {
     "tensor(float)": "float32",
@@ -43,19 +45,20 @@ class _RunError(Exception):
 class _LoadedModel:
     """A session with its inputs bound, ready to be timed."""
 
-    def __init__(self, model: Path, inputs: Path, threads: int):
+    def __init__(self, model: Path, inputs: Path, arguments: argparse.Namespace):
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = arguments.threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+        if arguments.profile:
+            options.enable_profiling, options.profile_file_prefix = True, arguments.profile
+        providers = _providers(arguments.provider, arguments.option)
         start_ns = time.perf_counter_ns()
         try:
-            self.session = ort.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"]
-            )
+            self.session = ort.InferenceSession(str(model), options, providers=providers)
         except Exception as reason:  # the binding raises many unrelated types
             raise _RunError("load the graph", reason) from reason
         self.load_us = (time.perf_counter_ns() - start_ns) / 1e3
@@ -65,11 +68,12 @@ class _LoadedModel:
         }
         self.names = [value.name for value in self.session.get_outputs()]
         self.outputs: Sequence[Any] = []
+        self.at_us: list[float] = []
         self.wall_us: list[float] = []
         self.cpu_us: list[float] = []
 
-    def turn(self, *, timed: bool) -> None:
-        """Run once."""
+    def turn(self, since_ns: int | None = None) -> None:
+        """Run once; the times are kept when they count, from `since_ns` on."""
         wall_ns, cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         try:
             self.outputs = self.session.run(self.names, self.feed)
@@ -77,7 +81,8 @@ class _LoadedModel:
             raise _RunError("run the graph", reason) from reason
         cpu_us = (time.process_time_ns() - cpu_ns) / 1e3
         wall_us = (time.perf_counter_ns() - wall_ns) / 1e3
-        if timed:
+        if since_ns is not None:
+            self.at_us.append((wall_ns - since_ns) / 1e3)
             self.wall_us.append(wall_us)
             self.cpu_us.append(cpu_us)
 
@@ -95,10 +100,28 @@ class _LoadedModel:
         ]
         return {
             "load_us": self.load_us,
+            "at_us": self.at_us,
             "wall_us": self.wall_us,
             "cpu_us": self.cpu_us,
             "outputs": outputs,
         }
+
+
+def _providers(name: str, pairs: list[str]) -> list[Any]:
+    """For a session: the provider asked for, then the CPU, which takes what it leaves over."""
+    known: dict[str, str] = {**PROVIDER_NAMES}
+    if known[name] not in ort.get_available_providers():
+        raise _RunError(f"add the provider {name}", "this library was built without it")
+    chosen = (known[name], dict(pair.split("=", 1) for pair in pairs))
+    return [chosen[0]] if name == "cpu" else [chosen, known["cpu"]]
+
+
+def _number_in(path: str) -> float:
+    """The first number of a file, -1 when there is none."""
+    try:
+        return float(Path(path).read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return -1.0
 
 
 def _status_kb(key: str) -> int:
@@ -114,6 +137,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="host_runner")
     for name in ("--threads", "--warmup", "--turns", "--limit"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--seconds", type=int, default=0)
+    parser.add_argument("--provider", choices=PROVIDER_NAMES, default="cpu")
+    parser.add_argument("--profile")
+    for name in ("--option", "--watch"):
+        parser.add_argument(name, action="append", default=[])
     parser.add_argument("--model", dest="jobs", action="append", type=lambda path: [path])
     for name in ("--inputs", "--outputs"):
         parser.add_argument(name, action=_OfTheLastModel)
@@ -134,22 +162,46 @@ class _OfTheLastModel(argparse.Action):
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     jobs = [[Path(path) for path in job] for job in arguments.jobs or []]
     before_kb = _status_kb("VmRSS:")
-    models = [_LoadedModel(job[0], job[1], arguments.threads) for job in jobs]
+    models = [_LoadedModel(job[0], job[1], arguments) for job in jobs]
     for model in models:
         for _ in range(arguments.warmup):
-            model.turn(timed=False)
-    for _ in range(arguments.turns):
-        for model in models:
-            model.turn(timed=True)
+            model.turn()
+    watched = _measure(models, arguments) if models else []
     for model, job in zip(models, jobs, strict=True):
         if len(job) > 2:
             model.write_outputs(job[2])
     growth_kb = max(_status_kb("VmHWM:") - before_kb, 0)
+    profile = {"profile": models[0].session.end_profiling()} if arguments.profile else {}
     return {
         "runtime": ort.__version__,
+        "providers": ort.get_available_providers(),
         "growth_kb": growth_kb,
+        **profile,
+        "watched": watched,
         "models": [model.report() for model in models],
     }
+
+
+def _measure(models: list[_LoadedModel], arguments: argparse.Namespace) -> list[float]:
+    """All models in turns, often enough and long enough; what the watched files said meanwhile."""
+    watched: list[float] = []
+    start_ns = time.perf_counter_ns()
+
+    def read_watched() -> None:
+        if arguments.watch:
+            watched.append((time.perf_counter_ns() - start_ns) / 1e3)
+            watched.extend(_number_in(path) for path in arguments.watch)
+
+    turns, seconds, read_at = 0, 0.0, 0.0
+    while turns < arguments.turns or seconds < arguments.seconds:
+        if seconds >= read_at:
+            read_watched()
+            read_at = seconds + _WATCH_SECONDS
+        for model in models:
+            model.turn(start_ns)
+        turns, seconds = turns + 1, (time.perf_counter_ns() - start_ns) / 1e9
+    read_watched()
+    return watched
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone
@@ -25,18 +25,24 @@ from device.phone_settings import steady
 from device.processor import parse_cpuinfo
 from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
 from device.runner_protocol import (
+    PROVIDER_NAMES,
     Job,
+    Provider,
     RunnerReport,
     Schedule,
     parse_report,
     runner_arguments,
 )
+from device.sensors import LIST_ZONES, Sensor, clock_sensors, condition_curve, zone_sensors
 from device.target import RunnerTarget
 from device.thermal import (
     PhoneState,
+    StatePolling,
     ThermalConfig,
     read_frequencies,
     read_state,
+    require_screen,
+    throttling_signs,
     wait_until_cool,
 )
 from lightfield.errors import AdbError, DeviceError
@@ -45,6 +51,11 @@ from lightfield.latency import DeviceIdentity
 _HELLO_SECONDS = 30
 _GRACE_SECONDS = 10  # the runner ends itself first; then the phone has become silent
 _ABI = "arm64-v8a"
+# $1 the file that names the runner's process, then the runner, which keeps the number
+_START = 'echo $$ > "$1"; shift; exec "$@"'
+_END = 'read -r process < "$1" && kill -KILL "$process"'
+# ONNX Runtime 1.31 leaves a file of its telemetry behind, and would send it
+_QUIET = ["env", "ORT_DISABLE_TELEMETRY=1"]
 
 
 class PhoneTarget(RunnerTarget):
@@ -55,7 +66,9 @@ class PhoneTarget(RunnerTarget):
         bundle: what to push; see `attach_phone`, which builds it.
         threads: threads that one operator may use.
         timeout_seconds: a measurement that takes longer is refused.
-        thermal: when the phone is cool enough.
+        thermal: when the phone is fit to be measured.
+        provider: what runs the graphs, where the phone's ONNX Runtime has it.
+        options: of the provider.
 
     Raises:
         DeviceError: when the phone is no 64-bit Arm one, or the runner does not start on it.
@@ -69,8 +82,12 @@ class PhoneTarget(RunnerTarget):
         threads: int = 1,
         timeout_seconds: int = 600,
         thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
+        provider: Provider = "cpu",
+        options: Mapping[str, str] | None = None,
     ):
-        super().__init__(threads=threads, timeout_seconds=timeout_seconds)
+        super().__init__(
+            threads=threads, timeout_seconds=timeout_seconds, provider=provider, options=options
+        )
         self._phone, self._bundle, self._thermal = phone, bundle, thermal
         self._about = read_identity(phone)
         if _ABI not in self._about.abis:
@@ -83,8 +100,16 @@ class PhoneTarget(RunnerTarget):
             phone.attempt(["cat", "/sys/devices/system/cpu/possible"]).stdout
         )
         self._cores = parse_cpuinfo(phone.attempt(["cat", "/proc/cpuinfo"]).stdout)
-        self._pinning = self._pinning_words()
-        self._folders: set[str] = set()
+        self._fast_cores = self._pinned_cores()
+        self._pinning = (
+            ["taskset", f"{sum(1 << cpu for cpu in self._fast_cores):x}"]
+            if self._fast_cores
+            else []
+        )
+        self.sensors = self._readable_sensors()
+        self._process = f"{PHONE_FOLDER}/runner-{secrets.token_hex(4)}.pid"
+        self._folders: set[str] = {self._process}
+        self._aborted = False
         self._runtime = self._hello()
 
     @property
@@ -95,15 +120,22 @@ class PhoneTarget(RunnerTarget):
             name=self._about.name,
             system=self._about.system,
             runtime=f"onnxruntime {self._runtime}",
-            provider="CPUExecutionProvider",
+            provider=PROVIDER_NAMES[self.provider],
             threads=self.threads,
             emulated=self._about.emulated,
+            unit=self._phone.pseudonym,
         )
 
     def close(self) -> None:
         """Delete everything that was pushed."""
         self._phone.remove(sorted(self._folders))
         self._folders.clear()
+
+    def abort(self) -> None:
+        """End what is running, from another thread; the target measures nothing afterwards."""
+        self._aborted = True
+        with contextlib.suppress(AdbError):
+            self._phone.attempt(["sh", "-c", _END, "nelf", self._process])
 
     def _hello(self) -> str:
         try:
@@ -127,19 +159,30 @@ class PhoneTarget(RunnerTarget):
             ) from error
 
     def _run_on_phone(
-        self, jobs: Sequence[tuple[str, str, str | None]], schedule: Schedule, *, where: str
+        self,
+        jobs: Sequence[tuple[str, str, str | None]],
+        schedule: Schedule,
+        *,
+        where: str,
+        profile_prefix: str | None = None,
     ) -> RunnerReport:
-        words = [*self._pinning, *self._bundle.command(self._push(self._bundle.files))]
+        folder = self._push(self._bundle.files)
+        words = ["sh", "-c", _START, "nelf", self._process]
+        words += [*_QUIET, *self._pinning, *self._bundle.command(folder)]
+        if self._aborted:
+            raise AdbError("the measurement was ended", where=self._phone.serial)
         done = self._phone.attempt(
-            [*words, *runner_arguments(jobs, schedule)],
+            [*words, *runner_arguments(jobs, schedule, profile_prefix=profile_prefix)],
             timeout_seconds=schedule.limit_seconds + _GRACE_SECONDS,
         )
+        if self._aborted:
+            raise AdbError("the measurement was ended", where=self._phone.serial)
         return parse_report(
             done.exit_code,
             done.stdout,
             done.stderr,
             where=where,
-            turns=schedule.turns,
+            schedule=schedule,
             models=len(jobs),
         )
 
@@ -162,29 +205,49 @@ class PhoneTarget(RunnerTarget):
         where = ", ".join(job.model.name for job in jobs)
         before = wait_until_cool(self._read_state, self._thermal)
         try:
-            if folders := [outputs for _, _, outputs in remote if outputs]:
-                self._phone.shell(["mkdir", "-p", *folders])
+            self._phone.shell(["mkdir", "-p", scratch, *(o for _, _, o in remote if o)])
             with steady(self._phone, self._about.api) as settings:
-                report = self._run_on_phone(remote, schedule, where=where)
+                require_screen(self._read_state(), self._thermal)
+                prefix = f"{scratch}/trace" if schedule.profile else None
+                with StatePolling(self._read_state, schedule.seconds) as polling:
+                    report = self._run_on_phone(
+                        remote, schedule, where=where, profile_prefix=prefix
+                    )
                 after = self._read_state()
             self._pull_outputs(jobs, remote, report)
+            if schedule.profile and report.profile:
+                self._phone.pull_file(report.profile, schedule.profile)
         finally:
             # a lost phone is told by the error under way, and `close` tries again
             with contextlib.suppress(AdbError):
                 self._phone.attempt(["rm", "-rf", scratch])
+        states = [*(state for _, state in polling.states), after]
+        signs = throttling_signs(
+            states, [times.wall_ms for times in report.models], self._clocks_of_fast_cores(report)
+        )
         conditions = {
             "before": before.to_json(),
+            "during": [{"at_seconds": at, **state.to_json()} for at, state in polling.states],
             "after": after.to_json(),
-            "throttled": bool(after.thermal.status),
+            "throttled": bool(signs),
+            "throttling": signs,
             "settings": settings,
             "cores": str(self._cores),
             "pinned_to": self._pinning[1] if self._pinning else None,
             "runner": self._bundle.form,
+            "runner_sha256": self._bundle.hashes(),
             "phone": self._phone.pseudonym,
             "graph_optimisation": "all",
             "spinning": False,
         }
         return report, conditions
+
+    def _clocks_of_fast_cores(self, report: RunnerReport) -> dict[str, tuple[float | None, ...]]:
+        curve = condition_curve(self.sensors, report.watched)
+        if curve is None:
+            return {}
+        wanted = {f"cpu{cpu}" for cpu in self._fast_cores}
+        return {name: mhz for name, mhz in curve.frequencies_mhz.items() if name in wanted}
 
     def _pull_outputs(
         self,
@@ -202,15 +265,21 @@ class PhoneTarget(RunnerTarget):
     def _read_state(self) -> PhoneState:
         return read_state(self._phone, self._cpus)
 
-    def _pinning_words(self) -> list[str]:
-        """`taskset` with the mask of the fast cores, nothing where the phone does not allow it."""
+    def _pinned_cores(self) -> list[int]:
+        """The fast cores, none where the phone does not allow the runner to be kept on them."""
         fastest = fast_cores(
             read_frequencies(self._phone, self._cpus, "cpuinfo_max_freq"), self.threads
         )
         if not fastest:
             return []
-        words = ["taskset", f"{sum(1 << cpu for cpu in fastest):x}"]
-        return words if self._phone.attempt([*words, "true"]).exit_code == 0 else []
+        words = ["taskset", f"{sum(1 << cpu for cpu in fastest):x}", "true"]
+        return fastest if self._phone.attempt(words).exit_code == 0 else []
+
+    def _readable_sensors(self) -> list[Sensor]:
+        """Clocks and temperatures that the phone lets us read; many makers hide some."""
+        readable = read_frequencies(self._phone, self._cpus, "scaling_cur_freq")
+        zones = self._phone.attempt(["sh", "-c", LIST_ZONES]).stdout
+        return clock_sensors(sorted(readable)) + zone_sensors(zones)
 
 
 def read_identity(phone: AdbPhone) -> PhoneIdentity:
@@ -225,6 +294,8 @@ def attach_phone(
     timeout_seconds: int = 600,
     runtime: PhoneRuntime = PhoneRuntime(),  # noqa: B008 -- frozen
     thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
+    provider: Provider = "cpu",
+    options: Mapping[str, str] | None = None,
     client: AdbClient | None = None,
 ) -> PhoneTarget:
     """The phone with this serial, or the only one, ready to measure: the runner is built when needed,
@@ -237,8 +308,10 @@ def attach_phone(
     phone = open_phone(client or connect(), serial)
     return PhoneTarget(
         phone,
-        runner_bundle(runtime),
+        runner_bundle(runtime, provider=provider),
         threads=threads,
         timeout_seconds=timeout_seconds,
         thermal=thermal,
+        provider=provider,
+        options=options,
     )

@@ -1,23 +1,56 @@
 """Settings of a phone that make a measurement steady, changed for its length and put back.
 
-Every change registers its undoing before it is made; the undoings run last-first however the block ends,
-each even when another fails.
+What undoes the changes is written down on the phone before the first of them is made, and a guard waits
+there beside the measurement: it reads from a connection that ends with the measurement, with this
+program however it dies, and with the cable; what is then still written down, it does. Where the guard is
+lost too (the phone was restarted), the next measurement finds the note and does it first. When all goes
+well the undoings run from here, last-first, each even when another fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
+import secrets
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from device.adb import AdbPhone
+from device.adb import TEMPORARY_FOLDER, AdbPhone
 from device.adb_output import parse_wakefulness
 from lightfield.errors import AdbError
+
+NOTE_PREFIX = f"{TEMPORARY_FOLDER}/nelf-restore-"
 
 _FIXED_PERFORMANCE = ["cmd", "power", "set-fixed-performance-mode-enabled"]
 _FIXED_PERFORMANCE_API = 30
 _STAY_ON = ["global", "stay_on_while_plugged_in"]
 _ON_ANY_POWER = "7"  # BatteryManager: AC 1, USB 2, wireless 4
+
+# $1 the note's path, $2 the undoings. The note's first line names its guard.
+_GUARD = """trap "" HUP INT TERM PIPE
+printf "# %s\\n%s\\n" "$$" "$2" > "$1" && echo guarded || echo refused
+cat > /dev/null
+[ -e "$1" ] && sh "$1" > /dev/null 2>&1
+rm -f "$1" """
+
+# $1 the notes' prefix
+_PUT_BACK = """for note in "$1"*; do
+  [ -e "$note" ] || continue
+  read -r _ guard < "$note"
+  kill -0 "$guard" 2> /dev/null && continue
+  sh "$note" > /dev/null 2>&1
+  rm -f "$note"
+  echo "$note"
+done"""
+
+
+@dataclass(frozen=True)
+class _Change:
+    key: str
+    """In a record's conditions."""
+    name: str
+    words: Sequence[str]
+    undo: Sequence[str]
 
 
 @contextlib.contextmanager
@@ -27,60 +60,66 @@ def steady(phone: AdbPhone, api: int | None) -> Iterator[dict[str, bool]]:
     Raises:
         AdbError: when the block went well but a setting could not be put back, naming it.
     """
-    undoings: list[tuple[str, Callable[[], object]]] = []
-    applied: dict[str, bool] = {}
-    failed = False
-    try:
-        applied["stays_on"] = _stay_on(phone, undoings)
-        applied["screen_on"] = _wake(phone, undoings)
-        if api is not None and api >= _FIXED_PERFORMANCE_API:
-            undoings.append(
-                ("fixed performance", partial(phone.shell, [*_FIXED_PERFORMANCE, "false"]))
-            )
-            applied["fixed_performance"] = (
-                phone.attempt([*_FIXED_PERFORMANCE, "true"]).exit_code == 0
-            )
-            if not applied["fixed_performance"]:
-                undoings.pop()  # refused: nothing was changed, and undoing would fail too
-        yield applied
-    except BaseException:
-        failed = True
-        raise
-    finally:
-        stuck = _undo(undoings)
-        if stuck and not failed:
-            raise AdbError(
-                f"could not put back: {', '.join(stuck)}",
-                where=phone.serial,
-                remedy="attach the phone again and restart it",
-            )
+    put_back_leftovers(phone)
+    awake = parse_wakefulness(phone.attempt(["dumpsys", "power"]).stdout)
+    changes = _planned(phone, api, awake)
+    applied = {"stays_on": False, "screen_on": bool(awake)} | {c.key: False for c in changes}
+    made: list[_Change] = []
+    stuck: list[str] = []
+    note = f"{NOTE_PREFIX}{secrets.token_hex(4)}"
+    undoings = "\n".join(shlex.join(change.undo) for change in reversed(changes))
+    with phone.beside(["sh", "-c", _GUARD, "nelf", note, undoings]) as said:
+        try:
+            # what the phone cannot promise to put back is not changed
+            for change in changes if said == "guarded" else ():
+                made.append(change)
+                applied[change.key] = phone.attempt(change.words).exit_code == 0
+                if not applied[change.key]:
+                    made.pop()  # refused: undoing it would fail too
+            yield applied
+        finally:
+            stuck = _undo(phone, made, note)
+    if stuck:
+        raise AdbError(
+            f"could not put back: {', '.join(stuck)}",
+            where=phone.serial,
+            remedy="attach the phone again: it does so itself, or the next measurement does",
+        )
 
 
-def _stay_on(phone: AdbPhone, undoings: list[tuple[str, Callable[[], object]]]) -> bool:
+def put_back_leftovers(phone: AdbPhone) -> int:
+    """Put back what measurements that were cut off have left changed; how many of those there were."""
+    done = phone.attempt(["sh", "-c", _PUT_BACK, "nelf", NOTE_PREFIX])
+    return len(done.stdout.splitlines())
+
+
+def _planned(phone: AdbPhone, api: int | None, awake: bool | None) -> list[_Change]:
+    changes = []
     before = phone.attempt(["settings", "get", *_STAY_ON])
     value = before.stdout.strip()
-    if before.exit_code != 0 or not (value == "null" or value.isdecimal()):
-        return False
-    undo = ["settings", "put", *_STAY_ON, value]
-    if value == "null":
-        undo = ["settings", "delete", *_STAY_ON]
-    undoings.append(("stay on while plugged in", partial(phone.shell, undo)))
-    return phone.attempt(["settings", "put", *_STAY_ON, _ON_ANY_POWER]).exit_code == 0
+    if before.exit_code == 0 and (value == "null" or value.isdecimal()):
+        undo = ["delete", *_STAY_ON] if value == "null" else ["put", *_STAY_ON, value]
+        words = ["settings", "put", *_STAY_ON, _ON_ANY_POWER]
+        changes.append(_Change("stays_on", "stay on while plugged in", words, ["settings", *undo]))
+    if awake is False:
+        key = ["input", "keyevent"]
+        wake, sleep = [*key, "KEYCODE_WAKEUP"], [*key, "KEYCODE_SLEEP"]
+        changes.append(_Change("screen_on", "screen", wake, sleep))
+    if api is not None and api >= _FIXED_PERFORMANCE_API:
+        on, off = [*_FIXED_PERFORMANCE, "true"], [*_FIXED_PERFORMANCE, "false"]
+        changes.append(_Change("fixed_performance", "fixed performance", on, off))
+    return changes
 
 
-def _wake(phone: AdbPhone, undoings: list[tuple[str, Callable[[], object]]]) -> bool:
-    awake = parse_wakefulness(phone.attempt(["dumpsys", "power"]).stdout)
-    if awake is not False:
-        return bool(awake)
-    undoings.append(("screen", partial(phone.shell, ["input", "keyevent", "KEYCODE_SLEEP"])))
-    return phone.attempt(["input", "keyevent", "KEYCODE_WAKEUP"]).exit_code == 0
-
-
-def _undo(undoings: list[tuple[str, Callable[[], object]]]) -> list[str]:
+def _undo(phone: AdbPhone, made: Sequence[_Change], note: str) -> list[str]:
+    """Names of the changes that could not be undone from here; those are left to the guard."""
     stuck = []
-    for name, undo in reversed(undoings):
+    for change in reversed(made):
         try:
-            undo()
+            phone.shell(change.undo)
         except AdbError:
-            stuck.append(name)
+            stuck.append(change.name)
+    if not stuck:
+        with contextlib.suppress(AdbError):
+            phone.attempt(["rm", "-f", note])
     return stuck

@@ -1,7 +1,7 @@
 """What a processor calls itself, from the text of /proc/cpuinfo.
 
-x86 kernels print a `model name`; Arm kernels print numbers per core, which are Arm's own part numbers
-for cores of implementer 0x41; some Arm kernels add a `Hardware` line with the chip.
+x86 kernels print a `model name`; Arm kernels print numbers per core, which are the maker's own part
+numbers (implementer 0x41 is Arm, 0x51 Qualcomm); some Arm kernels add a `Hardware` line with the chip.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+_ARM, _QUALCOMM = 0x41, 0x51
 _ARM_CORES = {
     0xD03: "Cortex-A53",
     0xD04: "Cortex-A35",
@@ -37,7 +38,17 @@ _ARM_CORES = {
     0xD85: "Cortex-X925",
     0xD87: "Cortex-A725",
 }
-_ARM_IMPLEMENTER = 0x41
+_QUALCOMM_CORES = {
+    0x001: "Oryon",
+    0x002: "Oryon 2",
+    0x800: "Kryo 2xx Gold",
+    0x801: "Kryo 2xx Silver",
+    0x802: "Kryo 3xx Gold",
+    0x803: "Kryo 3xx Silver",
+    0x804: "Kryo 4xx Gold",
+    0x805: "Kryo 4xx Silver",
+}
+_CORES = {_ARM: _ARM_CORES, _QUALCOMM: _QUALCOMM_CORES}
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,7 @@ def parse_cpuinfo(text: str) -> Processor:
         chip = fields.get("Hardware", chip)
         if "processor" not in fields:
             continue
-        name = fields.get("model name") or _arm_core(fields)
-        cores.append(name or "unknown core")
+        cores.append(_arm_core(fields) or fields.get("model name") or _arm_numbers(fields))
     return Processor(tuple(cores), chip)
 
 
@@ -75,10 +85,18 @@ def _fields(block: str) -> dict[str, str]:
 
 
 def _arm_core(fields: dict[str, str]) -> str | None:
+    """The maker's name of its core; some kernels print a `model name` beside it that is everyone's."""
+    numbers = _numbers(fields)
+    return None if numbers is None else _CORES.get(numbers[0], {}).get(numbers[1])
+
+
+def _arm_numbers(fields: dict[str, str]) -> str:
+    numbers = _numbers(fields)
+    return "unknown core" if numbers is None else f"core {numbers[0]:#04x}/{numbers[1]:#05x}"
+
+
+def _numbers(fields: dict[str, str]) -> tuple[int, int] | None:
     try:
-        implementer, part = int(fields["CPU implementer"], 0), int(fields["CPU part"], 0)
+        return int(fields["CPU implementer"], 0), int(fields["CPU part"], 0)
     except (KeyError, ValueError):
         return None
-    if implementer == _ARM_IMPLEMENTER and part in _ARM_CORES:
-        return _ARM_CORES[part]
-    return f"core {implementer:#04x}/{part:#05x}"

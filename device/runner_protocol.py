@@ -4,19 +4,26 @@ A runner is a program that does nothing but run graphs: `device/runner/nelf_runn
 `device/host_runner.py` on this machine. Both take
 
     --threads N --warmup N --turns N --limit SECONDS
+    [--seconds N] [--provider NAME (--option KEY=VALUE)...] [--profile PREFIX] (--watch FILE)...
     --model PATH --inputs FOLDER [--outputs FOLDER]         once per graph, in this order
 
 load every graph, run each `warmup` times, then run all of them round-robin, `turns` times each (A B C
-A B C ...), so that whatever slows the device down slows all of them. Input i of a graph is the raw
-row-major file `FOLDER/i.bin`; output i of the last turn is written likewise. Without a graph a runner
-only loads ONNX Runtime: the hello check. The last line of its output is the report,
+A B C ...) and on until N seconds have passed, so that whatever slows the device down slows all of them.
+Input i of a graph is the raw row-major file `FOLDER/i.bin`; output i of the last turn is written
+likewise. Without a graph a runner only loads ONNX Runtime: the hello check. Between turns, every half
+second, the first number of each watched file is read: frequencies and temperatures of /sys. With a
+profile prefix, of one graph alone, ONNX Runtime writes its trace to a file of that prefix. The last
+line of the output is the report,
 
-    {"runtime": "1.31.1", "growth_kb": 9000, "models": [{"load_us": ..., "wall_us": [...],
-     "cpu_us": [...], "outputs": [{"name": ..., "element": "float32", "shape": [...]}]}]}
+    {"runtime": "1.31.1", "providers": ["CPUExecutionProvider"], "growth_kb": 9000,
+     "profile": "PREFIX_2025.json", "watched": [at_us, value, value, at_us, ...],
+     "models": [{"load_us": ..., "at_us": [...], "wall_us": [...], "cpu_us": [...],
+     "outputs": [{"name": ..., "element": "float32", "shape": [...]}]}]}
 
-or, with exit code 3, {"error": "...", "at": "..."}. `cpu_us` is the processor time of the whole runner
-during each turn, all threads together: what the turn cost, whoever else used the processor. After
-SECONDS the runner ends itself (SIGALRM), so that a hang leaves nothing behind.
+or, with exit code 3, {"error": "...", "at": "..."}. `at_us` is when a turn began, from the first one;
+`cpu_us` is the processor time of the whole runner during it, all threads together: what the turn cost,
+whoever else used the processor. A watched file that cannot be read is -1. After SECONDS the runner ends
+itself (SIGALRM), so that a hang leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +42,15 @@ from device.onnx_inputs import ELEMENT_TYPES, TensorSpec
 from lightfield.errors import DeviceError
 
 FAILURE_EXIT_CODE = 3
+
+Provider = Literal["cpu", "xnnpack", "nnapi", "qnn"]
+PROVIDER_NAMES: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "nnapi": "NnapiExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
+"""What ONNX Runtime calls them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,15 @@ class Schedule:
     warmup: int
     turns: int
     limit_seconds: int
+    seconds: int = 0
+    """Go on until so much time has passed, however many turns that takes."""
+    provider: Provider = "cpu"
+    options: tuple[tuple[str, str], ...] = ()
+    """Of the provider."""
+    watch: tuple[str, ...] = ()
+    """Files on the device whose first number is read between turns."""
+    profile: Path | None = None
+    """Where, on this machine, ONNX Runtime's trace of the one graph comes to lie."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,7 @@ class ModelTimes:
     """What a runner says about one graph; one time per turn."""
 
     load_ms: float
+    at_ms: tuple[float, ...]
     wall_ms: tuple[float, ...]
     cpu_ms: tuple[float, ...]
     outputs: tuple[TensorSpec, ...]
@@ -75,13 +101,34 @@ class RunnerReport:
     growth_bytes: int | None
     """Peak resident memory above what the runner held before it loaded the graphs."""
     models: tuple[ModelTimes, ...]
+    providers: tuple[str, ...] = ()
+    """Those that its library was built with."""
+    profile: str | None = None
+    """File of the trace, as the runner sees it."""
+    watched: tuple[tuple[float, ...], ...] = ()
+    """Rows of milliseconds since the first turn, and one value per watched file."""
 
 
-def runner_arguments(jobs: Sequence[tuple[str, str, str | None]], schedule: Schedule) -> list[str]:
-    """The command line after the program's name; a job is (model, inputs, outputs) as the runner
-    sees them."""
+def runner_arguments(
+    jobs: Sequence[tuple[str, str, str | None]],
+    schedule: Schedule,
+    *,
+    profile_prefix: str | None = None,
+) -> list[str]:
+    """The command line after the program's name; a job is (model, inputs, outputs), and the prefix of
+    a trace a path, as the runner sees them."""
     arguments = ["--threads", str(schedule.threads), "--warmup", str(schedule.warmup)]
     arguments += ["--turns", str(schedule.turns), "--limit", str(schedule.limit_seconds)]
+    if schedule.seconds:
+        arguments += ["--seconds", str(schedule.seconds)]
+    if schedule.provider != "cpu":
+        arguments += ["--provider", schedule.provider]
+        for key, value in schedule.options:
+            arguments += ["--option", f"{key}={value}"]
+    if profile_prefix is not None:
+        arguments += ["--profile", profile_prefix]
+    for path in schedule.watch:
+        arguments += ["--watch", path]
     for model, inputs, outputs in jobs:
         arguments += ["--model", model, "--inputs", inputs]
         arguments += ["--outputs", outputs] if outputs is not None else []
@@ -114,7 +161,7 @@ def read_outputs(folder: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndar
 
 
 def parse_report(
-    exit_code: int, stdout: str, stderr: str, *, where: str, turns: int, models: int
+    exit_code: int, stdout: str, stderr: str, *, where: str, schedule: Schedule, models: int
 ) -> RunnerReport:
     """What the runner said, checked against what it was asked.
 
@@ -133,15 +180,36 @@ def parse_report(
             runtime=str(data["runtime"]),
             growth_bytes=growth_kb * 1024 if growth_kb > 0 else None,
             models=tuple(_model_times(entry) for entry in data["models"]),
+            providers=tuple(str(name) for name in data["providers"]),
+            profile=str(data["profile"]) if schedule.profile else None,
+            watched=_rows(data["watched"], 1 + len(schedule.watch)),
         )
     except (KeyError, TypeError, ValueError) as reason:
         raise DeviceError(
             f"the runner's answer makes no sense ({_one_line(stdout)[:200]!r})", where=where
         ) from reason
-    counts = [len(times.wall_ms) for times in report.models]
-    if counts != [turns] * models or counts != [len(times.cpu_ms) for times in report.models]:
-        raise DeviceError(f"the runner answered {counts} samples, not {turns} each", where=where)
+    counts = {
+        len(series) for m in report.models for series in (m.at_ms, m.wall_ms, m.cpu_ms)
+    }  # fmt: skip
+    fewest, exact = schedule.turns, not schedule.seconds
+    wrong = len(counts) > 1 or any(n < fewest or (exact and n > fewest) for n in counts)
+    if wrong or len(report.models) != models:
+        raise DeviceError(
+            f"the runner answered {sorted(counts)} samples of {len(report.models)} graphs, "
+            f"not {fewest} of {models}",
+            where=where,
+        )
     return report
+
+
+def _rows(values: list[Any], width: int) -> tuple[tuple[float, ...], ...]:
+    if len(values) % width or (width == 1 and values):
+        raise ValueError("watched values of another number of files")
+    numbers = [float(value) for value in values]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("a watched value that is no number")
+    starts = range(0, len(numbers), width)
+    return tuple((numbers[i] / 1e3, *numbers[i + 1 : i + width]) for i in starts)
 
 
 def _model_times(entry: dict[str, Any]) -> ModelTimes:
@@ -151,10 +219,13 @@ def _model_times(entry: dict[str, Any]) -> ModelTimes:
     ]
     if any(output.element not in ELEMENT_TYPES.values() for output in outputs):
         raise ValueError("unknown element type")
-    wall_ms, cpu_ms = (tuple(float(us) / 1e3 for us in entry[k]) for k in ("wall_us", "cpu_us"))
-    if not all(math.isfinite(ms) and ms >= 0 for ms in wall_ms + cpu_ms):
+    at_ms, wall_ms, cpu_ms = (
+        tuple(round(float(us) / 1e3, 6) for us in entry[key])
+        for key in ("at_us", "wall_us", "cpu_us")
+    )
+    if not all(math.isfinite(ms) and ms >= 0 for ms in at_ms + wall_ms + cpu_ms):
         raise ValueError("a time that is none")
-    return ModelTimes(float(entry["load_us"]) / 1e3, wall_ms, cpu_ms, tuple(outputs))
+    return ModelTimes(float(entry["load_us"]) / 1e3, at_ms, wall_ms, cpu_ms, tuple(outputs))
 
 
 def _last_json_line(text: str) -> dict[str, Any]:

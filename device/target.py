@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from device.onnx_inputs import checked_inputs, fixed_inputs
+from device.operator_profile import NodeTime, read_profile
 from device.runner_protocol import (
     Job,
     ModelTimes,
+    Provider,
     RunnerReport,
     Schedule,
     read_outputs,
     write_inputs,
 )
+from device.sensors import Sensor, condition_curve
 from lightfield.errors import ConfigError, DeviceError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
@@ -87,17 +90,31 @@ class RunnerTarget(ABC):
 
     Args:
         threads: threads that one operator may use.
-        timeout_seconds: a runner that takes longer is ended and the measurement refused.
+        timeout_seconds: a runner that takes longer, beyond the time it was asked to go on for, is
+            ended and the measurement refused.
+        provider: what runs the graphs, as far as it can; the CPU runs the rest.
+        options: of the provider, by ONNX Runtime's names; what it needs by default is set.
     """
 
     width_multiple: int = 16
+    sensors: Sequence[Sensor] = ()
+    """Read between turns; a target that has some sets it."""
 
-    def __init__(self, *, threads: int, timeout_seconds: int):
+    def __init__(
+        self,
+        *,
+        threads: int,
+        timeout_seconds: int,
+        provider: Provider = "cpu",
+        options: Mapping[str, str] | None = None,
+    ):
         if threads < 1:
             raise ConfigError(f"{threads} threads", where="threads", remedy="use at least 1")
         if timeout_seconds < 1:
             raise ConfigError("the time limit must be at least 1 s", where="timeout_seconds")
         self.threads, self.timeout_seconds = threads, timeout_seconds
+        self.provider: Provider = provider
+        self.options = {**_provider_defaults(provider, threads), **(options or {})}
 
     @property
     @abstractmethod
@@ -112,6 +129,9 @@ class RunnerTarget(ABC):
 
     def close(self) -> None:  # noqa: B027 -- nothing to do unless a target says otherwise
         """Leave the device as it was found."""
+
+    def abort(self) -> None:  # noqa: B027 -- a target that others are measured beside can
+        """End what is running, from another thread; the target measures nothing afterwards."""
 
     def __enter__(self) -> RunnerTarget:
         return self
@@ -129,14 +149,16 @@ class RunnerTarget(ABC):
         with contextlib.suppress(DeviceError):  # the first error is the one to hear about
             self.close()
 
-    def measure(self, model: Path, *, runs: int, warmup: int = 5) -> LatencyRecord:
-        """One graph alone; its peak memory comes from a pass of its own.
+    def measure(
+        self, model: Path, *, runs: int, warmup: int = 5, seconds: int = 0
+    ) -> LatencyRecord:
+        """One graph alone, on until `seconds` have passed; its peak memory comes from a pass of its own.
 
         Raises:
             DeviceError: when the graph cannot be loaded or run.
         """
         memory = self._reports([model], turns=1, warmup=1)[0]
-        report, conditions = self._reports([model], turns=runs, warmup=warmup)
+        report, conditions = self._reports([model], turns=runs, warmup=warmup, seconds=seconds)
         record = self._record(model, report.models[0], warmup, conditions)
         return replace(record, peak_memory_bytes=memory.growth_bytes)
 
@@ -172,18 +194,49 @@ class RunnerTarget(ABC):
         Raises:
             DeviceError: when an input is not the graph's, or the graph cannot be run.
         """
-        arrays = checked_inputs(model, inputs)
+        return self.run_many(model, [inputs])[0]
+
+    def run_many(
+        self, model: Path, inputs: Sequence[dict[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """The outputs for each of several inputs, from one process.
+
+        Raises:
+            DeviceError: when an input is not the graph's, or the graph cannot be run.
+        """
         with tempfile.TemporaryDirectory(prefix="nelf-run-") as name:
-            folder = Path(name)
-            write_inputs(folder / "inputs", arrays)
-            job = Job(model, folder / "inputs", folder / "outputs")
-            report, _ = self._execute([job], self._schedule(warmup=0, turns=1))
-            return read_outputs(folder / "outputs", report.models[0].outputs)
+            jobs = []
+            for index, arrays in enumerate(inputs):
+                folder = Path(name) / str(index)
+                write_inputs(folder / "inputs", checked_inputs(model, arrays))
+                jobs.append(Job(model, folder / "inputs", folder / "outputs"))
+            report, _ = self._execute(jobs, replace(self._schedule(warmup=0, turns=1), watch=()))
+            return [
+                read_outputs(Path(name) / str(index) / "outputs", times.outputs)
+                for index, times in enumerate(report.models)
+            ]
+
+    def profile(self, model: Path, *, runs: int = 5, warmup: int = 2) -> tuple[NodeTime, ...]:
+        """The time of every node, and the provider that ran it.
+
+        Raises:
+            DeviceError: when the graph cannot be run, or ONNX Runtime wrote no trace.
+        """
+        with tempfile.TemporaryDirectory(prefix="nelf-profile-") as name:
+            trace = Path(name) / "trace.json"
+            self._reports([model], turns=runs, warmup=warmup, profile=trace)
+            return read_profile(trace, runs)
 
     def _reports(
-        self, models: Sequence[Path], *, turns: int, warmup: int
+        self,
+        models: Sequence[Path],
+        *,
+        turns: int,
+        warmup: int,
+        seconds: int = 0,
+        profile: Path | None = None,
     ) -> tuple[RunnerReport, dict[str, Any]]:
-        if turns < 1 or warmup < 0:
+        if turns < 1 or warmup < 0 or seconds < 0:
             raise ConfigError(
                 f"{turns} runs after {warmup} warm-ups", remedy="measure at least once"
             )
@@ -193,10 +246,22 @@ class RunnerTarget(ABC):
                 inputs = Path(name) / str(index)
                 write_inputs(inputs, list(fixed_inputs(model).values()))
                 jobs.append(Job(model, inputs))
-            return self._execute(jobs, self._schedule(warmup=warmup, turns=turns))
+            schedule = self._schedule(warmup=warmup, turns=turns, seconds=seconds)
+            report, conditions = self._execute(jobs, replace(schedule, profile=profile))
+        curve = condition_curve(self.sensors, report.watched)
+        return report, {**conditions, "curve": curve.to_json() if curve else None}
 
-    def _schedule(self, *, warmup: int, turns: int) -> Schedule:
-        return Schedule(self.threads, warmup, turns, self.timeout_seconds)
+    def _schedule(self, *, warmup: int, turns: int, seconds: int = 0) -> Schedule:
+        return Schedule(
+            self.threads,
+            warmup,
+            turns,
+            self.timeout_seconds + seconds,
+            seconds,
+            self.provider,
+            tuple(self.options.items()),
+            tuple(sensor.path for sensor in self.sensors),
+        )
 
     def _record(
         self, model: Path, times: ModelTimes, warmup: int, conditions: dict[str, Any]
@@ -209,16 +274,31 @@ class RunnerTarget(ABC):
             model_bytes=model.stat().st_size,
             warmup_runs=warmup,
             load_ms=times.load_ms,
-            conditions={**conditions, "clock": "wall", "cpu_ms": list(times.cpu_ms)},
+            conditions={
+                **conditions,
+                "clock": "wall",
+                "at_ms": list(times.at_ms),
+                "cpu_ms": list(times.cpu_ms),
+            },
         )
 
 
+def _provider_defaults(provider: Provider, threads: int) -> dict[str, str]:
+    """What a provider needs to be told; XNNPACK brings threads of its own."""
+    if provider == "xnnpack":
+        return {"intra_op_num_threads": str(threads)}
+    return {"backend_path": "libQnnHtp.so"} if provider == "qnn" else {}
+
+
 def _joined(first: LatencyRecord, second: LatencyRecord) -> LatencyRecord:
-    cpu_ms = [*first.conditions["cpu_ms"], *second.conditions["cpu_ms"]]
+    """The samples of two halves; conditions are the first half's, but throttling is either's."""
+    one, two = first.conditions, second.conditions
+    joined = {name: [*one[name], *two[name]] for name in ("at_ms", "cpu_ms")}
+    if "throttled" in one:
+        joined["throttled"] = one["throttled"] or two["throttled"]
+        joined["throttling"] = list(dict.fromkeys([*one["throttling"], *two["throttling"]]))
     return replace(
-        first,
-        samples_ms=first.samples_ms + second.samples_ms,
-        conditions={**first.conditions, "cpu_ms": cpu_ms},
+        first, samples_ms=first.samples_ms + second.samples_ms, conditions={**one, **joined}
     )
 
 

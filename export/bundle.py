@@ -4,13 +4,17 @@
     <Scene>_SnapGELU.onnx             the student for Lens Studio (or _SnapSigmoidGELU, _SnapReLU)
     <Scene>.onnx                      the student for ONNX Runtime
     <Scene>_opset17.onnx              the same for runtimes older than opset 20
+    <Scene>[_opset17]_fp16.onnx       both in half precision
+    <Scene>[_opset17]_int8.onnx       both with int8 weights and, where the picture allows, arithmetic
     <Scene>_fused.onnx                pose to picture, one pose
     <Scene>_fused_batch.onnx          pose to picture, any number of poses
+    <Scene>_fused_fp16.onnx           pose to picture, the student in half precision
     <Scene>.mlpackage                 the student for CoreML
     <Scene>_fused.mlpackage           pose to picture for CoreML
 
 A graph that is not what it promises, or further from PyTorch than its floor, raises and leaves no
-file. Only CoreML may be missing: where coremltools cannot convert, its record says why.
+file. Only CoreML may be missing: where coremltools cannot convert, its record says why. An int8 graph
+that loses more than it may is marked unfit.
 """
 
 from __future__ import annotations
@@ -18,16 +22,27 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from export.coreml import replay
-from export.exported_graph import ExportedGraph, write_onnx, write_package
+import numpy as np
+import torch
+
+from export.calibration import Calibration, Plan, plan_quantisation
+from export.coreml import coreml_runs_here, predicted, replay
+from export.exported_graph import ExportedGraph, Precision, write_onnx, write_package
 from export.fused import fused_contract, fused_model
 from export.graph import load_model
-from export.parity import OnnxFunction, Parity, Poses, Reference
+from export.half_replay import evaluate_in_half
+from export.parity import OnnxFunction, Parity, Pictures, Poses, Reference
 from export.ray_graphs import embedder_contract, embedder_model, sampler_contract, sampler_model
-from export.snap_gelu import evaluate_by_reference, snap_file_name, with_runtime_gelu
+from export.snap_gelu import (
+    evaluate_by_reference,
+    snap_file_name,
+    with_relu,
+    with_runtime_gelu,
+)
 from export.student_graph import (
     OLDER_RUNTIMES,
     ONNX_RUNTIME,
@@ -39,6 +54,9 @@ from export.student_graph import (
 from lightfield.errors import ExportError, ParityError
 from lightfield.light_field import LightField, ray_grid
 from lightfield.progress import Progress, silent
+from lightfield.student import folded
+
+HALF_NOTE = "checked by ONNX Runtime, and with every result rounded to half precision"
 
 SCENE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -51,10 +69,15 @@ def write_bundle(
     scene_name: str,
     folder: Path,
     *,
+    truth: Pictures | None = None,
+    calibration: Calibration | None = None,
     coreml: bool = True,
     progress: Progress = silent,
 ) -> list[ExportedGraph]:
     """Write every graph of a light field into a folder, each compared on these poses.
+
+    `truth` are the poses' real pictures in [0, 1], by which graphs are told what they lose. int8 graphs
+    are written when there is a calibration.
 
     Raises:
         ExportError: on a scene name that no file or lens can bear, no poses, weights with NaN, or a
@@ -66,7 +89,8 @@ def write_bundle(
             "a scene's name becomes a file name: a letter, then letters, digits, _ or -",
             where=repr(scene_name),
         )
-    bundle = _Bundle(light_field, Reference.of(light_field, poses), scene_name, folder)
+    reference = Reference.of(light_field, poses, truth)
+    bundle = _Bundle(light_field, reference, scene_name, folder, calibration)
     writers = [*bundle.rays(), *bundle.students(), *bundle.fused()]
     if coreml:
         writers += bundle.packages()
@@ -86,6 +110,16 @@ class _Bundle:
     reference: Reference
     name: str
     folder: Path
+    calibration: Calibration | None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What of the student becomes int8, by the calibration's poses."""
+        assert self.calibration is not None
+        rays = [self.reference.encoded(pose) for pose in torch.as_tensor(self.calibration.poses)]
+        truth = torch.from_numpy(self.calibration.pictures).permute(0, 3, 1, 2)
+        student = folded(self.light_field.student).cpu()
+        return plan_quantisation(student, torch.from_numpy(np.concatenate(rays)), truth)
 
     def rays(self) -> Iterator[Writer]:
         field, compare = self.light_field, self.reference
@@ -106,20 +140,55 @@ class _Bundle:
 
     def students(self) -> Iterator[Writer]:
         snap = snap_file_name(self.name, self.light_field.student.spec.activation)
-        yield lambda: self.student(
-            snap,
-            SNAP_ML,
-            "student for Lens Studio (SnapML)",
-            note="checked by ONNX's reference evaluator as shipped, and by ONNX Runtime",
-        )
+        yield lambda: self.snap_student(snap)
         yield lambda: self.student(
             f"{self.name}.onnx", ONNX_RUNTIME, "student for ONNX Runtime on phones and hosts"
         )
         yield lambda: self.student(
             f"{self.name}_opset17.onnx", OLDER_RUNTIMES, "student for older runtimes"
         )
+        forms = {"": ONNX_RUNTIME, "_opset17": OLDER_RUNTIMES}
+        for older, form in forms.items():
+            yield lambda older=older, form=form: self.student(
+                f"{self.name}{older}_fp16.onnx",
+                replace(form, half=True),
+                "student in half precision",
+                note=HALF_NOTE,
+                precision="fp16",
+            )
+        if self.calibration is not None:
+            for older, form in forms.items():
+                yield lambda older=older, form=form: self.student(
+                    f"{self.name}{older}_int8.onnx",
+                    replace(form, quantised=self.plan.quantised),
+                    "student in int8",
+                    note=self.plan.summary,
+                    precision="int8",
+                )
 
-    def student(self, file_name: str, form: Form, purpose: str, *, note: str = "") -> ExportedGraph:
+    def snap_student(self, file_name: str) -> ExportedGraph:
+        graph = self.student(
+            file_name,
+            SNAP_ML,
+            "student for Lens Studio (SnapML)",
+            note="checked by ONNX's reference evaluator as shipped, and by ONNX Runtime",
+        )
+        if self.light_field.student.spec.activation != "gelu":
+            return graph
+        wrong = OnnxFunction(with_relu(load_model(graph.path)))
+        control = self.reference.first().student_parity(lambda rays: wrong(input=rays))
+        why = f"{graph.note}; with Relu in place of GeluSnap it would be {control.psnr_db:.1f} dB"
+        return replace(graph, note=why)
+
+    def student(
+        self,
+        file_name: str,
+        form: Form,
+        purpose: str,
+        *,
+        note: str = "",
+        precision: Precision = "fp32",
+    ) -> ExportedGraph:
         student = self.light_field.student
         grid = ray_grid(self.light_field.intrinsics, student.spec)
 
@@ -127,7 +196,14 @@ class _Bundle:
             if form is SNAP_ML:
                 return snap_parity(path, self.reference)
             graph = OnnxFunction(path)
-            return self.reference.student_parity(lambda rays: graph(input=rays))
+            parity = self.reference.student_parity(lambda rays: graph(input=rays))
+            if not form.half:
+                return parity
+            model = load_model(path)
+            rounded = self.reference.first().student_parity(
+                lambda rays: evaluate_in_half(model, input=rays)
+            )
+            return Parity.worst([parity, rounded])
 
         return write_onnx(
             self.folder / file_name,
@@ -136,6 +212,7 @@ class _Bundle:
             measure,
             purpose=purpose,
             note=note,
+            precision=precision,
         )
 
     def fused(self) -> Iterator[Writer]:
@@ -148,6 +225,13 @@ class _Bundle:
         def measure_batch(path: Path) -> Parity:
             graph = OnnxFunction(path)
             return compare.batch_parity(lambda poses: graph(pose=poses))
+
+        def measure_half(path: Path) -> Parity:
+            model = load_model(path)
+            rounded = compare.first().pose_parity(lambda pose: evaluate_in_half(model, pose=pose))
+            return Parity.worst([measure(path), rounded])
+
+        half = replace(ONNX_RUNTIME, half=True)
 
         yield lambda: write_onnx(
             self.folder / f"{self.name}_fused.onnx",
@@ -163,6 +247,15 @@ class _Bundle:
             measure_batch,
             purpose="poses to pictures, any number at once",
         )
+        yield lambda: write_onnx(
+            self.folder / f"{self.name}_fused_fp16.onnx",
+            fused_model(field, form=half),
+            fused_contract(field, form=half),
+            measure_half,
+            purpose="pose to picture, the student in half precision",
+            note=HALF_NOTE,
+            precision="fp16",
+        )
 
     def packages(self) -> Iterator[Writer]:
         name = self.name
@@ -175,9 +268,12 @@ class _Bundle:
         path, compare = self.folder / file_name, self.reference.first()
 
         def measure(package: Path) -> Parity:
-            if fused:
-                return compare.pose_parity(lambda pose: replay(package, pose=pose))
-            return compare.student_parity(lambda rays: replay(package, input=rays))
+            def by(run: Callable[..., np.ndarray]) -> Parity:
+                if fused:
+                    return compare.pose_parity(lambda pose: run(package, pose=pose))
+                return compare.student_parity(lambda rays: run(package, input=rays))
+
+            return Parity.worst([by(replay), *([by(predicted)] if coreml_runs_here() else [])])
 
         try:
             return write_package(path, self.light_field, measure, purpose=purpose, fused=fused)

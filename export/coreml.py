@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -116,6 +118,10 @@ class PackageFacts:
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
     operators: dict[str, int]
+    weights: dict[str, int]
+    """How many numbers of each type it stores."""
+    macs: int | None
+    """Multiply-accumulates of one run; None when a size is symbolic."""
 
 
 def package_facts(path: Path) -> PackageFacts:
@@ -136,7 +142,31 @@ def package_facts(path: Path) -> PackageFacts:
     )
     counted = Counter(op.op_type for op in operations if op.op_type != "const")
     version = specification.specificationVersion
-    return PackageFacts(version, inputs, outputs, dict(sorted(counted.items())))
+    weights = Counter[str]()
+    for op in operations:
+        if op.op_type == "const" and isinstance(value := op.outputs[0].val, np.ndarray):
+            weights[str(value.dtype)] += value.size if value.dtype.kind == "f" else 0
+    macs = [_macs(op) for op in operations]
+    return PackageFacts(
+        version, inputs, outputs, dict(sorted(counted.items())), dict(+weights),
+        None if None in macs else sum(count or 0 for count in macs),
+    )  # fmt: skip
+
+
+def _macs(op: Any) -> int | None:
+    """Of one operation; a transposed convolution does kernel^2 * in * out per input pixel."""
+    if op.op_type not in ("conv", "conv_transpose", "matmul"):
+        return 0
+    result = tuple(op.outputs[0].shape)
+    if op.op_type == "conv":
+        sizes = (*result, *op.weight.shape[1:])
+    elif op.op_type == "conv_transpose":
+        sizes = (*op.x.shape, *op.weight.shape[1:])
+    else:
+        sizes = (*result, op.x.shape[-1])
+    if not all(isinstance(size, int | np.integer) for size in sizes):
+        return None
+    return math.prod(int(size) for size in sizes)
 
 
 def load_program(path: Path) -> Any:
@@ -158,6 +188,28 @@ def replay(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh sw"]
         ExportError: when the program holds an operator that the replay does not know.
     """
     return replayed(load_program(path), inputs, where=path)
+
+
+def coreml_runs_here() -> bool:
+    """Whether this is a system with CoreML itself."""
+    return sys.platform == "darwin"
+
+
+def predicted(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh sw"]:
+    """A package's output for these inputs, by CoreML (macOS only) on whatever units it chooses.
+
+    Raises:
+        ExportError: when CoreML cannot load or run it.
+    """
+    ct = import_coremltools()
+    try:
+        model = ct.models.MLModel(str(path))
+        (output,) = model.predict(
+            {name: np.float32(values) for name, values in inputs.items()}
+        ).values()
+    except Exception as reason:  # a native framework behind a bridge
+        raise ExportError(f"CoreML cannot run it ({reason})", where=path) from reason
+    return np.asarray(output, np.float32)
 
 
 def import_coremltools() -> Any:

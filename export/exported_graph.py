@@ -7,18 +7,22 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
-from export.coreml import SPECIFICATION_VERSION, write_coreml
+from export.coreml import SPECIFICATION_VERSION, coreml_runs_here, write_coreml
 from export.graph import Contract, check_file, operators_of, save_model, simplified
-from export.parity import FP16_FLOOR_DB, FP32_FLOOR_DB, Parity, require
+from export.parity import ALLOWED_LOSS_DB, FP16_FLOOR_DB, FP32_FLOOR_DB, Parity, require
 from lightfield.files import atomic_path, sha256_of
 from lightfield.light_field import LightField
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 Measure = Callable[[Path], Parity]
 """Compares the file at a temporary path with PyTorch."""
+
+FLOORS_DB = {"fp32": FP32_FLOOR_DB, "fp16": FP16_FLOOR_DB}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class ExportedGraph:
     max_error: float | None
     note: str = ""
     """What else to know: how it was checked, or why it is not available."""
+    precision: Precision = "fp32"
+    """Of its weights; arithmetic may be finer, which the note then says."""
+    lost_db: float | None = None
+    """Of the PSNR against the real pictures, on the mean of the poses; None where there were none."""
+    fit: bool | None = None
+    """Of int8: whether it loses no more than allowed. It is published all the same, but so marked."""
 
     @classmethod
     def missing(cls, path: Path, purpose: str, reason: str) -> ExportedGraph:
@@ -62,18 +72,29 @@ def write_onnx(
     *,
     purpose: str,
     note: str = "",
+    precision: Precision = "fp32",
 ) -> ExportedGraph:
-    """Simplify a graph, write it, hold it against its contract and the fp32 floor, and publish it.
+    """Simplify a graph, write it, hold it against its contract and its floor, and publish it.
+
+    An int8 graph is left as it was built, and held against what it may lose: see `ExportedGraph.fit`.
 
     Raises:
         ExportError: when the file is not what the contract says.
         ParityError: when `measure` finds it too far from PyTorch.
     """
-    model, refusal = simplified(model)
+    model, refusal = (model, "") if precision == "int8" else simplified(model)
+    fit = None
     with atomic_path(path) as temporary:
         save_model(model, temporary)
         written = check_file(temporary, contract)
-        parity = require(measure(temporary), FP32_FLOOR_DB, where=path)
+        parity = measure(temporary)
+        if precision == "int8":
+            fit = parity.lost_db is not None and parity.lost_db <= ALLOWED_LOSS_DB
+        else:
+            require(parity, FLOORS_DB[precision], where=path)
+    unfit = (
+        "" if fit is not False else f"unfit: may lose {ALLOWED_LOSS_DB} dB, loses {lost(parity)}"
+    )
     return ExportedGraph(
         path,
         purpose,
@@ -84,8 +105,16 @@ def write_onnx(
         operators_of(written),
         parity.psnr_db,
         parity.max_error,
-        "; ".join(filter(None, (note, refusal))),
+        "; ".join(filter(None, (unfit, note, refusal))),
+        precision,
+        parity.lost_db,
+        fit,
     )
+
+
+def lost(parity: Parity) -> str:
+    """What a graph loses against the real pictures, for people."""
+    return "an unknown amount" if parity.lost_db is None else f"{parity.lost_db:.2f}"
 
 
 def write_package(
@@ -110,6 +139,7 @@ def write_package(
         if path.exists():
             path.rename(Path(place) / "replaced")
         package.rename(path)
+    how = "checked by replaying its program" + (" and by CoreML" if coreml_runs_here() else "")
     files = sorted(file for file in path.rglob("*") if file.is_file())
     digest = hashlib.sha256()
     for file in files:
@@ -124,5 +154,7 @@ def write_package(
         operators,
         parity.psnr_db,
         parity.max_error,
-        f"CoreML specification {SPECIFICATION_VERSION}, fp16; checked by replaying its program",
+        f"CoreML specification {SPECIFICATION_VERSION}, fp16; {how}",
+        "fp16",
+        parity.lost_db,
     )

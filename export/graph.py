@@ -33,6 +33,9 @@ GEMM_FUSIONS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gem
 FOREIGN_OPERATORS = frozenset({"GeluSnap"})
 """Operators in the default domain that ONNX does not define, so that its checker refuses them."""
 
+NARROW_TYPES = ("int8", "int32", "float16")
+"""Types that weights keep when they come in one; all others become float32 or int64."""
+
 Shape = tuple[int | str, ...]
 """Sizes of an input or output; a string names a symbolic one."""
 
@@ -63,13 +66,16 @@ class GraphBuilder:
     weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def constant(self, name: str, values: Any) -> str:
-        """Add a weight (float32, or int64 for shapes and indices) and return its name.
+        """Add a weight and return its name.
+
+        It becomes float32, or int64 for shapes and indices, but narrow types stay as they are.
 
         Raises:
             ExportError: when a value is NaN or infinite.
         """
         array = np.asarray(values)
-        array = np.ascontiguousarray(array, np.int64 if array.dtype.kind == "i" else np.float32)
+        if array.dtype.name not in NARROW_TYPES:
+            array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         if not np.isfinite(array).all():
             raise ExportError(
                 "weights hold NaN or infinity",
@@ -77,7 +83,7 @@ class GraphBuilder:
                 remedy="go back to an earlier checkpoint; the training diverged",
             )
         assert name not in self.weights, name
-        self.weights[name] = numpy_helper.from_array(array, name)
+        self.weights[name] = numpy_helper.from_array(np.require(array, requirements="C"), name)
         return name
 
     def add(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:

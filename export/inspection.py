@@ -7,13 +7,14 @@ them: a transposed convolution does kernel^2 * in * out of them per *input* pixe
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import checker, shape_inference
+from onnx import checker, helper, shape_inference
 
 from export.coreml import package_facts
 from export.graph import Shape, load_model, operators_of, shapes_by_onnx, values_of
@@ -39,14 +40,20 @@ class Inspection:
     outputs: dict[str, Shape]
     operators: dict[str, int]
     """How often each operator occurs."""
-    parameters: int | None
+    weights: dict[str, int]
+    """How many numbers of each type it stores, sizes and indices aside."""
     macs: int | None
-    snapml_faults: list[str] | None
-    """Why SnapML would not run it; empty when it would, None where the question does not arise."""
+    snapml_faults: list[str]
+    """Why SnapML would not run it; empty when it would."""
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return sum(self.weights.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "path": str(self.path)}
+        return {**asdict(self), "path": str(self.path), "parameters": self.parameters}
 
 
 def inspect(path: Path) -> Inspection:
@@ -69,7 +76,7 @@ def inspect(path: Path) -> Inspection:
         inputs,
         outputs,
         operators_of(model),
-        sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        _weights_of(model),
         macs_of(model),
         list(_snapml_faults(path, model)),
     )
@@ -80,8 +87,18 @@ def _inspect_package(path: Path) -> Inspection:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Inspection(
         path, f"CoreML, specification {facts.specification}", size, None, None,
-        facts.inputs, facts.outputs, facts.operators, None, None, None,
+        facts.inputs, facts.outputs, facts.operators, facts.weights, facts.macs,
+        ["a CoreML package, and SnapML reads ONNX"],
     )  # fmt: skip
+
+
+def _weights_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Integers of 32 and 64 bits are biases on int8 grids, and sizes: the latter do not count."""
+    counted = Counter[str]()
+    for tensor in model.graph.initializer:
+        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+        counted[kind] += math.prod(tensor.dims) if kind != "int64" else 0
+    return dict(+counted)
 
 
 def macs_of(model: onnx.ModelProto) -> int | None:

@@ -7,6 +7,7 @@ ONNX files, and the ONNX files against their `.meta`, which tells SnapML how to 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ SCENE_PREFIX = "const SCENE = "
 """Starts the one line of the controller script that holds the scene's numbers, as JSON."""
 SCRIPT = "Assets/NeuralLightField.js"
 MODELS = "Assets/Models"
+PLUGINS = "Plugins"
+"""Lens Studio loads every plugin in here together with the project."""
 
 
 def lint_lens_project(folder: Path) -> list[str]:
@@ -49,7 +52,7 @@ def lint_lens_project(folder: Path) -> list[str]:
     _read_project(projects[0], files)
     if not (folder / "Packages").exists():  # packages are archives; what they define is not seen
         files.check_references()
-    return files.faults + list(_chain_faults(folder))
+    return files.faults + list(_plugin_faults(folder)) + list(_chain_faults(folder))
 
 
 def _read_asset(path: Path, files: ProjectFiles) -> None:
@@ -79,6 +82,18 @@ def _read_project(path: Path, files: ProjectFiles) -> None:
     files.check_keys(meta, "esproj/metaInfo", path.name)
     if files.types.get(scalar(entry(root, "sceneId"))) != "Scene":
         files.faults.append(f"{path.name}: sceneId is not a scene of this project")
+
+
+def _plugin_faults(folder: Path) -> Iterator[str]:
+    """What keeps the editor from loading a plugin."""
+    for plugin in sorted(path for path in (folder / PLUGINS).glob("*") if path.is_dir()):
+        place = plugin.relative_to(folder).as_posix()
+        try:
+            main = json.loads((plugin / "module.json").read_text(encoding="utf-8"))["main"]
+            if not (plugin / main).is_file():
+                yield f"{place}/module.json: {main} is not there"
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            yield f"{place}/module.json: names no main file ({error})"
 
 
 def _chain_faults(folder: Path) -> Iterator[str]:
@@ -130,7 +145,9 @@ def _meta_faults(meta: yaml.Node | None, path: Path, model: LensModel) -> Iterat
             yield from _tensor_faults(tensors[name], size, f"{place} {name}")
     if model.role == "student":
         outputs = items(entry(settings, "Outputs"))
-        in_meta = any(scale == COLOUR_SCALE for node in outputs for scale in _scales(node))
+        in_meta = any(
+            scale == COLOUR_SCALE for node in outputs for scale, _ in normalizations(node)
+        )
         if in_meta + scales_by_255(path) != 1:
             yield f"{path.name}: colours must be scaled by 255 once, by the graph or its .meta"
 
@@ -139,13 +156,27 @@ def _tensor_faults(node: yaml.Node, size: Size, place: str) -> Iterator[str]:
     shape = [scalar(entry(node, "Shape", axis)) for axis in "xyz"]
     if shape != [f"{count:.6f}" for count in size]:
         yield f"{place}: shape {', '.join(shape)} instead of {', '.join(map(str, size))}"
-    scales = _scales(node)
-    if len(scales) != size[2]:
-        yield f"{place}: {len(scales)} normalisations for {size[2]} channels"
-    if len(set(scales)) > 1:
+    channels = normalizations(node)
+    if len(channels) != size[2]:
+        yield f"{place}: {len(channels)} normalisations for {size[2]} channels"
+    if len(set(channels)) > 1:
         yield f"{place}: channels are scaled differently"
+    allowed = {1.0, COLOUR_SCALE} if place.endswith("output output") else {1.0}
+    for scale, bias in sorted(set(channels)):
+        if scale not in allowed or bias != 0:
+            yield f"{place}: values would become {scale:g} x + {bias:g}"
 
 
-def _scales(tensor: yaml.Node) -> list[float]:
-    texts = [scalar(entry(node, "scale")) for node in items(entry(tensor, "Normalizations"))]
-    return [float(text) for text in texts if text.replace(".", "", 1).isdigit()]
+def normalizations(tensor: yaml.Node) -> list[tuple[float, float]]:
+    """Scale and bias of each channel of a tensor in a .meta; NaN for what is no number."""
+    return [
+        (_number(entry(node, "scale")), _number(entry(node, "bias")))
+        for node in items(entry(tensor, "Normalizations"))
+    ]
+
+
+def _number(node: yaml.Node | None) -> float:
+    try:
+        return float(scalar(node))
+    except ValueError:
+        return math.nan

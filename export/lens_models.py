@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from export.graph import IR_VERSIONS, load_model
 from lightfield.encoding import encodings_per_coordinate
@@ -97,10 +97,26 @@ def _faults(model: onnx.ModelProto, expected: LensModel) -> Iterator[str]:
     yield from reader_faults(model)
     for node_type in sorted({node.op_type for node in model.graph.node} - expected.operators):
         yield f"operator {node_type} is not one SnapML runs here"
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            yield from _convolution_faults(node)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     yield from _tensor_faults("input", inputs, expected.inputs)
     yield from _tensor_faults("output", list(model.graph.output), expected.outputs)
+
+
+def _convolution_faults(node: onnx.NodeProto) -> Iterator[str]:
+    """What of a convolution only some of SnapML's backends run."""
+    settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    name = f"{node.op_type} {node.name or node.output[0]}"
+    for key in ("kernel_shape", "strides", "pads"):
+        if len(set(settings.get(key, [0]))) > 1:
+            yield f"{name} has uneven {key} {list(settings[key])}"
+    if any(step != 1 for step in settings.get("dilations", [])):
+        yield f"{name} is dilated by {list(settings['dilations'])}"
+    if settings.get("group", 1) != 1:
+        yield f"{name} has {settings['group']} groups"
 
 
 def _tensor_faults(

@@ -6,6 +6,8 @@ newer versions migrate it. What a reader should know of its shape:
 - The MLComponents are made by the script at run time, as Snap's own samples do; the scene holds none.
 - The picture is the clear texture of the render target. An Image would need a material, whose shader
   graph is a binary only the editor writes. The script prefers an Image when the user adds one.
+- A plugin for the editor puts the same scene together from the assets: it can add the Image, and it is
+  the way out when the editor does not take the text.
 - Every uuid follows from the scene's name and the thing's role, so generating twice gives the same
   bytes and references survive. Cache, Support and Workspaces are the editor's to make.
 
@@ -17,12 +19,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import uuid
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from export.lens_lint import MODELS, SCENE_PREFIX, SCRIPT, lint_lens_project
+from export.lens_lint import MODELS, PLUGINS, SCENE_PREFIX, SCRIPT, lint_lens_project
 from export.lens_models import (
     LARGEST_BYTES,
     LensModel,
@@ -37,11 +40,20 @@ from export.lens_yaml import NO_UUID
 from lightfield.errors import ExportError
 from lightfield.files import atomic_path, read_json, write_json
 
-__all__ = ["LensScene", "lens_scene_from", "lint_lens_project", "write_lens_project"]
+__all__ = [
+    "LensScene",
+    "carry_lens_project",
+    "is_kept_edit",
+    "lens_scene_from",
+    "lint_lens_project",
+    "write_lens_project",
+]
 
 MANIFEST = "nelf-lens.json"
 REGENERATED = "Regenerated"
 MANIFEST_VERSION = 1
+EDITOR_MADE = ("Cache",)
+"""Folders that Lens Studio makes again when it opens a project."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "nelf/lens")
 
 
@@ -101,6 +113,45 @@ def write_lens_project(
     return [*written, folder / MANIFEST]
 
 
+def carry_lens_project(earlier: Path, folder: Path) -> bool:
+    """Copy a project to where it will be generated again, with all that its user did to it.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ExportError: when it cannot be copied.
+    """
+    if not earlier.is_dir():
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns(*EDITOR_MADE)
+    failures: list[OSError] = []
+
+    def copy(source: str, target: str) -> None:
+        try:
+            shutil.copy2(source, target, follow_symlinks=False)
+        except OSError as reason:  # of which copytree keeps no more than the words
+            failures.append(reason)
+            raise
+
+    try:
+        shutil.copytree(earlier, folder, symlinks=True, ignore=ignored, copy_function=copy)
+    except (OSError, shutil.Error) as reason:
+        first = failures[0] if failures else reason
+        raise ExportError(
+            f"the earlier project cannot be copied ({first.strerror or first})",
+            where=earlier,
+            remedy="move it away, or make room on the disk",
+        ) from first
+    return True
+
+
+def is_kept_edit(path: Path) -> bool:
+    """Whether a generated file was put beside the user's edited version of it."""
+    return REGENERATED in path.parts
+
+
 def _check_size(paths: dict[str, Path]) -> None:
     sizes = {role: imported_bytes(path) for role, path in paths.items()}
     if (total := sum(sizes.values())) > LARGEST_BYTES:
@@ -130,7 +181,11 @@ def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
     try:
         scene, files = data["scene"], dict(data["files"])
         if data["version"] != MANIFEST_VERSION:
-            raise ExportError("comes from another version of this tool", where=manifest)
+            raise ExportError(
+                "comes from another version of this tool",
+                where=manifest,
+                remedy="choose another folder, or move this one away",
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
             f"not a list of generated files ({error})",
@@ -175,6 +230,8 @@ def _texts(lens: LensScene, models: tuple[LensModel, ...], *, scaled: bool) -> d
         SCRIPT: _controller(lens),
         f"{SCRIPT}.meta": _filled(lens, "script.meta", meta=_uuid(lens, "script.meta")),
     }
+    for name in ("module.json", "main.js"):
+        texts[f"{PLUGINS}/NeuralLightField/{name}"] = _template(f"plugin/{name}")
     for model in models:
         scale = 1.0 if scaled else model.output_scale
         texts[f"{MODELS}/{model.file_name}.meta"] = _model_meta(lens, model, scale)

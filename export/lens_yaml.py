@@ -4,7 +4,8 @@ The files are YAML. An `.esproj` is one map; the others are sequences of items t
 A scalar tagged `!<own>` names an item of the same file, one tagged `!<reference>` or
 `!<reference.Type>` an item or imported asset anywhere in the project; the all-zero uuid is null.
 Keys stand in a fixed order per type (`lens_template/ordered_keys.json`, read off projects saved by
-Lens Studio 5.15.4); of types that are not in that table only the references are checked.
+Lens Studio 5.15.4, with each order that was seen); of types that are not in that table only the
+references are checked.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from lightfield.errors import ExportError
 NO_UUID = str(uuid.UUID(int=0))
 ITEM_TAG = re.compile(r"(\w+)/([0-9a-f-]{36})")
 ITEM_START = b"- !<"
+NO_LINE_BREAKS = str.maketrans("\x85\u2028\u2029", "   ")
+"""Line breaks to YAML 1.1, which the parser follows, and plain characters to 1.2 and Lens Studio."""
 
 
-def ordered_keys() -> dict[str, list[str]]:
-    """The keys of each known type, in their order."""
+def ordered_keys() -> dict[str, list[list[str]]]:
+    """The keys of each known type in their order, the usual order first."""
     text = resources.files("lens_template").joinpath("ordered_keys.json").read_text("utf-8")
-    return {name: keys.split() for name, keys in json.loads(text).items()}
+    return {name: [keys.split() for keys in orders] for name, orders in json.loads(text).items()}
 
 
 def compose(path: Path) -> yaml.Node | None:
@@ -39,7 +42,8 @@ def compose(path: Path) -> yaml.Node | None:
         ExportError: when it is no YAML text.
     """
     try:
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8").translate(NO_LINE_BREAKS)
+        return yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as reason:
         first_line = str(reason).splitlines()[0]
         raise ExportError(f"not readable as YAML ({first_line})", where=path) from reason
@@ -74,7 +78,7 @@ class ProjectFiles:
     references: list[tuple[str, str]] = field(default_factory=list)
     """Place and uuid of each reference to elsewhere."""
     faults: list[str] = field(default_factory=list)
-    keys: dict[str, list[str]] = field(default_factory=ordered_keys)
+    keys: dict[str, list[list[str]]] = field(default_factory=ordered_keys)
 
     def read(self, path: Path) -> None:
         """Take in a sequence of items."""
@@ -108,10 +112,11 @@ class ProjectFiles:
 
     def check_keys(self, node: yaml.MappingNode, name: str, place: str) -> None:
         """Hold a map's keys against the table."""
-        expected = self.keys.get(name)
+        orders = self.keys.get(name)
         found = [key.value for key, _ in node.value]
-        if expected is None or found == expected:
+        if orders is None or found in orders:
             return
+        expected = orders[0]
         if missing := [key for key in expected if key not in found]:
             self.faults.append(f"{place}: {name} lacks {', '.join(missing)}")
         elif unknown := [key for key in found if key not in expected]:

@@ -37,12 +37,22 @@ def snap_file_name(scene_name: str, activation: Activation) -> str:
 
 def with_runtime_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model with every GeluSnap renamed to ONNX Runtime's Gelu."""
+    result = _renamed(model, "Gelu", "com.microsoft")
+    result.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return result
+
+
+def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same weights behind Relu, which must be seen to be wrong: a comparison's negative control."""
+    return _renamed(model, "Relu", "")
+
+
+def _renamed(model: onnx.ModelProto, operator: str, domain: str) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for node in result.graph.node:
         if node.op_type == OPERATOR:
-            node.op_type, node.domain = "Gelu", "com.microsoft"
-    result.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+            node.op_type, node.domain = operator, domain
     return result
 
 

@@ -10,11 +10,18 @@ A transposed convolution with kernel 4, stride 2, padding 1 is a 2x2 convolution
 between rays: corner m of H + 1 sees the rays m - 1 and m and holds the output rows 2m - 1 (phase 0)
 and 2m (phase 1), whose kernel rows are (2, 0) and (3, 1). One row and column at each side is surplus
 and cut off. With kernel 3 and stride 3 nothing overlaps, and it is a 1x1 convolution.
+
+Inputs and outputs are float32 in every precision, so that the files are interchangeable where they are
+used. In fp16 a cast behind the input and one before the output enclose half-precision weights and
+operators. In int8 each planned convolution reads its weights through DequantizeLinear, one step per
+output channel, and those whose activations may be int8 too stand between pairs of QuantizeLinear and
+DequantizeLinear, the form that runtimes turn into integer kernels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +31,8 @@ from jaxtyping import Float
 from torch import nn
 
 from export.graph import Contract, GraphBuilder, check_file, save_model
+from export.quantisation import Grid, Quantised, quantised_bias, quantised_weight
+from lightfield.errors import ExportError
 from lightfield.files import atomic_path
 from lightfield.student import ResidualBlock, Student, TailStage, folded
 
@@ -39,6 +48,17 @@ class Form:
     upsampling: Literal["trained", "phases"]
     gelu: Literal["Gelu", "Erf", "GeluSnap"]
     """The operator of exact GELU: ONNX's own (opset 20), written out with Erf, or SnapML's."""
+    half: bool = False
+    """Weights and arithmetic in fp16."""
+    quantised: Mapping[str, Quantised] = field(default_factory=dict)
+    """By place, the convolutions whose weights, and perhaps arithmetic, are int8."""
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """Operators that the precision brings along."""
+        casts = {"Cast"} if self.half else set()
+        grids = {"QuantizeLinear", "DequantizeLinear"} if self.quantised else set()
+        return frozenset(casts | grids)
 
 
 ONNX_RUNTIME = Form(20, "phases", "Gelu")
@@ -65,15 +85,15 @@ def student_operators(student: Student, form: Form) -> frozenset[str]:
     gelu = {"Div", "Erf", "Add", "Mul"} if form.gelu == "Erf" else {form.gelu}
     activation = {"gelu": gelu, "sigmoid_gelu": {"Mul", "Sigmoid"}, "relu": {"Relu"}}
     upsampling = {"Slice"} if form.upsampling == "phases" else {"ConvTranspose"}
-    common = {"Conv", "Add", "Sigmoid", "DepthToSpace"}
-    return frozenset(common | upsampling | activation[student.spec.activation])
+    common = frozenset({"Conv", "Add", "Sigmoid", "DepthToSpace"})
+    return form.operators | common | upsampling | activation[student.spec.activation]
 
 
 def student_model(student: Student, height: int, width: int, form: Form) -> onnx.ModelProto:
     """The graph of a student in evaluation mode, batch norms folded.
 
     Raises:
-        ExportError: when weights hold NaN or infinity.
+        ExportError: when weights hold NaN or infinity, or fp16 cannot hold them.
     """
     graph = GraphBuilder(form.opset)
     emit_student(graph, folded(student), "input", height, width, form, name="output")
@@ -101,12 +121,19 @@ def emit_student(
     """Add a folded student's nodes behind `x` [N, C, H, W]; returns `name` [N, 3, sH, sW]."""
     assert student.spec.norm == "none"
     emitter = _Emitter(graph, student.cpu(), form)
+    output = f"{name}.half" if form.half else name
+    if form.half:
+        x = graph.add("Cast", x, to=onnx.TensorProto.FLOAT16, name=f"{x}.half")
     stream = emitter.body(x)
     for index, stage in enumerate(student.spec.tail):
         last = index == len(student.spec.tail) - 1
-        stream = emitter.stage(index, stage, stream, height, width, name if last else None)
+        stream = emitter.stage(index, stage, stream, height, width, output if last else None)
         height, width = height * stage.factor, width * stage.factor
-    return stream if student.spec.tail else emitter.colour(stream, 1, name)
+    if not student.spec.tail:
+        stream = emitter.colour(stream, 1, output)
+    if form.half:
+        return graph.add("Cast", stream, to=onnx.TensorProto.FLOAT, name=name)
+    return stream
 
 
 @dataclass(frozen=True)
@@ -200,17 +227,59 @@ class _Emitter:
     def weighted(
         self, operator: str, x: str, weight: np.ndarray, bias: np.ndarray, place: str, **how: Any
     ) -> str:
-        kernel, offset = f"{place}.weight", f"{place}.bias"
-        self.graph.constant(kernel, weight)
-        self.graph.constant(offset, bias)
         how["kernel_shape"] = weight.shape[2:]
-        return self.graph.add(operator, x, kernel, offset, name=place, **how)
+        plan = self.form.quantised.get(place)
+        if plan is None:
+            kernel = self.constant(f"{place}.weight", weight)
+            offset = self.constant(f"{place}.bias", bias)
+            return self.graph.add(operator, x, kernel, offset, name=place, **how)
+        axis = 1 if operator == "ConvTranspose" else 0
+        levels, steps = quantised_weight(weight, axis)
+        kernel = self.dequantised(levels, steps, f"{place}.weight", axis=axis)
+        if plan.input is None or plan.output is None:
+            offset = self.graph.constant(f"{place}.bias", bias)
+            return self.graph.add(operator, x, kernel, offset, name=place, **how)
+        x = self.on_grid(x, plan.input, f"{place}.input")
+        bias_levels, bias_steps = quantised_bias(bias, steps, plan.input)
+        offset = self.dequantised(bias_levels, bias_steps, f"{place}.bias", axis=0)
+        sums = self.graph.add(operator, x, kernel, offset, name=f"{place}.sums", **how)
+        return self.on_grid(sums, plan.output, place)
+
+    def dequantised(self, levels: np.ndarray, steps: np.ndarray, place: str, *, axis: int) -> str:
+        """Weights as levels, one step per channel of an axis."""
+        inputs = (
+            self.graph.constant(f"{place}.levels", levels),
+            self.graph.constant(f"{place}.steps", steps),
+            self.graph.constant(f"{place}.zeros", np.zeros(len(steps), levels.dtype)),
+        )
+        return self.graph.add("DequantizeLinear", *inputs, axis=axis, name=place)
+
+    def on_grid(self, x: str, grid: Grid, name: str) -> str:
+        """Activations rounded to the levels of a grid."""
+        step = self.graph.constant(f"{name}.step", grid.step)
+        zero = self.graph.constant(f"{name}.zero", np.int8(grid.zero_point))
+        levels = self.graph.add("QuantizeLinear", x, step, zero, name=f"{name}.levels")
+        return self.graph.add("DequantizeLinear", levels, step, zero, name=name)
+
+    def constant(self, name: str, values: np.ndarray | float) -> str:
+        """A weight in the form's precision."""
+        if not self.form.half:
+            return self.graph.constant(name, values)
+        with np.errstate(over="ignore"):
+            half = np.asarray(values).astype(np.float16)
+        if np.isinf(half).any() and np.isfinite(values).all():
+            raise ExportError("weights are beyond fp16's range", where=name)
+        return self.graph.constant(name, half)
 
     def pixels(self, x: str, factor: int, name: str) -> str:
         return self.graph.add("DepthToSpace", x, blocksize=factor, mode="DCR", name=name)
 
     def shared(self, name: str, value: float | list[int]) -> str:
-        return name if name in self.graph.weights else self.graph.constant(name, value)
+        if name in self.graph.weights:
+            return name
+        if isinstance(value, float):
+            return self.constant(name, value)
+        return self.graph.constant(name, value)
 
 
 def _arrays(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[np.ndarray, np.ndarray]:

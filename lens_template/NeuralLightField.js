@@ -16,7 +16,26 @@
 //@input Asset.Texture renderTarget
 //@input Component.Text message
 
-const SCENE = {}; // replaced by this scene's numbers when the project is generated
+/**
+ * @typedef {"sampler" | "embedder" | "student"} Role
+ * @typedef {"CPU" | "GPU" | "Accelerator" | "Auto"} Mode
+ * @typedef {{start: number, range: number[] | null, per_screen: number}} AxisNumbers
+ *     range: [lowest, highest], or null where it wraps around; per_screen: change for a drag across
+ *     the whole screen
+ * @typedef {{value: number, range: number[] | null, perScreen: number, drag: number, speed: number}} ViewAxis
+ *     drag: dragged since the last frame, in screens; speed: screens per second
+ * @typedef {{name: string, rays: number[], picture: number[], points: number, frequencies: number,
+ *     near: number, far: number, drift: number, horizontal: AxisNumbers, vertical: AxisNumbers}} Numbers
+ *     rays, picture: [height, width]
+ * @typedef {{path: "orbit", centre: number[], radius: number, east: number[], north: number[],
+ *     up: number[]}} Orbit
+ * @typedef {{path: "shift", pose: number[][]}} Shift
+ * @typedef {{rotation: number[], position: number[]}} Pose
+ */
+
+// this scene's numbers, written when the project is generated
+/** @type {Numbers & (Orbit | Shift)} */
+const SCENE = {};
 
 const RADIANS = Math.PI / 180;
 const GLIDE_SECONDS = 0.4; // a released drag slows down by 1/e in this time
@@ -27,57 +46,65 @@ const DRIFT_AFTER_SECONDS = 3; // automatic motion waits this long after the las
 
 // Sines of coordinates times 2^5 need float32, which only the CPU promises. The student tries
 // faster backends first, and falls back when its activation is refused there.
+/** @type {Mode[]} */
 const RAY_MODES = ["CPU"];
+/** @type {Mode[]} */
 const STUDENT_MODES = ["Auto", "GPU", "CPU"];
 
-const models = {}; // loaded MLComponents by role
+/** @type {Partial<Record<Role, MLComponent>>} */
+const models = {}; // those that are loaded
 const horizontal = axisOf(SCENE.horizontal); // azimuth, or the camera's shift to the right
 const vertical = axisOf(SCENE.vertical); // elevation, or the camera's shift upwards
-let touch = null; // {id, x, y} of the finger that moves the camera
+/** @type {{id: number, x: number, y: number} | null} */
+let touch = null; // the finger that moves the camera
 let restSeconds = 0;
 let driftSign = 1;
 let stale = true; // the picture on screen is not the one for the present pose
 let shown = false;
 let stopped = false;
 
-function axisOf(settings) {
+/** @param {AxisNumbers} numbers @returns {ViewAxis} */
+function axisOf(numbers) {
     return {
-        value: settings.start,
-        range: settings.range, // [lowest, highest], or null where it wraps around
-        perScreen: settings.per_screen, // change for a drag across the whole screen
-        drag: 0, // dragged since the last frame, in screens
-        speed: 0, // screens per second
+        value: numbers.start,
+        range: numbers.range,
+        perScreen: numbers.per_screen,
+        drag: 0,
+        speed: 0,
     };
 }
 
 // ---- poses
 
+/** @param {number} x @param {number} y @returns {Pose} */
 function poseAt(x, y) {
-    return SCENE.path === "orbit" ? orbitPose(x, y) : shiftedPose(x, y);
+    return SCENE.path === "orbit" ? orbitPose(SCENE, x, y) : shiftedPose(SCENE, x, y);
 }
 
 // rotation: row-major 3x3 with the camera's right, up and back axes as columns
-function orbitPose(azimuth, elevation) {
+/** @param {Orbit} orbit @param {number} azimuth @param {number} elevation @returns {Pose} */
+function orbitPose(orbit, azimuth, elevation) {
     const a = azimuth * RADIANS;
     const e = elevation * RADIANS;
     const rotation = [];
     const position = [];
     for (let i = 0; i < 3; i++) {
-        const outward = Math.cos(a) * SCENE.east[i] + Math.sin(a) * SCENE.north[i];
-        const right = Math.cos(a) * SCENE.north[i] - Math.sin(a) * SCENE.east[i];
-        const back = Math.cos(e) * outward + Math.sin(e) * SCENE.up[i];
-        rotation.push(right, Math.cos(e) * SCENE.up[i] - Math.sin(e) * outward, back);
-        position.push(SCENE.centre[i] + SCENE.radius * back);
+        const outward = Math.cos(a) * orbit.east[i] + Math.sin(a) * orbit.north[i];
+        const right = Math.cos(a) * orbit.north[i] - Math.sin(a) * orbit.east[i];
+        const back = Math.cos(e) * outward + Math.sin(e) * orbit.up[i];
+        rotation.push(right, Math.cos(e) * orbit.up[i] - Math.sin(e) * outward, back);
+        position.push(orbit.centre[i] + orbit.radius * back);
     }
     return { rotation: rotation, position: position };
 }
 
 // the mean pose moved within its own picture plane
-function shiftedPose(x, y) {
+/** @param {Shift} mean @param {number} x @param {number} y @returns {Pose} */
+function shiftedPose(mean, x, y) {
     const rotation = [];
     const position = [];
     for (let i = 0; i < 3; i++) {
-        const row = SCENE.pose[i];
+        const row = mean.pose[i];
         rotation.push(row[0], row[1], row[2]);
         position.push(row[3] + x * row[0] + y * row[1]);
     }
@@ -87,6 +114,7 @@ function shiftedPose(x, y) {
 // ---- motion
 
 // the latest finger leads: an end that never came (the app was left) cannot block the next touch
+/** @param {TouchStartEvent} event */
 function onTouchStart(event) {
     const position = event.getTouchPosition();
     touch = { id: event.getTouchId(), x: position.x, y: position.y };
@@ -94,6 +122,7 @@ function onTouchStart(event) {
     vertical.speed = 0;
 }
 
+/** @param {TouchMoveEvent} event */
 function onTouchMove(event) {
     if (touch === null || event.getTouchId() !== touch.id) {
         return;
@@ -105,12 +134,14 @@ function onTouchMove(event) {
     touch.y = position.y;
 }
 
+/** @param {TouchEndEvent} event */
 function onTouchEnd(event) {
     if (touch !== null && event.getTouchId() === touch.id) {
         touch = null;
     }
 }
 
+/** @param {number} seconds */
 function move(seconds) {
     const moving = [horizontal, vertical].map(function (axis) {
         return follow(axis, seconds);
@@ -124,6 +155,7 @@ function move(seconds) {
 }
 
 // follows the finger, or glides on; true while there is motion
+/** @param {ViewAxis} axis @param {number} seconds */
 function follow(axis, seconds) {
     const held = touch !== null || axis.drag !== 0;
     let screens = axis.drag;
@@ -145,6 +177,7 @@ function follow(axis, seconds) {
 }
 
 // moves an axis within its range; false when it met the end
+/** @param {ViewAxis} axis @param {number} change */
 function shift(axis, change) {
     let value = axis.value + change;
     let free = true;
@@ -162,6 +195,7 @@ function shift(axis, change) {
 
 // ---- the chain of models
 
+/** @returns {Record<Role, {inputs: Record<string, number>, outputs: Record<string, number>}>} */
 function tensorSizes() {
     const rays = SCENE.rays[0] * SCENE.rays[1];
     const coordinates = SCENE.points * 3;
@@ -176,9 +210,11 @@ function tensorSizes() {
     };
 }
 
+/** @param {Role} role @param {Mode[]} modes */
 function load(role, modes) {
     const mode = modes[0];
     let abandoned = false;
+    /** @param {string} doing @param {string} error */
     const giveUp = function (doing, error) {
         if (abandoned || stopped) {
             return;
@@ -207,11 +243,14 @@ function load(role, modes) {
         accept(role, component);
     });
     if (role === "student") {
-        component.onRunningFinished = guarded(show);
+        component.onRunningFinished = guarded(function () {
+            show(component.getOutput("output").texture);
+        });
     }
     component.build([]);
 }
 
+/** @param {Role} role @param {MLComponent} component */
 function accept(role, component) {
     const sizes = tensorSizes()[role];
     for (const name in sizes.inputs) {
@@ -229,6 +268,7 @@ function accept(role, component) {
     stale = true;
 }
 
+/** @param {Role} role @param {string} name @param {vec3} shape @param {number} expected */
 function checkSize(role, name, shape, expected) {
     const found = shape.x * shape.y * shape.z;
     if (found !== expected) {
@@ -237,39 +277,41 @@ function checkSize(role, name, shape, expected) {
     }
 }
 
-function render() {
+/** @param {MLComponent} sampler @param {MLComponent} embedder @param {MLComponent} student */
+function render(sampler, embedder, student) {
     const pose = poseAt(horizontal.value, vertical.value);
-    models.sampler.getInput("c2w33").data.set(pose.rotation);
-    models.sampler.getInput("c2w13").data.set(pose.position);
-    models.sampler.runImmediate(true);
+    sampler.getInput("c2w33").data.set(pose.rotation);
+    sampler.getInput("c2w13").data.set(pose.position);
+    sampler.runImmediate(true);
     if (stopped) {
         return; // its onRunningFailed has spoken
     }
-    models.embedder.getInput("rays").data.set(models.sampler.getOutput("pts").data);
-    models.embedder.runImmediate(true);
+    embedder.getInput("rays").data.set(sampler.getOutput("pts").data);
+    embedder.runImmediate(true);
     if (stopped) {
         return;
     }
-    models.student.getInput("input").data.set(models.embedder.getOutput("embbrays").data);
+    student.getInput("input").data.set(embedder.getOutput("embbrays").data);
     const late = MachineLearning.FrameTiming.LateUpdate;
     stale = false;
-    models.student.runScheduled(false, late, late);
+    student.runScheduled(false, late, late);
 }
 
 // The output texture is not reliable before the first run, so it is put on screen after it: on this
 // object's Image where there is one with a material, which keeps the picture's proportions, else
 // behind everything on the render target, which stretches it over the screen.
-function show() {
+/** @param {Texture} texture */
+function show(texture) {
     if (shown) {
         return;
     }
-    const texture = models.student.getOutput("output").texture;
     const image = script.getSceneObject().getComponent("Component.Image");
     if (image && image.getMaterialsCount() > 0) {
         image.mainPass.baseTex = texture;
     } else {
-        script.renderTarget.control.inputTexture = texture;
-        script.renderTarget.control.clearColorOption = ClearColorOption.CustomTexture;
+        const control = /** @type {RenderTargetProvider} */ (script.renderTarget.control);
+        control.inputTexture = texture;
+        control.clearColorOption = ClearColorOption.CustomTexture;
     }
     shown = true;
     say("");
@@ -277,39 +319,49 @@ function show() {
 
 // ---- life
 
+/** @param {string} text */
 function say(text) {
     if (script.message) {
         script.message.text = text;
     }
 }
 
+/** @param {string} text */
 function fail(text) {
     stopped = true;
     print("[NeuralLightField] " + text);
     say(text);
 }
 
+/**
+ * @template {any[]} A
+ * @param {(...event: A) => void} action
+ * @returns {(...event: A) => void} the same, with an error shown on screen instead of only logged
+ */
 function guarded(action) {
-    return function (event) {
+    return function (...event) {
         if (stopped) {
             return;
         }
         try {
-            action(event);
+            action(...event);
         } catch (error) {
-            fail("The light field stopped: " + (error.message || error));
+            const reason = /** @type {any} */ (error);
+            fail("The light field stopped: " + (reason.message || reason));
         }
     };
 }
 
+/** @param {UpdateEvent} event */
 function onUpdate(event) {
     const seconds = Math.min(event.getDeltaTime(), LONGEST_FRAME_SECONDS);
     if (seconds > 0) {
         move(seconds);
     }
-    const ready = models.sampler && models.embedder && models.student;
-    if (ready && stale && models.student.state !== MachineLearning.ModelState.Running) {
-        render();
+    const { sampler, embedder, student } = models;
+    const ready = sampler && embedder && student;
+    if (ready && stale && student.state !== MachineLearning.ModelState.Running) {
+        render(sampler, embedder, student);
     }
 }
 

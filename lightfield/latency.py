@@ -7,6 +7,7 @@ wherever a latency is evidence.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,6 +33,8 @@ class DeviceIdentity:
     threads: int
     emulated: bool = False
     """True when the device's time means nothing."""
+    unit: str = ""
+    """Tells two devices of one model apart, where it can: a hash of the serial number, not itself."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,17 @@ class LatencyRecord:
             return cls(**plain)
         except (AttributeError, KeyError, TypeError) as error:
             raise DeviceError(f"not a latency record ({error})") from error
+
+
+def slowdown(samples_ms: Sequence[float]) -> float | None:
+    """Median of the last quarter of the runs over that of the first; None for fewer than 20 runs.
+
+    A device that throttles ends slower than it began.
+    """
+    if len(samples_ms) < 20:
+        return None
+    quarter = len(samples_ms) // 4
+    return float(np.median(samples_ms[-quarter:]) / np.median(samples_ms[:quarter]))
 
 
 def evidence(record: LatencyRecord) -> LatencyRecord:

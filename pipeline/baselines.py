@@ -7,6 +7,7 @@ optimiser steps as the search spent on all its candidates and its result.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -73,7 +74,7 @@ def make_baseline(
     """
     source, scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    scene = students_scene(pseudo, scene)
+    scene = students_scene(pseudo, scene, dense)
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
         found = run.artifact("prune").metrics
@@ -94,11 +95,13 @@ def make_baseline(
             tempfile.TemporaryDirectory(prefix="nelf-baseline-") as scratch,
             console.progress(f"baseline {config.kind}") as progress,
         ):
-            pictures = training_pictures(run, pseudo, console)
+            pictures = training_pictures(run, pseudo, console, dense=dense)
             bench = workbench(run, field, pictures, target, measuring, distilling, Path(scratch))
             shape, measured = largest_within(bench, field.student, config.kind, ratio)
             student = _begun(bench, field.student, shape, config.kind, distilling.seed)
-            student = bench.tune(student, steps, distilling.seed, progress)
+            under_way = stage.path / "tuning"
+            student = bench.tune(student, steps, distilling.seed, progress, under_way)
+            shutil.rmtree(under_way)
         student = tune_on_real_pictures(stage, student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {

@@ -18,14 +18,20 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console as RichConsole
 
-from device.benchmark import BenchmarkConfig, TargetKind, choose_target
+from device.benchmark import BenchmarkConfig
+from device.choice import TargetKind, choose_target, opened_phones
 from device.runner.bundle import PhoneRuntime
-from device.target import Target
+from device.runner_protocol import Provider
+from device.target import RunnerTarget, Target
+from device.thermal import ThermalConfig
+from device.tools import ToolConfig
 from lightfield.errors import CheckpointError, ConfigError
 from lightfield.run import Artifact, Run
 from lightfield.scenes.llff import POSES_FILE
 from pipeline import delivery, pictures, pruning, students, training
 from pipeline.baselines import BaselineConfig, make_baseline
+from pipeline.bench import make_bench, print_bench
+from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.data import download_example_data
 from pipeline.doctor import examine, print_findings
@@ -41,13 +47,17 @@ from pipeline.presets import (
     default_preset_name,
     preset,
 )
+from pipeline.published import bring_student
+from pipeline.replay import RecordedTarget
 from pipeline.report.report import make_report
 from pipeline.status import chain_status, print_status, runs_in
+from pipeline.tool_bench import bench_tool
 from prune.search import PruneConfig
 from train.distil import DistilConfig
 from train.distributed import joined, leads
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
+from train.published_student import PublishedNetwork
 from train.teacher import TeacherConfig
 
 STAGES = (
@@ -148,9 +158,22 @@ class Student(_Stage):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    published: Path | None = None
+    """Checkpoint (.tar) of MobileR2L's published code, to take in place of training a student."""
+    published_network: PublishedNetwork = field(default_factory=PublishedNetwork)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the student, with all processes that torchrun started."""
+        if self.published is not None:
+            if leads():
+                run, network = Run(self.run), self.published_network
+                artifact = bring_student(run, self.published, network, console)
+                _say(
+                    console,
+                    artifact,
+                    "{psnr_db:.2f} dB over {views} test views, {parameters} parameters",
+                )
+            return
         with joined() as ranks:
             artifact = students.make_student(
                 Run(self.run), self.network, self.distil, self.fine_tune, console, ranks
@@ -168,20 +191,22 @@ class _Target:
     """Threads that one operator may use."""
     phone: PhoneRuntime = field(default_factory=PhoneRuntime)
     """Where a phone's ONNX Runtime comes from."""
+    provider: Provider = "cpu"
+    """What runs the graphs, where the device's ONNX Runtime has it."""
 
     def __post_init__(self) -> None:
-        BenchmarkConfig(self.target, threads=self.threads, serial=self.serial)  # refuses nonsense
+        self._config()  # refuses nonsense
+
+    def _config(self) -> BenchmarkConfig:
+        return BenchmarkConfig(
+            self.target, threads=self.threads, serial=self.serial, phone=self.phone,
+            provider=self.provider,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def opened(self, console: Console) -> Iterator[Target]:
         """The target, left as it was found."""
-        with choose_target(
-            self.target, serial=self.serial, threads=self.threads, phone_runtime=self.phone
-        ) as target:
-            who = target.identity
-            console.say(
-                f"measuring on the {who.kind}: {who.name}, {who.runtime}, {who.threads} thread(s)"
-            )
+        with _opened(self._config(), console) as target:
             yield target
 
 
@@ -196,10 +221,17 @@ class Prune(_Stage):
     begin_with: Path | None = None
     """Student that an earlier search left behind, to go on from: an `at-*.safetensors` of its folder, or
     the `search.safetensors` of one that found its budget impossible."""
+    replay: Path | None = None
+    """Folder of an earlier search with the same settings; its recorded measurements are served again in
+    place of a target's."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Prune the student."""
-        with self.on.opened(console) as target:
+        if self.replay is None:
+            opened = self.on.opened(console)
+        else:
+            opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
+        with opened as target:
             artifact = pruning.make_pruned(
                 Run(self.run), self.config, self.distil, self.fine_tune, target, console,
                 begin_with=self.begin_with,
@@ -269,25 +301,103 @@ class Export(_Stage):
 class Lens(_Stage):
     """Write the Lens Studio project."""
 
+    drift: float = 0.0
+    """Speed at which an untouched picture turns by itself, in degrees per second (forward-facing
+    scenes: units to the side per second); 0 for rest."""
+
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the project."""
-        artifact = delivery.make_lens(Run(self.run), console)
+        artifact = delivery.make_lens(Run(self.run), console, self.drift)
         _say(console, artifact, "{files} files, {size_bytes} bytes")
 
 
 @dataclass(frozen=True)
-class Bench(_Stage):
-    """Measure the exported graphs on a phone, or on this machine."""
+class Bench:
+    """Measure the exported graphs on a phone, on several, or on this machine."""
 
+    run: Path | None = None
+    """Folder of the run."""
+    preset: PresetChoice = "auto"
+    """Size of the whole chain; auto takes the one the run was begun with."""
     config: Flat[BenchmarkConfig] = field(default_factory=BenchmarkConfig)
+    all_phones: bool = False
+    """Measure on every attached phone, side by side."""
+    compare: tuple[Path, Path] | None = None
+    """Instead, measure two students in turns on one device: each a run, or an ONNX file."""
+    output: Path = Path("comparison")
+    """Where the comparison's record and page go."""
+    again: bool = False
+    """Measure although nothing has changed since the last time."""
+
+    def __post_init__(self) -> None:
+        if self.all_phones and (self.config.target == "host" or self.config.serial is not None):
+            raise ConfigError("a host or a serial is not all phones", where="all_phones")
+        if self.all_phones and self.compare is not None:
+            raise ConfigError("two students are compared on one device", where="all_phones")
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Measure the graphs."""
+        if self.compare is not None:
+            with self._opened(console) as (targets, _):
+                compare_students(self.compare, self.config, targets[0], self.output, console)
+            return
+        if self.run is None:
+            raise ConfigError(
+                "which run is to be measured", where="run", remedy="pass --run, or --compare"
+            )
+        with self._opened(console) as (targets, failures):
+            artifact = make_bench(
+                Run(self.run), self.config, targets, failures, console, again=self.again
+            )
+        print_bench(artifact, console)
+
+    @contextlib.contextmanager
+    def _opened(self, console: Console) -> Iterator[tuple[list[RunnerTarget], list[str]]]:
+        """The devices, and why others could not be attached."""
         config = self.config
-        where = _Target(config.target, config.serial, config.threads, config.phone)
-        with where.opened(console) as target:
-            artifact = delivery.make_bench(Run(self.run), config, target, console)
-        _say(console, artifact, "student {student_p50_ms:.2f} ms at the median")
+        if not self.all_phones:
+            with _opened(config, console) as target:
+                yield [target], []
+            return
+        with opened_phones(lambda serial: _chosen(config, "phone", serial)) as (found, failures):
+            for target in found:
+                console.say(f"measuring on {target.identity.name}, unit {target.identity.unit}")
+            yield found, failures
+
+
+@contextlib.contextmanager
+def _opened(config: BenchmarkConfig, console: Console) -> Iterator[RunnerTarget]:
+    """The one device of a configuration, left as it was found."""
+    with _chosen(config, config.target, config.serial) as target:
+        who = target.identity
+        console.say(
+            f"measuring on the {who.kind}: {who.name}, {who.runtime}, {who.threads} thread(s)"
+        )
+        yield target
+
+
+def _chosen(config: BenchmarkConfig, kind: TargetKind, serial: str | None) -> RunnerTarget:
+    return choose_target(
+        kind, serial=serial, threads=config.threads, phone_runtime=config.phone,
+        thermal=config.thermal, provider=config.provider, options=config.options(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchTool:
+    """Run a benchmark program of your own on a phone: ONNX Runtime's, LiteRT's or ExecuTorch's."""
+
+    config: Flat[ToolConfig]
+    serial: str | None = None
+    """Which phone, when several are attached."""
+    thermal: ThermalConfig = field(default_factory=ThermalConfig)
+    """When the phone is fit to be measured."""
+    json: Path | None = None
+    """Where to write what the program said."""
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Run the program."""
+        bench_tool(self.config, self.thermal, self.serial, self.json, console)
 
 
 @dataclass(frozen=True)
@@ -413,7 +523,8 @@ def _commands(chosen: Preset) -> Any:
         "check-table": CheckTable(missing, prune=chosen.prune),
         "export": Export(missing),
         "lens": Lens(missing),
-        "bench": Bench(missing, config=chosen.bench),
+        "bench": Bench(config=chosen.bench),
+        "bench-tool": BenchTool(ToolConfig(missing, missing, missing)),
         "report": Report(missing),
         "status": Status(),
         "doctor": Doctor(),

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
-from device.benchmark import BenchmarkConfig, benchmark
-from device.target import Target
 from export.bundle import write_bundle
+from export.calibration import Calibration
 from export.exported_graph import ExportedGraph
-from export.lens_studio import lens_scene_from, lint_lens_project, write_lens_project
-from export.student_graph import write_student_onnx
+from export.lens_studio import (
+    carry_lens_project,
+    is_kept_edit,
+    lens_scene_from,
+    lint_lens_project,
+    write_lens_project,
+)
 from lightfield.errors import CheckpointError, ExportError
 from lightfield.files import write_json
-from lightfield.light_field import LightField, ray_grid
 from lightfield.run import Artifact, Run, StageWriter
+from lightfield.scenes.scene import Scene, Views
 from pipeline.console import Console
 from pipeline.students import load_light_field
 from pipeline.training import ingredient, scene_of
 
 PARITY_VIEWS = 4
+CALIBRATION_VIEWS = 6
+EXPORT_FORMS = 2
+"""Counts up when the export writes other files, so that an older run's are written again."""
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"
 CPU = torch.device("cpu")
 
@@ -65,7 +75,7 @@ def make_export(run: Run, console: Console) -> Artifact:
     """Write every graph of the newest student, each compared with PyTorch on test poses."""
     source, scene = scene_of(run)
     stage_name, student = newest_student(run)
-    settings = {"student": stage_name, "parity_views": PARITY_VIEWS}
+    settings = {"student": stage_name, "parity_views": PARITY_VIEWS, "forms": EXPORT_FORMS}
 
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)
@@ -75,6 +85,8 @@ def make_export(run: Run, console: Console) -> Artifact:
                 scene.test.poses[:PARITY_VIEWS],
                 scene_file_name(scene.name),
                 stage.path,
+                truth=_pictures(scene.test, range(min(PARITY_VIEWS, len(scene.test)))),
+                calibration=_calibration(scene),
                 progress=progress,
             )
         write_json(stage.path / GRAPHS, [graph.to_json() for graph in graphs])
@@ -84,17 +96,33 @@ def make_export(run: Run, console: Console) -> Artifact:
     return run.perform("export", settings, {"scene": source, stage_name: student}, work)[0]
 
 
+def _pictures(views: Views, indices: Iterable[int]) -> Float[np.ndarray, "n h w 3"]:
+    return np.stack([views.image(index) for index in indices])
+
+
+def _calibration(scene: Scene) -> Calibration:
+    """Training views, evenly spread."""
+    last = len(scene.train) - 1
+    chosen = np.linspace(0, last, min(CALIBRATION_VIEWS, last + 1)).round().astype(int).tolist()
+    return Calibration(scene.train.poses[chosen], _pictures(scene.train, chosen))
+
+
 def _summary(graphs: list[ExportedGraph]) -> dict[str, float | int | list[str]]:
-    fidelity = [graph.psnr_db for graph in graphs if graph.psnr_db is not None]
+    """int8 is left out of the lowest parity: it is judged by what it loses, not by a floor."""
+    held = [graph for graph in graphs if graph.precision != "int8"]
     return {
         "graphs": len(graphs),
-        "lowest_parity_db": min(fidelity),
+        "lowest_parity_db": min(graph.psnr_db for graph in held if graph.psnr_db is not None),
         "unavailable": [graph.path.name for graph in graphs if not graph.available],
+        "unfit": [graph.path.name for graph in graphs if graph.fit is False],
     }
 
 
-def make_lens(run: Run, console: Console) -> Artifact:
-    """Write the Lens Studio project of the exported graphs, and lint it."""
+def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
+    """Write the Lens Studio project of the exported graphs, and lint it.
+
+    What a user did in an earlier project of the run stays. `drift` is that of `LensScene`.
+    """
     source, scene = scene_of(run)
     stage_name, student = newest_student(run)
     graphs = newest_export(run)
@@ -102,10 +130,17 @@ def make_lens(run: Run, console: Console) -> Artifact:
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)
         name = scene_file_name(scene.name)
-        lens = lens_scene_from(field, scene.train.poses, name)
+        lens = replace(lens_scene_from(field, scene.train.poses, name), drift=drift)
         models = [_only(graphs, form) for form in ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")]
+        carried = carry_lens_project(run.path / "lens" / name, stage.path / name)
         files = write_lens_project(stage.path / name, lens, *models)
-        if faults := lint_lens_project(stage.path / name):
+        kept = [path.relative_to(stage.path) for path in files if is_kept_edit(path)]
+        for path in kept:
+            console.say(f"lens: your edit is kept; the new version is lens/{path}")
+        faults = lint_lens_project(stage.path / name)
+        for fault in faults if carried else ():  # what the user or the editor made is theirs
+            console.say(f"lens: {fault}")
+        if faults and not carried:
             raise ExportError(
                 f"the generated lens project has {len(faults)} faults, the first: {faults[0]}",
                 where=stage.path,
@@ -118,7 +153,7 @@ def make_lens(run: Run, console: Console) -> Artifact:
 
     console.say("lens: writing the Lens Studio project")
     inputs = {"scene": source, stage_name: student, "export": graphs}
-    return run.perform("lens", {}, inputs, work)[0]
+    return run.perform("lens", {"drift": drift}, inputs, work)[0]
 
 
 def _only(graphs: Artifact, form: str) -> Path:
@@ -129,35 +164,15 @@ def _only(graphs: Artifact, form: str) -> Path:
     return graphs.file(names[0])
 
 
-def make_bench(run: Run, config: BenchmarkConfig, target: Target, console: Console) -> Artifact:
-    """Measure the dense student, the newest one, and the whole way from pose to picture."""
-    graphs, dense = newest_export(run), ingredient(run, "student")
-    settings = {"bench": _measurement_settings(config), "target": asdict(target.identity)}
-
-    def work(stage: StageWriter) -> None:
-        field = load_light_field(dense, CPU)
-        graph_files = _measured_graphs(field, graphs, stage.path)
-        with console.progress("bench") as progress:
-            records = benchmark(target, graph_files, config, progress)
-        write_json(stage.path / LATENCIES, {name: r.to_json() for name, r in records.items()})
-        stage.metrics |= {f"{name}_p50_ms": record.p50_ms for name, record in records.items()}
-        stage.details["device"] = asdict(target.identity)
-
-    inputs = {"export": graphs, "student": dense}
-    return run.perform("bench", settings, inputs, work)[0]
-
-
-def _measurement_settings(config: BenchmarkConfig) -> dict[str, int]:
-    return {"runs": config.runs, "warmup": config.warmup, "threads": config.threads}
-
-
-def _measured_graphs(field: LightField, graphs: Artifact, folder: Path) -> dict[str, Path]:
-    """Named graphs to measure; the dense student is written here, beside the results."""
-    rays = ray_grid(field.intrinsics, field.student.spec)
-    fused = _only(graphs, "*_fused.onnx")
-    newest = graphs.file(fused.name.replace("_fused", ""))
-    files = {"student": newest, "pose_to_picture": fused}
-    if "student" in graphs.manifest["inputs"]:
-        return files
-    dense = write_student_onnx(field.student, rays.height, rays.width, folder / "dense.onnx")
-    return {"dense_student": dense, **files}
+def exported_fused(graphs: Artifact) -> Path:
+    """The exported graph from one pose to its picture, in full precision."""
+    names = [
+        name
+        for name in fnmatch.filter(graphs.manifest["files"], "*_fused.onnx")
+        if not re.search(r"_(fp16|int8)_fused", name)
+    ]
+    if len(names) != 1:
+        raise ExportError(
+            f"{len(names)} exported graphs are called *_fused.onnx", where=graphs.path
+        )
+    return graphs.file(names[0])

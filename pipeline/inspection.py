@@ -39,12 +39,9 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
             rows.append((kind, f"{name} [{', '.join(map(str, shape))}]"))
     counted = ", ".join(f"{count} {name}" for name, count in found.operators.items())
     rows.append(("operators", counted))
-    if found.parameters is not None:
-        rows.append(("parameters", f"{found.parameters:,}"))
-    if found.kind == "ONNX":
-        macs = "unknown: a size is not in the graph" if found.macs is None else f"{found.macs:,}"
-        rows.append(("MACs", macs))
-    if found.snapml_faults is not None:
-        verdict = "; ".join(found.snapml_faults) or "fits"
-        rows.append(("SnapML", verdict))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.weights.items())
+    rows.append(("weights", kinds or "none"))
+    macs = "unknown: a size is not in the graph" if found.macs is None else f"{found.macs:,}"
+    rows.append(("MACs", macs))
+    rows.append(("SnapML", "; ".join(found.snapml_faults) or "fits"))
     return rows

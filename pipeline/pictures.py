@@ -166,22 +166,28 @@ def batch_renderer(
     return lambda poses: fused.render(poses.to(teacher.device), *view)
 
 
-def students_scene(pseudo: Artifact, scene: Scene) -> Scene:
-    """The scene in the ray space that students see it in."""
-    space = pseudo.manifest["details"].get("space")
+def students_scene(pseudo: Artifact, scene: Scene, dense: Artifact | None = None) -> Scene:
+    """The scene in the ray space that students see it in: that of a dense student, if there is one,
+    since a brought one may have been trained in another space than the teacher found."""
+    space = (dense or pseudo).manifest["details"].get("space")
     return scene if space is None else replace(scene, space=RaySpace.from_json(space))
 
 
 def training_pictures(
-    run: Run, pseudo: Artifact, console: Console, ranks: Ranks = ALONE
+    run: Run,
+    pseudo: Artifact,
+    console: Console,
+    ranks: Ranks = ALONE,
+    dense: Artifact | None = None,
 ) -> TrainingPictures:
-    """The pictures of the `pseudo` stage, rendered now where they are not in its files.
+    """The pictures of the `pseudo` stage, rendered now where they are not in its files; for training
+    from scratch, or to go on from a dense student.
 
     Raises:
         CheckpointError: when they are not, and this machine cannot render them.
     """
     _, scene = scene_of(run)
-    seen = students_scene(pseudo, scene)
+    seen = students_scene(pseudo, scene, dense)
     if (pseudo.path / IMAGES).exists():
         pictures = load_pictures(pseudo.path)
         return TrainingPictures(seen, pictures.poses, pictures.images)

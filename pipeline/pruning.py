@@ -12,24 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from device.target import Target, on_cpu_time
 from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
-from lightfield.errors import CheckpointError
+from lightfield.errors import BudgetError, CheckpointError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, ray_grid
 from lightfield.progress import Progress, silent
 from lightfield.run import Artifact, Run, StageWriter
+from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
 from pipeline.latency_store import LatencyStore
 from pipeline.pictures import TrainingPictures, students_scene, training_pictures
+from pipeline.replay import RecordedTarget
 from pipeline.students import load_light_field, real_split, save_student, tune_on_real_pictures
 from pipeline.training import compute_device, ingredient, scene_of
 from prune.importance import Batch
+from prune.measurements import Measure
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
 from prune.search_state import STATE, read_search
 from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
@@ -48,18 +52,19 @@ def make_pruned(
     config: PruneConfig,
     distilling: DistilConfig,
     tuning: FineTuneConfig,
-    target: Target,
+    target: Target | RecordedTarget,
     console: Console,
     *,
     begin_with: Path | None = None,
 ) -> Artifact:
     """Prune the student to a latency measured on the target, then fine-tune it on real pictures.
 
-    `begin_with` is a student that an earlier search of the same dense one left behind.
+    `begin_with` is a student that an earlier search of the same dense one left behind. With a record
+    in place of a target, the same settings lead to the same student.
     """
     source, scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    scene = students_scene(pseudo, scene)
+    scene = students_scene(pseudo, scene, dense)
     settings: dict[str, Any] = {
         "prune": asdict(config),
         "distil": asdict(distilling),
@@ -71,13 +76,15 @@ def make_pruned(
     if begin_with is not None:
         start = _start(begin_with, field.student)
         settings["begin_with"] = sha256_of(begin_with)
+    if isinstance(target, RecordedTarget):
+        settings["replayed"] = target.sha256
 
     def work(stage: StageWriter) -> None:
         with (
             tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch,
             console.progress("prune") as progress,
         ):
-            pictures = training_pictures(run, pseudo, console)
+            pictures = training_pictures(run, pseudo, console, dense=dense)
             bench = workbench(run, field, pictures, target, config, distilling, Path(scratch))
             found = search(
                 field.student, bench, config,
@@ -97,13 +104,22 @@ def make_pruned(
         stage.details |= {
             "device": asdict(target.identity),
             "stopped": found.stopped,
+            "budget_met": found.final.latency_ms <= found.state.budget_ms,
             "kept_blocks": found.final.kept,
-            "on_the_way": _on_the_way(found),
+            "on_the_way": _on_the_way(found, field, scene, stage.path),
         }
         stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    return run.perform("prune", settings, inputs, work)[0]
+    artifact = run.perform("prune", settings, inputs, work)[0]
+    details = artifact.manifest["details"]
+    if not details["budget_met"] and config.max_loss_db is None:
+        raise BudgetError(
+            details["stopped"],
+            remedy=f"go on with that one, which is in {artifact.path}, raise the budget, or train a "
+            "smaller student",
+        )
+    return artifact
 
 
 def _start(path: Path, dense: Student) -> Start:
@@ -113,60 +129,62 @@ def _start(path: Path, dense: Student) -> Start:
     return Start(student, state.current.kept)
 
 
-def _on_the_way(found: SearchResult) -> list[dict[str, Any]]:
-    """Of several budgets: the students that met them, before their long tuning, and their files."""
-    trials = [(name, found.state.trials[index]) for name, index in found.state.waypoints.items()]
-    return [
-        {
-            "file": name,
-            "latency_ms": trial.latency_ms,
-            "ratio": trial.ratio,
-            "psnr_db": trial.psnr_db,
-        }
-        for name, trial in trials
-    ]
+def _on_the_way(
+    found: SearchResult, field: LightField, scene: Scene, folder: Path
+) -> list[dict[str, Any]]:
+    """Of several budgets: the students at all but the last, their files, and their PSNR over the test
+    views."""
+    entries = []
+    for name, index in found.state.waypoints.items():
+        trial = found.state.trials[index]
+        _, student = read_search(folder / name, next(field.student.parameters()).device)
+        test = scene.test
+        entries.append(
+            {
+                "file": name,
+                "latency_ms": trial.latency_ms,
+                "ratio": trial.ratio,
+                "held_out_db": trial.psnr_db,
+                "psnr_db": mean_psnr(replace(field, student=student), test.poses, test.images),
+                "parameters": trial.parameters,
+                "macs": trial.macs,
+            }
+        )
+    return entries
 
 
 def workbench(
     run: Run,
     field: LightField,
     pictures: TrainingPictures,
-    target: Target,
+    target: Target | RecordedTarget,
     config: PruneConfig,
     distilling: DistilConfig,
     scratch: Path,
 ) -> Workbench:
     """Join exporter, device and trainer; measured graphs go into `scratch`."""
+    if isinstance(target, RecordedTarget):
+        measure, time_specs = target.measure, target.time_specs
+    else:
+        measure = _measuring(
+            field, pictures.scene.train.poses[:PARITY_POSES], target, config, scratch
+        )
+        rays = ray_grid(field.intrinsics, field.student.spec)
+        time_specs = spec_latencies(run, target, rays, config.table_turns, scratch)
     device = next(field.student.parameters()).device
-    rays = ray_grid(field.intrinsics, field.student.spec)
     held = real_split(pictures.scene)[1]
-    poses = pictures.scene.train.poses[:PARITY_POSES]
     on_host = target.identity.kind == "host"
-    side_by_side = _side_by_side(target)
-
-    def like(student: Student) -> LightField:
-        return replace(field, student=student)
 
     def pool(student: Student) -> PicturePool:
         return pictures.pool(student.spec, device)
 
-    reference = write_student_onnx(field.student, rays.height, rays.width, scratch / "dense.onnx")
-
-    def measure(students: Sequence[Student]) -> Iterator[ComparedLatency]:
-        paths = []
-        for i, student in enumerate(students):
-            path = scratch / f"candidate{i}.onnx"
-            paths.append(write_student_onnx(student, rays.height, rays.width, path))
-            require(student_parity(path, like(student), poses), FP32_FLOOR_DB, where=path)
-
-        def compared(path: Path) -> ComparedLatency:
-            warmup = max(1, min(MOST_WARMUP_RUNS, config.turns // 10))
-            return target.compare(path, reference, turns=config.turns, warmup=warmup)
-
-        with ThreadPoolExecutor(side_by_side) as runners:
-            yield from runners.map(compared, paths)
-
-    def tune(student: Student, steps: int, seed: int, progress: Progress | None = None) -> Student:
+    def tune(
+        student: Student,
+        steps: int,
+        seed: int,
+        progress: Progress | None = None,
+        folder: Path | None = None,
+    ) -> Student:
         # The rates of training from scratch: lower ones recover more slowly. The average is over
         # about the last tenth of the steps.
         settings = replace(
@@ -176,17 +194,19 @@ def workbench(
             ema_decay=min(distilling.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
         )
-        return distil(student, pool(student), settings, progress=progress or silent)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        return distil(student, pool(student), settings, progress=progress or silent, folder=folder)
 
     def recalibrate(student: Student) -> None:
         recalibrate_norms(student, pool(student), windows=8, batches=4, seed=0)
 
     def score(student: Student) -> float:
-        return mean_psnr(like(student), held.poses, held.images)
+        return mean_psnr(replace(field, student=student), held.poses, held.images)
 
     return Workbench(
         measure,
-        spec_latencies(run, target, rays, config.table_turns, scratch),
+        time_specs,
         tune,
         recalibrate,
         score,
@@ -194,6 +214,36 @@ def workbench(
         target.width_multiple,
         beside=device.type == "cuda" or not on_host,
     )
+
+
+def _measuring(
+    field: LightField,
+    poses: Float[np.ndarray, "n 3 4"],
+    target: Target,
+    config: PruneConfig,
+    scratch: Path,
+) -> Measure:
+    """Export each student, check the graph at the poses, and time it in turns with the dense one's."""
+    rays = ray_grid(field.intrinsics, field.student.spec)
+    side_by_side = _side_by_side(target)
+    reference = write_student_onnx(field.student, rays.height, rays.width, scratch / "dense.onnx")
+
+    def measure(students: Sequence[Student]) -> Iterator[ComparedLatency]:
+        paths = []
+        for i, student in enumerate(students):
+            path = scratch / f"candidate{i}.onnx"
+            paths.append(write_student_onnx(student, rays.height, rays.width, path))
+            parity = student_parity(path, replace(field, student=student), poses)
+            require(parity, FP32_FLOOR_DB, where=path)
+
+        def compared(path: Path) -> ComparedLatency:
+            warmup = max(1, min(MOST_WARMUP_RUNS, config.turns // 10))
+            return target.compare(path, reference, turns=config.turns, warmup=warmup)
+
+        with ThreadPoolExecutor(side_by_side) as runners:
+            yield from runners.map(compared, paths)
+
+    return measure
 
 
 def _side_by_side(target: Target) -> int:

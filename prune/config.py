@@ -48,7 +48,7 @@ class PruneConfig:
     tune_steps: int = 150
     """Fine-tuning steps for each candidate."""
     final_tune_steps: int = 2000
-    """Fine-tuning steps for the student that met the last budget."""
+    """Fine-tuning steps for the student that met a budget; the search for the next goes on from it."""
     smallest_share: float = 0.5
     """Stream and tail never get narrower than this share of the dense ones."""
     stream_choices: int = 5

@@ -127,8 +127,8 @@ class WidthChoices:
     ) -> WidthChoices:
         """The dense widths and multiples of the target's `multiple` below them.
 
-        At most `streams` (`inners`) of them, evenly spread, for each stream (inner) width. Stream
-        widths stop at `smallest_share` of the dense ones.
+        At most `streams` (`inners`) of them for each stream (inner) width: the next below the dense one,
+        which costs least, then evenly spread. Stream widths stop at `smallest_share` of the dense ones.
         """
         shape = Shape.of(spec)
 
@@ -137,9 +137,8 @@ class WidthChoices:
                 return ()
             lowest = max(multiple, round(share * max(dense)))
             narrower = range((max(dense) - 1) // multiple * multiple, lowest - 1, -multiple)
-            possible = [max(dense), *narrower]
-            picks = np.linspace(0, len(possible) - 1, min(count, len(possible))).round()
-            chosen = {possible[int(i)] for i in picks}
+            picks = np.linspace(0, len(narrower) - 1, min(count - 1, len(narrower))).round()
+            chosen = {narrower[int(i)] for i in picks}
             return tuple(sorted({*dense, *chosen}, reverse=True))
 
         return cls(

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency
@@ -30,6 +31,8 @@ from prune.search_state import SearchState
 from prune.trial import Trial
 from prune.workbench import Workbench
 
+TUNING = "tuning-"
+"""Folders of long fine-tunings under way."""
 WORST_TABLE_ERROR = 0.1
 """Median error of the table's predictions beyond which it is measured anew."""
 LEAST_JUDGED = 4
@@ -57,7 +60,9 @@ class Moves:
         config: PruneConfig,
         state: SearchState,
         start: Start | None,
+        folder: Path,
     ):
+        self.folder = folder
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
         self.scales = Scales(bench, state, config.percent)
         activation = None if config.activation == "kept" else config.activation
@@ -83,26 +88,19 @@ class Moves:
         """Make the next move; the student to go on with.
 
         Raises:
-            BudgetError: when no move is left.
+            BudgetError: for a budget below the floor.
         """
         state, config = self.state, self.config
         if not state.trials:
             self._begin()
         elif len(state.trials) == 1 and (self.start or self.base != self.dense.spec):
             return self._go_from_start(progress)
-        elif state.verified and state.further_ms:
+        elif state.finished:
             state.go_further(config.first_step)
-        elif state.verified or state.allowance_spent:
+        elif state.verified or state.stopped:
             return self._finish(student, progress)
         elif state.at_goal:
-            # On the way one round is enough: each result is measured again when it is finished.
-            rounds = 1 if state.further_ms else config.rounds
-            state.trials.append(self._weighed("verification", student, rounds))
-            state.mark_waypoint()
-        elif state.stopped:
-            raise BudgetError(
-                self._why_not(), remedy="raise the budget, or train a smaller student"
-            )
+            state.trials.append(self._weighed("verification", student, config.rounds))
         elif state.step - state.begun >= config.max_steps:
             state.stopped = f"{config.max_steps} steps were not enough"
         else:
@@ -255,23 +253,31 @@ class Moves:
         return self.scales.weighed(kind, student, predicted_ms, rounds)
 
     def _finish(self, student: Student, progress: Progress) -> Student:
-        """The long fine-tuning, and the last measurement."""
+        """The long fine-tuning, and the last measurement; also of the best there is when no step is
+        left that would meet the budget."""
         state = self.state
         pruned = student.spec != self.dense.spec
         tuned = self._tuned(student, self.config.final_tune_steps if pruned else 0, progress)
         # A miss would cost another long fine-tuning: measure twice as long before believing it.
         trial = self._weighed("final", tuned, 2 * self.config.rounds)
-        if trial.verdict == "within budget" or state.allowance_spent:
+        if trial.verdict == "within budget" or state.stopped:
             trial = replace(trial, verdict="final")
         state.trials.append(trial)
+        if state.stopped:
+            state.further_ms.clear()
+            if not state.allowance_spent:
+                state.stopped = self._why_not()
+        state.mark_waypoint()
         return tuned
 
     def _tuned(self, student: Student, steps: int, progress: Progress | None) -> Student:
-        """All candidates of a step see the same data."""
+        """All candidates of a step see the same data; a long fine-tuning can be interrupted."""
         if not steps:
             return student
         self.state.tuned += steps
-        return self.bench.tune(student, steps, self.config.seed + self.state.step, progress)
+        folder = None if progress is None else self.folder / f"{TUNING}{len(self.state.trials)}"
+        seed = self.config.seed + self.state.step
+        return self.bench.tune(student, steps, seed, progress, folder)
 
     def _losses_of(self, student: Student) -> ChoiceLosses:
         if self._losses is None or self._losses[0] is not student:
@@ -318,7 +324,7 @@ class Moves:
         state, now, dense = self.state, self.state.current, self.state.trials[0]
         return (
             f"the budget of {state.budget_ms:.2f} ms was not met: {state.stopped}; the fastest student "
-            f"kept takes {now.latency_ms:.2f} ms at {now.psnr_db:.2f} dB, the dense one "
+            f"found takes {now.latency_ms:.2f} ms at {now.psnr_db:.2f} dB, the dense one "
             f"{state.pinned_ms:.2f} ms at {dense.psnr_db:.2f} dB; {self._floor()}"
         )
 

@@ -2,7 +2,9 @@
 
 The loss of every single choice (a block at a width, a narrower chain) is measured by really slimming;
 choices are then combined as if losses added up, per set of stream widths by a knapsack over all
-blocks. The sum is a heuristic; the search trains and measures what comes out.
+blocks. The sum is a heuristic, and a poor one for a student that uses every channel it has; so the
+simplest student of all, evenly narrowed, is proposed as well, and the search trains and measures what
+comes out.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from prune.knapsack import Option, choose_options
 from prune.latency_table import LatencyTable, WidthChoices
 from prune.slimming import Statistics, slimmed
 
-PROPOSED = ("channels", "narrow", "blocks", "fastest")
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, spread evenly however many there are."""
+PROPOSED = ("channels", "narrow", "evenly", "blocks", "fastest")
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def propose(
 ) -> list[Proposal]:
     """Up to `count` different students predicted to meet the target, of different kinds:
 
-    `channels` keeps the stream widths; `narrow` takes the best other ones; `blocks` keeps stream and
-    inner widths and drops whole blocks; then the next best narrow ones. None when the target is out of
-    reach.
+    `channels` keeps the stream widths; `narrow` takes the best other ones; `evenly` narrows the body's
+    blocks alike and leaves all else; `blocks` keeps stream and inner widths and drops whole blocks; then
+    the next best narrow ones. None when the target is out of reach.
     """
     now = Shape.of(spec).widths
     found = [p for w in losses.widths if (p := _best(spec, losses, table, target_ms, w))]
@@ -104,7 +108,8 @@ def propose(
     narrow = [p for p in found if p.shape.widths != now]
     whole = _best(spec, losses, table, target_ms, now, whole_blocks=True)
     ordered = [p for p in found if p.shape.widths == now]
-    ordered += [*narrow[:1], *([whole] if whole else []), *narrow[1:]]
+    even = _evenly(spec, losses, table, target_ms)
+    ordered += [*narrow[:1], *([even] if even else []), *([whole] if whole else []), *narrow[1:]]
     distinct: dict[StudentSpec, Proposal] = {}
     for proposal in ordered:
         distinct.setdefault(proposal.spec, proposal)
@@ -149,6 +154,24 @@ def _best(
     smaller = shape.applied_to(spec)
     loss = losses.widths[widths] + sum(option.loss for option in chosen)
     return Proposal(kind, shape, smaller, table.predict_ms(smaller), loss)
+
+
+def _evenly(
+    spec: StudentSpec, losses: ChoiceLosses, table: LatencyTable, target_ms: float
+) -> Proposal | None:
+    """The body's blocks brought to one width, or to two neighbouring ones that alternate."""
+    now = Shape.of(spec)
+    body = list(now.blocks[0])
+    turns = sorted(range(len(body)), key=lambda b: b * GOLDEN % 1)  # spread over the depth
+    for width in sorted({w for of in losses.blocks[0] for w in of if w}, reverse=True):
+        for b in (b for b in turns if body[b] > width):
+            body[b] = width
+            shape = replace(now, blocks=(tuple(body), *now.blocks[1:]))
+            smaller = shape.applied_to(spec)
+            if table.predict_ms(smaller) <= target_ms:
+                loss = sum(of[w] for of, w in zip(losses.blocks[0], body, strict=True))
+                return Proposal("evenly", shape, smaller, table.predict_ms(smaller), loss)
+    return None
 
 
 def _regrouped(widths: Iterator[int], like: Shape) -> tuple[tuple[int, ...], ...]:

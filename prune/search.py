@@ -5,7 +5,8 @@ several proposals that are predicted to reach it, fine-tunes each for a moment, 
 it on the target in turns with the pinned dense student, and keeps the best that really got there.
 Steps go by the median, which a few turns determine; a student that should meet the budget is then
 measured for longer, by the percentile that the budget is about, before and after the long fine-tuning.
-If it misses, the search goes on with what it has learnt about percentile and median.
+If it misses, the search goes on with what it has learnt about percentile and median. Of several budgets
+each next one is approached from the finished student at the one before.
 
 The search knows neither exporter, device nor trainer: they come in as `Workbench`. Given the same
 measurements, which are recorded, and a deterministic bench it always takes the same way.
@@ -13,6 +14,7 @@ measurements, which are recorded, and a deterministic bench it always takes the 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from lightfield.progress import Progress
 from lightfield.student import Student
 from prune.config import PruneConfig
 from prune.measurements import MEASUREMENTS, MeasurementRecord
-from prune.moves import Moves, Start
+from prune.moves import TUNING, Moves, Start
 from prune.search_state import SearchState, load_search, save_search
 from prune.trial import Trial, pareto_front
 from prune.workbench import Tune, Workbench
@@ -71,13 +73,14 @@ def search(
     """Prune `dense` until its measured latency meets the budget, or the allowed loss is used up; going
     on from the `start`, a smaller student that an earlier search made of it, if given.
 
-    Of several budgets the student at each goes into `folder`, before its long tuning. Measurements are
-    recorded there (see `prune.measurements.replayed`). Goes on where an interrupted search with the same
-    settings stopped.
+    Of several budgets the student at each but the last goes into `folder`; the search goes on from it.
+    When no step is left that would meet a budget, the fastest student found is the result, and `stopped`
+    says why. Measurements are recorded there (see `prune.measurements.replayed`). Goes on where an
+    interrupted search with the same settings stopped.
 
     Raises:
-        BudgetError: when the budget is out of reach, naming the fastest student found and what holds
-            the floor; or when the target's latencies are no evidence.
+        BudgetError: when a budget lies below what the fastest student of all is predicted to take,
+            naming what holds the floor; or when the target's latencies are no evidence.
         CheckpointError: when the folder holds another search's state.
     """
     asked = {"config": asdict(config), "spec": dense.spec.to_json()}
@@ -89,12 +92,14 @@ def search(
     path = folder / MEASUREMENTS
     record = MeasurementRecord(path, state.measurements, bench.measure, bench.time_specs)
     bench = replace(bench, measure=record.measure, time_specs=record.time_specs)
-    moves = Moves(dense, bench, config, state, start)
+    moves = Moves(dense, bench, config, state, start, folder)
     while not state.ended:
         known = len(state.trials)
         student = moves.next(student, progress)
         state.measurements = record.position
         save_search(folder, state, student)
+        for done in folder.glob(f"{TUNING}*"):
+            shutil.rmtree(done)
         for trial in state.trials[known:]:
             log(**{name: value for name, value in trial.to_json().items() if name != "spec"})
         now = state.current

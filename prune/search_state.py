@@ -64,7 +64,7 @@ class SearchState:
     table: LatencyTable | None = None
     trials: list[Trial] = field(default_factory=list)
     waypoints: dict[str, int] = field(default_factory=dict)
-    """Of several budgets: the files of the students that met them, and their trials."""
+    """Of several budgets: the files of the students at all but the last, and their trials."""
 
     @property
     def current(self) -> Trial:
@@ -88,9 +88,15 @@ class SearchState:
         return now.verdict == "within budget" and now.latency_ms <= self.budget_ms
 
     @property
+    def finished(self) -> bool:
+        """Whether the student at this budget is found, and fine-tuned for long."""
+        now = self.current
+        return now.verdict == "final" and (now.latency_ms <= self.budget_ms or bool(self.stopped))
+
+    @property
     def ended(self) -> bool:
-        """Whether the final student is found."""
-        return bool(self.trials) and self.current.verdict == "final"
+        """Whether the student at the last budget is found."""
+        return bool(self.trials) and self.finished and not self.further_ms
 
     def go_further(self, share: float) -> None:
         """On to the next budget."""
@@ -99,8 +105,8 @@ class SearchState:
         self.mark_waypoint()  # a long step may have met this budget too
 
     def mark_waypoint(self) -> None:
-        """Remember the current student when it meets one of several budgets."""
-        if self.verified and (self.further_ms or self.waypoints):
+        """Remember the current student when it is the one at a budget that others follow."""
+        if self.finished and self.further_ms:
             name = f"at-{self.budget_ms / self.pinned_ms:.3f}.safetensors"
             self.waypoints[name] = self.trials.index(self.current)
 

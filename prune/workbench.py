@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightfield.progress import Progress
@@ -14,10 +15,16 @@ from prune.measurements import Measure, TimeSpecs
 
 @runtime_checkable
 class Tune(Protocol):
-    """Trains a student further and returns it in evaluation mode."""
+    """Trains a student further and returns it in evaluation mode; with a folder, an interrupted training
+    goes on from what it left there."""
 
     def __call__(  # noqa: D102
-        self, student: Student, steps: int, seed: int, progress: Progress | None
+        self,
+        student: Student,
+        steps: int,
+        seed: int,
+        progress: Progress | None,
+        folder: Path | None,
     ) -> Student: ...
 
 

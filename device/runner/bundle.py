@@ -1,6 +1,7 @@
 """What travels to a phone: the runner, ONNX Runtime, and in the glibc form the C library.
 
-    bionic   from an onnxruntime-android AAR: the library as apps use it, our runner linked to Android
+    bionic   from an onnxruntime-android AAR: the library as apps use it, our runner linked to Android;
+             the AAR is given by its path, or fetched from a Maven repository
     glibc    from the aarch64 Linux wheel of onnxruntime, with arm64 libraries of a Linux system; the
              runner is started by their loader, so nothing of it touches the phone's own libraries
 
@@ -24,6 +25,8 @@ from importlib import metadata
 from pathlib import Path
 
 from device.runner.compiler import SOURCE, SOURCE_FILES, RunnerForm, compile_runner, ndk_clang
+from device.runner.maven import fetched_aar
+from device.runner_protocol import Provider
 from lightfield.errors import DeviceError
 from lightfield.files import atomic_path, fingerprint, sha256_of
 
@@ -50,7 +53,18 @@ class PhoneRuntime:
     """Where the phone's ONNX Runtime comes from."""
 
     aar: Path | None = None
-    """onnxruntime-android AAR (from Maven Central); the library as Android apps use it."""
+    """onnxruntime-android AAR (from Maven Central); the library as Android apps use it. With the
+    provider qnn an onnxruntime-android-qnn AAR."""
+    repository: str | None = None
+    """Address of a Maven repository, such as Maven Central's, from which the AAR is fetched and checked
+    when no path is given."""
+    version: str | None = None
+    """Version of the AAR that is fetched; by default that of ONNX Runtime on this machine."""
+    aar_sha256: str | None = None
+    """What the fetched AAR must be, instead of what the repository says."""
+    libraries: Path | None = None
+    """Folder of further libraries that a provider opens on the phone: for qnn those of Qualcomm's
+    runtime, libQnnHtp.so and its companions."""
     wheel: Path | None = None
     """aarch64 Linux wheel of onnxruntime; fetched with pip when neither it nor an AAR is given."""
     glibc: Path | None = None
@@ -64,10 +78,19 @@ class RunnerBundle:
     form: RunnerForm
     files: dict[str, Path]
     """Name in the phone's folder -> file here."""
+    opens_libraries: bool = False
+    """Whether a provider will look for further libraries among the files."""
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the runner and of ONNX Runtime."""
+        return {name: sha256_of(self.files[name]) for name in ("nelf_runner", "libonnxruntime.so")}
 
     def command(self, folder: str) -> list[str]:
         """The command line up to the runner's arguments, for files pushed into `folder`."""
         runner = [f"{folder}/nelf_runner", "--library", f"{folder}/libonnxruntime.so"]
+        if self.form == "bionic" and self.opens_libraries:
+            # the second is where a Hexagon processor's own libraries are looked for
+            return ["env", f"LD_LIBRARY_PATH={folder}", f"ADSP_LIBRARY_PATH={folder}", *runner]
         if self.form == "bionic":
             return runner
         return [f"{folder}/{_LOADER}", "--library-path", folder, *runner]
@@ -79,22 +102,46 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "nelf"
 
 
-def runner_bundle(runtime: PhoneRuntime) -> RunnerBundle:
+def runner_bundle(runtime: PhoneRuntime, *, provider: Provider = "cpu") -> RunnerBundle:
     """Build what the phone needs, or take it from the cache.
+
+    An AAR that is given or can be fetched makes the bionic form; without one the wheel makes the glibc
+    form, which has the CPU provider only.
 
     Raises:
         DeviceError: when a compiler, the library or the C library is missing, saying how to get it.
     """
-    if runtime.aar is not None:
-        library = _library(runtime.aar, r"jni/arm64-v8a/libonnxruntime\.so")
-        return RunnerBundle(
-            "bionic", {"nelf_runner": _runner("bionic"), "libonnxruntime.so": library}
+    aar = runtime.aar or fetched_aar(
+        cache_folder(),
+        runtime.repository,
+        f"onnxruntime-android{'-qnn' if provider == 'qnn' else ''}",
+        runtime.version or metadata.version("onnxruntime"),
+        runtime.aar_sha256,
+    )
+    if aar is not None:
+        library = _library(aar, r"jni/arm64-v8a/libonnxruntime\.so")
+        files = {"nelf_runner": _runner("bionic"), "libonnxruntime.so": library}
+        if runtime.libraries is None:
+            return RunnerBundle("bionic", files)
+        return RunnerBundle("bionic", {**_other_libraries(runtime.libraries), **files}, True)
+    if provider != "cpu":
+        raise DeviceError(
+            f"the provider {provider} is not in the Linux library",
+            where="phone",
+            remedy="pass an onnxruntime-android AAR, or the address of a Maven repository that has it",
         )
     glibc = _glibc_files(runtime.glibc)
     runner = _runner("glibc")
     wheel = runtime.wheel or _downloaded_wheel()
     library = _library(wheel, r"onnxruntime/capi/libonnxruntime\.so(\.\d+)*")
     return RunnerBundle("glibc", {"nelf_runner": runner, "libonnxruntime.so": library, **glibc})
+
+
+def _other_libraries(folder: Path) -> dict[str, Path]:
+    libraries = {path.name: path for path in sorted(folder.glob("*.so")) if path.is_file()}
+    if not libraries:
+        raise DeviceError("holds no library (*.so)", where=folder)
+    return libraries
 
 
 def _runner(form: RunnerForm) -> Path:

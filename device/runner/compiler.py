@@ -27,8 +27,8 @@ SOURCE_FILES = ("nelf_runner.c", "ort_functions.h", "bionic_start.c", "compiler.
 _FLAGS = ["-O2", "-fPIE", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 _NDK_API = 24  # Android 7: the oldest that ONNX Runtime's Android library runs on
 _STAND_INS = {
-    "libc": "__libc_init _exit alarm clock_gettime exit fclose fflush fgetc fgets fopen fread fwrite "
-    "memset posix_memalign printf putchar puts snprintf strcmp strlen strncmp strtol",
+    "libc": "__libc_init _exit alarm clock_gettime exit fclose fflush fgetc fgets fopen fread free "
+    "fwrite memcpy memset posix_memalign printf putchar puts snprintf strcmp strlen strncmp strtol",
     "libdl": "dlerror dlopen dlsym",
 }
 

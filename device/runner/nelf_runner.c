@@ -1,7 +1,8 @@
 /* Runs ONNX graphs and says how long each run took.
  *
  *   nelf_runner --library LIBONNXRUNTIME --threads N --warmup N --turns N --limit SECONDS
- *               (--model PATH --inputs FOLDER [--outputs FOLDER])...
+ *               [--seconds N] [--provider NAME (--option KEY=VALUE)...] [--profile PREFIX]
+ *               (--watch FILE)... (--model PATH --inputs FOLDER [--outputs FOLDER])...
  *
  * The contract (order of runs, files, the answer on standard output, exit codes) is stated once, in
  * device/runner_protocol.py. Plain C and few functions of the C library, so that it also links against
@@ -20,6 +21,7 @@
 #include "ort_functions.h"
 
 enum { MAX_MODELS = 512, MAX_TENSORS = 32, MAX_RANK = 8, PATH_BYTES = 4096 };
+enum { MAX_OPTIONS = 32, MAX_WATCHED = 64, WATCH_EVERY_US = 500000 };
 enum { EXIT_USAGE = 2, EXIT_FAILURE_REPORTED = 3 };
 
 #define DECLARE(position, result, name, arguments) static result(*name) arguments;
@@ -43,18 +45,27 @@ typedef struct {
 } Shape;
 
 typedef struct {
+  double *values;
+  size_t count, capacity;
+} Numbers;
+
+typedef struct {
   const char *path, *inputs_folder, *outputs_folder;
   OrtSession *session;
   size_t input_count, output_count;
   char *input_names[MAX_TENSORS], *output_names[MAX_TENSORS];
   OrtValue *inputs[MAX_TENSORS], *outputs[MAX_TENSORS];
-  double load_us, *wall_us, *cpu_us;
+  double load_us;
+  Numbers at_us, wall_us, cpu_us;
 } Model;
 
 typedef struct {
-  const char *library;
-  int threads, warmup, turns, limit_seconds;
-  size_t model_count;
+  const char *library, *provider, *profile;
+  char *option_keys[MAX_OPTIONS], *option_values[MAX_OPTIONS];
+  const char *watched[MAX_WATCHED];
+  int threads, warmup, turns, seconds, limit_seconds;
+  size_t model_count, option_count, watched_count;
+  Numbers readings; /* rows of one time and one value per watched file */
   Model models[MAX_MODELS];
 } Request;
 
@@ -90,6 +101,18 @@ static void *allocate(size_t bytes) {
   return memory;
 }
 
+static void append(Numbers *numbers, double value) {
+  if (numbers->count == numbers->capacity) {
+    size_t capacity = numbers->capacity ? 2 * numbers->capacity : 256;
+    double *values = allocate(capacity * sizeof *values);
+    if (numbers->count) memcpy(values, numbers->values, numbers->count * sizeof *values);
+    free(numbers->values);
+    numbers->values = values;
+    numbers->capacity = capacity;
+  }
+  numbers->values[numbers->count++] = value;
+}
+
 /* Clocks and memory ---------------------------------------------------------------------------- */
 
 static double clock_us(clockid_t clock) {
@@ -107,6 +130,23 @@ static long status_kb(const char *key) {
     if (!strncmp(line, key, strlen(key))) value = strtol(line + strlen(key), NULL, 10);
   fclose(file);
   return value;
+}
+
+/* The number in a file of /sys, -1 when it cannot be read. */
+static double number_in(const char *path) {
+  char line[64], *end = line;
+  FILE *file = fopen(path, "r");
+  if (!file) return -1;
+  long value = fgets(line, sizeof line, file) ? strtol(line, &end, 10) : -1;
+  fclose(file);
+  return end == line ? -1 : (double)value;
+}
+
+static void read_watched(Request *request, double since_us) {
+  if (!request->watched_count) return;
+  append(&request->readings, clock_us(CLOCK_MONOTONIC) - since_us);
+  for (size_t i = 0; i < request->watched_count; i++)
+    append(&request->readings, number_in(request->watched[i]));
 }
 
 /* Tensors -------------------------------------------------------------------------------------- */
@@ -176,7 +216,7 @@ static void write_output(const Model *model, size_t index) {
 
 /* Models --------------------------------------------------------------------------------------- */
 
-static void load(Model *model, const OrtEnv *env, const OrtSessionOptions *options, int turns) {
+static void load(Model *model, const OrtEnv *env, const OrtSessionOptions *options) {
   const char *at = "load the graph";
   double start_us = clock_us(CLOCK_MONOTONIC);
   check(CreateSession(env, model->path, options, &model->session), at);
@@ -195,34 +235,55 @@ static void load(Model *model, const OrtEnv *env, const OrtSessionOptions *optio
   }
   for (size_t i = 0; i < model->output_count; i++)
     check(SessionGetOutputName(model->session, i, allocator, &model->output_names[i]), at);
-  model->wall_us = allocate((size_t)turns * sizeof(double));
-  model->cpu_us = allocate((size_t)turns * sizeof(double));
 }
 
-static void run_once(Model *model, double *wall_us, double *cpu_us) {
+static void run_once(Model *model) {
   for (size_t i = 0; i < model->output_count; i++) {
     if (model->outputs[i]) ReleaseValue(model->outputs[i]);
     model->outputs[i] = NULL;
   }
-  double wall = clock_us(CLOCK_MONOTONIC), cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID);
   check(Run(model->session, NULL, (const char *const *)model->input_names,
             (const OrtValue *const *)model->inputs, model->input_count,
             (const char *const *)model->output_names, model->output_count, model->outputs),
         "run the graph");
-  if (cpu_us) *cpu_us = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-  if (wall_us) *wall_us = clock_us(CLOCK_MONOTONIC) - wall;
 }
 
-static void print_times(const char *key, const double *times_us, int count) {
+static void time_once(Model *model, double since_us) {
+  double wall = clock_us(CLOCK_MONOTONIC), cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID);
+  run_once(model);
+  cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu; /* both are read before a list may have to grow */
+  double wall_us = clock_us(CLOCK_MONOTONIC) - wall;
+  append(&model->at_us, wall - since_us);
+  append(&model->wall_us, wall_us);
+  append(&model->cpu_us, cpu);
+}
+
+/* Everything in turns, often enough and long enough; the watched files are read between turns. */
+static void measure(Request *request) {
+  double start_us = clock_us(CLOCK_MONOTONIC), watch_us = start_us, now_us = start_us;
+  for (int turn = 0; turn < request->turns || now_us < start_us + 1e6 * request->seconds; turn++) {
+    if (now_us >= watch_us) {
+      read_watched(request, start_us);
+      watch_us = now_us + WATCH_EVERY_US;
+    }
+    for (size_t i = 0; i < request->model_count; i++) time_once(&request->models[i], start_us);
+    now_us = clock_us(CLOCK_MONOTONIC);
+  }
+  read_watched(request, start_us);
+}
+
+static void print_numbers(const char *key, const Numbers *numbers) {
   printf("\"%s\": [", key);
-  for (int i = 0; i < count; i++) printf("%s%.3f", i ? ", " : "", times_us[i]);
+  for (size_t i = 0; i < numbers->count; i++)
+    printf("%s%.3f", i ? ", " : "", numbers->values[i]);
   printf("], ");
 }
 
-static void print_model(const Model *model, int turns) {
+static void print_model(const Model *model) {
   printf("{\"load_us\": %.3f, ", model->load_us);
-  print_times("wall_us", model->wall_us, turns);
-  print_times("cpu_us", model->cpu_us, turns);
+  print_numbers("at_us", &model->at_us);
+  print_numbers("wall_us", &model->wall_us);
+  print_numbers("cpu_us", &model->cpu_us);
   printf("\"outputs\": [");
   for (size_t i = 0; i < model->output_count; i++) {
     Shape shape = output_shape(model, i);
@@ -237,16 +298,36 @@ static void print_model(const Model *model, int turns) {
 
 /* The command line ----------------------------------------------------------------------------- */
 
+static int number(const char *text) { return (int)strtol(text, NULL, 10); }
+
+static int read_option(Request *request, const char *pair) {
+  size_t key_bytes = 0, bytes = strlen(pair) + 1;
+  while (pair[key_bytes] && pair[key_bytes] != '=') key_bytes++;
+  if (!pair[key_bytes] || request->option_count == MAX_OPTIONS) return 0;
+  char *copy = allocate(bytes);
+  memcpy(copy, pair, bytes);
+  copy[key_bytes] = 0;
+  request->option_keys[request->option_count] = copy;
+  request->option_values[request->option_count++] = copy + key_bytes + 1;
+  return 1;
+}
+
 static int read_arguments(int count, char **words, Request *request) {
   for (int i = 1; i < count; i += 2) {
     const char *key = words[i], *value = i + 1 < count ? words[i + 1] : NULL;
     Model *last = request->model_count ? &request->models[request->model_count - 1] : NULL;
     if (!value) return 0;
     if (!strcmp(key, "--library")) request->library = value;
-    else if (!strcmp(key, "--threads")) request->threads = (int)strtol(value, NULL, 10);
-    else if (!strcmp(key, "--warmup")) request->warmup = (int)strtol(value, NULL, 10);
-    else if (!strcmp(key, "--turns")) request->turns = (int)strtol(value, NULL, 10);
-    else if (!strcmp(key, "--limit")) request->limit_seconds = (int)strtol(value, NULL, 10);
+    else if (!strcmp(key, "--threads")) request->threads = number(value);
+    else if (!strcmp(key, "--warmup")) request->warmup = number(value);
+    else if (!strcmp(key, "--turns")) request->turns = number(value);
+    else if (!strcmp(key, "--seconds")) request->seconds = number(value);
+    else if (!strcmp(key, "--limit")) request->limit_seconds = number(value);
+    else if (!strcmp(key, "--provider")) request->provider = value;
+    else if (!strcmp(key, "--option")) { if (!read_option(request, value)) return 0; }
+    else if (!strcmp(key, "--profile")) request->profile = value;
+    else if (!strcmp(key, "--watch") && request->watched_count < MAX_WATCHED)
+      request->watched[request->watched_count++] = value;
     else if (!strcmp(key, "--model") && request->model_count < MAX_MODELS)
       request->models[request->model_count++].path = value;
     else if (!strcmp(key, "--inputs") && last) last->inputs_folder = value;
@@ -255,10 +336,11 @@ static int read_arguments(int count, char **words, Request *request) {
   }
   for (size_t i = 0; i < request->model_count; i++)
     if (!request->models[i].inputs_folder) return 0;
+  if (request->profile && request->model_count != 1) return 0; /* one profile is of one session */
   return request->library && request->threads > 0 && request->warmup >= 0 && request->turns > 0;
 }
 
-static const char *bind_library(const char *path) {
+static void *open_library(const char *path, const char **version) {
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) fail("open its library", dlerror());
   const OrtApiBase *(*get_base)(void);
@@ -267,54 +349,105 @@ static const char *bind_library(const char *path) {
   const AnyFunction *table = get_base()->GetApi(ORT_API_VERSION);
   if (!table) fail("open its library", "it is older than ONNX Runtime 1.12");
   ORT_FUNCTIONS(BIND)
-  return get_base()->GetVersionString();
+  *version = get_base()->GetVersionString();
+  return library;
 }
 
-static OrtSessionOptions *session_options(int threads) {
+/* NNAPI is the one provider that is added by a function of its own, which only a library that has it
+ * exports. */
+static void add_nnapi(OrtSessionOptions *options, const Request *request, void *library) {
+  const char *at = "add the provider nnapi";
+  uint32_t flags = 0;
+  OrtStatus *(*add)(OrtSessionOptions *, uint32_t);
+  *(void **)&add = dlsym(library, "OrtSessionOptionsAppendExecutionProvider_Nnapi");
+  if (!add) fail(at, "this library was built without it");
+  for (size_t i = 0; i < request->option_count; i++)
+    if (!strcmp(request->option_keys[i], "flags"))
+      flags = (uint32_t)number(request->option_values[i]);
+  check(add(options, flags), at);
+}
+
+static void add_provider(OrtSessionOptions *options, const Request *request, void *library) {
+  const char *name = request->provider;
+  if (!name || !strcmp(name, "cpu")) return;
+  if (!strcmp(name, "nnapi")) add_nnapi(options, request, library);
+  else if (!strcmp(name, "xnnpack") || !strcmp(name, "qnn"))
+    check(SessionOptionsAppendExecutionProvider(
+              options, *name == 'x' ? "XNNPACK" : "QNN", (const char *const *)request->option_keys,
+              (const char *const *)request->option_values, request->option_count),
+          *name == 'x' ? "add the provider xnnpack" : "add the provider qnn");
+  else fail("add a provider", "the runner knows cpu, xnnpack, nnapi and qnn");
+}
+
+static OrtSessionOptions *session_options(const Request *request, void *library) {
   const char *at = "configure a session";
   OrtSessionOptions *options;
   check(CreateSessionOptions(&options), at);
-  check(SetIntraOpNumThreads(options, threads), at);
+  check(SetIntraOpNumThreads(options, request->threads), at);
   check(SetInterOpNumThreads(options, 1), at);
   check(SetSessionGraphOptimizationLevel(options, OPTIMISE_ALL), at);
   check(AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), at);
   check(AddSessionConfigEntry(options, "session.inter_op.allow_spinning", "0"), at);
+  add_provider(options, request, library);
+  if (request->profile) check(EnableProfiling(options, request->profile), at);
   return options;
+}
+
+static void print_report(const Request *request, const char *version, long growth_kb) {
+  char **providers;
+  int provider_count;
+  check(GetAvailableProviders(&providers, &provider_count), "list the providers");
+  printf("{\"runtime\": ");
+  print_string(version);
+  printf(", \"providers\": [");
+  for (int i = 0; i < provider_count; i++) {
+    if (i) printf(", ");
+    print_string(providers[i]);
+  }
+  printf("], \"growth_kb\": %ld, ", growth_kb > 0 ? growth_kb : 0);
+  if (request->profile) {
+    OrtAllocator *allocator;
+    char *path;
+    check(GetAllocatorWithDefaultOptions(&allocator), "write the profile");
+    check(SessionEndProfiling(request->models[0].session, allocator, &path), "write the profile");
+    printf("\"profile\": ");
+    print_string(path);
+    printf(", ");
+  }
+  print_numbers("watched", &request->readings);
+  printf("\"models\": [");
+  for (size_t i = 0; i < request->model_count; i++) {
+    if (i) printf(", ");
+    print_model(&request->models[i]);
+  }
+  printf("]}\n");
 }
 
 int main(int count, char **words) {
   static Request request; /* too large for the stack, and too large for the file if not all zero */
+  const char *version;
   request.threads = request.turns = 1;
   if (!read_arguments(count, words, &request)) {
     printf("nelf_runner: wrong arguments; its callers know them (device/runner_protocol.py)\n");
     return EXIT_USAGE;
   }
   if (request.limit_seconds > 0) alarm((unsigned)request.limit_seconds);
-  const char *version = bind_library(request.library);
+  void *library = open_library(request.library, &version);
   OrtEnv *env;
   check(CreateEnv(LOG_ERRORS, "nelf", &env), "start");
-  OrtSessionOptions *options = session_options(request.threads);
+  OrtSessionOptions *options = session_options(&request, library);
   long before_kb = status_kb("VmRSS:");
   Model *models = request.models;
   size_t n = request.model_count;
-  for (size_t i = 0; i < n; i++) load(&models[i], env, options, request.turns);
+  for (size_t i = 0; i < n; i++) load(&models[i], env, options);
   for (size_t i = 0; i < n; i++)
-    for (int turn = 0; turn < request.warmup; turn++) run_once(&models[i], NULL, NULL);
-  for (int turn = 0; turn < request.turns; turn++)
-    for (size_t i = 0; i < n; i++)
-      run_once(&models[i], &models[i].wall_us[turn], &models[i].cpu_us[turn]);
+    for (int turn = 0; turn < request.warmup; turn++) run_once(&models[i]);
+  if (n) measure(&request);
   long growth_kb = status_kb("VmHWM:") - before_kb;
   for (size_t i = 0; i < n; i++)
     for (size_t k = 0; models[i].outputs_folder && k < models[i].output_count; k++)
       write_output(&models[i], k);
-  printf("{\"runtime\": ");
-  print_string(version);
-  printf(", \"growth_kb\": %ld, \"models\": [", growth_kb > 0 ? growth_kb : 0);
-  for (size_t i = 0; i < n; i++) {
-    if (i) printf(", ");
-    print_model(&models[i], request.turns);
-  }
-  printf("]}\n");
+  print_report(&request, version, growth_kb);
   fflush(NULL);
   /* Without tearing ONNX Runtime down: nothing is lost, and a crash on the way out would hide the
    * answer. */

@@ -44,6 +44,7 @@ enum { LOG_ERRORS = 3, OPTIMISE_ALL = 99, DEVICE_ALLOCATOR = 0, DEFAULT_MEMORY =
      const OrtValue *const *inputs, size_t input_count, const char *const *output_names,            \
      size_t output_count, OrtValue **outputs))                                                      \
   F(10, OrtStatus *, CreateSessionOptions, (OrtSessionOptions **))                                  \
+  F(14, OrtStatus *, EnableProfiling, (OrtSessionOptions *, const char *file_prefix))               \
   F(23, OrtStatus *, SetSessionGraphOptimizationLevel, (OrtSessionOptions *, int))                  \
   F(24, OrtStatus *, SetIntraOpNumThreads, (OrtSessionOptions *, int))                              \
   F(25, OrtStatus *, SetInterOpNumThreads, (OrtSessionOptions *, int))                              \
@@ -64,6 +65,11 @@ enum { LOG_ERRORS = 3, OPTIMISE_ALL = 99, DEVICE_ALLOCATOR = 0, DEFAULT_MEMORY =
   F(69, OrtStatus *, CreateCpuMemoryInfo, (int allocator, int memory, OrtMemoryInfo **))            \
   F(78, OrtStatus *, GetAllocatorWithDefaultOptions, (OrtAllocator **))                             \
   F(96, void, ReleaseValue, (OrtValue *))                                                           \
-  F(130, OrtStatus *, AddSessionConfigEntry, (OrtSessionOptions *, const char *, const char *))
+  F(110, OrtStatus *, SessionEndProfiling, (OrtSession *, OrtAllocator *, char **file))             \
+  F(125, OrtStatus *, GetAvailableProviders, (char ***names, int *count))                           \
+  F(130, OrtStatus *, AddSessionConfigEntry, (OrtSessionOptions *, const char *, const char *))     \
+  F(216, OrtStatus *, SessionOptionsAppendExecutionProvider,                                        \
+    (OrtSessionOptions *, const char *name, const char *const *keys, const char *const *values,     \
+     size_t count))
 
 #endif

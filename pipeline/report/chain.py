@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from device.bench_record import DeviceBench
 from lightfield.errors import CheckpointError
 from lightfield.files import fingerprint, read_json
-from lightfield.latency import LatencyRecord
 from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
@@ -234,16 +234,19 @@ class Chain:
             raise CheckpointError("the search left no history")
         return trials
 
-    def latencies(self) -> dict[str, LatencyRecord]:
-        """What the bench measured, by name.
+    def benches(self) -> tuple[list[DeviceBench], list[str]]:
+        """What the bench measured, by device, and why other devices were not measured.
 
         Raises:
             NelfError: when nothing was measured, or it is no measurement.
         """
         data = read_json(self.require("bench").file(LATENCIES), CheckpointError)
-        if not isinstance(data, dict) or not data:
+        devices = _dictionaries(data.get("devices")) if isinstance(data, dict) else []
+        if not devices:
             raise CheckpointError("the bench left no measurements")
-        return {name: LatencyRecord.from_json(record) for name, record in data.items()}
+        failed = data.get("failed")
+        reasons = [str(reason) for reason in failed] if isinstance(failed, list) else []
+        return [DeviceBench.from_json(device) for device in devices], reasons
 
     def graphs(self) -> list[dict[str, Any]]:
         """Records of the exported files.

@@ -198,12 +198,13 @@ def _groups(spec: StudentSpec) -> list[tuple[str, int, tuple[int, ...]]]:
     return [("body", spec.stream_width, spec.inner_widths), *tail]
 
 
-def latency_chart(records: Mapping[str, LatencyRecord], labels: Mapping[str, str]) -> Html:
+def latency_chart(records: Mapping[str, LatencyRecord], *, name: str = "latency") -> Html:
     """Every run as a dot, later runs higher; the median as a long stroke, p90 as a short one."""
-    with drawing("latency"):
+    with drawing(name):
         figure = new_figure(0.9 + 0.75 * len(records))
         axes = figure.add_subplot()
-        right = 1.08 * max(record.percentile_ms(99) for record in records.values())
+        most_ms = [max(r.percentile_ms(q) for r in records.values()) for q in (90, 99)]
+        right = 1.08 * min(2 * most_ms[0], most_ms[1])
         for row, record in enumerate(records.values()):
             samples = np.asarray(record.samples_ms)[:: -(-len(record.samples_ms) // MOST_DOTS)]
             base = -row - 0.3
@@ -211,9 +212,7 @@ def latency_chart(records: Mapping[str, LatencyRecord], labels: Mapping[str, str
             axes.plot(samples, heights, ".", color=STUDENT, markersize=3, alpha=0.55)
             axes.vlines(record.p50_ms, base - 0.08, base + 0.68, color=INK, linewidth=2)
             axes.vlines(record.p90_ms, base + 0.1, base + 0.5, color=PRUNED, linewidth=2)
-        axes.set_yticks(
-            [-row for row in range(len(records))], [labels.get(name, name) for name in records]
-        )
+        axes.set_yticks([-row for row in range(len(records))], list(records))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, right)

@@ -6,12 +6,12 @@ Every figure on the page stands in an artifact; what is missing is named with it
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 
 from lightfield.files import write_text
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
 from pipeline.report.chain import Chain
+from pipeline.report.document import document
 from pipeline.report.files import files_section
 from pipeline.report.latency import latency_section
 from pipeline.report.making import making_section
@@ -21,10 +21,8 @@ from pipeline.report.quality import pictures_section, quality_section
 from pipeline.report.summary import header
 
 PAGE = "index.html"
-LAYOUT = 1
+LAYOUT = 2
 """Grows when the same artifacts give another page."""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may do with the page: show it. A second lock behind escaping."""
 PARTS: tuple[Callable[[Chain], Html], ...] = (
     header, pictures_section, quality_section, pruning_section, latency_section, files_section,
     making_section,
@@ -63,18 +61,7 @@ def make_report(run: Run, console: Console) -> Artifact:
 
 def page_of(title: str, parts: list[Html]) -> str:
     """The whole document around its parts."""
-    style = resources.files("pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title}: a neural light field"),
-        element("style", Html(style)),
-    )
     top, *rest = parts
     links = [element("a", text, href=f"#{name}") for name, text in LINKS.items()]
     contents = element("nav", *links, aria_label="Contents")
-    body = element("body", element("main", top, contents, fragment(*rest)))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}"
+    return document(f"{title}: a neural light field", top, contents, fragment(*rest))

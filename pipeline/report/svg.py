@@ -84,6 +84,7 @@ def inline_svg(figure: Figure, *, label: str, tooltips: Mapping[str, str] | None
     for gid, tooltip in (tooltips or {}).items():
         title = element("title", tooltip).strip()
         body = body.replace(f'<g id="{escaped(gid)}">', f"<g>{title}", 1)
+    body = re.sub(r'<g id="[^"]*"/>', "", body)  # ticks that lie outside
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
     body = re.sub(r"font-family: [^;\"]*;?", "", body)
     for name, colour in PAINTS.items():

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import adbutils
 
@@ -58,12 +59,40 @@ while [ $# -gt 1 ]; do
 done
 while [ "$turns" -gt 0 ]; do times="$times${times:+, }2500"; turns=$((turns - 1)); done
 for model in $models; do
-  entry="{\\"load_us\\": 9, \\"wall_us\\": [$times], \\"cpu_us\\": [$times], \\"outputs\\": []}"
+  entry="{\\"load_us\\": 9, \\"at_us\\": [$times], \\"wall_us\\": [$times], \\"cpu_us\\": [$times]"
+  entry="$entry, \\"outputs\\": []}"
   entries="$entries${entries:+, }$entry"
 done
-echo "{\\"runtime\\": \\"1.30.0\\", \\"growth_kb\\": 640, \\"models\\": [$entries]}"
+answer="\\"runtime\\": \\"1.30.0\\", \\"growth_kb\\": 640, \\"providers\\": [], \\"watched\\": []"
+echo "{$answer, \\"models\\": [$entries]}"
 """
 )
+
+
+class FakeStream:
+    """A connection to one service of the phone."""
+
+    def __init__(self, device: FakeDevice):
+        self._device = device
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def send_command(self, command: str) -> None:
+        service, _, words = command.partition(":")
+        assert service == "exec"
+        self._process = self._device.start(words)
+
+    def check_okay(self) -> None:
+        assert self._process
+
+    def recv(self, size: int) -> bytes:
+        assert self._process
+        assert self._process.stdout
+        return self._process.stdout.read(size)
+
+    def close(self) -> None:
+        """The command reads the end of its input; unlike the real one, this waits for what it does."""
+        if self._process:
+            self._process.communicate()
 
 
 @dataclass
@@ -118,6 +147,20 @@ class FakeDevice:
         folder = self.root / "data/local/tmp"
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
+    def open_transport(self) -> FakeStream:
+        return FakeStream(self)
+
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        """A command that reads from its caller and goes on."""
+        self.commands.append(command)
+        self._fail_if_lost()
+        words, pipe = ["sh", "-c", self._moved(command)], subprocess.PIPE
+        return subprocess.Popen(words, stdin=pipe, stdout=pipe, **self._surroundings())
+
+    def _surroundings(self) -> dict[str, Any]:
+        path = f"{self.root}/bin:{os.environ['PATH']}"
+        return {"cwd": self.root, "env": {**os.environ, "STATE": str(self.state), "PATH": path}}
+
     def shell2(self, command: str, timeout: float, v2: bool) -> SimpleNamespace:
         assert v2
         self.commands.append(command)
@@ -128,14 +171,9 @@ class FakeDevice:
             ["sh", "-c", self._moved(command)],
             capture_output=True,
             text=True,
-            cwd=self.root,
-            env={
-                **os.environ,
-                "STATE": str(self.state),
-                "PATH": f"{self.root}/bin:{os.environ['PATH']}",
-            },
             timeout=60,
             check=False,
+            **self._surroundings(),
         )
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode
         stdout = done.stdout.replace(str(self.root), "")

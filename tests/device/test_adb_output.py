@@ -3,12 +3,15 @@ from fake_phone import TRANSCRIPTS
 
 from device.adb_output import (
     EMULATION_MARKER,
+    Memory,
     fast_cores,
     is_emulated,
     parse_battery,
     parse_cpu_list,
+    parse_free_bytes,
     parse_frequencies,
     parse_getprop,
+    parse_meminfo,
     parse_thermal,
     parse_wakefulness,
     phone_identity,
@@ -50,6 +53,12 @@ def test_getprop_keeps_empty_values_and_values_that_span_lines():
             "getprop_xiaomi_android10",
             "Xiaomi Redmi K20 (sm6150)",
             "Android 10 (API 29) QKQ1.190825.002",
+            False,
+        ),
+        (
+            "getprop_samsung_mediatek_android14",
+            "Samsung SM-A146P (Mediatek MT6833V/NZA)",
+            "Android 14 (API 34) UP1A.231005.007",
             False,
         ),
         (
@@ -101,11 +110,15 @@ def test_a_zero_flag_is_no_emulator():
         ("battery_android7", 28.5, 88, True, True),
         ("battery_android14", 40.1, 93, False, False),
         ("battery_samsung", 31.2, 100, True, True),  # not the 45.5 of its log
+        ("battery_honor_android14", 26.3, 61, True, True),
+        ("battery_emulator_android6", None, 50, True, True),
+        ("battery_absent_tv_android11", None, None, None, None),
+        ("battery_updates_stopped", None, None, None, None),  # its 25.0 may be hours old
     ],
 )
 def test_battery(transcript, celsius, percent, charging, plugged):
     battery = parse_battery(read(transcript))
-    assert battery.temperature_celsius == pytest.approx(celsius)
+    assert battery.temperature_celsius == (celsius and pytest.approx(celsius))
     assert battery.level_percent == percent
     assert (battery.is_charging, battery.is_plugged) == (charging, plugged)
 
@@ -132,6 +145,8 @@ def test_thermal_reads_the_hardware_and_leaves_out_limits_and_absent_sensors():
     ("transcript", "status", "readings"),
     [
         ("thermal_throttled_android12", 2, {"AP": 71.2, "BAT": 39.8, "SKIN": 44.6}),
+        ("thermal_samsung_android16", 1, {"AP": 34.1, "BAT": 29.3, "SKIN": 32.6}),
+        ("thermal_shield_android11", 0, {"GPU": 64.0, "CPU0": 66.5, "CPU1": 66.0}),
         ("thermal_hal_missing_android10", 0, {"battery": 29.4}),
         ("thermal_android9", None, {}),
     ],
@@ -139,6 +154,17 @@ def test_thermal_reads_the_hardware_and_leaves_out_limits_and_absent_sensors():
 def test_thermal_of_other_phones(transcript, status, readings):
     thermal = parse_thermal(read(transcript))
     assert (thermal.status, thermal.temperatures_celsius) == (status, readings)
+
+
+def test_memory():
+    assert parse_meminfo(read("meminfo_linux5")) == Memory(7795268 * 1024, 3120444 * 1024)
+    assert parse_meminfo(read("meminfo_linux3")) == Memory(1891176 * 1024, None)
+    assert parse_meminfo("cat: /proc/meminfo: Permission denied\n") == Memory()
+
+
+def test_free_space():
+    assert parse_free_bytes("29184 4096\n") == 29184 * 4096
+    assert parse_free_bytes("stat: Unknown option 'f'\n") is None
 
 
 def test_wakefulness():

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from device.adb_server import connect, probe_adb, usb_debugging_devices
+from device.adb_server import connect, probe_adb, server_address, usb_debugging_devices
 from lightfield.errors import AdbError
 
 
@@ -86,6 +86,30 @@ def test_a_probe_survives_something_else_on_the_port(listener):
 def test_a_probe_survives_a_port_that_is_none(monkeypatch):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "usb")
     assert "'usb' is no port" in (probe_adb().problem or "")
+
+
+@pytest.mark.parametrize(
+    ("socket_name", "address"),
+    [("tcp:phones.example:5039", ("phones.example", 5039)), ("tcp:5038", ("127.0.0.1", 5038))],
+)
+def test_the_server_is_where_adb_itself_would_look(monkeypatch, socket_name, address):
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "1")
+    monkeypatch.setenv("ADB_SERVER_SOCKET", socket_name)
+    assert server_address() == address
+
+
+def test_a_server_address_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("ADB_SERVER_SOCKET", "localfilesystem:x; touch pwned")
+    with pytest.raises(AdbError, match="is not of the form tcp:HOST:PORT"):
+        connect()
+
+
+def test_no_server_is_started_here_in_place_of_another_machines(monkeypatch):
+    port = nobody_listens(monkeypatch)
+    monkeypatch.setenv("ANDROID_ADB_SERVER_HOST", "127.0.0.2")
+    monkeypatch.setattr("device.adb_server._start_server", lambda: pytest.fail("started"))
+    with pytest.raises(AdbError, match=rf"127\.0\.0\.2:{port}: no adb server answers; start it"):
+        connect()
 
 
 def test_connecting_without_starting_needs_a_server(monkeypatch):

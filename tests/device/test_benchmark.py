@@ -1,91 +1,185 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
 import pytest
-from fake_phone import FakeClient, FakeDevice
+from onnx import numpy_helper
 from small_graphs import write_graph
 
-from device import benchmark as module
-from device.benchmark import BenchmarkConfig, benchmark, choose_target
+from device.bench_record import DeviceBench, GraphBench
+from device.benchmark import BenchGraph, BenchmarkConfig, benchmark
 from device.host import HostTarget
-from lightfield.errors import AdbError, ConfigError
+from device.onnx_inputs import fixed_inputs
+from lightfield.errors import AdbError, ConfigError, DeviceError
+
+WHOLE = BenchmarkConfig(target="host", runs=3, warmup=1, yardstick_turns=2)
+QUICK = dataclasses.replace(WHOLE, yardstick_turns=0, profile=False)
 
 
-@pytest.fixture(autouse=True)
-def ready_made_bundle(bundle, monkeypatch):
-    monkeypatch.setattr("device.phone.runner_bundle", lambda runtime: bundle)
+def graph_of(folder: Path, name: str = "student", **fields) -> BenchGraph:
+    model = write_graph(folder / f"{name}.onnx")
+    return BenchGraph(name, model, inputs=[fixed_inputs(model, seed) for seed in (1, 2)], **fields)
 
 
-def kind(client: FakeClient, **options) -> str:
-    return choose_target("auto", client=client, **options).identity.kind
+def worsened(model: Path, by: float) -> Path:
+    """The same graph with its first weights multiplied."""
+    changed = onnx.load(str(model))
+    weights = changed.graph.initializer[0]
+    values = numpy_helper.to_array(weights) * np.float32(1 + by)
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    path = model.with_name(f"{model.stem}-{by}.onnx")
+    onnx.save(changed, str(path))
+    return path
 
 
-def test_auto_takes_the_only_phone(client):
-    assert kind(client) == "phone"
-    client.states = {"X": "unauthorized"}
-    assert kind(client) == "phone"
-
-
-def test_auto_stays_here_without_a_phone_to_take(client, fake, tmp_path):
-    assert kind(FakeClient()) == "host"
-    assert kind(FakeClient(states={"X": "unauthorized"})) == "host"
-    assert kind(FakeClient(down=True)) == "host"
-    assert kind(FakeClient([fake, FakeDevice(tmp_path / "two", serial="TWO")])) == "host"
-
-
-def test_auto_never_takes_an_emulator(client, fake):
-    fake.show(getprop="getprop_emulator_api34")
-    assert kind(client) == "host"
-
-
-def test_auto_with_a_serial_insists_on_it(client):
-    assert kind(client, serial="SERIAL01") == "phone"
-    with pytest.raises(AdbError, match="no such phone"):
-        kind(client, serial="OTHER")
-
-
-def test_phone_without_a_phone_is_an_error_with_advice():
-    with pytest.raises(AdbError, match="enable USB debugging"):
-        choose_target("phone", client=FakeClient())
-
-
-def test_host_looks_for_no_phone(client, fake):
-    target = choose_target("host", threads=2, client=client)
-    assert target.identity.kind == "host"
-    assert target.identity.threads == 2
-    assert fake.commands == []
-
-
-def test_auto_starts_no_adb_server_without_a_usb_device(monkeypatch):
-    monkeypatch.setattr(module, "server_is_running", lambda: False)
-    monkeypatch.setattr(module, "usb_debugging_devices", lambda: 0)
-    monkeypatch.setattr(module, "connect", lambda: pytest.fail("started a server"))
-    assert choose_target("auto").identity.kind == "host"
-
-
-def test_auto_stops_a_server_that_it_started_in_vain(monkeypatch):
-    stopped = []
-    monkeypatch.setattr(module, "server_is_running", lambda: False)
-    monkeypatch.setattr(module, "usb_debugging_devices", lambda: None)
-    monkeypatch.setattr(module, "connect", FakeClient)
-    monkeypatch.setattr(module, "_stop_server", lambda: stopped.append(True))
-    assert choose_target("auto").identity.kind == "host"
-    assert stopped == [True]
-
-
-def test_a_benchmark_measures_every_graph_and_says_how_far_it_is(tmp_path):
-    graphs = {name: write_graph(tmp_path / f"{name}.onnx") for name in ("student", "fused")}
+def test_every_graph_goes_through_the_whole_protocol(tmp_path):
+    graphs = [graph_of(tmp_path, "student"), graph_of(tmp_path, "fused")]
     seen = []
-    records = benchmark(
+    bench = benchmark(
         HostTarget(),
         graphs,
-        BenchmarkConfig(target="host", runs=3, warmup=1),
+        WHOLE,
         lambda done, total, **figures: seen.append((done, total, sorted(figures))),
     )
-    assert list(records) == ["student", "fused"]
-    assert all(len(record.samples_ms) == 3 for record in records.values())
+    assert [graph.name for graph in bench.graphs] == ["student", "fused"]
     assert seen == [(0, 2, []), (1, 2, ["p50_ms"]), (2, 2, ["p50_ms"])]
+    for graph in bench.graphs:
+        assert graph.latency is not None
+        assert len(graph.latency.samples_ms) == len(graph.latency.conditions["at_ms"]) == 3
+        assert graph.fidelity is not None
+        assert (graph.fidelity.psnr_db, graph.fidelity.pictures) == (None, 2)
+        assert graph.yardstick is not None
+        assert graph.yardstick.rounds == 2
+        # Conv, and what ONNX Runtime adds for the layout that its convolutions like
+        assert "Conv" in [each.operator for each in graph.operators]
+        assert sum(each.share for each in graph.operators) == pytest.approx(1)
+        assert graph.fallen_back == ()
+        assert graph.sustained is None
+    assert "onnxruntime" in bench.versions
+    assert bench.protocol["runs"] == 3
 
 
-def test_impossible_settings_are_refused():
-    with pytest.raises(ConfigError, match="at least 1"):
-        BenchmarkConfig(runs=0)
-    with pytest.raises(ConfigError, match="not the host"):
-        BenchmarkConfig(target="host", serial="X")
+def test_a_record_comes_back_as_it_was(tmp_path):
+    bench = benchmark(HostTarget(), [graph_of(tmp_path)], WHOLE)
+    assert DeviceBench.from_json(bench.to_json()) == bench
+    with pytest.raises(DeviceError, match="schema 9"):
+        DeviceBench.from_json({**bench.to_json(), "schema": 9})
+    for damaged in ({}, {**bench.to_json(), "graphs": [{}]}, {**bench.to_json(), "device": 3}):
+        with pytest.raises(DeviceError, match="not a benchmark's record"):
+            DeviceBench.from_json(damaged)
+
+
+def test_a_sustained_pass_goes_on_for_as_long_as_it_is_asked(tmp_path):
+    graph = graph_of(tmp_path, sustained=True)
+    config = dataclasses.replace(QUICK, sustained_seconds=1)
+    (found,) = benchmark(
+        HostTarget(),
+        [
+            graph,
+        ],
+        config,
+    ).graphs
+    assert found.sustained is not None
+    assert found.latency is not None
+    at_ms = found.sustained.conditions["at_ms"]
+    assert len(at_ms) == len(found.sustained.samples_ms) > len(found.latency.samples_ms)
+    assert at_ms[-1] + found.sustained.samples_ms[-1] >= 1000
+    assert at_ms == sorted(at_ms)
+
+
+def test_another_picture_gets_no_speed(tmp_path):
+    good = graph_of(tmp_path)
+    bad = dataclasses.replace(good, model=worsened(good.model, 0.05), reference=good.model)
+    near = dataclasses.replace(bad, name="near", model=worsened(good.model, 1e-6))
+    other, same = benchmark(HostTarget(), [bad, near], QUICK).graphs
+    assert other.latency is None
+    assert "dB from the host's, below 60 dB" in other.refused
+    assert other.fidelity is not None
+    assert other.fidelity.max_error > 0.01
+    assert same.latency is not None
+    assert same.refused == ""
+    half = dataclasses.replace(bad, precision="int8")
+    assert benchmark(HostTarget(), [half], QUICK).graphs[0].latency is not None
+
+
+def test_one_graph_that_cannot_be_run_costs_the_others_nothing(tmp_path):
+    good = graph_of(tmp_path)
+    node = onnx.helper.make_node("NoSuchOperator", ["input"], ["output"], domain="nowhere")
+    model = onnx.load(str(good.model))
+    del model.graph.node[:]
+    model.graph.node.append(node)
+    model.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+    strange = tmp_path / "strange.onnx"
+    onnx.save(model, str(strange))
+    kept: list[GraphBench] = []
+    graphs = [BenchGraph("strange", strange), good]
+    bad, fine = benchmark(HostTarget(), graphs, QUICK, keep=kept.append).graphs
+    assert "NoSuchOperator" in bad.refused
+    assert bad.latency is None
+    assert fine.latency is not None
+    assert kept == [bad, fine]
+
+
+def test_a_lost_phone_ends_the_benchmark_and_what_was_kept_is_not_measured_again(tmp_path):
+    class Lost(HostTarget):
+        def measure(self, model, **options):
+            if model.stem == "second":
+                raise AdbError("the cable")
+            return super().measure(model, **options)
+
+    graphs = [graph_of(tmp_path, "first"), graph_of(tmp_path, "second")]
+    kept: list[GraphBench] = []
+    with pytest.raises(AdbError, match="the cable"):
+        benchmark(Lost(), graphs, QUICK, keep=kept.append)
+    (first,) = kept
+    again = benchmark(HostTarget(), graphs, QUICK, kept={("first", "fp32"): first})
+    assert again.graphs[0] is first
+    assert again.graphs[1].latency is not None
+
+
+def test_a_throttled_graph_is_flagged_or_refused(tmp_path):
+    class Warm(HostTarget):
+        def measure(self, model, **options):
+            record = super().measure(model, **options)
+            signs = {"throttled": True, "throttling": ["its thermal status rose to 2"]}
+            return dataclasses.replace(record, conditions={**record.conditions, **signs})
+
+    graph = graph_of(tmp_path)
+    (flagged,) = benchmark(Warm(), [graph], QUICK).graphs
+    assert flagged.latency is not None
+    assert flagged.latency.conditions["throttled"]
+    strict = dataclasses.replace(QUICK, refuse_throttled=True)
+    (refused,) = benchmark(Warm(), [graph], strict).graphs
+    assert refused.latency is None
+    assert "thermal status rose to 2" in refused.refused
+
+
+def test_a_provider_that_is_not_there_is_named(tmp_path):
+    target = HostTarget(provider="qnn")
+    assert target.identity.provider == "QNNExecutionProvider"
+    config = dataclasses.replace(QUICK, provider="qnn")
+    (found,) = benchmark(target, [graph_of(tmp_path)], config).graphs
+    assert "add the provider qnn (this library was built without it)" in found.refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"runs": 0}, "at least 1"),
+        ({"poses": 0}, "at least 1"),
+        ({"sustained_seconds": -1}, "negative"),
+        ({"yardstick_turns": 1}, "at least 2 turns"),
+        ({"target": "host", "serial": "X"}, "not the host"),
+        ({"provider_options": ("fast",)}, "'fast' is not KEY=VALUE"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        BenchmarkConfig(**fields)
+
+
+def test_a_protocol_names_no_serial_and_no_path(tmp_path):
+    config = BenchmarkConfig(serial="SECRET", provider_options=("flags=1",))
+    assert config.options() == {"flags": "1"}
+    assert "SECRET" not in str(config.protocol())

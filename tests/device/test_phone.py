@@ -250,7 +250,7 @@ def test_a_hostile_file_name_never_reaches_the_phone(attach, fake, tmp_path):
 
 
 def test_attaching_finds_builds_and_greets(client, bundle, monkeypatch):
-    monkeypatch.setattr("device.phone.runner_bundle", lambda runtime: bundle)
+    monkeypatch.setattr("device.phone.runner_bundle", lambda runtime, provider="cpu": bundle)
     target = attach_phone("SERIAL01", threads=2, client=client)
     assert target.identity.threads == 2
     assert target.identity.runtime == "onnxruntime 1.30.0"

@@ -10,7 +10,7 @@ from device.processor import parse_cpuinfo
         ("cpuinfo_arm64_linux5", "4x Cortex-A510 + 4x Cortex-A715 + 1x Cortex-X3", 9, None),
         (
             "cpuinfo_arm64_linux4",
-            "2x core 0x51/0x805 + 1x core 0x51/0x804",
+            "2x Kryo 4xx Silver + 1x Kryo 4xx Gold",
             3,
             "Qualcomm Technologies, Inc SM7150",
         ),
@@ -20,6 +20,19 @@ from device.processor import parse_cpuinfo
 def test_processors_call_themselves(transcript, name, cores, chip):
     processor = parse_cpuinfo((TRANSCRIPTS / f"{transcript}.txt").read_text())
     assert (str(processor), len(processor.cores), processor.chip) == (name, cores, chip)
+
+
+def test_a_core_that_nobody_has_named_yet_is_told_by_its_numbers():
+    assert str(parse_cpuinfo("processor\t: 0\nCPU implementer\t: 0x53\nCPU part\t: 0x005\n")) == (
+        "core 0x53/0x005"
+    )
+
+
+def test_a_cores_own_name_is_told_before_the_kernels_name_for_everyones():
+    text = "processor\t: 0\nmodel name\t: ARMv8 Processor rev 0 (v8l)\n"
+    assert str(parse_cpuinfo(text)) == "ARMv8 Processor rev 0 (v8l)"
+    numbered = f"{text}CPU implementer\t: 0x41\nCPU part\t: 0xd4e\n"
+    assert str(parse_cpuinfo(numbered)) == "Cortex-X3"
 
 
 def test_an_empty_cpuinfo_is_an_unknown_processor():

@@ -1,5 +1,6 @@
 """The C runner, compiled for this machine and held against Python's ONNX Runtime, and its bundles."""
 
+import dataclasses
 import importlib.util
 import shutil
 import struct
@@ -16,6 +17,7 @@ from small_graphs import write_graph
 
 from device.host import HostTarget
 from device.onnx_inputs import fixed_inputs
+from device.operator_profile import read_profile
 from device.runner import compiler
 from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
 from device.runner.compiler import SOURCE, compile_runner, zig_command
@@ -59,6 +61,7 @@ def run(
     outputs: bool = False,
     turns: int = 3,
     limit_seconds: int = 60,
+    **asked,
 ) -> RunnerReport:
     jobs = []
     for index, graph in enumerate(graphs):
@@ -66,13 +69,18 @@ def run(
         write_inputs(inputs, list(fixed_inputs(graph).values()))
         results.mkdir(exist_ok=True)
         jobs.append((str(graph), str(inputs), str(results) if outputs else None))
-    schedule = Schedule(1, warmup=1, turns=turns, limit_seconds=limit_seconds)
-    done = subprocess.run(
-        [*runner, *runner_arguments(jobs, schedule)], capture_output=True, text=True, check=False
-    )
+    schedule = Schedule(1, warmup=1, turns=turns, limit_seconds=limit_seconds, **asked)
+    prefix = str(schedule.profile.with_suffix("")) if schedule.profile else None
+    words = runner_arguments(jobs, schedule, profile_prefix=prefix)
+    done = subprocess.run([*runner, *words], capture_output=True, text=True, check=False)
     where = ", ".join(graph.name for graph in graphs)
     return parse_report(
-        done.returncode, done.stdout, done.stderr, where=where, turns=turns, models=len(graphs)
+        done.returncode,
+        done.stdout,
+        done.stderr,
+        where=where,
+        schedule=schedule,
+        models=len(graphs),
     )
 
 
@@ -86,6 +94,42 @@ def test_the_c_runner_computes_what_python_computes(runner, tmp_path):
     # the wheel's two builds of the same code may differ in rounding
     np.testing.assert_allclose(outputs["output"], expected["output"], atol=1e-5)
     assert report.runtime == onnxruntime.__version__
+
+
+@needs_host_compiler
+def test_the_c_runner_goes_on_and_reads_the_files_it_was_told_to(runner, tmp_path):
+    graph = write_graph(tmp_path / "g.onnx")
+    (tmp_path / "clock").write_text("1800000\n")
+    (tmp_path / "words").write_text("no number\n")
+    files = tuple(str(tmp_path / name) for name in ("clock", "words", "nowhere"))
+    report = run(runner, [graph, graph], tmp_path, turns=2, seconds=1, watch=files)
+    first, second = report.models
+    assert len(first.wall_ms) == len(second.wall_ms) > 300  # more than one growth of its arrays
+    assert first.at_ms[-1] < 1000 <= first.at_ms[-1] + first.wall_ms[-1] + second.wall_ms[-1] + 1
+    assert all(a < b for a, b in zip(first.at_ms, second.at_ms, strict=True))
+    assert [row[1:] for row in report.watched] == [(1_800_000, -1, -1)] * len(report.watched)
+    assert 3 <= len(report.watched) <= 5  # at the beginning, every half second, at the end
+
+
+@needs_host_compiler
+def test_the_c_runner_traces_one_graph(runner, tmp_path):
+    graph = write_graph(tmp_path / "g.onnx")
+    report = run(runner, [graph], tmp_path, profile=tmp_path / "trace.json")
+    assert report.profile is not None
+    nodes = read_profile(Path(report.profile), 3)
+    assert "Conv" in {node.operator for node in nodes}
+    assert set(report.providers) == set(onnxruntime.get_available_providers())
+    with pytest.raises(DeviceError, match="exit code 2"):  # whose would it be
+        run(runner, [graph, graph], tmp_path, profile=tmp_path / "trace.json")
+
+
+@needs_host_compiler
+@pytest.mark.parametrize("provider", ["xnnpack", "nnapi", "qnn"])
+def test_the_c_runner_says_which_provider_its_library_lacks(runner, tmp_path, provider):
+    graph = write_graph(tmp_path / "g.onnx")
+    options = (("intra_op_num_threads", "1"), ("flags", "1"))
+    with pytest.raises(DeviceError, match=f"add the provider {provider}"):
+        run(runner, [graph], tmp_path, provider=provider, options=options)
 
 
 @needs_host_compiler
@@ -213,7 +257,7 @@ def stocked(tmp_path, monkeypatch) -> PhoneRuntime:
         with zipfile.ZipFile(tmp_path / f"ort.{suffix}", "w") as archive:
             archive.writestr(member, elf(AARCH64))
             archive.writestr("../../escaped", b"never unpacked")
-    return PhoneRuntime(tmp_path / "ort.aar", tmp_path / "ort.whl", glibc)
+    return PhoneRuntime(aar=tmp_path / "ort.aar", wheel=tmp_path / "ort.whl", glibc=glibc)
 
 
 def test_an_aar_makes_a_bionic_bundle(stocked):
@@ -230,6 +274,42 @@ def test_a_wheel_makes_a_glibc_bundle(stocked):
     assert len(bundle.files) == 10
     start = ["/d/ld-linux-aarch64.so.1", "--library-path", "/d", "/d/nelf_runner"]
     assert bundle.command("/d")[:4] == start
+
+
+def test_a_fetched_aar_makes_a_bionic_bundle_too(stocked, monkeypatch):
+    asked = []
+
+    def fetched(cache, repository, name, version, sha256):
+        asked.append((repository, name, version, sha256))
+        return stocked.aar
+
+    monkeypatch.setattr("device.runner.bundle.fetched_aar", fetched)
+    runtime = PhoneRuntime(repository="https://x/maven2", version="1.22.0", aar_sha256="ab")
+    assert runner_bundle(runtime).form == "bionic"
+    assert runner_bundle(runtime, provider="qnn").form == "bionic"
+    names = ["onnxruntime-android", "onnxruntime-android-qnn"]
+    assert asked == [("https://x/maven2", name, "1.22.0", "ab") for name in names]
+
+
+def test_a_providers_own_libraries_travel_along(stocked, tmp_path):
+    folder = tmp_path / "qnn"
+    folder.mkdir()
+    runtime = dataclasses.replace(stocked, libraries=folder)
+    with pytest.raises(DeviceError, match="holds no library"):
+        runner_bundle(runtime, provider="qnn")
+    (folder / "libQnnHtp.so").write_bytes(b"library")
+    (folder / "notes.txt").write_text("not sent")
+    bundle = runner_bundle(runtime, provider="qnn")
+    assert sorted(bundle.files) == ["libQnnHtp.so", "libonnxruntime.so", "nelf_runner"]
+    assert bundle.command("/d")[:3] == ["env", "LD_LIBRARY_PATH=/d", "ADSP_LIBRARY_PATH=/d"]
+    assert bundle.hashes().keys() == {"nelf_runner", "libonnxruntime.so"}
+
+
+def test_the_linux_library_has_no_other_provider(stocked):
+    runtime = PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc)
+    for provider in ("xnnpack", "nnapi", "qnn"):
+        with pytest.raises(DeviceError, match=f"{provider} is not in the Linux library; pass an"):
+            runner_bundle(runtime, provider=provider)
 
 
 def test_a_bundle_is_built_once(stocked, monkeypatch):

@@ -16,9 +16,12 @@ from lightfield.errors import DeviceError
 ANSWER = {
     "runtime": "1.31.1",
     "growth_kb": 100,
+    "providers": ["CPUExecutionProvider"],
+    "watched": [],
     "models": [
         {
             "load_us": 1500.0,
+            "at_us": [0.0, 2050.0],
             "wall_us": [2000.0, 2100.0],
             "cpu_us": [1900.0, 2000.0],
             "outputs": [{"name": "output", "element": "float32", "shape": [1, 3]}],
@@ -27,8 +30,9 @@ ANSWER = {
 }
 
 
-def parse(code: int, stdout: str, stderr: str = "", turns: int = 2) -> RunnerReport:
-    return parse_report(code, stdout, stderr, where="g.onnx", turns=turns, models=1)
+def parse(code: int, stdout: str, stderr: str = "", turns: int = 2, **asked) -> RunnerReport:
+    schedule = Schedule(1, warmup=0, turns=turns, limit_seconds=9, **asked)
+    return parse_report(code, stdout, stderr, where="g.onnx", schedule=schedule, models=1)
 
 
 def test_an_answer_is_read_in_milliseconds_and_bytes():
@@ -81,8 +85,33 @@ def test_garbage_in_an_answer_is_refused(key, value, unchecked):
 
 
 def test_an_answer_of_another_length_is_refused():
-    with pytest.raises(DeviceError, match="not 3 each"):
+    with pytest.raises(DeviceError, match=r"\[2\] samples of 1 graphs, not 3 of 1"):
         parse(0, json.dumps(ANSWER), turns=3)
+    with pytest.raises(DeviceError, match="not 1 of 1"):
+        parse(0, json.dumps(ANSWER), turns=1)
+    unequal = {**ANSWER["models"][0], "at_us": [0.0]}
+    with pytest.raises(DeviceError, match=r"\[1, 2\] samples"):
+        parse(0, json.dumps({**ANSWER, "models": [unequal]}))
+
+
+def test_a_runner_that_went_on_for_longer_may_answer_more():
+    report = parse(0, json.dumps(ANSWER), turns=1, seconds=5)
+    assert report.models[0].at_ms == (0.0, 2.05)
+
+
+def test_watched_values_come_in_rows(unchecked):
+    watched = [0.0, 500.0, 41000.0, 500000.0, 400.0, -1]
+    text = json.dumps({**ANSWER, "watched": watched})
+    report = parse(0, text, watch=("/sys/a", "/sys/b"))
+    assert report.watched == ((0.0, 500.0, 41000.0), (500.0, 400.0, -1.0))
+    for wrong in (watched[:-1], [*watched[:-1], float("nan")], None):
+        with pytest.raises(DeviceError, match="makes no sense"):
+            parse(0, json.dumps({**ANSWER, "watched": wrong}), watch=("/sys/a", "/sys/b"))
+
+
+def test_a_profile_that_was_asked_for_must_be_named(tmp_path):
+    with pytest.raises(DeviceError, match="makes no sense"):
+        parse(0, json.dumps(ANSWER), profile=tmp_path / "trace.json")
 
 
 def test_an_output_of_another_size_is_refused(tmp_path):

@@ -98,10 +98,22 @@ def write_embedder(path):
     return write_model(path, nodes, inputs, {"embbrays": [1, K, H * W, D]}, {})
 
 
-def write_student(path, *, batch=1, activation="GeluSnap", spare_weights=0, scaled=False, **rest):
+def write_student(
+    path,
+    *,
+    batch=1,
+    activation="GeluSnap",
+    spare_weights=0,
+    scaled=False,
+    strides=(2, 2),
+    dilations=(1, 1),
+    **rest,
+):
     last = "colours" if scaled else "output"
     nodes = [
-        helper.make_node("ConvTranspose", ["input", "weight"], ["up"], strides=[2, 2]),
+        helper.make_node(
+            "ConvTranspose", ["input", "weight"], ["up"], strides=strides, dilations=dilations
+        ),
         helper.make_node(activation, ["up"], ["active"]),
         helper.make_node("Sigmoid", ["active"], [last]),
     ]

@@ -1,15 +1,21 @@
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_fields import NDC, TAILS, WORLD, light_field, poses, random_student
 
+from export import bundle, exported_graph
 from export.bundle import write_bundle
-from lightfield.errors import ConfigError, ExportError
+from export.calibration import Calibration
+from export.coreml import replay
+from lightfield.errors import ConfigError, ExportError, ParityError
 from lightfield.files import sha256_of
+from lightfield.light_field import LightField
 
 needs_coremltools = pytest.mark.skipif(
     importlib.util.find_spec("coremltools") is None, reason="coremltools is not installed"
@@ -20,9 +26,13 @@ ONNX_FILES = [
     "Toy_SnapGELU.onnx",
     "Toy.onnx",
     "Toy_opset17.onnx",
+    "Toy_fp16.onnx",
+    "Toy_opset17_fp16.onnx",
     "Toy_fused.onnx",
     "Toy_fused_batch.onnx",
+    "Toy_fused_fp16.onnx",
 ]
+INT8_FILES = ["Toy_int8.onnx", "Toy_opset17_int8.onnx"]
 
 
 @pytest.mark.parametrize("space", [WORLD, NDC], ids=["world", "ndc"])
@@ -38,14 +48,77 @@ def test_a_bundle_holds_every_graph_at_its_parity(tmp_path, space):
     )
     assert [graph.path.name for graph in graphs] == ONNX_FILES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ONNX_FILES)
-    assert seen == [(n, 7, "psnr_db") for n in range(1, 8)]
+    assert seen == [(n, 10, "psnr_db") for n in range(1, 11)]
     for graph in graphs:
         assert graph.available
-        assert graph.psnr_db >= 80
+        assert graph.precision == ("fp16" if "fp16" in graph.path.name else "fp32")
+        assert graph.psnr_db >= {"fp32": 80, "fp16": 45}[graph.precision]
+        assert (graph.lost_db, graph.fit) == (None, None)
         assert graph.sha256 == sha256_of(graph.path)
         assert graph.size_bytes == graph.path.stat().st_size
         assert (graph.opset, graph.ir_version) in {(11, 6), (17, 8), (20, 9)}
+    control = float(
+        re.search(r"Relu in place of GeluSnap it would be ([\d.]+) dB", graphs[2].note)[1]
+    )
+    assert control < 60
     json.dumps([graph.to_json() for graph in graphs])
+
+
+def noisy_pictures(field: LightField, views: np.ndarray, seed: int) -> np.ndarray:
+    """What the student draws, and noise: real pictures that it misses by 26 dB."""
+    drawn = [field.render(torch.from_numpy(pose)).numpy() for pose in views]
+    noise = np.random.default_rng(seed).normal(0, 0.05, (len(views), *drawn[0].shape))
+    return (np.stack(drawn) + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("allowed_db", [0.5, -1.0], ids=["fit", "unfit"])
+def test_int8_graphs_lose_little_against_real_pictures_or_are_marked(
+    tmp_path, monkeypatch, allowed_db
+):
+    monkeypatch.setattr(exported_graph, "ALLOWED_LOSS_DB", allowed_db)
+    field, views = light_field(), poses(WORLD, 4)
+    graphs = write_bundle(
+        field,
+        views[:2],
+        "Toy",
+        tmp_path,
+        truth=noisy_pictures(field, views[:2], 0),
+        calibration=Calibration(views[2:], noisy_pictures(field, views[2:], 1)),
+        coreml=False,
+    )
+    assert sorted(graph.path.name for graph in graphs) == sorted(ONNX_FILES + INT8_FILES)
+    by_name = {graph.path.name: graph for graph in graphs}
+    assert by_name["Toy.onnx"].lost_db == pytest.approx(0, abs=1e-3)
+    assert by_name["Sampler.onnx"].lost_db is None
+    for name in INT8_FILES:
+        graph = by_name[name]
+        assert graph.precision == "int8"
+        assert graph.size_bytes < by_name[name.replace("_int8", "")].size_bytes
+        assert graph.ops["DequantizeLinear"] > 0
+        assert 0 < abs(graph.lost_db) <= 0.5
+        assert graph.fit is (allowed_db > 0)
+        assert graph.note.startswith("int8 weights in" if graph.fit else "unfit: may lose -1.0 dB")
+    json.dumps([graph.to_json() for graph in graphs])
+
+
+@needs_coremltools
+def test_where_coreml_runs_it_is_asked_too(tmp_path, monkeypatch):
+    asked = []
+
+    def predicted(path, **inputs):
+        asked.append((path.name, *inputs))
+        return replay(path, **inputs)
+
+    for module in (bundle, exported_graph):
+        monkeypatch.setattr(module, "coreml_runs_here", lambda: True)
+    monkeypatch.setattr(bundle, "predicted", predicted)
+    field = light_field(random_student(TAILS["twice"]))
+    graphs = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)
+    assert asked == [("Toy.mlpackage", "input"), ("Toy_fused.mlpackage", "pose")]
+    assert graphs[-1].note.endswith("checked by replaying its program and by CoreML")
+    monkeypatch.setattr(bundle, "predicted", lambda path, **_: np.zeros((1, 3, 8, 10), np.float32))
+    with pytest.raises(ParityError, match="below the floor of 45 dB"):
+        write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)
 
 
 @needs_coremltools
@@ -58,13 +131,13 @@ def test_packages_are_part_of_a_bundle_and_replace_older_ones(tmp_path):
     assert [graph.path.name for graph in packages] == ["Toy.mlpackage", "Toy_fused.mlpackage"]
     assert all(graph.psnr_db >= 45 for graph in packages)
     assert not (tmp_path / "Toy.mlpackage" / "stale").exists()
-    assert len(list(tmp_path.iterdir())) == 9
+    assert len(list(tmp_path.iterdir())) == 12
 
 
 def test_without_coremltools_the_rest_is_written_and_the_reason_recorded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "coremltools", None)
     graphs = write_bundle(light_field(), poses(WORLD, 1), "Toy", tmp_path)
-    assert [graph.available for graph in graphs] == [True] * 7 + [False] * 2
+    assert [graph.available for graph in graphs] == [True] * 10 + [False] * 2
     assert "not available: coremltools cannot be imported" in graphs[-1].note
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ONNX_FILES)
     json.dumps([graph.to_json() for graph in graphs])

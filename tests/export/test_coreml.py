@@ -116,3 +116,19 @@ def test_weights_that_fp16_cannot_hold_are_refused(tmp_path):
         field.student.colour.weight[0] = 1e5
     with pytest.raises(ExportError, match="colour: weights are NaN or beyond fp16's range"):
         coreml.write_coreml(field, tmp_path / "Toy.mlpackage")
+
+
+@pytest.mark.mac
+@pytest.mark.skipif(sys.platform != "darwin", reason="CoreML runs on macOS only")
+def test_coreml_itself_computes_what_the_replay_says(package):
+    field, path, _ = package
+    reference = Reference.of(field, poses(field.space, 2))
+    parity = reference.student_parity(lambda rays: coreml.predicted(path, input=rays))
+    assert parity.psnr_db >= FP16_FLOOR_DB
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="CoreML runs on macOS")
+def test_where_there_is_no_coreml_a_prediction_is_one_clear_line(package):
+    _, path, _ = package
+    with pytest.raises(ExportError, match="CoreML cannot run it"):
+        coreml.predicted(path, input=np.zeros(1, np.float32))

@@ -14,7 +14,7 @@ from export import inspection
 from export.bundle import write_bundle
 from export.inspection import inspect
 from lightfield.errors import ExportError
-from lightfield.student import mac_count, parameter_count
+from lightfield.student import folded, mac_count, parameter_count
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,14 @@ def test_a_lens_student_fits_and_its_arithmetic_is_the_students(folder):
 @pytest.mark.parametrize("name", ["Sampler.onnx", "Embedder.onnx"])
 def test_the_ray_graphs_fit(folder, name):
     assert inspect(folder / name).snapml_faults == []
+
+
+def test_the_precision_of_the_weights_is_told(folder):
+    half, full = inspect(folder / "Toy_fp16.onnx"), inspect(folder / "Toy.onnx")
+    assert half.macs == full.macs
+    assert half.weights == {"float16": full.weights["float32"]}
+    assert half.to_json()["parameters"] == full.parameters
+    assert "do not run on all of SnapML's backends" in "; ".join(half.snapml_faults)
 
 
 def test_what_does_not_fit_a_lens_is_said(folder):
@@ -100,7 +108,12 @@ def test_packages_are_inspected_too(tmp_path):
     assert found.inputs == {"input": (1, field.student.spec.input_channels, 4, 5)}
     assert found.outputs == {"output": (1, 3, 8, 10)}
     assert found.operators["conv_transpose"] == 1
-    assert found.snapml_faults is None
+    assert found.snapml_faults == ["a CoreML package, and SnapML reads ONNX"]
+    assert found.macs == mac_count(field.student.spec, 4, 5)
+    folded_parameters = parameter_count(folded(field.student))
+    assert found.weights == {"float16": folded_parameters}
+    assert inspect(tmp_path / "Toy_fused.mlpackage").macs > found.macs
+    assert set(inspect(tmp_path / "Toy_fused.mlpackage").weights) == {"float16", "float32"}
     (tmp_path / "folder.mlpackage").mkdir()
     with pytest.raises(ExportError, match="not a readable CoreML package"):
         inspect(tmp_path / "folder.mlpackage")

@@ -1,65 +1,27 @@
 """The real controller script, run by node against a stand-in for Lens Studio's runtime."""
 
-import json
-import re
-import shutil
-import subprocess
 from dataclasses import replace
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
+from lens_runtime import (
+    FRAME,
+    START,
+    controller,
+    drag,
+    entries,
+    needs_node,
+    poses_rendered,
+    run_script,
+    wait,
+)
 from lens_samples import ORBIT, SHIFT, WORLD, D, K, light_field, model_paths
 
 from export.lens_studio import lens_scene_from, write_lens_project
 from lightfield.camera import look_at
 from lightfield.viewpoints import orbit_of
 
-NODE = shutil.which("node")
-RUNTIME = Path(__file__).resolve().parent.parent / "fakes" / "lens_studio.js"
-FRAME = 1 / 64
-
-pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
-
-
-def run_script(lens, steps=(), *, script=None, **order):
-    """Start the script with `steps` and return its log, poses and touch blocking."""
-    order = {
-        "script": script or controller(lens),
-        "scene": lens.script_numbers(),
-        "models": {},
-        "steps": list(steps),
-        **order,
-    }
-    result = subprocess.run(
-        [NODE, str(RUNTIME)],
-        input=json.dumps(order),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def controller(lens):
-    template = resources.files("lens_template").joinpath("NeuralLightField.js").read_text("utf-8")
-    numbers = json.dumps(lens.script_numbers())
-    return re.sub(r"(?m)^const SCENE = .*$", lambda _: f"const SCENE = {numbers};", template)
-
-
-def entries(log, key):
-    return [entry[key] for entry in log if key in entry]
-
-
-def poses_rendered(log):
-    return [
-        np.column_stack([np.reshape(entry["c2w33"], (3, 3)), entry["c2w13"]])
-        for entry in log
-        if entry.get("run") == "sampler"
-    ]
+pytestmark = needs_node
 
 
 def angles(pose, lens=ORBIT):
@@ -73,22 +35,6 @@ def orbit_pose(azimuth, elevation, lens=ORBIT):
     centre = np.array(lens.orbit_centre)
     outward = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
     return look_at(centre + lens.orbit_radius * outward, centre, np.array(lens.orbit_up))
-
-
-def drag(start, end, frames=8, finger=0):
-    """A finger that goes from start to end, moving once per frame, and is lifted."""
-    points = np.linspace(start, end, frames + 1)
-    steps = [["down", *points[0], finger]]
-    for point in points[1:]:
-        steps += [["drag", *point, finger], ["update", FRAME]]
-    return [*steps, ["up", *points[-1], finger]]
-
-
-def wait(seconds):
-    return [["update", FRAME]] * round(seconds / FRAME)
-
-
-START = [["load"], ["update", FRAME]]
 
 
 # ---- poses

@@ -20,7 +20,14 @@ from lens_samples import (
 )
 
 from export.lens_models import LARGEST_BYTES, imported_bytes
-from export.lens_studio import lens_scene_from, lint_lens_project, write_lens_project
+from export.lens_studio import (
+    carry_lens_project,
+    is_kept_edit,
+    lens_scene_from,
+    lint_lens_project,
+    write_lens_project,
+)
+from export.lens_yaml import ordered_keys
 from export.ray_graphs import embedder_model, sampler_model
 from export.student_graph import SNAP_ML, student_model
 from lightfield.camera import look_at
@@ -28,6 +35,7 @@ from lightfield.errors import ConfigError, ExportError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "lens"
 SCRIPT = "Assets/NeuralLightField.js"
+PLUGIN = "Plugins/NeuralLightField/module.json"
 STUDENT_META = "Assets/Models/Student.onnx.meta"
 
 
@@ -73,18 +81,21 @@ def test_every_file_is_returned_and_none_has_a_space_in_its_path(project, models
     assert not any(" " in name for name in names)
 
 
-def test_the_golden_project(project):
-    """Set NELF_UPDATE_GOLDEN=1 to accept a change that was looked at."""
-    files = contents(project)
-    texts = {name: data for name, data in files.items() if not name.endswith((".onnx", ".json"))}
-    script = texts.pop(SCRIPT).decode()
-    texts["scene_line.js"] = script[script.index("const SCENE") :].split("\n")[0].encode() + b"\n"
-    if os.environ.get("NELF_UPDATE_GOLDEN"):
+def test_the_golden_project(tmp_path, models):
+    """Byte for byte, its models included: they are what the project is generated from.
+
+    Set NELF_UPDATE_GOLDEN=1 to accept a change that was looked at.
+    """
+    folder = tmp_path / "lens"
+    if "NELF_UPDATE_GOLDEN" in os.environ:
+        write_lens_project(folder, ORBIT, *models)
         shutil.rmtree(GOLDEN, ignore_errors=True)
-        for name, data in texts.items():
-            (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)
-            (GOLDEN / name).write_bytes(data)
-    assert texts == contents(GOLDEN)
+        shutil.copytree(folder, GOLDEN)
+    else:
+        golden_models = (GOLDEN / "Assets/Models").glob("*.onnx")
+        by_role = {path.stem: path for path in golden_models}
+        write_lens_project(folder, ORBIT, *(by_role[r] for r in ("Sampler", "Embedder", "Student")))
+    assert contents(folder) == contents(GOLDEN)
 
 
 def test_two_folders_get_the_same_bytes(tmp_path, project, models):
@@ -171,6 +182,28 @@ def test_taking_over_the_new_version_makes_the_file_generated_again(project, mod
     assert '"drift": 20.0' in (project / SCRIPT).read_text()
 
 
+def test_a_project_is_carried_with_all_that_was_done_to_it(tmp_path, project, models):
+    (project / "Assets/Hat.txt").write_text("mine")
+    edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
+    (project / "Cache").mkdir()
+    (project / "Cache/large").write_bytes(b"0" * 1000)
+    before = contents(project)
+    assert carry_lens_project(project, tmp_path / "next")
+    paths = write_lens_project(tmp_path / "next", replace(ORBIT, drift=10.0), *models)
+    assert (tmp_path / "next/Assets/Hat.txt").read_text() == "mine"
+    assert "GLIDE_SECONDS = 2" in (tmp_path / "next" / SCRIPT).read_text()
+    assert [path for path in paths if is_kept_edit(path)] == [
+        tmp_path / "next/Regenerated" / SCRIPT
+    ]
+    assert not (tmp_path / "next/Cache").exists()
+    assert contents(project) == before
+
+
+def test_where_there_was_no_project_none_is_carried(tmp_path):
+    assert not carry_lens_project(tmp_path / "none", tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
 def test_another_scene_does_not_move_in(project, models):
     before = contents(project)
     with pytest.raises(ExportError, match=r"the lens of scene 'Tiny bricks', not 'Other'"):
@@ -244,6 +277,8 @@ def test_imported_size_is_that_of_float16_weights(tmp_path):
         ({"opset": 17}, "SnapML reads 11"),
         ({"ir_version": 8}, "IR version 8, newer than 6"),
         ({"activation": "Erf"}, "operator Erf"),
+        ({"dilations": [2, 2]}, r"ConvTranspose up is dilated by \[2, 2\]"),
+        ({"strides": [2, 1]}, r"ConvTranspose up has uneven strides \[2, 1\]"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused(tmp_path, models, settings, match):
@@ -298,6 +333,20 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
             "",
             "17 normalisations for 18 channels",
         ),
+        (
+            STUDENT_META,
+            "bias: 0.000000",
+            "bias: 0.500000",
+            "input input: values would become 1 x + 0.5",
+        ),
+        (STUDENT_META, "scale: 1.000000", "scale: one", "channels are scaled differently"),
+        (
+            PLUGIN,
+            "main.js",
+            "gone.js",
+            "Plugins/NeuralLightField/module.json: gone.js is not there",
+        ),
+        (PLUGIN, "{", "", "names no main file"),
         (SCRIPT, '"points": 2', '"points": 4', "instead of [1, 1, 6, 12]"),
         (SCRIPT, "const SCENE = {", "const SCENE = {{", "no line const SCENE"),
     ],
@@ -306,6 +355,35 @@ def test_the_linter_finds_a_planted_fault(project, name, old, new, fault):
     edit(project / name, old, new)
     faults = lint_lens_project(project)
     assert any(fault in line for line in faults), faults
+
+
+def test_the_linter_knows_every_order_of_keys_that_was_seen(project):
+    for path in project.glob("Assets/Models/*.meta"):
+        text = path.read_text()
+        for line in ("  LegacyPackagePolicy: ~\n", "  ExtraData:\n    {}\n"):
+            text = text.replace(line, "")
+        path.write_text(
+            text.replace("Type: NotAPackage\n", "Type: NotAPackage\n  PackagePolicy: ~\n")
+        )
+    assert lint_lens_project(project) == []
+
+
+def test_each_type_in_the_projects_has_its_keys_in_the_table(project):
+    table = ordered_keys()
+    tags = {
+        tag
+        for name, data in contents(project).items()
+        if name.startswith("Assets/") and not name.endswith((".onnx", ".js"))
+        for tag in re.findall(r"!<(\w+)(?:/[0-9a-f-]+)?>", data.decode())
+    }
+    assert tags - {"own", "reference"} <= table.keys()
+    assert {"esproj", "esproj/metaInfo"} <= table.keys()
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_text_may_hold_what_only_older_yaml_takes_for_a_line_break(project, mark):
+    edit(project / "Assets/Scene.scene", 'Text: ""', f"Text: |-\n    one{mark}two\n    three")
+    assert lint_lens_project(project) == []
 
 
 def test_the_linter_finds_a_dangling_reference(project):

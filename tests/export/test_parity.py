@@ -26,9 +26,11 @@ def test_the_worst_pose_counts():
     assert Parity.worst(parts) == Parity(60, 0.1)
 
 
-@pytest.mark.parametrize("psnr_db", [79.9, math.nan])
-def test_below_the_floor_is_refused(psnr_db):
-    with pytest.raises(ParityError, match="below the floor of 80 dB"):
+@pytest.mark.parametrize(
+    ("psnr_db", "why"), [(79.9, "below the floor of 80 dB"), (math.nan, "gives NaN or infinity")]
+)
+def test_below_the_floor_is_refused(psnr_db, why):
+    with pytest.raises(ParityError, match=why):
         require(Parity(psnr_db, 0.1), FP32_FLOOR_DB, where=Path("a.onnx"))
 
 

@@ -47,7 +47,9 @@ OPTIONS = {
     ),
     "export": "",
     "lens": "",
-    "bench": "--target=host --runs=5 --warmup=1",
+    "bench": (
+        "--target=host --runs=5 --warmup=1 --poses=1 --yardstick-turns=0 --sustained-seconds=0"
+    ),
     "report": "",
 }
 CHAIN = tuple(OPTIONS)

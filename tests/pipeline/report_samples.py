@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from device.bench_record import DeviceBench, GraphBench
+from device.comparison import RatioInterval
+from device.fidelity import Fidelity
+from device.operator_profile import OperatorTime
 from lightfield.files import write_json
 from lightfield.latency import DeviceIdentity, LatencyRecord
 from lightfield.run import Artifact, Run, StageWriter
@@ -103,8 +107,8 @@ def _stages(scene: Scene, device: DeviceIdentity) -> dict[str, tuple[dict[str, s
         stage.details["project"] = "Bricks"
 
     def make_bench(stage: StageWriter) -> None:
-        records = {name: record.to_json() for name, record in sample_latencies(device).items()}
-        write_json(stage.path / LATENCIES, records)
+        record = {"devices": [sample_bench(device).to_json()], "failed": []}
+        write_json(stage.path / LATENCIES, record)
         stage.details["device"] = asdict(device)
 
     base, delivered = {"scene": "scene"}, {"scene": "scene", "student": "prune"}
@@ -183,18 +187,23 @@ def sample_graphs() -> list[dict[str, Any]]:
     package["note"] = "CoreML specification 7, fp16; checked by replaying its program"
     absent = {**written, "path": "Bricks_fused.mlpackage", "size_bytes": 0, "psnr_db": None}
     absent |= {"sha256": "", "ops": {}, "note": "not available: no coremltools here"}
-    return [equal, written, package, absent]
+    eight = {**written, "path": "Bricks_int8.onnx", "purpose": "student in int8", "psnr_db": 38.4}
+    eight |= {"precision": "int8", "lost_db": 0.71, "fit": False, "note": "unfit: may lose 0.5 dB"}
+    return [equal, {**written, "precision": "fp32", "lost_db": -1e-5}, package, eight, absent]
 
 
-def sample_latencies(device: DeviceIdentity) -> dict[str, LatencyRecord]:
-    """What a bench measures."""
+def sample_bench(device: DeviceIdentity) -> DeviceBench:
+    """What a bench measures: a sustained pass of one graph, and a graph without a speed."""
     draws = np.random.default_rng(3)
 
-    def record(name: str, median_ms: float) -> LatencyRecord:
-        samples = median_ms * (1 + draws.gamma(1.5, 0.03, 100))
+    def record(name: str, median_ms: float, runs: int = 100, drift: float = 0.0) -> LatencyRecord:
+        samples = median_ms * (1 + draws.gamma(1.5, 0.03, runs) + drift * np.linspace(0, 1, runs))
         conditions = {
             "load_average_before": 0.42, "load_average_after": 0.61, "processors": 2,
             "spinning": False, "clock": "wall", "cpu_ms": (0.97 * samples).tolist(),
+            "at_ms": (1000 * np.linspace(0, 60, runs) if drift else np.cumsum(samples)).tolist(),
+            "curve": sample_curve(30) if drift else None,
+            "throttled": drift > 0, "throttling": ["its thermal status rose to 1"] * (drift > 0),
         }  # fmt: skip
         return LatencyRecord(
             tuple(samples),
@@ -208,8 +217,47 @@ def sample_latencies(device: DeviceIdentity) -> dict[str, LatencyRecord]:
             conditions,
         )
 
+    def graph(name: str, file: str, median_ms: float, **fields: Any) -> GraphBench:
+        return GraphBench(
+            name, fields.pop("precision", "fp32"), f"{file}.onnx", latency=record(file, median_ms),
+            fidelity=Fidelity(121.4, 2.4e-6, 60.0, 2),
+            yardstick=RatioInterval(median_ms / 4, median_ms / 4.1, median_ms / 3.9, 0.95, 20),
+            operators=(
+                OperatorTime("Conv", "CPUExecutionProvider", 17, 0.9 * median_ms, 0.9),
+                OperatorTime("Gelu", "CPUExecutionProvider", 8, 0.1 * median_ms, 0.1),
+            ),
+            **fields,
+        )  # fmt: skip
+
+    refused = "its pictures are 11.2 dB from the host's, below 25 dB"
+    return DeviceBench(
+        device,
+        {"runs": 100, "warmup": 5, "provider": "cpu"},
+        {"onnxruntime": "1.31.1"},
+        "2025-01-02T03:04:05+00:00",
+        (
+            graph("dense_student", "dense", 3.95),
+            graph("student", "Bricks", 1.91, sustained=record("Bricks", 1.96, 600, 0.4)),
+            graph("pose_to_picture", "Bricks_fused", 2.37),
+            graph("student", "Bricks_fp16", 1.42, precision="fp16", fallen_back=("Gelu_3 (Gelu)",)),
+            GraphBench("student", "int8", "Bricks_int8.onnx", refused),
+        ),
+    )
+
+
+def sample_curve(seconds: int) -> dict[str, Any]:
+    """A phone that warms up and lowers a clock."""
+    at = np.linspace(0, 60, 2 * seconds)
+    warming = 12 * (1 - np.exp(-at / 20))
+    clocks = np.where(at > 35, 2253.0, 2914.0)
     return {
-        "dense_student": record("dense", 3.95),
-        "student": record("Bricks", 1.91),
-        "pose_to_picture": record("Bricks_fused", 2.37),
-    }
+        "at_seconds": at.tolist(),
+        "temperatures_celsius": {
+            "skin": (31 + 0.4 * warming).tolist(),
+            "cpu-big": (38 + 3 * warming).tolist(),
+            "battery": [29.5, None] * seconds,
+        },
+        "frequencies_mhz": {
+            "cpu0": [1704.0] * len(at), "cpu1": [1704.0] * len(at), "cpu8": clocks.tolist(),
+        },
+    }  # fmt: skip

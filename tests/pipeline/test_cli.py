@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import json
 import os
 import re
 import shutil
@@ -38,7 +39,8 @@ CONFIGS = {
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
 COMMANDS = (
-    *CHAIN, "status", "doctor", "inspect", "data", "bench-gpu", "baseline", "check-table",
+    *CHAIN, "status", "doctor", "inspect", "data", "bench-gpu", "bench-tool", "baseline",
+    "check-table",
 )  # fmt: skip
 
 
@@ -153,11 +155,10 @@ def test_no_phone_is_one_line(run, monkeypatch):
 
 
 def test_an_emulated_phone_is_no_evidence(run, monkeypatch):
-    @contextlib.contextmanager
     def emulated(*_, **__):
         target = HostTarget()
         target._identity = dataclasses.replace(target.identity, kind="phone", emulated=True)
-        yield target
+        return target
 
     monkeypatch.setattr(commands, "choose_target", emulated)
     before = tree(run)
@@ -165,6 +166,55 @@ def test_an_emulated_phone_is_no_evidence(run, monkeypatch):
     assert "an emulated device's latency is no evidence" in line
     assert "--target host" in line
     assert tree(run) == before
+
+
+def test_a_bench_on_an_emulated_phone_shows_no_time(run, monkeypatch):
+    def emulated(*_, **__):
+        target = HostTarget()
+        target._identity = dataclasses.replace(target.identity, kind="phone", emulated=True)
+        return target
+
+    monkeypatch.setattr(commands, "choose_target", emulated)
+    said = stage(run, "bench", "--target=phone", "--sustained-seconds=0").done
+    assert "emulated device: its times mean nothing" in said
+    assert not re.search(r"\d ms|FPS", said)
+    assert "PSNR dB: equal" in said
+    page = (run / "bench" / "bench.html").read_text()
+    assert not re.search(r"\d ms|\bFPS\b", re.sub(r"<[^>]*>", "", page))
+
+
+def test_a_bench_can_be_made_again(run):
+    assert stage(run, "bench").done
+    before = manifest(run, "bench")["started"], (run / "bench/latencies.json").read_bytes()
+    assert stage(run, "bench", "--again").done
+    assert (run / "bench/latencies.json").read_bytes() != before[1]
+
+
+def test_two_students_are_compared_in_turns(run, tmp_path):
+    output = tmp_path / "out"
+    graph = run / "export" / "ToyCar.onnx"
+    said = nelf(
+        "bench", "--compare", run, graph, "--target=host", "--runs=12", "--output", output
+    ).done
+    assert re.search(r"ratio \d\.\d+, 95% interval \d\.\d+ to \d\.\d+ over 12 rounds", said)
+    record = json.loads((output / "comparison.json").read_text())
+    assert record["interval"]["rounds"] == len(record["candidate"]["samples_ms"]) == 12
+    assert "<svg" in (output / "comparison.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["bench"], "pass --run, or --compare"),
+        (["bench", "--compare", "nowhere", "nothing"], "neither a run nor an ONNX file"),
+        (["bench", "--run", "x", "--all-phones", "--target=host"], "is not all phones"),
+        (["bench", "--all-phones", "--compare", "a", "b"], "compared on one device"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, words, reason):
+    monkeypatch.chdir(tmp_path)
+    extra = [] if "--all-phones" in words else ["--target=host"]
+    assert reason in nelf(*words, *extra).refusal
 
 
 # --- mishaps --------------------------------------------------------------------------------------

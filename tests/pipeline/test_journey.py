@@ -103,11 +103,17 @@ def test_coreml_and_the_lens_are_delivered(finished):
 
 
 def test_the_bench_measures_dense_pruned_and_fused(finished):
-    latencies = json.loads((finished / "bench" / "latencies.json").read_text())
-    assert latencies.keys() == {"dense_student", "student", "pose_to_picture"}
-    for record in latencies.values():
-        assert len(record["samples_ms"]) == 5
-        assert record["device"]["kind"] == "host"
+    (bench,) = json.loads((finished / "bench" / "latencies.json").read_text())["devices"]
+    assert bench["device"]["kind"] == "host"
+    whole = [graph for graph in bench["graphs"] if graph["precision"] == "fp32"]
+    assert [graph["name"] for graph in whole] == ["dense_student", "student", "pose_to_picture"]
+    for graph in whole:
+        assert len(graph["latency"]["samples_ms"]) == 5
+        assert graph["fidelity"]["psnr_db"] is None  # the host's pictures are the host's
+        assert graph["operators"]
+    page = (finished / "bench" / "bench.html").read_text()
+    assert "Pose to picture" in page
+    assert "<script" not in page
 
 
 def test_the_report_is_one_file_that_says_what_it_is_about(finished):
@@ -159,3 +165,16 @@ def test_graphs_of_the_dense_student_do_not_pass_for_those_of_the_pruned_one(run
         assert "newest student" in stage(run, name).refusal
     assert stage(run, "export").done
     assert stage(run, "lens").done
+
+
+def test_a_search_is_replayed_from_its_record_to_the_same_student(run, finished):
+    (run / "prune").rename(run / "aside")
+    assert stage(run, "prune", "--replay", run / "aside").done
+    assert results(run, "prune") == results(finished, "prune")
+    for name in ("measurements.jsonl", "search.json"):
+        assert (run / "prune" / name).read_bytes() == (finished / "prune" / name).read_bytes()
+    line = stage(run, "prune", "--replay", run / "aside", "--smallest-share=1").refusal
+    assert "on record is another one than the search asks for" in line
+    assert (
+        "no measurements are on record" in stage(run, "prune", "--replay", run / "teacher").refusal
+    )

@@ -16,8 +16,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import HOST, sample_run, sample_scene
+from report_samples import HOST, sample_bench, sample_run, sample_scene
 
+from device.comparison import Comparison, RatioInterval
 from lightfield.errors import CheckpointError
 from lightfield.files import read_json, write_json
 from lightfield.run import MANIFEST, Run, StageWriter
@@ -26,6 +27,7 @@ from lightfield.student import mobile_r2l_spec
 from pipeline.console import Console
 from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report import pictures, quantities
+from pipeline.report.bench_page import bench_page, comparison_page
 from pipeline.report.chain import STAGES, Chain
 from pipeline.report.charts import front_of, training_chart
 from pipeline.report.making import commands
@@ -130,12 +132,12 @@ def test_whole_page_shows_every_stage_and_its_figures(whole_page: Page) -> None:
         "27.71 dB", "27.02 dB", "26.58 dB",  # manifests
         "28.01 dB",  # one ray per pixel
         "4.20 ms", "2.04 ms", "2.10 ms", "0.485", "0.473 to 0.499",  # the search
-        "142.30 dB", "3.6e-07", "252 kB", "0123456789ab",  # the graphs
+        "142.30 dB", "3.6e-07", "252 kB", "0123456789ab", "0.00 dB", "0.71 dB", "unfit",  # the graphs
         "Sample CPU", "no data set was given", "lens/Bricks/Bricks.esproj",
     ):  # fmt: skip
         assert figure in page.text, figure
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7
     assert len(page.source) < 3_000_000
     assert "nan" not in page.text.lower().replace("nano", "")
     assert "None" not in page.text
@@ -203,7 +205,7 @@ def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path) -> None:
     edit(run, "prune", HISTORY, lambda s: rename(s["trials"]))
     edit(run, "prune", HISTORY, lambda s: s.update(stopped=ATTACK))
     edit(run, "export", GRAPHS, lambda g: [dict.fromkeys(g[0], ATTACK) | {"size_bytes": 1}, *g])
-    edit(run, "bench", LATENCIES, lambda r: {**r, ATTACK: r["student"]})
+    edit(run, "bench", LATENCIES, lambda r: r["devices"][0]["graphs"][1].update(name=ATTACK))
     edit(run, "lens", MANIFEST, lambda m: m["details"].update(project=ATTACK))
     edit(run, "teacher", MANIFEST, lambda m: m.update(machine=ATTACK, git_commit={ATTACK: ATTACK}))
 
@@ -223,7 +225,7 @@ def test_files_of_another_shape_are_not_available_rather_than_wrong(
         edit(run, stage, MANIFEST, lambda m: m.update(metrics={"psnr_db": "a lot", "ssim": None}))
     edit(run, "prune", HISTORY, lambda s: {"trials": [{"verdict": 7}, "x", {"latency_ms": []}]})
     edit(run, "export", GRAPHS, lambda g: [{"size_bytes": 5, "ops": ["Conv"]}, 3])
-    edit(run, "bench", LATENCIES, lambda r: {"student": {"samples_ms": ["fast"]}})
+    edit(run, "bench", LATENCIES, lambda r: r["devices"][0]["graphs"][0].update(latency={"x": 1}))
     edit(run, "student", MANIFEST, lambda m: m["details"].update(spec={"points": "many"}))
     text = page_of(run).text
     assert "a lot" not in text
@@ -256,7 +258,49 @@ def test_a_phone_is_named_as_one(scene: Scene, tmp_path: Path) -> None:
     run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", name="Phone 9"))
     text = page_of(run).text
     assert "measured on a phone, Phone 9" in text
-    assert "host's" not in text
+    assert "a host's figures" not in text
+    assert "the host's own" not in text
+
+
+def test_a_graph_without_a_speed_says_why_and_throttling_is_flagged(whole_page: Page) -> None:
+    text = whole_page.text
+    assert "Pruned student, int8: speed not available: its pictures are 11.2 dB from" in text
+    assert "Pruned student: throttled" not in text  # the runs alone did not
+    assert "Pruned student, sustained: throttled: its thermal status rose to 1" in text
+    assert "Pruned student, fp16: 1 node ran on another provider" in text
+
+
+def test_devices_that_were_not_measured_are_named(run: Run) -> None:
+    edit(run, "bench", LATENCIES, lambda r: r.update(failed=["P2: the phone is offline"]))
+    text = page_of(run).text
+    assert "Not measured: P2: the phone is offline" in text
+    edit(run, "bench", LATENCIES, lambda r: r.update(devices=r["devices"] * 2))
+    assert page_of(run).text.count("1000 ms over the median") == 2
+
+
+def test_the_benchs_own_page_shows_every_device(scene: Scene) -> None:
+    phone = replace(HOST, kind="phone", name="Phone 9", unit="ab12")
+    page = bench_page("toy", [sample_bench(HOST), sample_bench(phone)], ["P3: lost"])
+    assert page == bench_page("toy", [sample_bench(HOST), sample_bench(phone)], ["P3: lost"])
+    assert "Phone 9, unit ab12" in page
+    assert "Not measured: P3: lost" in page
+    assert page.count("<svg") == 4
+    emulated = replace(phone, emulated=True)
+    assert not re.search(r"\d ms|\bFPS\b", bench_page("toy", [sample_bench(emulated)], []))
+
+
+def test_a_comparison_says_what_its_interval_allows() -> None:
+    graphs = {
+        graph.precision: graph.latency for graph in sample_bench(HOST).graphs if graph.latency
+    }
+    interval = RatioInterval(0.743, 0.731, 0.752, 0.95, 100)
+    found = Comparison(graphs["fp16"], graphs["fp32"], interval)
+    page = comparison_page(("half", "whole"), found)
+    assert "half takes 0.743 of the time of whole (interval 0.731 to 0.752" in page
+    assert "95% confidence): faster" in page
+    emulated = replace(graphs["fp16"], device=replace(HOST, emulated=True))
+    hidden = comparison_page(("half", "whole"), replace(found, candidate=emulated))
+    assert "0.743" not in hidden
 
 
 def test_two_devices_are_both_named(run: Run) -> None:

@@ -103,7 +103,7 @@ def bench(target: FakeTarget, **changes) -> Workbench:
     """A workbench around a fake target; `tunes` counts what was trained."""
     batches = pictures(DENSE)
 
-    def tune(student, steps, seed, progress):
+    def tune(student, steps, seed, progress, folder):
         return tuned_on(student, steps, seed, batches)
 
     def recalibrate(student):

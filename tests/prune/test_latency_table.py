@@ -151,7 +151,7 @@ def test_few_choices_still_span_the_range():
     choices = WidthChoices.of(
         mobile_r2l_spec(), multiple=16, smallest_share=0.5, streams=5, inners=8
     )
-    assert choices.widths[0] == (256, 224, 192, 160, 128)
+    assert choices.widths[0] == (256, 240, 208, 160, 128)
     assert choices.widths[1:] == ((64, 48, 32), (64, 48, 32), (16,))
     assert choices.inner[0][0] == 256
     assert choices.inner[0][-1] == 16

@@ -41,12 +41,35 @@ def test_proposals_meet_the_target_as_predicted_and_differ(table, losses, share)
 
 
 def test_proposals_are_of_different_kinds(table, losses):
-    proposals = propose(DENSE, losses, table, 0.6 * table.predict_ms(DENSE), count=3)
-    assert [p.kind for p in proposals] == ["channels", "narrow", "blocks"]
-    channels, narrow, blocks = proposals
+    proposals = propose(DENSE, losses, table, 0.8 * table.predict_ms(DENSE), count=4)
+    assert [p.kind for p in proposals] == ["channels", "narrow", "evenly", "blocks"]
+    channels, narrow, evenly, blocks = proposals
     assert channels.shape.widths == Shape.of(DENSE).widths == blocks.shape.widths
     assert narrow.shape.widths != channels.shape.widths
     assert {inner for chain in blocks.shape.blocks for inner in chain} <= {0, 12, 8}
+    assert evenly.shape.widths == Shape.of(DENSE).widths
+    assert evenly.shape.blocks[1:] == Shape.of(DENSE).blocks[1:]
+
+
+def test_an_even_student_has_neighbouring_widths_spread_over_its_depth(table, losses):
+    dense_ms = table.predict_ms(DENSE)
+    for share in (0.95, 0.9, 0.85, 0.8, 0.75):
+        found = propose(DENSE, losses, table, share * dense_ms, count=9)
+        (even,) = (p for p in found if p.kind == "evenly")
+        body, levels = even.shape.blocks[0], CHOICES.inner[0]
+        at = sorted({levels.index(inner) for inner in body})
+        assert at in ([at[0]], [at[0], at[0] + 1])
+        assert even.predicted_loss == sum(
+            of[w] for of, w in zip(losses.blocks[0], body, strict=True)
+        )
+        # One block less narrowed would not do.
+        narrowed = [b for b, inner in enumerate(body) if inner == levels[at[-1]]]
+        wider = [
+            even.shape.with_block(0, b, levels[at[-1] - 1]).applied_to(DENSE) for b in narrowed
+        ]
+        assert all(table.predict_ms(spec) > share * dense_ms for spec in wider)
+        if len(at) == 2 and len(narrowed) == 2:
+            assert abs(narrowed[0] - narrowed[1]) > 1
 
 
 def test_within_a_kind_the_least_loss_is_proposed(table, losses):

@@ -53,13 +53,23 @@ def _ordinary(
     return colours.detach(), loss.detach(), gradients
 
 
-def test_float32_kernels_are_the_ordinary_student(device: torch.device):
+PAPER_SHUFFLED = mobile_r2l_spec(norm="none")
+PAPER_SHUFFLED = replace(
+    PAPER_SHUFFLED, tail=tuple(replace(s, operator="pixel_shuffle") for s in PAPER_SHUFFLED.tail)
+)
+SHUFFLED = replace(
+    TINY, tail=(TailStage(2, 10, (16,), "pixel_shuffle"), TailStage(3, 8, (), "pixel_shuffle"))
+)
+
+
+@pytest.mark.parametrize("spec", [TINY, SHUFFLED])
+def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: StudentSpec):
     if device.type == "cuda":
         pytest.skip("float32 tiles of the kernels do not fit a GPU's shared memory")
     from train.gpu.student.fast_student import FastStudent
 
-    student = _student(TINY, device)
-    batch = _batch(TINY, 2, 2, 3, device)
+    student = _student(spec, device)
+    batch = _batch(spec, 2, 2, 3, device)
     colours, loss, gradients = _ordinary(student, *batch)
     state = {k: v.clone() for k, v in student.state_dict().items()}
     fast = FastStudent(student, torch.float32)
@@ -87,7 +97,6 @@ def test_float32_kernels_are_the_ordinary_student(device: torch.device):
         replace(TINY, stream_width=300),
         replace(TINY, inner_widths=()),
         replace(TINY, tail=(TailStage(2, 100, (16,)),)),
-        replace(TINY, tail=(TailStage(2, 16, (16,), "pixel_shuffle"),)),
         replace(TINY, output_channels=20),
     ],
 )
@@ -120,8 +129,9 @@ def test_more_windows_than_the_kernels_can_count_are_one_clear_error():
         (mobile_r2l_spec((2, 2, 3), norm="none"), 1, 40),
         (mobile_r2l_spec(stream_width=128, blocks=4, activation="relu", norm="none"), 2, 19),
         (replace(TINY, activation="sigmoid_gelu"), 2, 19),
+        (PAPER_SHUFFLED, 2, 25),
     ],
-    ids=["8x", "12x", "relu", "tiny"],
+    ids=["8x", "12x", "relu", "tiny", "shuffled"],
 )
 def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: int, side: int):
     from train.gpu.student.fast_student import FastStudent

@@ -257,7 +257,10 @@ class FastStudent:
         """One stage of the tail from its input's rows."""
         weights, stage, streams = self.weights.packed, self.weights.tail[i], a.streams[i]
         places = (stage.upsample.weight, stage.upsample.bias)
-        upsampling.upsample(x, streams[0], weights, places, a.grids[i], stage.factor)
+        upsampling.upsample(
+            x, streams[0], weights, places, a.grids[i], stage.factor, stage.kernel,
+            shuffled=stage.shuffled,
+        )  # fmt: skip
         for block, before, after in zip(stage.blocks, streams, streams[1:], strict=False):
             tail_block.narrow_forward(before, after, weights, block.offsets, block.inner, self.kind)
         return streams[-1]
@@ -283,19 +286,27 @@ class FastStudent:
             tail_block.narrow_backward(
                 x, dy, dy, weights, gradients, block.offsets, block.inner, self.kind
             )
-        self._upsampling_bias_gradient(i, dy)
+        self._upsampling_bias_gradient(i, dy, a.grids[i])
         x = a.streams[i - 1][-1] if i else a.x[-1]
         dx = a.tail_dy[i - 1] if i else a.dy[-1]
         upsampling.upsample_gradients(
-            x, dy, dx, weights, gradients, stage.upsample.weight, a.grids[i], stage.factor
-        )
+            x, dy, dx, weights, gradients, stage.upsample.weight, a.grids[i], stage.factor,
+            stage.kernel,
+        )  # fmt: skip
 
-    def _upsampling_bias_gradient(self, i: int, dy: Tensor) -> None:
-        """The sum over pixels, which the first block's bias gradients already hold.
+    def _upsampling_bias_gradient(self, i: int, dy: Tensor, grid: tuple[int, int, int]) -> None:
+        """The sum over pixels, which the first block's bias gradients already hold; of a shuffled
+        convolution over each phase's.
 
         Its dx = dy + dh W1, so that the sum of dx is that of dy plus W1's of the sum of dh.
         """
         stage, gradients = self.weights.tail[i], self.weights.packed_gradients
+        if stage.shuffled:
+            (n, height, width), s = grid, stage.factor
+            phases = dy.view(n, height, s, width, s, stage.width)
+            sums = phases.sum((0, 1, 3), dtype=torch.float32).flatten()
+            gradients[stage.upsample.bias :][: len(sums)].copy_(to_sums(sums))
+            return
         result = gradients[stage.upsample.bias :][: stage.width]
         if not stage.blocks:
             result.copy_(to_sums(torch.sum(dy, 0, dtype=torch.float32)))

@@ -1,4 +1,5 @@
-"""Transposed convolutions (kernel 4 stride 2 padding 1, or kernel 3 stride 3) on rows of pixels.
+"""Up-sampling on rows of pixels: transposed convolutions of kernel 4, stride 2, padding 1 or of kernel
+3, stride 3, and 1x1 convolutions with pixel shuffle, which are transposed ones of kernel and stride S.
 
 Letters: a window is h x w input pixels, in all R = n h w rows of CI channels; S x S output pixels per
 input pixel, of CO channels; K the kernel's side, P its padding. Weights lie as [K, CI, K * CO], that
@@ -6,7 +7,8 @@ is ky, input channel, (kx, output channel), so that one row of taps is one conti
 
 Nothing is unfolded in memory: forward multiplies, per output phase (p, q), the K/S x K/S input pixels
 it sees; both backward kernels read the K x K output pixels of an input pixel where they lie, K * CO
-neighbouring numbers at a time. Twin: `torch.nn.functional.conv_transpose2d` on NCHW tensors.
+neighbouring numbers at a time. A shuffled convolution has a bias of its own for each phase. Twin:
+`lightfield.student`'s layers on NCHW tensors.
 """
 
 from __future__ import annotations
@@ -24,9 +26,6 @@ WEIGHT_ROWS = 64
 STAGES = 3
 WEIGHT_PROGRAMS_PER_SM = 2
 
-KERNELS = {2: (4, 1), 3: (3, 0)}
-"""Kernel and padding of each up-sampling factor."""
-
 
 @triton.jit
 def upsample_kernel(
@@ -42,6 +41,7 @@ def upsample_kernel(
     CO: tl.constexpr,
     S: tl.constexpr,
     K: tl.constexpr,
+    PHASE_BIAS: tl.constexpr,  # numbers from one phase's bias to the next one's
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -69,6 +69,7 @@ def upsample_kernel(
             weights_ptr + weight_at + (ky * CI + ci + k[:, None]) * (K * CO) + kx * CO + co[None, :]
         )
         result = tl.dot(x, w, result, input_precision=PRECISION)
+    bias_at += tl.program_id(1) * PHASE_BIAS
     result += tl.load(weights_ptr + bias_at + co).to(tl.float32)[None, :]
     target = ((image * S * height + S * y_at + p) * (S * width) + S * x_at + q) * CO
     tl.store(
@@ -179,13 +180,17 @@ def upsample(
     places: tuple[int, int],
     grid: tuple[int, int, int],
     s: int,
+    k: int,
+    *,
+    shuffled: bool,
 ) -> None:
     """y [n S h S w, CO] from x [n h w, CI]; `grid` is (n, h, w), `places` where W and b begin."""
-    (n, height, width), (ci, co), (k, _) = grid, (x.shape[1], y.shape[1]), KERNELS[s]
+    (n, height, width), (ci, co) = grid, (x.shape[1], y.shape[1])
     rows = n * height * width
     upsample_kernel[(triton.cdiv(rows, FORWARD_ROWS), s * s)](
         x, y, weights, *places, rows, height, width,
-        CI=ci, CO=co, S=s, K=k, ROWS=FORWARD_ROWS, CHUNK=_chunk(ci), PRECISION="ieee",
+        CI=ci, CO=co, S=s, K=k, PHASE_BIAS=co if shuffled else 0,
+        ROWS=FORWARD_ROWS, CHUNK=_chunk(ci), PRECISION="ieee",
         num_warps=8 if co > 64 else 4, num_stages=STAGES,
     )  # fmt: skip
 
@@ -199,9 +204,10 @@ def upsample_gradients(
     weight_at: int,
     grid: tuple[int, int, int],
     s: int,
+    k: int,
 ) -> None:
     """dx [n h w, CI], and the weights' gradient added; the bias's is the sum of dy over its rows."""
-    (n, height, width), (ci, co), (k, _) = grid, (x.shape[1], dy.shape[1]), KERNELS[s]
+    (n, height, width), (ci, co) = grid, (x.shape[1], dy.shape[1])
     rows = n * height * width
     upsample_input_gradient_kernel[(triton.cdiv(rows, INPUT_ROWS),)](
         dy, dx, weights, weight_at, rows, height, width,

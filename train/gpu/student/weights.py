@@ -8,7 +8,7 @@ number i lies in the flat buffer, or -1; one kernel copies each way.
 
     head      [C, E], then the bias [C]
     block     W1 [I, C], b1 [I], W2 [C, I], b2 [C]
-    upsample  [K, CI, K * CO], that is ky, input, (kx, output), then the bias [CO]
+    upsample  [K, CI, K * CO], that is ky, input, (kx, output), then the bias [CO]; shuffled [K, K, CO]
     colour    [16, C], then the bias [16]
 """
 
@@ -52,8 +52,6 @@ def unsupported(spec: StudentSpec) -> str | None:
         return f"its stream is wider than {WIDEST_STREAM} channels"
     if not spec.inner_widths or not spec.tail:
         return "it has no body or no tail"
-    if any(stage.operator != "conv_transpose" for stage in spec.tail):
-        return "its tail shuffles pixels"
     if any(max(stage.width, *stage.inner_widths, 1) > WIDEST_TAIL for stage in spec.tail):
         return f"its tail is wider than {WIDEST_TAIL} channels"
     if spec.output_channels > COLOURS:
@@ -91,6 +89,9 @@ class StagePlace:
     blocks: tuple[BlockPlace, ...]
     factor: int
     width: int
+    kernel: int
+    shuffled: bool
+    """Whether it is a 1x1 convolution with pixel shuffle."""
 
 
 @triton.jit
@@ -184,24 +185,39 @@ class StudentWeights:
         expand = self._layer(block.expand, inner, width)
         return BlockPlace(expand, self._layer(block.contract, width, inner), inner)
 
-    def _upsampling(self, layer: nn.Module, inputs: int, outputs: int) -> LayerPlace:
-        assert isinstance(layer, nn.ConvTranspose2d)
-        assert layer.bias is not None
-        index = self._index_of[layer.weight].permute(2, 0, 3, 1)  # ky, input, kx, output
+    def _upsampling(
+        self, layer: nn.Module, factor: int, inputs: int, outputs: int
+    ) -> tuple[LayerPlace, int]:
+        """Where the layer begins, and its kernel as a transposed convolution's."""
+        if isinstance(layer, nn.ConvTranspose2d):
+            assert layer.bias is not None
+            index = self._index_of[layer.weight].permute(2, 0, 3, 1)  # ky, input, kx, output
+            bias, bias_shape = self._index_of[layer.bias], (outputs,)
+        else:
+            assert isinstance(layer, nn.Sequential)
+            convolution = layer[0]
+            assert isinstance(convolution, nn.Conv2d)
+            assert convolution.bias is not None
+            phases = (-1, factor, factor)
+            index = self._index_of[convolution.weight].unflatten(0, phases)[..., 0, 0]
+            index = index.permute(1, 3, 2, 0)
+            bias = self._index_of[convolution.bias].view(phases).permute(1, 2, 0)
+            bias_shape = (factor, factor, outputs)
         k = index.shape[0]
         weight = self._append(index, (k, inputs, k, outputs))
-        return LayerPlace(weight, self._append(self._index_of[layer.bias], (outputs,)))
+        return LayerPlace(weight, self._append(bias, bias_shape)), k
 
     def _stages(self, student: Student) -> list[StagePlace]:
         places, inputs = [], self.stream_width
         for stage, modules in zip(student.spec.tail, student.tail, strict=True):
             assert isinstance(modules, nn.Sequential)
             width = power_of_two_width(stage.width)
-            upsample = self._upsampling(modules[0], inputs, width)
+            upsample, k = self._upsampling(modules[0], stage.factor, inputs, width)
             blocks = tuple(
                 self._block(block, width, power_of_two_width(inner))
                 for block, inner in zip(list(modules)[1:], stage.inner_widths, strict=True)
             )
-            places.append(StagePlace(upsample, blocks, stage.factor, width))
+            shuffled = stage.operator == "pixel_shuffle"
+            places.append(StagePlace(upsample, blocks, stage.factor, width, k, shuffled))
             inputs = width
         return places

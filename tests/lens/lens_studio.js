@@ -1,16 +1,20 @@
 // A stand-in for Lens Studio's runtime: runs the real controller script and logs what it does.
 //
-// Reads {script, scene, models, text, image, missing, steps} as JSON from standard input and writes
-// the log as JSON. `models` says per role which inference modes fail to load or to run, and sizes
-// that differ from the scene's. Steps: ["load"], ["update", seconds], ["down" | "drag" | "up", x, y, id].
-// Tensors are channel-last float32. The three models are simple functions whose results tell which
-// numbers went in, so that a wrong order of calls or copies shows.
+// Reads {script, scene, models, image, missing, steps, project, pictures} as JSON from standard input
+// and writes the log as JSON. `models` says per role which inference modes fail to load or to run, and
+// sizes that differ from the scene's. Steps: ["load"], ["update", seconds], ["down" | "drag" | "up",
+// x, y, id]. Tensors are channel-last float32.
+//
+// With `project` (see snap_ml.js) the three models are the project's own, and every picture that the
+// student gives is appended to the file `pictures` as bytes, row by row. Without it they are simple
+// functions whose results tell which numbers went in, so that a wrong order of calls or copies shows.
 
 "use strict";
 const fs = require("fs");
 const vm = require("vm");
 
 const order = JSON.parse(fs.readFileSync(0, "utf8"));
+const LONGEST_LOGGED = 1000; // numbers of a tensor
 const log = [];
 const handlers = {};
 const loading = [];
@@ -19,7 +23,7 @@ let late = [];
 const MachineLearning = {
     FrameTiming: { Update: 0, LateUpdate: 1, OnRender: 2, None: 3 },
     InferenceMode: { CPU: 0, GPU: 1, Accelerator: 2, Auto: 3 },
-    ModelState: { Running: 0, Idle: 1, NotReady: 2 },
+    ModelState: { Running: 0, Loading: 1, Idle: 2, NotReady: 3 },
     OutputMode: { Texture: 0, Data: 1 },
 };
 const ClearColorOption = { None: 0, Background: 1, CustomColor: 2, CustomTexture: 3 };
@@ -28,21 +32,40 @@ function nameOf(table, value) {
     return Object.keys(table).find((key) => table[key] === value);
 }
 
-function sizesOf(role) {
-    const [h, w] = order.scene.rays;
-    const d = 3 * order.scene.points;
-    const k = 2 * order.scene.frequencies + 1;
-    const [height, width] = order.scene.picture;
-    const sizes = {
-        sampler: [{ c2w33: [3, 3, 1], c2w13: [3, 1, 1] }, { pts: [d, h * w, 1] }],
-        embedder: [{ rays: [d, h * w, 1] }, { embbrays: [d, h * w, k] }],
-        student: [{ input: [w, h, d * k] }, { output: [width, height, 3] }],
-    }[role];
-    return sizes.map((part) => ({ ...part, ...pick((order.models[role] || {}).sizes, part) }));
-}
+const simple = {
+    sizes(role) {
+        const [h, w] = order.scene.rays;
+        const d = 3 * order.scene.points;
+        const k = 2 * order.scene.frequencies + 1;
+        const [height, width] = order.scene.picture;
+        return {
+            sampler: [{ c2w33: [3, 3, 1], c2w13: [3, 1, 1] }, { pts: [d, h * w, 1] }],
+            embedder: [{ rays: [d, h * w, 1] }, { embbrays: [d, h * w, k] }],
+            student: [{ input: [w, h, d * k] }, { output: [width, height, 3] }],
+        }[role];
+    },
+    run(role, input) {
+        const values = (name, value) => {
+            const [x, y, z] = this.sizes(role)[1][name];
+            return { [name]: Float32Array.from({ length: x * y * z }, (_, i) => value(i)) };
+        };
+        if (role === "sampler") {
+            const pose = [...input.c2w33, ...input.c2w13];
+            return values("pts", (i) => pose[i % 12] + i / 64);
+        }
+        if (role === "embedder") {
+            const rays = input.rays;
+            return values("embbrays", (i) => rays[i % rays.length] * 2 + i / 128);
+        }
+        return {};
+    },
+};
+const network = order.project ? new (require("./snap_ml.js").SnapML)(order.project) : simple;
 
-function pick(changes, part) {
-    return Object.fromEntries(Object.entries(changes || {}).filter(([key]) => key in part));
+function sizesOf(role) {
+    const changes = (order.models[role] || {}).sizes || {};
+    const changed = (part) => Object.entries(changes).filter(([name]) => name in part);
+    return network.sizes(role).map((part) => ({ ...part, ...Object.fromEntries(changed(part)) }));
 }
 
 class Placeholder {
@@ -75,7 +98,7 @@ class MLComponent {
             throw new Error("build before its callbacks are set");
         }
         log.push({ build: this.role, mode: this.modeName, placeholders: placeholders.length });
-        this.state = MachineLearning.ModelState.NotReady;
+        this.state = MachineLearning.ModelState.Loading;
         loading.push(this);
     }
     finishLoading() {
@@ -106,17 +129,17 @@ class MLComponent {
             this.onRunningFailed("out of memory");
             return;
         }
-        const input = Object.fromEntries(
-            Object.entries(this.inputs).map(([name, tensor]) => [name, Array.from(tensor.buffer)]),
-        );
-        log.push({ run: this.role, ...input });
-        if (this.role === "sampler") {
-            const pose = input.c2w33.concat(input.c2w13);
-            this.outputs.pts.buffer.forEach((_, i, pts) => (pts[i] = pose[i % 12] + i / 64));
-        } else if (this.role === "embedder") {
-            const rays = input.rays;
-            const result = this.outputs.embbrays.buffer;
-            result.forEach((_, i) => (result[i] = rays[i % rays.length] * 2 + i / 128));
+        const buffers = Object.entries(this.inputs).map(([name, tensor]) => [name, tensor.buffer]);
+        const short = buffers.filter(([, buffer]) => buffer.length <= LONGEST_LOGGED);
+        const plain = short.map(([name, buffer]) => [name, Array.from(buffer)]);
+        log.push({ run: this.role, ...Object.fromEntries(plain) });
+        const results = network.run(this.role, Object.fromEntries(buffers));
+        for (const [name, values] of Object.entries(results)) {
+            this.outputs[name].buffer.set(values);
+        }
+        if (this.role === "student" && order.pictures) {
+            // a texture holds bytes
+            fs.appendFileSync(order.pictures, Uint8ClampedArray.from(this.outputs.output.buffer));
         }
         if (this.onRunningFinished) this.onRunningFinished();
     }

@@ -1,0 +1,182 @@
+"""Reads what other people's benchmarks print. Text in, figures out; runs nothing.
+
+    onnxruntime_perf_test   summary on standard output (sums and averages in s and ms, percentiles in s),
+                            and one line per run in its result file: name, seconds, ...
+    benchmark_model         TensorFlow Lite and LiteRT: `count= first= ...` of the warm-up and of the
+                            runs, then one line of averages; all in microseconds
+    executor_runner         ExecuTorch: a line per run in Android's log, in milliseconds
+
+A figure that a tool does not print is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lightfield.errors import DeviceError
+
+ToolKind = Literal["onnxruntime_perf_test", "benchmark_model", "executor_runner"]
+
+_NUMBER = r"([-+\d.eE]+)"
+
+
+@dataclass(frozen=True)
+class ToolFigures:
+    """What a tool said of one model."""
+
+    tool: ToolKind
+    runs: int
+    mean_ms: float
+    min_ms: float | None = None
+    max_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    load_ms: float | None = None
+    first_run_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    samples_ms: tuple[float, ...] = ()
+    """Every run, where the tool tells."""
+
+    @property
+    def fps(self) -> float:
+        """1000 / median, or over the mean where a tool prints no median."""
+        return 1000 / (self.p50_ms if self.p50_ms is not None else self.mean_ms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "fps": self.fps}
+
+
+def parse_perf_test(text: str, results: str = "") -> ToolFigures:
+    """Read onnxruntime_perf_test's summary and, where it wrote one, its result file.
+
+    Raises:
+        DeviceError: when the summary is not there.
+    """
+    text = text.replace("\r\n", "\n")
+    runs = _after(text, r"Total inference requests:")
+    mean_ms = _after(text, r"Average inference time cost(?: total)?:")
+    if runs is None or mean_ms is None:
+        raise _silent("onnxruntime_perf_test", text)
+    memory = _after(text, r"Peak working set size:")
+    return ToolFigures(
+        "onnxruntime_perf_test",
+        runs=int(runs),
+        mean_ms=mean_ms,
+        min_ms=_milli(_after(text, "Min Latency:")),
+        max_ms=_milli(_after(text, "Max Latency:")),
+        p50_ms=_milli(_after(text, "P50 Latency:")),
+        p90_ms=_milli(_after(text, "P90 Latency:")),
+        p99_ms=_milli(_after(text, "P99 Latency:")),
+        load_ms=_milli(_after(text, "Session creation time cost:")),
+        first_run_ms=_after(text, "First inference time cost:"),
+        peak_memory_bytes=int(memory) if memory else None,
+        samples_ms=tuple(_times_ms(results)),
+    )
+
+
+def _times_ms(results: str) -> list[float]:
+    """Of a result file's lines NAME,seconds,memory,processor,run; since 2025 with two times, that until
+    the run was submitted and that until it was done."""
+    cells = [line.strip().split(",") for line in results.splitlines()]
+    times = [row[{5: 1, 6: 2}[len(row)]] for row in cells if len(row) in (5, 6)]
+    return [1e3 * float(time) for time in times if _is_number(time)]
+
+
+def parse_benchmark_model(text: str) -> ToolFigures:
+    """Read benchmark_model's output, from the program itself or from Android's log.
+
+    Raises:
+        DeviceError: when the line of averages is not there.
+    """
+    pattern = (
+        rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}, "
+        rf"Warmup \(avg\): {_NUMBER}, Inference \(avg\): {_NUMBER}"
+    )
+    averages = re.search(pattern, text)
+    if averages is None:
+        raise _silent("benchmark_model", text)
+    # the last of these lines is that of the runs; those before it are of the warm-up
+    counted = re.findall(r"count=\d+ .*", text)
+    fields = dict(re.findall(rf"(\w+)={_NUMBER}", counted[-1])) if counted else {}
+    memory = re.search(rf"overall={_NUMBER}", text)
+
+    def micro(name: str) -> float | None:
+        return float(fields[name]) / 1e3 if name in fields else None
+
+    return ToolFigures(
+        "benchmark_model",
+        runs=int(fields.get("count", 1)),
+        mean_ms=float(averages[4]) / 1e3,
+        min_ms=micro("min"),
+        max_ms=micro("max"),
+        p50_ms=micro("median"),
+        load_ms=float(averages[1]) / 1e3,
+        first_run_ms=float(averages[2]) / 1e3,
+        peak_memory_bytes=round(float(memory[1]) * 2**20) if memory else None,
+    )
+
+
+def parse_executor_runner(text: str, warmup: int = 0) -> ToolFigures:
+    """Read ExecuTorch's log; the first `warmup` runs do not count where every run has a line.
+
+    Raises:
+        DeviceError: when no run is told of.
+    """
+    every = [float(ms) for ms in re.findall(rf"Iteration \d+ of \d+: {_NUMBER} ms", text)]
+    samples = every[warmup:]
+    done = re.findall(rf"Model executed successfully (\d+) time\(s\)(?: in {_NUMBER} ms)?", text)
+    load_ms = _after(text, "Model loaded in")
+    if samples:
+        return ToolFigures(
+            "executor_runner",
+            runs=len(samples),
+            mean_ms=statistics.fmean(samples),
+            min_ms=min(samples),
+            max_ms=max(samples),
+            p50_ms=statistics.median(samples),
+            p90_ms=_percentile(samples, 90),
+            p99_ms=_percentile(samples, 99),
+            load_ms=load_ms,
+            first_run_ms=every[0],
+            samples_ms=tuple(samples),
+        )
+    if not done or not done[-1][1]:
+        raise _silent("executor_runner", text)
+    runs, total_ms = int(done[-1][0]), float(done[-1][1].rstrip("."))
+    return ToolFigures("executor_runner", runs=runs, mean_ms=total_ms / runs, load_ms=load_ms)
+
+
+def _percentile(samples: Sequence[float], q: int) -> float | None:
+    return statistics.quantiles(samples, n=100, method="inclusive")[q - 1] if samples[1:] else None
+
+
+def _after(text: str, label: str) -> float | None:
+    match = re.search(rf"{label}\s*{_NUMBER}", text)
+    return float(match[1].rstrip(".")) if match and _is_number(match[1].rstrip(".")) else None
+
+
+def _milli(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _silent(tool: ToolKind, text: str) -> DeviceError:
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["nothing"]
+    return DeviceError(
+        f"it printed no time (its last words: {lines[-1][:200]})",
+        where=tool,
+        remedy="run it by hand on the phone; versions differ in their options",
+    )

@@ -1,0 +1,187 @@
+"""Other people's benchmark programs on a phone, under the same gates and settings as ours.
+
+The user brings the program, built for Android, and the model in its format. It is pushed, pinned to the
+fast cores, run and removed like our own runner; what it prints is read by `device.tool_output`. Its
+figures say what that runtime does with that model, not that its picture is right: no output is compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from device.adb import PHONE_FOLDER, AdbPhone
+from device.adb_output import fast_cores, parse_cpu_list
+from device.phone import read_identity
+from device.phone_settings import steady
+from device.thermal import (
+    ThermalConfig,
+    read_frequencies,
+    read_state,
+    require_screen,
+    throttling_signs,
+    wait_until_cool,
+)
+from device.tool_output import (
+    ToolFigures,
+    ToolKind,
+    parse_benchmark_model,
+    parse_executor_runner,
+    parse_perf_test,
+)
+from lightfield.errors import AdbError, ConfigError, DeviceError
+from lightfield.files import sha256_of
+from lightfield.latency import DeviceIdentity
+
+RESULTS = "results.csv"
+
+
+@dataclass(frozen=True)
+class ToolConfig:
+    """A benchmark program of the user's own, and how to call it."""
+
+    kind: ToolKind
+    """Which program it is."""
+    program: Path
+    """The program, built for 64-bit Android."""
+    model: Path
+    """The model in the program's own format: .onnx, .tflite or .pte."""
+    libraries: Path | None = None
+    """Folder of libraries (*.so) that the program opens."""
+    runs: int = 50
+    """Measured runs."""
+    warmup: int = 5
+    """Runs before them that do not count, where the program has such."""
+    threads: int = 1
+    """Threads that the program may use."""
+    arguments: str = ""
+    """Further arguments for the program, as one word: `--arguments='-e xnnpack'`."""
+    timeout_seconds: int = 600
+    """A program that takes longer is refused."""
+
+    def __post_init__(self) -> None:
+        if min(self.runs, self.threads, self.timeout_seconds) < 1 or self.warmup < 0:
+            raise ConfigError("runs, threads and the time limit must be at least 1", where="tool")
+        try:
+            shlex.split(self.arguments)
+        except ValueError as reason:
+            raise ConfigError(f"cannot be split into words ({reason})", where="arguments") from None
+
+    def words(self, folder: str, scratch: str) -> list[str]:
+        """The program's command line on the phone."""
+        program, model = f"{folder}/{self.kind}", f"{folder}/model{self.model.suffix}"
+        further = shlex.split(self.arguments)
+        if self.kind == "onnxruntime_perf_test":
+            counts = ["-m", "times", "-r", str(self.runs), "-x", str(self.threads)]
+            return [program, *counts, "-I", "-s", *further, model, f"{scratch}/{RESULTS}"]
+        if self.kind == "benchmark_model":
+            counts = [f"--num_runs={self.runs}", f"--warmup_runs={self.warmup}"]
+            options = [*counts, f"--num_threads={self.threads}", "--max_secs=3600"]
+            return [program, f"--graph={model}", *options, *further]
+        counts = [f"--num_executions={self.warmup + self.runs}", f"--cpu_threads={self.threads}"]
+        return [program, f"--model_path={model}", *counts, *further]
+
+
+@dataclass(frozen=True)
+class ToolMeasurement:
+    """What a tool said on a phone, and in which state the phone was."""
+
+    figures: ToolFigures
+    device: DeviceIdentity
+    model: str
+    model_sha256: str
+    program_sha256: str
+    conditions: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "figures": self.figures.to_json()}
+
+
+def measure_with_tool(
+    phone: AdbPhone,
+    config: ToolConfig,
+    thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
+) -> ToolMeasurement:
+    """Run the user's program on a phone.
+
+    Raises:
+        DeviceError: when a file is missing, the phone is not fit, or the program fails or says nothing.
+    """
+    about, files = read_identity(phone), _files(config)
+    cpus = parse_cpu_list(phone.attempt(["cat", "/sys/devices/system/cpu/possible"]).stdout)
+    cores = fast_cores(read_frequencies(phone, cpus, "cpuinfo_max_freq"), config.threads)
+    scratch = f"{PHONE_FOLDER}/tool-{secrets.token_hex(4)}"
+    folder = phone.push_files(files)
+    try:
+        before = wait_until_cool(lambda: read_state(phone, cpus), thermal)
+        phone.shell(["mkdir", "-p", scratch])
+        with steady(phone, about.api) as settings:
+            require_screen(read_state(phone, cpus), thermal)
+            pinning = _pinning(phone, cores)
+            figures = _run(phone, config, [*pinning, "env", f"LD_LIBRARY_PATH={folder}"],
+                           folder, scratch)  # fmt: skip
+            after = read_state(phone, cpus)
+    finally:
+        with contextlib.suppress(AdbError):
+            phone.remove([folder, scratch])
+    signs = throttling_signs([after], [figures.samples_ms], {})
+    arguments = config.arguments or "as the program chooses"
+    return ToolMeasurement(
+        figures,
+        DeviceIdentity(
+            "phone", about.name, about.system, config.kind, arguments, config.threads,
+            about.emulated, phone.pseudonym,
+        ),
+        config.model.name,
+        sha256_of(config.model),
+        sha256_of(config.program),
+        {
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "throttled": bool(signs),
+            "throttling": signs,
+            "settings": settings,
+            "pinned_to": pinning[1] if pinning else None,
+        },
+    )  # fmt: skip
+
+
+def _files(config: ToolConfig) -> dict[str, Path]:
+    files = {config.kind: config.program, f"model{config.model.suffix}": config.model}
+    if config.libraries is not None:
+        files |= {path.name: path for path in sorted(config.libraries.glob("*.so"))}
+    if missing := [path for path in files.values() if not path.is_file()]:
+        raise DeviceError("file is missing", where=missing[0])
+    return files
+
+
+def _pinning(phone: AdbPhone, cores: Sequence[int]) -> list[str]:
+    words = ["taskset", f"{sum(1 << core for core in cores):x}"]
+    return words if cores and phone.attempt([*words, "true"]).exit_code == 0 else []
+
+
+def _run(
+    phone: AdbPhone, config: ToolConfig, before: Sequence[str], folder: str, scratch: str
+) -> ToolFigures:
+    since = phone.attempt(["date", "+%m-%d %H:%M:%S.000"]).stdout.strip()
+    words = [*before, *config.words(folder, scratch)]
+    done = phone.attempt(words, timeout_seconds=config.timeout_seconds)
+    said = f"{done.stdout}\n{done.stderr}"
+    if done.exit_code != 0:
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no message"]
+        raise DeviceError(
+            f"it ended with exit code {done.exit_code} ({lines[-1][:200]})", where=config.kind
+        )
+    if config.kind == "onnxruntime_perf_test":
+        return parse_perf_test(said, phone.attempt(["cat", f"{scratch}/{RESULTS}"]).stdout)
+    if config.kind == "benchmark_model":
+        return parse_benchmark_model(said)
+    # Android builds log instead of printing
+    log = phone.attempt(["logcat", "-d", "-s", "ExecuTorch:I", "-T", since]).stdout
+    return parse_executor_runner(said if "Iteration " in said else f"{said}\n{log}", config.warmup)

@@ -1,0 +1,102 @@
+"""Two students in turns on one device: which is faster, and how sure that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from device.benchmark import BenchmarkConfig
+from device.comparison import Comparison, compare
+from device.fidelity import FLOORS_DB, HALF_FLOOR_DB, fidelity
+from device.host import HostTarget
+from device.onnx_inputs import fixed_inputs
+from device.target import RunnerTarget
+from lightfield.errors import ConfigError, DeviceError
+from lightfield.files import write_json, write_text
+from lightfield.run import Run, tool_versions
+from pipeline.console import Console
+from pipeline.delivery import exported_fused, newest_export
+from pipeline.report.bench_page import comparison_page
+
+RECORD, PAGE = "comparison.json", "comparison.html"
+
+
+def compare_students(
+    pair: tuple[Path, Path],
+    config: BenchmarkConfig,
+    target: RunnerTarget,
+    folder: Path,
+    console: Console,
+) -> Comparison:
+    """Measure two students in turns, and write the record and its page into a folder.
+
+    Args:
+        pair: each a run whose student has been exported, or an ONNX file.
+
+    Raises:
+        DeviceError: when one cannot be measured, or draws something else than on the host.
+    """
+    first, second = (student_graph(path) for path in pair)
+    for model in (first, second):
+        _require_pictures(model, config, target)
+    found = compare(target, first, second, rounds=config.runs, warmup=config.warmup)
+    signs = found.candidate.conditions.get("throttling") or []
+    if config.refuse_throttled and signs:
+        raise DeviceError(f"the device throttled: {'; '.join(signs)}", where=target.identity.name)
+    names = (str(pair[0]), str(pair[1]))
+    record = {"protocol": config.protocol(), "versions": tool_versions(), **found.to_json()}
+    write_json(folder / RECORD, record)
+    write_text(folder / PAGE, comparison_page(distinct_names(pair), found))
+    _say(found, names, folder, console)
+    return found
+
+
+def distinct_names(pair: tuple[Path, Path]) -> tuple[str, str]:
+    """Short names that tell the two apart: as many of the last folders as that takes."""
+    first, second = (path.resolve().parts for path in pair)
+    for length in range(1, max(len(first), len(second)) + 1):
+        names = "/".join(first[-length:]), "/".join(second[-length:])
+        if names[0] != names[1]:
+            return names
+    return f"{pair[0].name} (1)", f"{pair[1].name} (2)"  # one held against itself
+
+
+def _say(found: Comparison, names: tuple[str, str], folder: Path, console: Console) -> None:
+    between = found.interval
+    if found.candidate.device.emulated:
+        console.say(f"{found.candidate.device.name} is emulated: its times mean nothing")
+    else:
+        for name, record in zip(names, (found.candidate, found.reference), strict=True):
+            console.say(f"{record.p50_ms:10.3f} ms  {record.fps:8.1f} FPS  {name}")
+        console.say(
+            f"ratio {between.ratio:.4f}, {between.confidence:.0%} interval {between.low:.4f} to "
+            f"{between.high:.4f} over {between.rounds} rounds: {names[0]} is {between.verdict}"
+        )
+        for sign in found.candidate.conditions.get("throttling") or []:
+            console.say(f"throttled: {sign}")
+    console.say(f"comparison: {folder / PAGE}")
+
+
+def student_graph(path: Path) -> Path:
+    """The student's graph of a run, or the ONNX file itself.
+
+    Raises:
+        ConfigError: when it is neither.
+    """
+    if path.is_file() and path.suffix == ".onnx":
+        return path
+    if not path.is_dir():
+        raise ConfigError("neither a run nor an ONNX file", where=path)
+    graphs = newest_export(Run(path))
+    return graphs.file(exported_fused(graphs).name.replace("_fused", ""))
+
+
+def _require_pictures(model: Path, config: BenchmarkConfig, target: RunnerTarget) -> None:
+    inputs = [fixed_inputs(model)]
+    floor_db = HALF_FLOOR_DB if config.provider in ("nnapi", "qnn") else FLOORS_DB["fp32"]
+    near = fidelity(target.run_many(model, inputs), HostTarget().run_many(model, inputs), floor_db)
+    if not near.holds:
+        raise DeviceError(
+            f"its output is {near.psnr_db:.1f} dB from the host's, below {floor_db:.0f} dB",
+            where=model,
+            remedy="no speed is reported for another picture; try the provider cpu",
+        )

@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import pytest
+
+from device.adb import AdbPhone
+from device.tool_output import parse_benchmark_model, parse_executor_runner, parse_perf_test
+from device.tools import ToolConfig, measure_with_tool
+from lightfield.errors import ConfigError, DeviceError
+
+TRANSCRIPTS = Path(__file__).parent / "transcripts"
+
+
+def transcript(name: str) -> str:
+    return (TRANSCRIPTS / f"{name}.txt").read_text()
+
+
+def test_perf_test_mixes_seconds_and_milliseconds():
+    found = parse_perf_test(transcript("perf_test_android"))
+    assert (found.runs, found.mean_ms, found.first_run_ms) == (5, 98.961997, 196)
+    assert found.p50_ms == pytest.approx(99.5086)
+    assert found.p90_ms == found.p99_ms == found.max_ms == pytest.approx(101.519)
+    assert found.min_ms == pytest.approx(95.8204)
+    assert found.load_ms == pytest.approx(217.932)
+    assert found.peak_memory_bytes == 271122432
+    assert found.fps == pytest.approx(1000 / 99.5086)
+
+
+def test_perf_test_of_other_years():
+    found = parse_perf_test(transcript("perf_test_2020"))
+    assert (found.runs, found.mean_ms, found.p50_ms) == (10, 144.871, None)
+    assert found.fps == pytest.approx(1000 / 144.871)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        "m.onnx,0.0992,271122432,11,0\r\nm.onnx,0.1004,271122432,11,1\n",
+        "m.onnx,0.0001,0.0992,271122432,11,0\nm.onnx,0.0001,0.1004,271122432,11,1\n",
+    ],
+)
+def test_perf_tests_result_file_holds_every_run(results):
+    found = parse_perf_test(transcript("perf_test_android"), results)
+    assert found.samples_ms == pytest.approx((99.2, 100.4))
+
+
+def test_benchmark_models_runs_are_not_its_warm_up():
+    found = parse_benchmark_model(transcript("benchmark_model_stdout"))
+    assert (found.runs, found.mean_ms, found.p50_ms) == (50, pytest.approx(33.0718), None)
+    assert (found.min_ms, found.max_ms) == (32.687, 33.239)
+    assert (found.load_ms, found.first_run_ms) == (3.501, 156.677)
+
+
+def test_benchmark_model_in_androids_log_has_a_median_and_its_memory():
+    found = parse_benchmark_model(transcript("benchmark_model_logcat"))
+    assert (found.runs, found.p50_ms) == (25, 141.253)
+    assert found.peak_memory_bytes == round(73.4102 * 2**20)
+    assert found.to_json()["fps"] == pytest.approx(1000 / 141.253)
+
+
+def test_executor_runners_lines_are_its_samples_after_the_warm_up():
+    found = parse_executor_runner(transcript("executor_runner_logcat"), warmup=1)
+    assert found.samples_ms == (8.1, 8.3, 8.2)
+    assert (found.p50_ms, found.first_run_ms, found.load_ms) == (8.2, 12.9, 41.27)
+
+
+def test_an_older_executor_runner_tells_a_sum_only():
+    found = parse_executor_runner(transcript("executor_runner_stderr"))
+    assert (found.runs, found.mean_ms, found.samples_ms) == (10, pytest.approx(58.14), ())
+
+
+@pytest.mark.parametrize("parse", [parse_perf_test, parse_benchmark_model, parse_executor_runner])
+@pytest.mark.parametrize("text", ["", "Segmentation fault\n", "Inference timings in us: Init: x"])
+def test_a_tool_that_says_no_time_is_refused(parse, text):
+    with pytest.raises(DeviceError, match="printed no time"):
+        parse(text)
+
+
+# --- driving them ---------------------------------------------------------------------------------
+
+PROGRAMS = {
+    "onnxruntime_perf_test": """
+while [ $# -gt 1 ]; do shift; done
+echo 'm.onnx,0.002,1,1,0' > "$1"
+cat "{transcript}"
+""",
+    "benchmark_model": 'cat "{transcript}"',
+    "executor_runner": "echo 'Output 0: tensor(sizes=[1])'",
+}
+SAID = {
+    "onnxruntime_perf_test": "perf_test_android",
+    "benchmark_model": "benchmark_model_stdout",
+    "executor_runner": "executor_runner_logcat",
+}
+
+
+@pytest.fixture
+def tool(fake, tmp_path):
+    """A configuration whose program is a script that prints a transcript."""
+    log = fake.root / "bin" / "logcat"
+    log.write_text(f'#!/bin/sh\ncat "{TRANSCRIPTS}/executor_runner_logcat.txt"\n')
+    log.chmod(0o755)
+
+    def configured(kind: str, body: str | None = None, **fields) -> ToolConfig:
+        text = body or PROGRAMS[kind].format(transcript=TRANSCRIPTS / f"{SAID[kind]}.txt")
+        program, model = tmp_path / "program", tmp_path / "a model;$(touch pwned).bin"
+        program.write_text(f'#!/bin/sh\necho "$@" > "$STATE/words"\n{text}\n')
+        model.write_bytes(b"weights")
+        return ToolConfig(kind, program, model, **fields)
+
+    return configured
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("onnxruntime_perf_test", "-m times -r 7 -x 2 -I -s -e xnnpack"),
+        ("benchmark_model", "--num_runs=7 --warmup_runs=1 --num_threads=2"),
+        ("executor_runner", "--num_executions=8 --cpu_threads=2"),
+    ],
+)
+def test_a_users_own_tool_is_driven_and_read(fake, tool, kind, words):
+    config = tool(kind, runs=7, warmup=1, threads=2, arguments="-e xnnpack")
+    found = measure_with_tool(AdbPhone(fake, fake.serial), config)
+    assert words in (fake.state / "words").read_text()
+    assert found.figures.tool == kind
+    assert found.figures.mean_ms > 0
+    assert found.device.runtime == kind
+    assert found.conditions["settings"]["fixed_performance"] is True
+    assert (fake.state / "fixed_performance").read_text() == "false\n"
+    assert fake.serial not in str(found.to_json())
+    assert fake.files() == []
+    assert not list(fake.root.rglob("pwned"))
+
+
+def test_perf_tests_own_result_file_is_fetched(fake, tool):
+    found = measure_with_tool(AdbPhone(fake, fake.serial), tool("onnxruntime_perf_test"))
+    assert found.figures.samples_ms == (2.0,)
+
+
+def test_a_failing_tool_is_quoted_and_everything_put_back(fake, tool):
+    config = tool("benchmark_model", "echo 'ERROR: Failed to apply GPU delegate.' >&2; exit 1")
+    with pytest.raises(DeviceError, match=r"exit code 1 \(ERROR: Failed to apply GPU delegate"):
+        measure_with_tool(AdbPhone(fake, fake.serial), config)
+    assert (fake.state / "fixed_performance").read_text() == "false\n"
+    assert fake.files() == []
+
+
+def test_missing_files_and_impossible_settings_are_refused(fake, tool, tmp_path):
+    config = tool("benchmark_model")
+    config.model.unlink()
+    with pytest.raises(DeviceError, match="file is missing"):
+        measure_with_tool(AdbPhone(fake, fake.serial), config)
+    for fields in ({"runs": 0}, {"warmup": -1}, {"arguments": "'"}):
+        with pytest.raises(ConfigError):
+            ToolConfig("benchmark_model", tmp_path, tmp_path, **fields)

@@ -1,0 +1,88 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto
+from tiny_fields import SPACES, TAILS, light_field, poses, random_student
+
+from export.fused import fused_contract, fused_model
+from export.graph import check_file, operators_of, save_model, simplified
+from export.half_replay import evaluate_in_half
+from export.parity import FP16_FLOOR_DB, OnnxFunction, Parity, Reference, require
+from export.student_graph import OLDER_RUNTIMES, ONNX_RUNTIME, student_contract, student_model
+from lightfield.errors import ExportError, ParityError
+
+HALVES = [replace(ONNX_RUNTIME, half=True), replace(OLDER_RUNTIMES, half=True)]
+
+
+@pytest.mark.parametrize("form", HALVES, ids=["opset20", "opset17"])
+@pytest.mark.parametrize("tail", ["mixed", "shuffle", "none"])
+@pytest.mark.parametrize("activation", ["gelu", "sigmoid_gelu", "relu"])
+def test_an_fp16_graph_rounds_and_is_right(tmp_path, form, tail, activation):
+    student = random_student(TAILS[tail], activation)
+    rays = torch.rand(1, student.spec.input_channels, 4, 5) * 2 - 1
+    model, refusal = simplified(student_model(student, 4, 5, form))
+    assert not refusal
+    save_model(model, tmp_path / "a.onnx")
+    model = check_file(tmp_path / "a.onnx", student_contract(student, 4, 5, form))
+    with torch.no_grad():
+        expected = student(rays).numpy()
+    runtime = Parity.between(OnnxFunction(model)(input=rays.numpy()), expected)
+    rounded = Parity.between(evaluate_in_half(model, input=rays.numpy()), expected)
+    assert FP16_FLOOR_DB < rounded.psnr_db < 90
+    assert FP16_FLOOR_DB < runtime.psnr_db < 95
+
+
+def test_everything_between_the_casts_is_half(tmp_path):
+    student = random_student()
+    model = student_model(student, 4, 5, HALVES[0])
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert kinds == {TensorProto.FLOAT16, TensorProto.INT64}  # the latter of Slice
+    assert operators_of(model)["Cast"] == 2
+    ends = (*model.graph.input, *model.graph.output)
+    assert {value.type.tensor_type.elem_type for value in ends} == {TensorProto.FLOAT}
+    full = student_model(student, 4, 5, ONNX_RUNTIME)
+    assert len(model.SerializeToString()) < 0.7 * len(full.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["world", "ndc"])
+def test_a_fused_fp16_graph_keeps_its_rays_in_fp32(tmp_path, kind):
+    field = light_field(space=SPACES[kind])
+    path = tmp_path / "a.onnx"
+    save_model(fused_model(field, form=HALVES[0]), path)
+    model = check_file(path, fused_contract(field, form=HALVES[0]))
+    names = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert names["directions"] == names["octaves"] == TensorProto.FLOAT
+    reference = Reference.of(field, poses(field.space, 2))
+    for run in (OnnxFunction(model), lambda pose: evaluate_in_half(model, pose=pose)):
+        assert reference.pose_parity(lambda pose, run=run: run(pose=pose)).psnr_db > FP16_FLOOR_DB
+
+
+def test_weights_that_fp16_cannot_hold_are_refused():
+    student = random_student(TAILS["none"])
+    with torch.no_grad():
+        student.colour.weight[0] = 1e5
+    with pytest.raises(ExportError, match=r"colour\.weight: weights are beyond fp16's range"):
+        student_model(student, 4, 5, HALVES[0])
+
+
+def test_the_replay_sees_results_that_fp16_cannot_hold():
+    """A stream beyond 65,504 is fine where ONNX Runtime computes in fp32, but not on a phone."""
+    student = random_student(TAILS["none"])
+    with torch.no_grad():
+        student.head.weight *= 3000
+        student.head.bias *= 3000
+        for block in student.body:
+            block.contract_norm.weight.zero_()
+        student.colour.weight /= 3000
+    model = student_model(student, 4, 5, HALVES[0])
+    rays = np.full((1, student.spec.input_channels, 4, 5), 40.0, np.float32)
+    with torch.no_grad():
+        expected = student(torch.from_numpy(rays)).numpy()
+    assert Parity.between(OnnxFunction(model)(input=rays), expected).psnr_db > FP16_FLOOR_DB
+    found = Parity.between(evaluate_in_half(model, input=rays), expected)
+    assert np.isnan(found.psnr_db)
+    with pytest.raises(ParityError, match="NaN or infinity"):
+        require(found, FP16_FLOOR_DB, where=Path("a.onnx"))

@@ -1,0 +1,104 @@
+"""The emulated phone of `make test-phone`: a real adbd and a real adb server, arm64 code run by qemu.
+
+Everything here runs in namespaces that `namespace.py` makes (see there why) of packages that
+`packages.py` fetches. `phone` is a phone at the adb server; `phone.cable` can be pulled. What it times
+means nothing, and every record says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from adbutils import AdbClient
+from attached import IMPATIENT, attached_phone, scripted_bundle
+from emulated_phone import EmulatedPhone
+
+from device.adb import AdbPhone, open_phone
+from device.adb_server import connect
+from device.phone import PhoneTarget
+from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
+
+INSIDE = "NELF_PHONE_TREE"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for folder in ("device", "pipeline"):  # small_graphs.py and miniature.py
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
+    if INSIDE in os.environ:
+        # adbutils leaves the sockets of a phone that was lost to the garbage collector
+        config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("phone") and INSIDE not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="needs the phone of `make test-phone`"))
+
+
+@pytest.fixture(scope="session")
+def tree() -> Path:
+    """The packages that phones are made of."""
+    return Path(os.environ[INSIDE])
+
+
+@pytest.fixture(scope="session")
+def server() -> AdbClient:
+    """The real adb server."""
+    client = connect()
+    assert isinstance(client, AdbClient)
+    return client
+
+
+@pytest.fixture
+def new_phone(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory, server: AdbClient
+) -> Iterator[Callable[[], EmulatedPhone]]:
+    """Makes phones, attached to the adb server."""
+    with contextlib.ExitStack() as stack:
+
+        def new() -> EmulatedPhone:
+            folder = tmp_path_factory.mktemp("phone")
+            return stack.enter_context(attached_phone(folder, tree, server))
+
+        yield new
+
+
+@pytest.fixture
+def phone(new_phone: Callable[[], EmulatedPhone]) -> EmulatedPhone:
+    """A phone at the adb server."""
+    return new_phone()
+
+
+@pytest.fixture
+def opened(phone: EmulatedPhone, server: AdbClient) -> AdbPhone:
+    """The same phone as the program sees it."""
+    return open_phone(server, phone.serial)
+
+
+@pytest.fixture(scope="session")
+def bundle(tree: Path) -> RunnerBundle:
+    """Our runner and ONNX Runtime for arm64, with the C library that travels with them."""
+    return runner_bundle(PhoneRuntime(glibc=tree / "arm64/usr/lib/aarch64-linux-gnu"))
+
+
+@pytest.fixture
+def target(opened: AdbPhone, bundle: RunnerBundle) -> Iterator[PhoneTarget]:
+    """The phone, ready to measure."""
+    with PhoneTarget(opened, bundle, thermal=IMPATIENT, timeout_seconds=60) as target:
+        yield target
+
+
+@pytest.fixture
+def scripted(opened: AdbPhone, tmp_path: Path) -> Callable[..., PhoneTarget]:
+    """A target whose runner is a shell script of the test, run by the phone's own shell."""
+
+    def target(script: str, **options: int) -> PhoneTarget:
+        runner = scripted_bundle(tmp_path, script)
+        return PhoneTarget(opened, runner, thermal=IMPATIENT, **options)
+
+    return target

@@ -1,0 +1,175 @@
+"""Fetches what the emulated phone is made of, without installing anything: `make test-phone` runs it.
+
+    packages.py FOLDER
+
+`FOLDER/adbd` gets AOSP's adb daemon with its own C library, and qemu for arm64; `FOLDER/arm64` a phone's
+shell (mksh), its tools (toybox) and the C library that travels with our runner; `FOLDER/cache/nelf` our
+runner and ONNX Runtime for arm64. The first two are packages of Debian 13, from wherever this machine
+gets its own: apt runs on a copy of its configuration with the suite replaced, with state, cache and
+hooks of its own, so the host's lists, archives and packages stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SUITE = "trixie"
+PACKAGES = ("adbd", "qemu-user", "toybox:arm64", "mksh:arm64", "libstdc++6:arm64")
+QEMU = "./usr/bin/qemu-aarch64"
+APT = Path("/etc/apt")
+
+
+class CannotPrepare(Exception):
+    """Says in one line why this machine cannot make the phone."""
+
+
+def replaced_suite(text: str, codename: str, suite: str = SUITE) -> str:
+    """A source list with every suite of `codename` (`bookworm`, `bookworm-security`) as one of `suite`.
+
+    Reads both of apt's forms; entries of other suites, and disabled ones, are left out.
+    """
+    if re.search(r"^Suites:", text, re.MULTILINE):
+        kept = []
+        for stanza in re.split(r"\n\s*\n", text):
+            named = re.search(r"^Suites:(.*)$", stanza, re.MULTILINE)
+            if not named or re.search(r"^Enabled:\s*no", stanza, re.MULTILINE | re.IGNORECASE):
+                continue
+            if suites := _suites(named[1].split(), codename, suite):
+                kept.append(stanza.replace(named[0], f"Suites: {' '.join(suites)}").strip())
+        return "\n\n".join(kept) + "\n" if kept else ""
+    lines = []
+    for line in text.splitlines():
+        entry = re.match(r"(deb\s+(?:\[[^]]*\]\s+)?\S+\s+)(\S+)(\s.*)$", line.strip())
+        if entry and (suites := _suites([entry[2]], codename, suite)):
+            lines.append(f"{entry[1]}{suites[0]}{entry[3]}\n")
+    return "".join(lines)
+
+
+def _suites(names: list[str], codename: str, suite: str) -> list[str]:
+    return [
+        suite + name[len(codename) :] for name in names if re.fullmatch(rf"{codename}(-\w+)*", name)
+    ]
+
+
+def private_apt(folder: Path) -> list[str]:
+    """apt-get with its state, cache, sources and hooks below `folder`; all else as on this machine."""
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    etc, state = folder / "etc", folder / "state"
+    for path in (
+        etc / "sources",
+        etc / "conf",
+        state / "lists/partial",
+        folder / "archives/partial",
+    ):
+        path.mkdir(parents=True)
+    sources = [APT / "sources.list", *sorted((APT / "sources.list.d").glob("*"))]
+    for source in sources:
+        if source.suffix in (".list", ".sources") and source.is_file():
+            text = replaced_suite(source.read_text(), codename) if codename else ""
+            if text:
+                (etc / "sources" / source.name).write_text(text)
+    if not any((etc / "sources").iterdir()):
+        raise CannotPrepare(
+            f"no source of Debian's packages in {APT} whose suite could be {SUITE} "
+            f"(this system is '{codename or 'unknown'}')"
+        )
+    for conf in (APT / "apt.conf.d").glob("*"):
+        if conf.is_file():
+            shutil.copy(conf, etc / "conf")
+    # images for containers let apt empty the system's caches after every call
+    hooks = ("APT::Update", "DPkg")
+    cleared = [f"#clear {hook}::{when}-Invoke{end};" for hook in hooks
+               for when in ("Pre", "Post") for end in ("", "-Success")]  # fmt: skip
+    (etc / "conf/zz-private").write_text("\n".join([*cleared, "#clear DPkg::Pre-Install-Pkgs;"]))
+    (state / "status").touch()
+    settings = {
+        "Dir::Etc::sourcelist": "/dev/null",
+        "Dir::Etc::sourceparts": etc / "sources",
+        "Dir::Etc::parts": etc / "conf",
+        "Dir::State": state,
+        "Dir::State::status": state / "status",
+        "Dir::Cache": folder,
+        "Dir::Cache::archives": folder / "archives",
+        "Dir::Log": folder,
+        "APT::Architecture": "amd64",
+        "APT::Sandbox::User": "",
+        "Acquire::Languages": "none",
+    }
+    lines = [f'{key} "{value}";' for key, value in settings.items()]
+    lines.append('APT::Architectures { "amd64"; "arm64"; };')
+    # read before the machine's own files, so that it can say where those are
+    (etc / "apt.conf").write_text("\n".join(lines) + "\n")
+    return ["env", f"APT_CONFIG={etc / 'apt.conf'}", "apt-get", "--quiet=2"]
+
+
+def fetch_packages(scratch: Path) -> list[Path]:
+    """Download the packages and all that they need."""
+    apt = private_apt(scratch)
+    _call([*apt, "update"])
+    _call([*apt, "install", "--yes", "--download-only", "--no-install-recommends", *PACKAGES])
+    return sorted((scratch / "archives").glob("*.deb"))
+
+
+def unpack(package: Path, folder: Path) -> None:
+    """Unpack one package below `folder/adbd` or `folder/arm64`, by its architecture."""
+    target = folder / ("arm64" if package.stem.endswith("_arm64") else "adbd")
+    target.mkdir(parents=True, exist_ok=True)
+    if not package.name.startswith("qemu-user_"):
+        _call(["dpkg-deb", "-x", str(package), str(target)])
+        return
+    # this one holds forty emulators
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as tar:
+        subprocess.run(["tar", "-x", "-C", target, QEMU], stdin=tar.stdout, check=True)
+
+
+def build_runner(folder: Path) -> None:
+    """Compile our runner and fetch ONNX Runtime for arm64 into the phone's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(folder / "zig")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from device.runner.bundle import PhoneRuntime, runner_bundle
+    from lightfield.errors import DeviceError
+
+    try:
+        runner_bundle(PhoneRuntime(glibc=folder / "arm64/usr/lib/aarch64-linux-gnu"))
+    except DeviceError as error:
+        raise CannotPrepare(str(error)) from error
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise CannotPrepare(f"`{' '.join(command[:4])} ...` failed: {said[-1].strip()}")
+
+
+def prepare(folder: Path) -> None:
+    """Fetch, unpack and build into `folder`; what is already there stays."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise CannotPrepare("the emulated phone needs Linux on x86-64")
+    for tool in ("apt-get", "dpkg-deb", "tar"):
+        if shutil.which(tool) is None:
+            raise CannotPrepare(f"no `{tool}`: the emulated phone is made of Debian's packages")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "adbd").exists():
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            scratch = Path(name)
+            for package in fetch_packages(scratch / "apt"):
+                unpack(package, scratch)
+            (scratch / "arm64").rename(folder / "arm64")
+            (scratch / "adbd").rename(folder / "adbd")  # last: it says that all is there
+    build_runner(folder)
+
+
+if __name__ == "__main__":
+    try:
+        prepare(Path(sys.argv[1]).resolve())
+    except CannotPrepare as reason:
+        sys.exit(f"test-phone: {reason}")

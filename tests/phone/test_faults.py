@@ -1,0 +1,499 @@
+"""What can go wrong between this machine and a phone, done to a real adb and a real adbd.
+
+Everywhere: one clear error, nothing hangs, what the phone was set to is put back as soon as the phone
+can be reached, and the next measurement works.
+"""
+
+import contextlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import adbutils
+import numpy as np
+import onnx
+import pytest
+from attached import IMPATIENT, attach, attached_phone, scripted_bundle, state_of
+from emulated_phone import wait_until
+from onnx import TensorProto, helper
+from small_graphs import write_graph
+
+from device.adb import PHONE_FOLDER, AdbPhone, attached_phones, open_phone
+from device.onnx_inputs import fixed_inputs
+from device.phone import PhoneTarget
+from device.runner.bundle import RunnerBundle
+from device.runner.compiler import zig_command
+from lightfield.errors import AdbError, DeviceError
+
+pytestmark = pytest.mark.phone
+
+LOST = r"(the connection to the phone was lost|no longer attached|is offline); "
+RESTORED = {"fixed_performance": "false\n", "stay_on_while_plugged_in": "3\n"}
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return write_graph(tmp_path / "small.onnx")
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "file.bin").write_bytes(os.urandom(2_000_000))
+    return tmp_path / "file.bin"
+
+
+@pytest.fixture
+def settings(phone, opened):
+    """The phone as its owner has set it, and a look at whether it is so again."""
+    opened.shell(["settings", "put", "global", "stay_on_while_plugged_in", "3"])
+    before = phone.settings()
+
+    def are_restored() -> bool:
+        now = phone.settings()
+        return now == {**before, **RESTORED} or now == before
+
+    return are_restored
+
+
+def timed(target, graph):
+    """One run, in one pass."""
+    return target.measure_many([graph], turns=1, warmup=0)[0]
+
+
+@contextlib.contextmanager
+def once(condition, act):
+    """Do something from aside, as soon as something holds."""
+
+    def watch() -> None:
+        wait_until(condition)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    thread.join()
+
+
+def running(phone):
+    """True while the runner of a test's script measures, with the phone's settings changed."""
+    return lambda: phone.processes("--model")
+
+
+# The cable ----------------------------------------------------------------------------------------
+
+
+def test_a_cable_pulled_during_a_push(phone, opened, server, file):
+    phone.cable.pull_after(500_000, to_phone=True)
+    with pytest.raises(AdbError, match=LOST):
+        opened.push_files({"file": file})
+    phone.cable.plug()
+    attach(server, phone)
+    folder = opened.push_files({"file": file})
+    sent = phone.local_tmp / Path(folder).relative_to("/data/local/tmp") / "file"
+    assert sent.read_bytes() == file.read_bytes()
+
+
+def test_a_cable_pulled_during_a_run(phone, scripted, settings, server, graph):
+    target = scripted('[ -e /phone/slow ] && sleep 60; echo "$answer"')
+    earlier = timed(target, graph)
+    (phone.state / "slow").touch()
+    with once(running(phone), phone.cable.pull), pytest.raises(AdbError, match=LOST):
+        timed(target, graph)
+    assert earlier.samples_ms == (2.5,)
+    wait_until(settings)  # by the phone itself: the cable is still out
+    assert state_of(server, phone) != "device"
+
+    phone.cable.plug()
+    attach(server, phone)
+    (phone.state / "slow").unlink()
+    with target:
+        assert timed(target, graph).samples_ms == (2.5,)
+    assert settings()
+    assert phone.files() == []
+
+
+def test_a_cable_pulled_while_results_come_back(phone, opened, file, tmp_path):
+    (phone.local_tmp / "output.bin").write_bytes(file.read_bytes())
+    phone.cable.pull_after(500_000, to_phone=False)
+    with pytest.raises(AdbError, match=LOST):
+        opened.pull_file("/data/local/tmp/output.bin", tmp_path / "output.bin")
+    assert list(tmp_path.iterdir()) == [file]  # no half of one
+
+
+def test_a_cable_that_stays_out_is_said_at_once(phone, opened, server):
+    phone.cable.pull()
+    wait_until(lambda: state_of(server, phone) != "device")
+    with pytest.raises(AdbError, match=LOST):
+        opened.shell(["true"])
+
+
+def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
+    def flip(payload: bytes) -> bytes:
+        middle = len(payload) // 2
+        return payload[:middle] + bytes([payload[middle] ^ 1]) + payload[middle + 1 :]
+
+    phone.cable.to_phone = lambda payload: flip(payload) if len(payload) > 4000 else payload
+    with pytest.raises(AdbError, match=r"file did not arrive whole; check the cable"):
+        opened.push_files({"file": file})
+    assert phone.files() == ["nelf"]
+    phone.cable.to_phone = bytes
+    opened.push_files({"file": file})
+
+
+def test_a_truncated_push_is_found_and_removed(phone, opened, file, monkeypatch):
+    push = adbutils.sync.Sync.push
+
+    def loses_the_end(self, source, target, mode):
+        push(self, source, target, mode)
+        os.truncate(phone.local_tmp / Path(target).relative_to("/data/local/tmp"), 1_999_999)
+
+    monkeypatch.setattr(adbutils.sync.Sync, "push", loses_the_end)
+    with pytest.raises(AdbError, match="file did not arrive whole"):
+        opened.push_files({"file": file})
+    assert phone.files() == ["nelf"]
+
+
+def test_a_file_damaged_on_the_phone_is_sent_again(phone, opened, file):
+    folder = opened.push_files({"file": file})
+    sent = phone.local_tmp / Path(folder).relative_to("/data/local/tmp") / "file"
+    with sent.open("r+b") as damaged:
+        damaged.write(b"damaged")
+    opened.push_files({"file": file})
+    assert sent.read_bytes() == file.read_bytes()
+
+
+# The adb server and the phone's state -------------------------------------------------------------
+
+
+def test_an_adb_server_killed_during_a_run(phone, scripted, settings, server, graph, capfd):
+    target = scripted('[ -e /phone/slow ] && sleep 60; echo "$answer"')
+    (phone.state / "slow").touch()
+    with once(running(phone), server.server_kill), pytest.raises(AdbError, match=LOST):
+        timed(target, graph)
+    wait_until(settings)
+    (phone.state / "slow").unlink()
+    attach(server, phone)  # starts a server
+    assert timed(target, graph).samples_ms == (2.5,)
+    assert "daemon" not in "".join(capfd.readouterr())
+
+
+def test_an_unauthorized_phone_says_what_to_accept(phone, server):
+    phone.cable.unauthorized = True
+    server.disconnect(phone.serial)
+    attach(server, phone)
+    with pytest.raises(AdbError, match=r"(un)?authoriz(ed|ing); unlock it and accept 'Allow"):
+        open_phone(server)
+
+
+def test_a_phone_that_goes_unauthorized_while_it_is_used(phone, opened, server):
+    phone.cable.unauthorized = True
+    phone.cable.pull()
+    phone.cable.plug()
+    wait_until(lambda: state_of(server, phone) == "unauthorized", seconds=60)
+    with pytest.raises(AdbError, match=r"the phone is (unauthorized|authorizing); unlock it"):
+        opened.shell(["true"])
+
+
+def test_an_offline_phone_says_how_to_wake_it(phone, opened, server):
+    phone.power_off()
+    wait_until(lambda: state_of(server, phone) == "offline")
+    for use in (lambda: open_phone(server), lambda: opened.shell(["true"])):
+        with pytest.raises(AdbError, match=r"the phone is offline; plug it in again"):
+            use()
+
+
+def test_a_phone_that_reboots_during_a_run(phone, scripted, settings, server, graph):
+    target = scripted('[ -e /phone/slow ] && sleep 60; echo "$answer"')
+    (phone.state / "slow").touch()
+    with once(running(phone), phone.reboot), pytest.raises(AdbError, match=LOST):
+        timed(target, graph)
+    assert phone.settings()["stay_on_while_plugged_in"] == "7\n"  # nobody was left to put it back
+    (phone.state / "slow").unlink()
+    attach(server, phone)
+    with target:
+        assert timed(target, graph).samples_ms == (2.5,)
+    assert phone.settings()["stay_on_while_plugged_in"] == "3\n"
+    assert phone.files() == []
+
+
+def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, server, tmp_path):
+    program = (
+        "import sys, time\n"
+        "from device.adb import open_phone\n"
+        "from device.adb_server import connect\n"
+        "from device.phone_settings import steady\n"
+        "with steady(open_phone(connect(), sys.argv[1]), api=34):\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, phone.serial]) as child:
+        wait_until(lambda: phone.settings().get("fixed_performance") == "true\n", seconds=60)
+        child.send_signal(signal.SIGKILL)
+    wait_until(settings)
+    wait_until(lambda: phone.files() == [])
+
+
+def test_of_two_phones_one_has_to_be_named(new_phone, server):
+    one, two = new_phone(), new_phone()
+    with pytest.raises(AdbError, match=r"2 phones are attached; choose one by its serial") as error:
+        open_phone(server)
+    assert one.serial in str(error.value)
+    assert two.serial in str(error.value)
+    (two.state / "getprop").write_text("[ro.product.model]: [The other]\n")
+    model = open_phone(server, two.serial).shell(["getprop", "ro.product.model"])
+    assert model.strip() == "The other"
+
+
+def test_no_phone_at_all(server):
+    assert attached_phones(server) == []
+    with pytest.raises(AdbError, match="no phone is attached; enable USB debugging"):
+        open_phone(server)
+
+
+# The phone's storage and processor ----------------------------------------------------------------
+
+
+def test_a_full_storage_is_said_before_anything_is_sent(phone, opened, file):
+    phone.fill(spare_bytes=1_000_000)
+    with pytest.raises(AdbError, match=r"1\.0 MB of its storage are free, 2\.0 needed; make room"):
+        opened.push_files({"file": file})
+    assert [name for name in phone.files() if name.endswith("file")] == []
+
+
+def test_a_storage_that_fills_up_on_the_way(phone, opened, file, monkeypatch):
+    monkeypatch.setattr(AdbPhone, "_require_room", lambda self, size_bytes: None)
+    phone.fill(spare_bytes=1_000_000)
+    with pytest.raises(AdbError, match=r"did not take file\.bin; is its storage full or read-only"):
+        opened.push_files({"file": file})
+
+
+def test_a_read_only_storage(phone, opened, file):
+    phone.make_read_only()
+    with pytest.raises(AdbError, match=r"`mkdir` failed .*Read-only file system"):
+        opened.push_files({"file": file})
+
+
+def test_a_phone_without_room_for_a_note_is_not_changed(phone, opened, scripted, graph):
+    target = scripted('echo "$answer"')
+    timed(target, graph)
+    phone.fill(spare_bytes=0)
+    before = phone.settings()
+    with contextlib.suppress(DeviceError):
+        timed(target, graph)
+    assert phone.settings() == before
+
+
+def test_a_phone_of_another_processor(phone, opened, bundle):
+    (phone.state / "getprop").write_text("[ro.product.cpu.abilist]: [armeabi-v7a,armeabi]\n")
+    with pytest.raises(DeviceError, match="armeabi-v7a, armeabi, not arm64-v8a"):
+        PhoneTarget(opened, bundle)
+    assert phone.files() == []
+
+
+def test_a_runner_for_another_processor(phone, opened, tmp_path):
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 3, 243, 1)  # RISC-V
+    (tmp_path / "nelf_runner").write_bytes(header + bytes(200))
+    (tmp_path / "libonnxruntime.so").touch()
+    files = {name: tmp_path / name for name in ("nelf_runner", "libonnxruntime.so")}
+    with pytest.raises(DeviceError, match=r"the runner \(bionic\) does not start") as error:
+        PhoneTarget(opened, RunnerBundle("bionic", files))
+    assert "\n" not in str(error.value)
+    assert phone.files() == []
+
+
+# The runner ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def talking(tree, server, tmp_path_factory):
+    """One phone for many things that a runner may say: those in the phone's `script`."""
+    folder = tmp_path_factory.mktemp("talking")
+    with attached_phone(folder, tree, server) as phone:
+        opened = open_phone(server, phone.serial)
+        runner = scripted_bundle(folder, ". /phone/script")
+        with PhoneTarget(opened, runner, thermal=IMPATIENT) as target:
+            yield phone, target
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("kill -SYS $$", "killed by SIGSYS"),
+        ("kill -KILL $$", "killed by SIGKILL"),
+        ("kill -SEGV $$", "killed by SIGSEGV"),
+        ("exit 1", "ended with exit code 1"),
+        ("echo 'CANNOT LINK EXECUTABLE' >&2; exit 1", "CANNOT LINK EXECUTABLE"),
+        ("head -c 100000 /dev/urandom", "makes no sense"),
+        ("printf '\\377\\376{\\n{\\000}\\n'", "makes no sense"),
+        ("echo '[1, 2, 3]'", "makes no sense"),
+        ('echo "${answer%?}"', "makes no sense"),
+        ('echo "$answer" | sed s/2500/NaN/', "makes no sense"),
+        ('echo "$answer" | sed s/2500/-86400000000/', "makes no sense"),
+        ('echo "$answer" | sed s/2500/1e999/', "makes no sense"),
+        ('echo "$answer" | sed "s/2500/2500, 2500/"', "samples"),
+        ('echo "$answer" | sed s/2500/\'"2500; reboot"\'/', "makes no sense"),
+        ("true", "makes no sense"),
+    ],
+)
+def test_a_runner_that_fails_or_talks_nonsense(talking, graph, script, message):
+    phone, target = talking
+    before = phone.settings()
+    (phone.state / "script").write_text(script)
+    with pytest.raises(DeviceError, match=message) as error:
+        timed(target, graph)
+    assert str(error.value).startswith("small.onnx: ")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+    assert phone.settings() == {**before, "fixed_performance": "false\n"}
+
+
+def test_noise_around_the_answer_does_no_harm(scripted, graph):
+    script = 'echo "WARNING: linker: unused DT entry"; echo noise >&2; echo "$answer"; echo bye'
+    assert timed(scripted(script), graph).samples_ms == (2.5,)
+
+
+def test_a_runner_that_hangs_is_cut_off_and_ended(phone, scripted, settings, graph, monkeypatch):
+    monkeypatch.setattr("device.phone._GRACE_SECONDS", 2)
+    target = scripted("trap '' ALRM; sleep 60", timeout_seconds=1)
+    with target, pytest.raises(AdbError, match="the phone does not answer"):
+        timed(target, graph)
+    assert settings()
+    wait_until(lambda: phone.processes("--model") == [])
+
+
+def test_the_real_runner_under_faults(phone, target, settings, graph, tmp_path):
+    """One phone for several faults, since sending ONNX Runtime takes its time."""
+    killed = pytest.raises(DeviceError, match=r"small\.onnx: the runner was killed by SIGKILL")
+    with once(running(phone), lambda: kill_runner(phone, signal.SIGKILL)), killed:
+        target.measure_many([graph], turns=1_000_000)
+    assert settings()
+
+    target.timeout_seconds = 2
+    with pytest.raises(DeviceError, match="did not finish within its time limit"):
+        target.measure_many([graph], turns=1_000_000)
+    target.timeout_seconds = 60
+    assert settings()
+
+    unsupported = write_unsupported(tmp_path / "unsupported.onnx")
+    with pytest.raises(DeviceError, match=r"failed to load the graph \(.*HolographicConv"):
+        target.run(unsupported, {"x": np.zeros((2, 2), np.float32)})
+
+    (tmp_path / "broken.onnx").write_bytes(graph.read_bytes()[:-100])
+    with pytest.raises(DeviceError):
+        target.run(tmp_path / "broken.onnx", fixed_inputs(graph))
+
+    hostile = write_graph(tmp_path / "a b;$(touch pwned)`touch pwned`'\".onnx")
+    assert target.run(hostile, fixed_inputs(hostile))["output"].size
+    assert not [name for name in phone.files() if "pwned" in name]
+    assert not list(Path.cwd().glob("pwned*"))
+
+    target.close()
+    assert phone.files() == []
+    assert phone.processes("nelf_runner") == []
+
+
+def kill_runner(phone, number):
+    for pid in phone.processes("--model"):
+        os.kill(pid, number)
+
+
+def write_unsupported(path: Path) -> Path:
+    """A graph with an operator that ONNX Runtime does not know."""
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in "xy"]
+    node = helper.make_node("HolographicConv", ["x"], ["y"], domain="com.example")
+    graph = helper.make_graph([node], "unsupported", value[:1], value[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
+
+
+# Clocks -------------------------------------------------------------------------------------------
+
+# A C library of one function, put before the real one: the clock with this number jumps at every look.
+JUMPING = r"""
+struct timespec { long seconds, nanoseconds; };
+int clock_gettime(int clock, struct timespec *now) {
+  static long looks;
+  register long number __asm__("x8") = 113;
+  register long first __asm__("x0") = clock;
+  register struct timespec *second __asm__("x1") = now;
+  __asm__ volatile("svc 0" : "+r"(first) : "r"(second), "r"(number) : "memory");
+  if (clock == JUMPS) now->seconds += (looks++ % 2 ? 86400 : -86400);
+  return (int)first;
+}
+"""
+
+
+class Preloading(RunnerBundle):
+    """The runner with that library in front of the C library."""
+
+    def command(self, folder: str) -> list[str]:
+        loader, *rest = super().command(folder)
+        return [loader, "--preload", f"{folder}/libjumping.so", *rest]
+
+
+@pytest.mark.parametrize("clock", [0, 1], ids=["realtime", "monotonic"])
+def test_a_clock_that_is_set_while_a_graph_runs(opened, bundle, graph, tmp_path, clock):
+    (tmp_path / "jumping.c").write_text(JUMPING)
+    library, zig = tmp_path / "libjumping.so", zig_command()
+    assert zig
+    build = ["-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC", "-nostdlib", "-O1"]
+    source = [f"-DJUMPS={clock}", str(tmp_path / "jumping.c"), "-o", str(library)]
+    subprocess.run([*zig, *build, *source], check=True)
+    files = {**bundle.files, "libjumping.so": library}
+    with PhoneTarget(opened, Preloading("glibc", files), thermal=IMPATIENT) as target:
+        if clock == 0:  # the wall clock: automatic time, a time zone, the user
+            record = target.measure_many([graph], turns=8, warmup=0)[0]
+            assert max(record.samples_ms) < 60_000
+        else:  # no phone's does; without it the test above would pass by doing nothing
+            with pytest.raises(DeviceError):
+                target.measure_many([graph], turns=8, warmup=0)
+
+
+# Hostile words ------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "a b",
+    "; touch pwned",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "it's",
+    '"',
+    "*",
+    "",
+    "a\nb",
+    "&& id",
+]
+
+
+def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
+    printed = opened.shell(["printf", "<%s>", *HOSTILE])
+    assert printed == "".join(f"<{word}>" for word in HOSTILE)
+    with opened.beside(["echo", "$(touch /data/local/tmp/pwned); `id`"]) as said:
+        assert said == "$(touch /data/local/tmp/pwned); `id`"
+    assert phone.files() == []
+
+
+@pytest.mark.parametrize(
+    "serial", ["x; touch pwned", "$(touch pwned)", "a b", "", "x\n0012host:kill"]
+)
+def test_a_hostile_serial_is_only_a_phone_that_is_not_there(phone, server, serial):
+    with pytest.raises(AdbError, match="no such phone is attached; attached: "):
+        open_phone(server, serial)
+    assert phone.files() == []
+    assert state_of(server, phone) == "device"
+
+
+def test_names_of_files_do_not_reach_the_shell(phone, opened, tmp_path):
+    names = ["a b", "$(touch pwned)", "; touch pwned;", "it's"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    folder = opened.push_files({name: tmp_path / name for name in names})
+    opened.pull_file(f"{folder}/{names[1]}", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == names[1]
+    opened.remove([folder])
+    assert folder.startswith(PHONE_FOLDER)
+    assert phone.files() == []

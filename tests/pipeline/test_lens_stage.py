@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from miniature import manifest, stage
+
+SCRIPT = "Assets/NeuralLightField.js"
+
+
+def test_what_a_user_did_to_the_lens_stays_when_it_is_made_anew(run):
+    lens = run / "lens" / "ToyCar"
+    text = (lens / SCRIPT).read_text()
+    (lens / SCRIPT).write_text(f"{text}// mine\n")
+    (lens / "Assets/notes.txt").write_text("mine")
+    said = stage(run, "lens", "--drift", 10).done
+    assert f"your edit is kept; the new version is lens/ToyCar/Regenerated/{SCRIPT}" in said
+    assert "Assets/notes.txt: has no .meta" in said
+    assert (lens / SCRIPT).read_text() == f"{text}// mine\n"
+    assert (lens / "Assets/notes.txt").read_text() == "mine"
+    assert '"drift": 10.0' in (lens / "Regenerated" / SCRIPT).read_text()
+    assert "ToyCar/Assets/notes.txt" in manifest(run, "lens")["files"]
+
+
+def test_a_lens_of_impossible_drift_is_refused(run):
+    assert "drift must not be negative" in stage(run, "lens", "--drift", "-1").refusal

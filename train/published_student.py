@@ -1,0 +1,231 @@
+"""Checkpoints of MobileR2L's published code, read into students of ours.
+
+A checkpoint is what `torch.save` writes, a zip of tensors and one pickle, whatever its suffix `.tar`
+says. It holds `network_fn_state_dict` beside the optimiser's state and the pickled network itself. The
+names of the state dict, with i a body block and j a position in the tail:
+
+    head.0, body.{i}.conv_block.{0, 1, 3, 4}            convolution, norm, convolution, norm
+    tail.{j}                                            transposed convolutions, and the last 1x1
+    tail.{j}.conv_block.{0, 1, 3, 4}                    the residual blocks behind each of them
+
+Its channels have the order of `lightfield.encoding`, so weights are taken over as they are.
+
+Nothing in a file is run. The pickle may name tensors, containers and the published network's own
+classes; those stand for plain dictionaries, and any other name refuses the file before it is read.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightfield.encoding import encodings_per_coordinate
+from lightfield.errors import CheckpointError, ConfigError, NelfError
+from lightfield.student import Activation, Student, StudentSpec, TailStage
+
+LARGEST_FILE_BYTES = 1 << 30
+"""Ten times a checkpoint of the published network."""
+LARGEST_PICKLE_BYTES = 1 << 24
+WEIGHTS = "network_fn_state_dict"
+
+HARMLESS = frozenset(
+    {"collections.OrderedDict", "__builtin__.set", "torch.Size", "torch.device"}
+    | {f"torch._utils._rebuild_{kind}" for kind in ("tensor_v2", "parameter")}
+    | {f"torch.{kind}Storage" for kind in ("Float", "Half", "Double", "Long", "Int", "Bool")}
+)
+"""What PyTorch itself makes of a state dict; none of them runs or allocates what a file asks for."""
+ITS_OWN = re.compile(r"model\.R2L\.\w+|torch\.nn\.modules\.[\w.]+|easydict\.EasyDict")
+"""Classes of the network that the published code pickles beside its weights."""
+
+BLOCK = {
+    "conv_block.0": "expand", "conv_block.1": "expand_norm",
+    "conv_block.3": "contract", "conv_block.4": "contract_norm",
+}  # fmt: skip
+KERNELS = {4: 2, 3: 3}
+"""Of a transposed convolution: the kernel, and how many times it up-samples."""
+ACTIVATIONS: dict[str, Activation] = {
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+}
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """What a published checkpoint does not say of itself."""
+
+    points: int = 8
+    """Points per ray (`n_sample_per_ray`)."""
+    activation: Activation | None = None
+    """Activation (`activation_fn`); by default what the file names beside its weights, or gelu."""
+    near: float = 2.0
+    """Depth of the first point; forward-facing scenes have their own."""
+    far: float = 6.0
+    """Depth of the last point."""
+
+    def __post_init__(self) -> None:
+        if self.points < 2 or not 0 <= self.near < self.far:
+            raise ConfigError("at least 2 points, and near before far", where="published network")
+
+
+class _StandIn:
+    """In place of a class that is not to be run: an ordered dictionary, which keeps its state."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+def read_published_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a published checkpoint; nothing else of it is used, and nothing is run.
+
+    Raises:
+        CheckpointError: when the file is missing, no such checkpoint, names anything but tensors and
+            the published network, or holds tensors that are larger than itself.
+    """
+    names = _names_in(path)
+    if strange := sorted(name for name in names - HARMLESS if not ITS_OWN.fullmatch(name)):
+        raise _refusal(path, f"asks for {strange[0]}, which no published checkpoint needs")
+    strangers: list[Any] = [(_StandIn, name) for name in sorted(names - HARMLESS)]
+    try:
+        with torch.serialization.safe_globals(strangers):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as reason:  # a reader of foreign bytes raises whatever they lead to
+        first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        raise _refusal(path, f"cannot be read ({first})") from reason
+    state = data.get(WEIGHTS) if isinstance(data, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise _refusal(path, f"holds no `{WEIGHTS}`")
+    weights = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise _refusal(path, f"{WEIGHTS}: {name!r} is no tensor")
+        if max(value.numel() * 4, value.untyped_storage().nbytes()) > path.stat().st_size:
+            raise _refusal(path, f"{name} {list(value.shape)} is larger than the file")
+        exact = value.float() if value.is_floating_point() else value
+        weights[name.removeprefix("module.")] = exact.contiguous()
+    return weights
+
+
+def published_activation(path: Path) -> Activation:
+    """The activation that a checkpoint names, or the published default where it holds weights alone.
+
+    Raises:
+        CheckpointError: when it is missing or no checkpoint.
+    """
+    names = _names_in(path)
+    named: list[Activation] = [kind for name, kind in ACTIVATIONS.items() if name in names]
+    return named[0] if named else "gelu"
+
+
+def published_student(
+    weights: dict[str, Tensor], network: PublishedNetwork, *, where: Path
+) -> Student:
+    """The student of a published state dict, with its batch norms, in evaluation mode.
+
+    Raises:
+        CheckpointError: when names or shapes are not those of the published network.
+    """
+    try:
+        spec, names = _layout(weights, network)
+    except (KeyError, IndexError, ValueError, NelfError) as reason:
+        raise _refusal(where, f"is not the published network ({reason})") from reason
+    if unknown := sorted(weights.keys() - names.keys()):
+        raise _refusal(where, f"is not the published network ({unknown[0]} is not part of it)")
+    given = {names[name]: value for name, value in weights.items()}
+    if any(not value.isfinite().all() for value in weights.values()):
+        raise _refusal(where, "holds weights that are NaN or infinite")
+    with torch.device("meta"):  # shapes alone: what a file claims may be larger than the memory
+        student = Student(spec)
+    for name, expected in student.state_dict().items():
+        found = given[name].shape if name in given else None
+        if found != expected.shape:
+            raise _refusal(where, f"is not the published network ({name} is {found})")
+    student.load_state_dict(given, assign=True)
+    return student.eval()
+
+
+def _names_in(path: Path) -> set[str]:
+    """All names that a checkpoint's pickle asks for, found without unpickling."""
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise _refusal(path, "is compressed, which torch.save never does")
+            if size > LARGEST_FILE_BYTES or sum(entry.file_size for entry in entries) > size:
+                raise _refusal(path, "is larger than any published checkpoint")
+            if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE_BYTES:
+                raise _refusal(path, "is no checkpoint as torch.save writes it")
+            operations = list(pickletools.genops(archive.read(pickles[0])))
+    except FileNotFoundError:
+        raise CheckpointError("file is missing", where=path) from None
+    except (OSError, zipfile.BadZipFile) as reason:
+        raise _refusal(path, f"is no checkpoint as torch.save writes it ({reason})") from reason
+    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as reason:
+        raise _refusal(path, f"holds a damaged pickle ({reason})") from reason
+    return {
+        str(argument).replace(" ", ".")
+        for operation, argument, _ in operations
+        if operation.name in ("GLOBAL", "INST")
+    }
+
+
+def _refusal(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        what, where=path, remedy="give a checkpoint that MobileR2L's published code saved"
+    )
+
+
+def _layout(
+    weights: dict[str, Tensor], network: PublishedNetwork
+) -> tuple[StudentSpec, dict[str, str]]:
+    """The specification of a state dict, and our name of each of its tensors."""
+    names: dict[str, str] = {}
+
+    def take(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> Tensor:
+        for kind in kinds:
+            names[f"{theirs}.{kind}"] = f"{ours}.{kind}"
+        return weights[f"{theirs}.weight"]
+
+    def take_block(theirs: str, ours: str) -> int:
+        norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        for part, name in BLOCK.items():
+            take(f"{theirs}.{part}", f"{ours}.{name}", norm if name.endswith("norm") else norm[:2])
+        return len(weights[f"{theirs}.conv_block.0.weight"])
+
+    head = take("head.0", "head")
+    blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("body."))
+    inner = tuple(take_block(f"body.{i}", f"body.{i}") for i in range(blocks))
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("tail."))
+    stages: list[TailStage] = []
+    block_widths: list[int] = []
+    for position in range(last):
+        theirs = f"tail.{position}"
+        if f"{theirs}.weight" in weights:
+            kernel = take(theirs, f"tail.{len(stages)}.0")
+            block_widths = []
+            stages.append(TailStage(KERNELS[kernel.shape[2]], kernel.shape[1], ()))
+        else:
+            ours = f"tail.{len(stages) - 1}.{len(block_widths) + 1}"
+            block_widths.append(take_block(theirs, ours))
+            stage = stages[-1]
+            stages[-1] = TailStage(stage.factor, stage.width, tuple(block_widths))
+    colour = take(f"tail.{last}", "colour")
+    per_coordinate, rest = divmod(head.shape[1], 3 * network.points)
+    if rest or per_coordinate % 2 == 0:
+        raise ConfigError(f"{head.shape[1]} input channels are not {network.points} points")
+    frequencies = (per_coordinate - 1) // 2
+    assert encodings_per_coordinate(frequencies) == per_coordinate
+    spec = StudentSpec(
+        network.points, frequencies, len(head), inner, tuple(stages),
+        network.activation or "gelu", output_channels=len(colour),
+    )  # fmt: skip
+    return spec, names
