@@ -11,16 +11,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from device.adb import AdbPhone
 from device.adb_output import (
     Battery,
+    Memory,
     Thermal,
     parse_battery,
     parse_frequencies,
+    parse_meminfo,
     parse_thermal,
     parse_wakefulness,
 )
@@ -67,6 +69,7 @@ class PhoneState:
     is_awake: bool | None = None
     """Whether the screen is on."""
     battery_saver: bool | None = None
+    memory: Memory = field(default_factory=Memory)
 
     def to_json(self) -> dict[str, Any]:
         """For a record's conditions."""
@@ -79,6 +82,7 @@ class PhoneState:
             "is_plugged": self.battery.is_plugged,
             "is_awake": self.is_awake,
             "battery_saver": self.battery_saver,
+            "memory_available_bytes": self.memory.available_bytes,
             "frequencies_khz": {str(cpu): khz for cpu, khz in self.frequencies_khz.items()},
         }
 
@@ -98,6 +102,7 @@ def read_state(phone: AdbPhone, cpus: list[int]) -> PhoneState:
         frequencies_khz=read_frequencies(phone, cpus, "scaling_cur_freq"),
         is_awake=parse_wakefulness(phone.attempt(["dumpsys", "power"]).stdout),
         battery_saver={"0": False, "1": True}.get(saver),
+        memory=parse_meminfo(phone.attempt(["cat", "/proc/meminfo"]).stdout),
     )
 
 

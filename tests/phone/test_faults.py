@@ -132,11 +132,15 @@ def test_a_cable_that_stays_out_is_said_at_once(phone, opened, server):
 
 
 def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
-    def flip(payload: bytes) -> bytes:
-        middle = len(payload) // 2
-        return payload[:middle] + bytes([payload[middle] ^ 1]) + payload[middle + 1 :]
+    content = file.read_bytes()
+    marks = [content[at:][:32] for at in (500_000, 1_000_000)]  # no matter how it is cut up
 
-    phone.cable.to_phone = lambda payload: flip(payload) if len(payload) > 4000 else payload
+    def flip(payload: bytes) -> bytes:
+        for mark in marks:
+            payload = payload.replace(mark, bytes(32))
+        return payload
+
+    phone.cable.to_phone = flip
     with pytest.raises(AdbError, match=r"file did not arrive whole; check the cable"):
         opened.push_files({"file": file})
     assert phone.files() == ["nelf"]
