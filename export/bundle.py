@@ -13,8 +13,9 @@
     <Scene>_fused.mlpackage           pose to picture for CoreML
 
 A graph that is not what it promises, or further from PyTorch than its floor, raises and leaves no
-file. Only CoreML may be missing: where coremltools cannot convert, its record says why. An int8 graph
-that loses more than it may is marked unfit.
+file. Only half precision may be missing, whose range not every student keeps to, and CoreML where
+coremltools cannot convert; their record says why. An int8 graph that loses more than it may is marked
+unfit.
 """
 
 from __future__ import annotations
@@ -149,12 +150,8 @@ class _Bundle:
         )
         forms = {"": ONNX_RUNTIME, "_opset17": OLDER_RUNTIMES}
         for older, form in forms.items():
-            yield lambda older=older, form=form: self.student(
-                f"{self.name}{older}_fp16.onnx",
-                replace(form, half=True),
-                "student in half precision",
-                note=HALF_NOTE,
-                precision="fp16",
+            yield lambda older=older, form=form: self.half_student(
+                f"{self.name}{older}_fp16.onnx", form
             )
         if self.calibration is not None:
             for older, form in forms.items():
@@ -165,6 +162,16 @@ class _Bundle:
                     note=self.plan.summary,
                     precision="int8",
                 )
+
+    def half_student(self, file_name: str, form: Form) -> ExportedGraph:
+        purpose = "student in half precision"
+        return _if_possible(
+            self.folder / file_name,
+            purpose,
+            lambda: self.student(
+                file_name, replace(form, half=True), purpose, note=HALF_NOTE, precision="fp16"
+            ),
+        )
 
     def snap_student(self, file_name: str) -> ExportedGraph:
         graph = self.student(
@@ -231,7 +238,11 @@ class _Bundle:
             rounded = compare.first().pose_parity(lambda pose: evaluate_in_half(model, pose=pose))
             return Parity.worst([measure(path), rounded])
 
-        half = replace(ONNX_RUNTIME, half=True)
+        half, half_path = (
+            replace(ONNX_RUNTIME, half=True),
+            self.folder / f"{self.name}_fused_fp16.onnx",
+        )
+        half_purpose = "pose to picture, the student in half precision"
 
         yield lambda: write_onnx(
             self.folder / f"{self.name}_fused.onnx",
@@ -247,14 +258,18 @@ class _Bundle:
             measure_batch,
             purpose="poses to pictures, any number at once",
         )
-        yield lambda: write_onnx(
-            self.folder / f"{self.name}_fused_fp16.onnx",
-            fused_model(field, form=half),
-            fused_contract(field, form=half),
-            measure_half,
-            purpose="pose to picture, the student in half precision",
-            note=HALF_NOTE,
-            precision="fp16",
+        yield lambda: _if_possible(
+            half_path,
+            half_purpose,
+            lambda: write_onnx(
+                half_path,
+                fused_model(field, form=half),
+                fused_contract(field, form=half),
+                measure_half,
+                purpose=half_purpose,
+                note=HALF_NOTE,
+                precision="fp16",
+            ),
         )
 
     def packages(self) -> Iterator[Writer]:
@@ -275,13 +290,22 @@ class _Bundle:
 
             return Parity.worst([by(replay), *([by(predicted)] if coreml_runs_here() else [])])
 
-        try:
-            return write_package(path, self.light_field, measure, purpose=purpose, fused=fused)
-        except ParityError:
-            raise
-        except ExportError as error:
-            shutil.rmtree(path, ignore_errors=True)  # an older one would not be this student's
-            return ExportedGraph.missing(path, purpose, f"not available: {error.what}")
+        return _if_possible(
+            path,
+            purpose,
+            lambda: write_package(path, self.light_field, measure, purpose=purpose, fused=fused),
+        )
+
+
+def _if_possible(path: Path, purpose: str, write: Writer) -> ExportedGraph:
+    """What was written, or the record of why there is no such file."""
+    try:
+        return write()
+    except ExportError as error:
+        # An older one would not be this student's.
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        refused = "refused" if isinstance(error, ParityError) else "not available"
+        return ExportedGraph.missing(path, purpose, f"{refused}: {error.what}")
 
 
 def snap_parity(path: Path, reference: Reference) -> Parity:

@@ -13,7 +13,7 @@ from export import bundle, exported_graph
 from export.bundle import write_bundle
 from export.calibration import Calibration
 from export.coreml import replay
-from lightfield.errors import ConfigError, ExportError, ParityError
+from lightfield.errors import ConfigError, ExportError
 from lightfield.files import sha256_of
 from lightfield.light_field import LightField
 
@@ -117,8 +117,27 @@ def test_where_coreml_runs_it_is_asked_too(tmp_path, monkeypatch):
     assert asked == [("Toy.mlpackage", "input"), ("Toy_fused.mlpackage", "pose")]
     assert graphs[-1].note.endswith("checked by replaying its program and by CoreML")
     monkeypatch.setattr(bundle, "predicted", lambda path, **_: np.zeros((1, 3, 8, 10), np.float32))
-    with pytest.raises(ParityError, match="below the floor of 45 dB"):
-        write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)
+    for graph in write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)[-2:]:
+        assert graph.note.startswith("refused: ")
+        assert "below the floor of 45 dB" in graph.note
+        assert not graph.available
+        assert not graph.path.exists()
+
+
+def test_a_student_beyond_half_precision_gets_all_other_files(tmp_path):
+    student = random_student(TAILS["twice"])
+    field = light_field(student)
+    before = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
+    with torch.no_grad():
+        student.colour.weight[0, 0] = 1e5  # 65,504 is the largest half
+    after = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
+    assert all(graph.available for graph in before)
+    refused = [graph for graph in after if not graph.available]
+    assert [g.path.name for g in refused] == [g.path.name for g in after if "fp16" in g.path.name]
+    assert len(refused) == 3
+    for graph in refused:
+        assert "beyond fp16's range" in graph.note
+        assert not graph.path.exists()
 
 
 @needs_coremltools
