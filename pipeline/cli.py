@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     with _ending_when_interrupted():
-        from pipeline.commands import perform
+        from pipeline.commands.command_line import perform
         from pipeline.mishaps import in_one_line
         from train.distributed import AnotherRankFailedError, leads, started_by_torchrun
     many = started_by_torchrun()

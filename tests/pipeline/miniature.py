@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from lightfield.camera import look_at
-from pipeline import commands
 from pipeline.cli import main
+from pipeline.commands import command_line
 from pipeline.presets import Preset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -110,13 +110,13 @@ def _same_signals_after() -> Iterator[None]:
 @contextlib.contextmanager
 def _missing_values_allowed() -> Iterator[None]:
     """Let the options' defaults hold tyro's mark of a missing value, which is of no field's type."""
-    checked = commands._commands
+    checked = command_line._commands
 
     def unchecked(chosen: Preset) -> Any:
         with mock.patch.object(jaxtyping.config, "jaxtyping_disable", True):
             return checked(chosen)
 
-    with mock.patch.object(commands, "_commands", unchecked):
+    with mock.patch.object(command_line, "_commands", unchecked):
         yield
 
 

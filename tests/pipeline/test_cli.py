@@ -19,7 +19,8 @@ from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
 
 from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
-from pipeline import commands, mishaps
+from pipeline import mishaps
+from pipeline.commands import command_line, measuring
 from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig
 from prune.search import PruneConfig
@@ -33,7 +34,7 @@ CONFIGS = {
     "teacher": [TeacherConfig],
     "pseudo": [PseudoConfig],
     "student": [NetworkConfig, DistilConfig, FineTuneConfig],
-    "prune": [PruneConfig, DistilConfig, FineTuneConfig, commands._Target],
+    "prune": [PruneConfig, DistilConfig, FineTuneConfig, measuring.MeasuredOn],
     "bench": [BenchmarkConfig],
     "bench-gpu": [GpuBenchConfig],
 }
@@ -104,13 +105,18 @@ def test_what_is_no_command_is_refused(tmp_path, monkeypatch, words, reason):
 
 
 def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "default_preset_name", lambda: "paper")
+    monkeypatch.setattr(command_line, "default_preset_name", lambda: "paper")
     assert "preset `small`" in nelf("scene", "--run", tmp_path, "--preset", "small", *FEW).done
-    assert commands.preset_for(["teacher", "--run", str(tmp_path)]).name == "small"
-    assert commands.preset_for(["teacher", f"--run={tmp_path}", "--preset", "auto"]).name == "small"
-    assert commands.preset_for(["teacher", "--run", str(tmp_path), "--preset=tiny"]).name == "tiny"
-    assert commands.preset_for(["teacher", "--run", str(tmp_path / "x")]).name == "paper"
-    assert commands.preset_for(["scene", "--run", str(tmp_path)]).name == "paper"
+    assert command_line.preset_for(["teacher", "--run", str(tmp_path)]).name == "small"
+    assert (
+        command_line.preset_for(["teacher", f"--run={tmp_path}", "--preset", "auto"]).name
+        == "small"
+    )
+    assert (
+        command_line.preset_for(["teacher", "--run", str(tmp_path), "--preset=tiny"]).name == "tiny"
+    )
+    assert command_line.preset_for(["teacher", "--run", str(tmp_path / "x")]).name == "paper"
+    assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "paper"
     said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
     assert "--distil.stepsINTOptimisersteps.(default:40000)" in said  # the preset's
 
@@ -134,7 +140,7 @@ def test_debug_shows_the_trace(tmp_path):
 
 
 def test_our_own_mistakes_are_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.training, "make_scene", lambda *_: 1 / 0)
+    monkeypatch.setattr(command_line.training, "make_scene", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         nelf("scene", "--run", tmp_path)
 
@@ -160,7 +166,7 @@ def test_an_emulated_phone_is_no_evidence(run, monkeypatch):
         target._identity = dataclasses.replace(target.identity, kind="phone", emulated=True)
         return target
 
-    monkeypatch.setattr(commands, "choose_target", emulated)
+    monkeypatch.setattr(measuring, "choose_target", emulated)
     before = tree(run)
     line = stage(run, "prune").refusal
     assert "an emulated device's latency is no evidence" in line
@@ -174,7 +180,7 @@ def test_a_bench_on_an_emulated_phone_shows_no_time(run, monkeypatch):
         target._identity = dataclasses.replace(target.identity, kind="phone", emulated=True)
         return target
 
-    monkeypatch.setattr(commands, "choose_target", emulated)
+    monkeypatch.setattr(measuring, "choose_target", emulated)
     said = stage(run, "bench", "--target=phone", "--sustained-seconds=0").done
     assert "emulated device: its times mean nothing" in said
     assert not re.search(r"\d ms|FPS", said)

@@ -1,0 +1,156 @@
+"""The commands of the chain's stages, but for those that measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightfield.run import Run
+from pipeline import delivery, pictures, students, training
+from pipeline.commands.stage import Flat, PresetChoice, Stage, say
+from pipeline.console import Console
+from pipeline.presets import (
+    NetworkConfig,
+    Preset,
+    SceneConfig,
+)
+from pipeline.published import bring_student
+from pipeline.report.report import make_report
+from train.distil import DistilConfig
+from train.distributed import joined, leads
+from train.fine_tuning import FineTuneConfig
+from train.pseudo import PseudoConfig
+from train.published_student import PublishedNetwork
+from train.teacher import TeacherConfig
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Load the pictures, or render the embedded scene."""
+
+    run: Path
+    """Folder of the run, for example runs/lego."""
+    preset: PresetChoice = "auto"
+    """Size of the whole chain; auto looks at the hardware, and is remembered by the run."""
+    data: str = training.EMBEDDED
+    """Folder of a scene (Blender or LLFF form), or `bricks` for the embedded scene."""
+    name: str | None = None
+    """Name of the scene; by default the run folder's, or `bricks` for the embedded scene."""
+    config: Flat[SceneConfig] = field(default_factory=SceneConfig)
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Make the scene."""
+        embedded = self.data == training.EMBEDDED
+        if embedded:
+            console.say("scene: no data set given, using the embedded scene `bricks`")
+        console.say(
+            f"scene: preset `{chosen.name}` on {training.device_name()}; "
+            f"{self.data if not embedded else 'bricks'} -> {self.run}"
+        )
+        artifact = training.make_scene(
+            Run(self.run),
+            self.data,
+            self.name or (training.EMBEDDED if embedded else self.run.resolve().name),
+            self.config,
+            chosen.network.spec().factor,
+            chosen.name,
+            console,
+        )
+        say(console, artifact, "{width} x {height} pixels, {train_views} train, {test_views} test")
+
+
+@dataclass(frozen=True)
+class Teacher(Stage):
+    """Train the hash-grid NeRF on the pictures."""
+
+    config: Flat[TeacherConfig] = field(default_factory=TeacherConfig)
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Train the teacher."""
+        artifact = training.make_teacher(Run(self.run), self.config, console)
+        say(console, artifact, "{psnr_db:.2f} dB over {views} test views")
+
+
+@dataclass(frozen=True)
+class Pseudo(Stage):
+    """Render pseudo pictures from random poses with the teacher."""
+
+    config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
+    published: Path | None = None
+    """Folder of pseudo pictures that the published code made, to take in place of the teacher's."""
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Render the pseudo pictures, with all processes that torchrun started."""
+        if self.published is not None:
+            if not leads():
+                return
+            artifact = pictures.bring_pseudo(Run(self.run), self.published, console)
+            say(console, artifact, "{pictures} pictures")
+            return
+        with joined() as ranks:
+            artifact = pictures.make_pseudo(Run(self.run), self.config, console, ranks)
+        say(console, artifact, "{pictures} pictures")
+
+
+@dataclass(frozen=True)
+class Student(Stage):
+    """Distil the student from the pseudo pictures, then fine-tune it on the real ones."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    published: Path | None = None
+    """Checkpoint (.tar) of MobileR2L's published code, to take in place of training a student."""
+    published_network: PublishedNetwork = field(default_factory=PublishedNetwork)
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Train the student, with all processes that torchrun started."""
+        if self.published is not None:
+            if leads():
+                run, network = Run(self.run), self.published_network
+                artifact = bring_student(run, self.published, network, console)
+                say(
+                    console,
+                    artifact,
+                    "{psnr_db:.2f} dB over {views} test views, {parameters} parameters",
+                )
+            return
+        with joined() as ranks:
+            artifact = students.make_student(
+                Run(self.run), self.network, self.distil, self.fine_tune, console, ranks
+            )
+        say(console, artifact, "{psnr_db:.2f} dB over {views} test views, {parameters} parameters")
+
+
+@dataclass(frozen=True)
+class Export(Stage):
+    """Write the newest student as ONNX and CoreML, each graph compared with PyTorch."""
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Export the student."""
+        artifact = delivery.make_export(Run(self.run), console)
+        say(console, artifact, "{graphs} graphs, lowest parity {lowest_parity_db:.1f} dB")
+
+
+@dataclass(frozen=True)
+class Lens(Stage):
+    """Write the Lens Studio project."""
+
+    drift: float = 0.0
+    """Speed at which an untouched picture turns by itself, in degrees per second (forward-facing
+    scenes: units to the side per second); 0 for rest."""
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Write the project."""
+        artifact = delivery.make_lens(Run(self.run), console, self.drift)
+        say(console, artifact, "{files} files, {size_bytes} bytes")
+
+
+@dataclass(frozen=True)
+class Report(Stage):
+    """Write the HTML report."""
+
+    def perform(self, chosen: Preset, console: Console) -> None:
+        """Write the report."""
+        artifact = make_report(Run(self.run), console)
+        console.say(f"report: {artifact.path / 'index.html'}")

@@ -1,0 +1,132 @@
+"""The command line of `nelf`: a subcommand per stage, its options made from the stage's dataclasses.
+
+A run remembers the preset its scene was made with, so that later stages need only `--run`; options
+given on the command line override the preset's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console as RichConsole
+
+from device.tools import ToolConfig
+from lightfield.errors import CheckpointError
+from lightfield.run import Run
+from lightfield.scenes.llff import POSES_FILE
+from pipeline import training
+from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
+from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
+from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
+from pipeline.console import Console
+from pipeline.presets import (
+    Preset,
+    PresetName,
+    SceneKind,
+    default_preset_name,
+    preset,
+)
+from train.distributed import leads
+
+ABOUT = """\
+Pictures of an object in; a neural light field that runs in real time on a phone out.
+
+A run remembers the preset its scene was made with, so that later stages need only --run; options
+given on the command line override the preset's. Whatever goes wrong is said in one line, with exit
+code 2; --debug shows the trace."""
+
+
+TOGETHER = (Pseudo, Student)
+"""Stages on which the processes that torchrun starts work together."""
+
+
+def perform(words: list[str]) -> None:
+    """Parse the words of a command line, and do what they ask.
+
+    Of several processes only the first speaks, and does what they cannot do together.
+
+    Raises:
+        SystemExit: when they are no command (2), or ask for help (0).
+        NelfError: when it cannot be done.
+    """
+    chosen = preset_for(words)
+    if leads():
+        _parsed(words, chosen).perform(chosen, Console())
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        command = _parsed(words, chosen)
+    if isinstance(command, TOGETHER):
+        command.perform(chosen, Console(rich_console=RichConsole(quiet=True)))
+
+
+def _parsed(words: list[str], chosen: Preset) -> Any:
+    return tyro.cli(_commands(chosen), args=words, prog="nelf", description=ABOUT)
+
+
+def _commands(chosen: Preset) -> Any:
+    """The union of all subcommands, with the preset's values as defaults."""
+    missing: Any = tyro.MISSING
+    defaults: dict[str, Any] = {
+        "scene": Scene(missing, config=chosen.scene),
+        "teacher": Teacher(missing, config=chosen.teacher),
+        "pseudo": Pseudo(missing, config=chosen.pseudo),
+        "student": Student(
+            missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
+        ),
+        "prune": Prune(
+            missing, config=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
+        ),
+        "baseline": Baseline(
+            missing, prune=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
+        ),
+        "check-table": CheckTable(missing, prune=chosen.prune),
+        "export": Export(missing),
+        "lens": Lens(missing),
+        "bench": Bench(config=chosen.bench),
+        "bench-tool": BenchTool(ToolConfig(missing, missing, missing)),
+        "report": Report(missing),
+        "status": Status(),
+        "doctor": Doctor(),
+        "inspect": Inspect(missing),
+        "data": Data(),
+        "bench-gpu": BenchGpu(),
+    }
+    return tyro.extras.subcommand_type_from_defaults(
+        defaults, {name: type(default).__doc__ or "" for name, default in defaults.items()}
+    )
+
+
+def preset_for(words: list[str]) -> Preset:
+    """The preset whose values become the options' defaults: asked for, the run's own, or the
+    hardware's; adapted to the kind of scene."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--run", "--preset", "--data"):
+        parser.add_argument(option)
+    known = argparse.Namespace(run=None, preset=None, data=None)
+    with contextlib.suppress(argparse.ArgumentError):  # the whole parser will say what is wrong
+        known, _ = parser.parse_known_args(words)
+    begun = None
+    if known.run is not None and words[:1] != ["scene"]:
+        with contextlib.suppress(CheckpointError):
+            begun = Run(Path(known.run)).find("scene")
+    details = {} if begun is None else begun.manifest["details"]
+    name: PresetName = default_preset_name()
+    if known.preset not in (None, "auto"):
+        name = known.preset
+    elif "preset" in details:
+        name = details["preset"]
+    return preset(name, _scene_kind(known.data, details.get("source")))
+
+
+def _scene_kind(data: str | None, source: str | None) -> SceneKind:
+    if source is not None:
+        kinds: dict[str, SceneKind] = {training.EMBEDDED: "embedded", "llff": "forward"}
+        return kinds.get(source, "object")
+    if data in (None, training.EMBEDDED):
+        return "embedded"
+    return "forward" if (Path(data) / POSES_FILE).exists() else "object"

@@ -1,0 +1,37 @@
+"""What all commands of a run's stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from lightfield.run import Artifact
+from pipeline.console import Console
+
+Flat = tyro.conf.OmitArgPrefixes
+PresetChoice = Literal["auto", "tiny", "small", "paper"]
+RUNS = Path("runs")
+STAGES = (
+    "scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench", "report",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command that works in a run."""
+
+    run: Path
+    """Folder of the run."""
+    preset: PresetChoice = "auto"
+    """Size of the whole chain; auto takes the one the run was begun with."""
+
+
+def say(console: Console, artifact: Artifact, text: str) -> None:
+    """Tell what a stage made; `text` has places for its metrics."""
+    stage = artifact.manifest["stage"]
+    console.say(
+        f"{stage}: {text.format(**artifact.metrics)}  ({artifact.manifest['seconds']:.0f} s)"
+    )
