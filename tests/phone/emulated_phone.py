@@ -21,7 +21,7 @@ TRANSCRIPTS = Path(__file__).parent.parent / "device/transcripts"
 CLUSTERS_KHZ = (1704000,) * 4 + (2367000,) * 4 + (2914000,)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Look until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -78,6 +78,8 @@ class EmulatedPhone:
         """Processes of the phone whose command line contains this."""
         found = []
         root = Path(f"/proc/{self._adbd.pid}/root").stat()
+        if os.path.samestat(root, Path("/").stat()):  # it has not moved into its own yet
+            return []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
@@ -124,7 +126,7 @@ class EmulatedPhone:
         with (self.state / "adbd.log").open("ab") as log:
             command = ["unshare", "--mount", "sh", START, *words]
             self._adbd = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(lambda: _answers(self.port))
+        wait_until(lambda: _answers(self.port), seconds=120)
 
     def _write_processors(self) -> None:
         cpu = self.state / "cpu"

@@ -137,7 +137,7 @@ def main(folder: Path, arguments: list[str]) -> int:
     for name in ("ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_PORT", "ANDROID_ADB_SERVER_HOST"):
         os.environ.pop(name, None)
     # adb keeps its key and its log at home
-    with tempfile.TemporaryDirectory(prefix="nelf-phone-") as home:
+    with tempfile.TemporaryDirectory(prefix="nelf-phone-", ignore_cleanup_errors=True) as home:
         here = {"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": str(folder / "cache")}
         here["ZIG_GLOBAL_CACHE_DIR"] = str(folder / "zig")
         return run_as_init([sys.executable, *arguments], {**os.environ, **here})
