@@ -178,3 +178,16 @@ def test_a_search_is_replayed_from_its_record_to_the_same_student(run, finished)
     assert (
         "no measurements are on record" in stage(run, "prune", "--replay", run / "teacher").refusal
     )
+
+
+def test_a_budget_that_is_not_met_leaves_the_fastest_student_found(run):
+    (run / "prune").rename(run / "aside")
+    hard = ("--budget-ratio=0.6", "--first-step=0.1", "--max-steps=1")
+    line = stage(run, "prune", *hard).refusal
+    assert re.search(r"was not met: 1 steps were not enough; the fastest student found takes", line)
+    assert f"go on with that one, which is in {run / 'prune'}" in line
+    metrics = manifest(run, "prune")["metrics"]
+    assert metrics["budget_ms"] < metrics["latency_ms"] < metrics["dense_ms"]
+    assert stage(run, "prune", *hard).refusal == line  # at once
+    assert stage(run, "export").done
+    assert manifest(run, "export")["inputs"]["prune"] == manifest(run, "prune")["key"]
