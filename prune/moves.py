@@ -263,10 +263,13 @@ class Moves:
         if trial.verdict == "within budget" or state.stopped:
             trial = replace(trial, verdict="final")
         state.trials.append(trial)
-        if state.stopped:
+        if state.allowance_spent:
             state.further_ms.clear()
-            if not state.allowance_spent:
-                state.stopped = self._why_not()
+        elif trial.latency_ms <= state.budget_ms:
+            state.stopped = ""  # measured for longer, it meets the budget after all
+        elif state.stopped:
+            state.further_ms.clear()
+            state.stopped = self._why_not()
         state.mark_waypoint()
         return tuned
 

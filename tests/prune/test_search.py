@@ -213,6 +213,28 @@ def test_a_budget_that_the_table_promised_in_vain_ends_with_the_fastest_found(tm
     assert same(run(tmp_path, nobody), result)  # at once, and without the target
 
 
+def test_a_student_that_meets_the_budget_after_all_is_no_failure(tmp_path):
+    """No step was left, but the last, longer measurement finds it fast enough: on to the next budget."""
+    flow = {"share": 1.0}
+
+    def latency_ms(spec):
+        return synthetic_ms(spec) * (1.0 if spec == DENSE else flow["share"])
+
+    target = FakeTarget(latency_ms)
+    work = bench(target)
+
+    def tune(student, steps, *others):
+        flow["share"] = 0.7 if steps == CONFIG.final_tune_steps else flow["share"]
+        return work.tune(student, steps, *others)
+
+    config = replace(CONFIG, budget_ratio=(0.7, 0.69), first_step=0.1, max_steps=1)
+    result = run(tmp_path, target, config, tune=tune)
+    assert result.stopped == ""
+    assert [trial.verdict for trial in result.state.trials].count("final") == 1
+    assert list(result.state.waypoints) == ["at-0.700.safetensors"]
+    assert result.final.latency_ms <= result.state.budget_ms == 0.69 * result.state.pinned_ms
+
+
 def test_emulated_latencies_are_refused(tmp_path):
     with pytest.raises(BudgetError, match="no evidence"):
         run(tmp_path, FakeTarget(identity=replace(PHONE, emulated=True)))
