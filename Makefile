@@ -6,7 +6,7 @@
 #   make lego-mobile PRESET=small BUDGET_MS=8 TARGET=phone
 #   make lego-mobile GPUS=4                           renders and trains on four GPUs of this machine
 #   make data        download the example scenes (Lego, fern), then `make lego-mobile fern-mobile`
-#   make bench       RUN=runs/lego TARGET=phone measures again what a run exported
+#   make bench       RUN=runs/lego TARGET=phone: the latencies of what a run exported
 #   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
 #   make test-lens   those of the lens that need node; RUN=runs/lego compares that run's lens as well
 #   make bench-gpu   this machine's GPU: its ceilings, kernels, throughputs (DATA=scene, JSON=file)
