@@ -4,7 +4,7 @@
 #   make lego-mobile                                  the embedded scene when data/ holds no Lego
 #   make lego-mobile DATA=path/to/nerf_synthetic/lego
 #   make lego-mobile PRESET=small BUDGET_MS=8 TARGET=phone
-#   make lego-mobile GPUS=4                           renders and trains on four GPUs of this machine
+#   make lego-mobile GPUS=4                           renders, trains and prunes on four GPUs of this machine
 #   make data        download the example scenes (Lego, fern), then `make lego-mobile fern-mobile`
 #   make bench       RUN=runs/lego TARGET=phone: the latencies of what a run exported
 #   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
@@ -53,7 +53,7 @@ budget = $(if $(BUDGET_MS),--budget-ms $(BUDGET_MS))
 	$(call stage,teacher)
 	$(call stage-on-gpus,pseudo)
 	$(call stage-on-gpus,student)
-	$(call stage,prune) $(target) $(budget)
+	$(call stage-on-gpus,prune) $(target) $(budget)
 	$(call stage,export)
 	$(call stage,lens)
 	$(call stage,bench) $(target)

@@ -21,10 +21,12 @@ from lightfield.errors import BudgetError, ConfigError
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.student import Student
 from pipeline.console import Console
-from pipeline.pictures import students_scene, training_pictures
+from pipeline.pictures import students_scene
 from pipeline.pruning import workbench
 from pipeline.students import load_light_field, save_student, tune_on_real_pictures
+from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.tuning import leading_tuner
 from prune.chains import Shape
 from prune.config import PruneConfig
 from prune.evidence import steady
@@ -33,6 +35,7 @@ from prune.slimming import slimmed
 from prune.uniform import Uniform, uniform_shapes
 from prune.workbench import Workbench
 from train.distil import DistilConfig
+from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
 
 Kind = Literal["width", "depth", "scratch"]
@@ -65,8 +68,11 @@ def make_baseline(
     tuning: FineTuneConfig,
     target: Target,
     console: Console,
+    ranks: Ranks = ALONE,
 ) -> Artifact:
     """Make a simple student of the run's dense one, as a stage beside `prune`.
+
+    This is the first process's part; of several `ranks` the others `tune_along`.
 
     Raises:
         CheckpointError: when ratio or steps are the pruned student's, and there is none.
@@ -94,9 +100,9 @@ def make_baseline(
         with (
             tempfile.TemporaryDirectory(prefix="nelf-baseline-") as scratch,
             console.progress(f"baseline {config.kind}") as progress,
+            leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            pictures = training_pictures(run, pseudo, console, dense=dense)
-            bench = workbench(run, field, pictures, target, measuring, distilling, Path(scratch))
+            bench = workbench(run, field, tuner, target, measuring, Path(scratch))
             shape, measured = largest_within(bench, field.student, config.kind, ratio)
             student = _begun(bench, field.student, shape, config.kind, distilling.seed)
             under_way = stage.path / "tuning"
@@ -110,7 +116,8 @@ def make_baseline(
         stage.details["device"] = asdict(target.identity)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    return run.perform(f"baseline-{config.kind}-{ratio:.3f}", settings, inputs, work)[0]
+    name = f"baseline-{config.kind}-{ratio:.3f}"
+    return perform_together(run, name, settings, inputs, work, ranks)
 
 
 def largest_within(

@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         if many:
             _leave()
         return code
+    if many:
+        _leave(0)
     return 0
 
 
@@ -64,11 +66,12 @@ def _ending_when_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _leave() -> NoReturn:
-    """End at once: libraries that wait for the other processes, to say goodbye, may wait for ever."""
+def _leave(code: int = 2) -> NoReturn:
+    """End at once: libraries that wait for the other processes, to say goodbye, may wait for ever, or
+    end with threads of theirs still running, which aborts."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(code)
 
 
 def _refuse(text: str) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from device.target import Target, on_cpu_time
 from export.parity import FP32_FLOOR_DB, require, student_parity
@@ -22,29 +21,32 @@ from lightfield.errors import BudgetError, CheckpointError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, ray_grid
-from lightfield.progress import Progress, silent
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
 from pipeline.latency_store import LatencyStore
-from pipeline.pictures import TrainingPictures, students_scene, training_pictures
+from pipeline.pictures import TrainingPictures, students_scene
 from pipeline.replay import RecordedTarget
 from pipeline.students import load_light_field, real_split, save_student, tune_on_real_pictures
+from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.tuning import Tuner, leading_tuner
 from prune.importance import Batch
 from prune.measurements import Measure
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
 from prune.search_state import STATE, read_search
-from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
+from train.distil import DistilConfig, mean_psnr, recalibrate_norms
+from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
-from train.picture_pool import PicturePool
 
 PARITY_POSES = 1
 MOST_WARMUP_RUNS = 3
 CORES_PER_MEASUREMENT = 4
 """Measurements on one thread that go on side by side leave each other this much of the host."""
 MOST_SIDE_BY_SIDE = 4
+CALIBRATION_PIXELS = 1 << 18
+"""Pictures of the search's own are computed this many pixels at a time, and at least one."""
 
 
 def make_pruned(
@@ -56,9 +58,11 @@ def make_pruned(
     console: Console,
     *,
     begin_with: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Artifact:
     """Prune the student to a latency measured on the target, then fine-tune it on real pictures.
 
+    This is the first process's part; of several `ranks` the others `tune_along`.
     `begin_with` is a student that an earlier search of the same dense one left behind. With a record
     in place of a target, the same settings lead to the same student.
     """
@@ -83,9 +87,9 @@ def make_pruned(
         with (
             tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch,
             console.progress("prune") as progress,
+            leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            pictures = training_pictures(run, pseudo, console, dense=dense)
-            bench = workbench(run, field, pictures, target, config, distilling, Path(scratch))
+            bench = workbench(run, field, tuner, target, config, Path(scratch))
             found = search(
                 field.student, bench, config,
                 folder=stage.path, progress=progress, log=stage.log, start=start,
@@ -111,7 +115,7 @@ def make_pruned(
         stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    artifact = run.perform("prune", settings, inputs, work)[0]
+    artifact = perform_together(run, "prune", settings, inputs, work, ranks)
     details = artifact.manifest["details"]
     if not details.get("budget_met", True):  # older artifacts were only made when it was
         raise BudgetError(
@@ -156,50 +160,29 @@ def _on_the_way(
 def workbench(
     run: Run,
     field: LightField,
-    pictures: TrainingPictures,
+    tuner: Tuner,
     target: Target | RecordedTarget,
     config: PruneConfig,
-    distilling: DistilConfig,
     scratch: Path,
 ) -> Workbench:
     """Join exporter, device and trainer; measured graphs go into `scratch`."""
+    scene, rays = tuner.pictures.scene, ray_grid(field.intrinsics, field.student.spec)
     if isinstance(target, RecordedTarget):
         measure, time_specs = target.measure, target.time_specs
     else:
-        measure = _measuring(
-            field, pictures.scene.train.poses[:PARITY_POSES], target, config, scratch
-        )
-        rays = ray_grid(field.intrinsics, field.student.spec)
+        measure = _measuring(field.student, target, rays, config.turns, scratch)
         time_specs = spec_latencies(run, target, rays, config.table_turns, scratch)
-    device = next(field.student.parameters()).device
-    held = real_split(pictures.scene)[1]
+    held = real_split(scene)[1]
     on_host = target.identity.kind == "host"
 
-    def pool(student: Student) -> PicturePool:
-        return pictures.pool(student.spec, device)
-
-    def tune(
-        student: Student,
-        steps: int,
-        seed: int,
-        progress: Progress | None = None,
-        folder: Path | None = None,
-    ) -> Student:
-        # The rates of training from scratch: lower ones recover more slowly. The average is over
-        # about the last tenth of the steps.
-        settings = replace(
-            distilling,
-            steps=max(steps, 1),
-            warmup_steps=min(50, steps // 4),
-            ema_decay=min(distilling.ema_decay, 1 - 10 / max(steps, 20)),
-            seed=seed,
-        )
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        return distil(student, pool(student), settings, progress=progress or silent, folder=folder)
-
     def recalibrate(student: Student) -> None:
-        recalibrate_norms(student, pool(student), windows=8, batches=4, seed=0)
+        recalibrate_norms(student, tuner.pool(student.spec), windows=8, batches=4, seed=0)
+
+    def check(student: Student) -> None:
+        path = write_student_onnx(student, rays.height, rays.width, scratch / "checked.onnx")
+        poses = scene.train.poses[:PARITY_POSES]
+        parity = student_parity(path, replace(field, student=student), poses)
+        require(parity, FP32_FLOOR_DB, where=path)
 
     def score(student: Student) -> float:
         return mean_psnr(replace(field, student=student), held.poses, held.images)
@@ -207,38 +190,32 @@ def workbench(
     return Workbench(
         measure,
         time_specs,
-        tune,
+        tuner,
         recalibrate,
         score,
-        _calibration(field, pictures, config.pictures, device),
+        check,
+        _calibration(field, tuner.pictures, config.pictures),
         target.width_multiple,
-        beside=device.type == "cuda" or not on_host,
+        beside=tuner.device.type == "cuda" or not on_host,
     )
 
 
 def _measuring(
-    field: LightField,
-    poses: Float[np.ndarray, "n 3 4"],
-    target: Target,
-    config: PruneConfig,
-    scratch: Path,
+    dense: Student, target: Target, rays: Intrinsics, turns: int, scratch: Path
 ) -> Measure:
-    """Export each student, check the graph at the poses, and time it in turns with the dense one's."""
-    rays = ray_grid(field.intrinsics, field.student.spec)
+    """Export each student and time it in turns with the dense one."""
     side_by_side = _side_by_side(target)
-    reference = write_student_onnx(field.student, rays.height, rays.width, scratch / "dense.onnx")
+    reference = write_student_onnx(dense, rays.height, rays.width, scratch / "dense.onnx")
 
     def measure(students: Sequence[Student]) -> Iterator[ComparedLatency]:
-        paths = []
-        for i, student in enumerate(students):
-            path = scratch / f"candidate{i}.onnx"
-            paths.append(write_student_onnx(student, rays.height, rays.width, path))
-            parity = student_parity(path, replace(field, student=student), poses)
-            require(parity, FP32_FLOOR_DB, where=path)
+        paths = [
+            write_student_onnx(student, rays.height, rays.width, scratch / f"candidate{i}.onnx")
+            for i, student in enumerate(students)
+        ]
 
         def compared(path: Path) -> ComparedLatency:
-            warmup = max(1, min(MOST_WARMUP_RUNS, config.turns // 10))
-            return target.compare(path, reference, turns=config.turns, warmup=warmup)
+            warmup = max(1, min(MOST_WARMUP_RUNS, turns // 10))
+            return target.compare(path, reference, turns=turns, warmup=warmup)
 
         with ThreadPoolExecutor(side_by_side) as runners:
             yield from runners.map(compared, paths)
@@ -277,14 +254,14 @@ def steadiest(record: LatencyRecord) -> LatencyRecord:
     return on_cpu_time(record) if record.device.kind == "host" else record
 
 
-def _calibration(
-    field: LightField, pictures: TrainingPictures, count: int, device: torch.device
-) -> list[Batch]:
-    """Whole pseudo pictures on which the search measures what parts are worth."""
-    batches = []
+def _calibration(field: LightField, pictures: TrainingPictures, count: int) -> list[Batch]:
+    """Whole pseudo pictures, the first, on which the search measures what parts are worth."""
+    device = next(field.student.parameters()).device
+    rays, truths = [], []
     for pose, image in zip(pictures.poses[:count], pictures.images[:count], strict=True):
         image = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
-        truth = image.to(device).float() / 255
-        encoded = field.encoded_rays(torch.from_numpy(pose).to(device))
-        batches.append((encoded, truth.permute(2, 0, 1)[None]))
-    return batches
+        rays.append(field.encoded_rays(torch.from_numpy(pose).to(device)))
+        truths.append((image.to(device).float() / 255).permute(2, 0, 1)[None])
+    together = max(1, CALIBRATION_PIXELS // truths[0][0, 0].numel())
+    starts = range(0, len(rays), together)
+    return [(torch.cat(rays[i:][:together]), torch.cat(truths[i:][:together])) for i in starts]

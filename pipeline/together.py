@@ -43,7 +43,13 @@ def perform_together(
         artifact = run.perform(stage, config, inputs, leading)[0]
         ranks.spread_text("")
         return artifact
+    assist(work, ranks)
+    return run.artifact(stage)
+
+
+def assist(work: Callable[[StageWriter], None], ranks: Ranks) -> None:
+    """The others' part of a stage that the leader performs: `work` in its folder, unless the stage is
+    current; all have the result when this ends."""
     if folder := ranks.spread_text():
         work(Helper(Path(folder), resumed=False))
         ranks.spread_text()
-    return run.artifact(stage)

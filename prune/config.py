@@ -47,6 +47,8 @@ class PruneConfig:
     """Turns of the latency table's parts."""
     tune_steps: int = 150
     """Fine-tuning steps for each candidate."""
+    look_steps: int = 0
+    """Further ones for the two best candidates of a step that reaches the budget, before one is kept."""
     final_tune_steps: int = 2000
     """Fine-tuning steps for the student that met a budget; the search for the next goes on from it."""
     smallest_share: float = 0.5
@@ -81,7 +83,7 @@ class PruneConfig:
             )
         if min(self.stream_choices, self.inner_choices) < 2:
             raise ConfigError("a choice of at least 2 widths is needed", where="prune")
-        if min(self.tune_steps, self.final_tune_steps) < 0:
+        if min(self.tune_steps, self.look_steps, self.final_tune_steps) < 0:
             raise ConfigError("a negative number of fine-tuning steps", where="prune")
         if self.max_loss_db is not None and not 0 <= self.max_loss_db < math.inf:
             raise ConfigError(f"a loss of {self.max_loss_db} dB", where="prune.max_loss_db")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightfield.errors import BudgetError
+from lightfield.errors import BudgetError, ParityError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
 from lightfield.student import Student, StudentSpec
@@ -25,7 +25,15 @@ from prune.evidence import (
     steady,
 )
 from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
-from prune.proposals import PROPOSED, ChoiceLosses, Proposal, fastest, measure_choices, propose
+from prune.proposals import (
+    PROPOSED,
+    ChoiceLosses,
+    Proposal,
+    fastest,
+    measure_choices,
+    propose,
+    screened,
+)
 from prune.scales import Scales
 from prune.search_state import SearchState
 from prune.trial import Trial
@@ -35,6 +43,8 @@ TUNING = "tuning-"
 """Folders of long fine-tunings under way."""
 WORST_TABLE_ERROR = 0.1
 """Median error of the table's predictions beyond which it is measured anew."""
+SCREENED = 4
+"""Proposals that are made and scored, untrained, for each one that is tried."""
 LEAST_JUDGED = 4
 """Predictions that it takes to judge a table."""
 
@@ -167,17 +177,13 @@ class Moves:
         nearer = 0.5 * (1 - target_ms / now.median_ms)
         tried = self._try(student, self._proposals(student, target_ms), target_ms)
         state.share *= config.step_decay
-        chosen = best_of(tried, now)
-        state.trials += [
-            replace(trial, verdict="passed over") if trial.met else trial
-            for trial, candidate in tried
-            if candidate is not chosen
-        ]
+        chosen, others = self._chosen(tried)
+        state.trials += others
         if chosen is None:
             reason = "no gain that was predicted could be measured" if tried else "nothing is left"
             state.shorten(nearer, reason)
             return student
-        trial = next(trial for trial, candidate in tried if candidate is chosen)
+        trial, candidate = chosen
         allowance = config.max_loss_db
         if allowance is not None and state.trials[0].psnr_db - trial.psnr_db > allowance:
             state.trials.append(replace(trial, verdict="rolled back"))
@@ -185,17 +191,45 @@ class Moves:
             state.allowance_spent = bool(state.stopped)
             return student
         state.trials.append(replace(trial, verdict="kept"))
-        return chosen
+        return candidate
+
+    def _chosen(self, tried: Sequence[Tried]) -> tuple[Tried | None, list[Trial]]:
+        """The best candidate whose graph computes the same, and what became of the others; where the
+        budget is reached, the two best are trained for longer before."""
+        good = acceptable(tried, self.state.current)
+        others = [_judged(pair[0]) for pair in tried if pair not in good]
+        rivals, further = good[:2], good[2:]
+        reached = any(trial.median_ms <= self.state.goal_ms for trial, _ in rivals)
+        if reached and len(rivals) == 2 and self.config.look_steps:
+            rivals = [self._looked_at(pair) for pair in rivals]
+            good = sorted(rivals, key=lambda pair: -pair[0].psnr_db) + further
+        for i, (trial, candidate) in enumerate(good):
+            try:
+                self.bench.check(candidate)
+            except ParityError:
+                others.append(replace(trial, verdict="not exported"))
+            else:
+                return (trial, candidate), others + [_judged(pair[0]) for pair in good[i + 1 :]]
+        return None, others
+
+    def _looked_at(self, tried: Tried) -> Tried:
+        """A candidate after more training."""
+        trial, candidate = tried
+        candidate = self._tuned(candidate, self.config.look_steps, None)
+        return replace(trial, psnr_db=self.bench.score(candidate)), candidate
 
     def _proposals(self, student: Student, target_ms: float) -> list[Proposal]:
         """What has not been tried yet; when nothing is predicted to reach the target, the fastest
         student that there can be."""
         losses, spec, count = self._losses_of(student), student.spec, self.config.candidates
-        aims_ms = (target_ms * (1 - self.config.margin), target_ms)
-        found = [propose(spec, losses, self._table, aim_ms, count=count) for aim_ms in aims_ms]
-        proposals = found[0] or found[1] or [fastest(spec, self._table, self.choices)]
         tried = {spec, *self.state.tried()}
-        return [proposal for proposal in proposals if proposal.spec not in tried]
+        for aim_ms in (target_ms * (1 - self.config.margin), target_ms):
+            found = propose(spec, losses, self._table, aim_ms, count=SCREENED * count)
+            if found:
+                new = [proposal for proposal in found if proposal.spec not in tried]
+                return screened(student, losses, new, count)
+        smallest = fastest(spec, self._table, self.choices)
+        return [] if smallest.spec in tried else [smallest]
 
     def _try(
         self, student: Student, proposals: Sequence[Proposal], target_ms: float
@@ -332,9 +366,9 @@ class Moves:
         )
 
 
-def best_of(tried: Sequence[Tried], now: Trial) -> Student | None:
-    """The best picture among the candidates that are surely faster than the current student and met
-    their target; failing that, among those that gained at least half of what was predicted."""
+def acceptable(tried: Sequence[Tried], now: Trial) -> list[Tried]:
+    """The candidates that are surely faster than the current student and met their target; failing that,
+    those that gained at least half of what was predicted. The best pictures first."""
     faster = [pair for pair in tried if pair[0].ratio_high < now.ratio]
     met = [pair for pair in faster if pair[0].met]
     gained = [
@@ -342,5 +376,9 @@ def best_of(tried: Sequence[Tried], now: Trial) -> Student | None:
         for pair in faster
         if now.median_ms - pair[0].median_ms >= 0.5 * (now.median_ms - pair[0].predicted_ms)
     ]
-    best = max(met or gained, key=lambda pair: pair[0].psnr_db, default=None)
-    return None if best is None else best[1]
+    return sorted(met or gained, key=lambda pair: -pair[0].psnr_db)
+
+
+def _judged(trial: Trial) -> Trial:
+    """A candidate that was not taken."""
+    return replace(trial, verdict="passed over") if trial.met else trial

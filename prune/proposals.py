@@ -2,26 +2,29 @@
 
 The loss of every single choice (a block at a width, a narrower chain) is measured by really slimming;
 choices are then combined as if losses added up, per set of stream widths by a knapsack over all
-blocks. The sum is a heuristic, and a poor one for a student that uses every channel it has; so the
-simplest student of all, evenly narrowed, is proposed as well, and the search trains and measures what
-comes out.
+blocks. The sum is a heuristic, and a poor one for a student that uses every channel it has. So proposals
+are of several kinds, the simplest student of all, evenly narrowed, among them; what the combinations
+really cost is measured (`screened`) before any is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from lightfield.student import Student, StudentSpec
 from prune.chains import Shape, Widths
 from prune.importance import Batch, Ranking, input_statistics, mean_squared_error, rank_channels
 from prune.knapsack import Option, choose_options
 from prune.latency_table import LatencyTable, WidthChoices
+from prune.reconciliation import reconciled
 from prune.slimming import Statistics, slimmed
 
+Drop = Literal["any", "none", "only"]
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread evenly however many there are."""
-PROPOSED = ("channels", "narrow", "evenly", "blocks", "fastest")
+PROPOSED = ("channels", "mixed", "blocks", "narrow", "evenly", "fastest")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Proposal:
     spec: StudentSpec
     predicted_ms: float
     predicted_loss: float
-    """Mean squared error added before any tuning."""
+    """Mean squared error added before any tuning: a sum of single ones, or measured when `screened`."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,34 @@ class ChoiceLosses:
 
     ranking: Ranking
     statistics: Statistics
+    batches: Sequence[Batch]
+    before: float
+    """Mean squared error of the student itself."""
     widths: dict[Widths, float]
     blocks: list[list[dict[int, float]]]
     """Chain by chain, per block, by inner width; 0 drops the block."""
 
     def slimmed(self, student: Student, shape: Shape) -> Student:
-        """The student with the best-ranked channels of a shape, which make up for those that go."""
-        return slimmed(student, self.ranking.best(shape), self.statistics)
+        """The student with the best-ranked channels of a shape, fitted to do what it did."""
+        keep = self.ranking.best(shape)
+        return reconciled(slimmed(student, keep, self.statistics), student, keep, self.batches)
+
+    def added(self, student: Student, shape: Shape) -> float:
+        """What the student loses when it takes a shape; never less than nothing."""
+        error = mean_squared_error(self.slimmed(student, shape), self.batches)
+        return max(0.0, error - self.before)
 
 
 def measure_choices(
     student: Student, batches: Sequence[Batch], choices: WidthChoices
 ) -> ChoiceLosses:
-    """Measure what each single choice costs; never less than nothing."""
-    dense = Shape.of(student.spec)
+    """Measure what each single choice costs."""
+    dense, before = Shape.of(student.spec), mean_squared_error(student, batches)
     ranking, statistics = rank_channels(student, batches), input_statistics(student, batches)
-    losses = ChoiceLosses(ranking, statistics, {}, [])
-    before = mean_squared_error(student, batches)
+    losses = ChoiceLosses(ranking, statistics, batches, before, {}, [])
 
     def added(shape: Shape) -> float:
-        if shape == dense:
-            return 0.0
-        return max(0.0, mean_squared_error(losses.slimmed(student, shape), batches) - before)
+        return 0.0 if shape == dense else losses.added(student, shape)
 
     # The body's and the tail's widths are measured apart, and their losses added.
     outers = [o for o in choices.outers() if all(map(int.__le__, o, dense.widths))]
@@ -98,22 +107,37 @@ def propose(
 ) -> list[Proposal]:
     """Up to `count` different students predicted to meet the target, of different kinds:
 
-    `channels` keeps the stream widths; `narrow` takes the best other ones; `evenly` narrows the body's
-    blocks alike and leaves all else; `blocks` keeps stream and inner widths and drops whole blocks; then
-    the next best narrow ones. None when the target is out of reach.
+    `channels` keeps the stream widths and every block, `blocks` keeps the inner widths as well and drops
+    whole blocks, `mixed` does both; `narrow` takes other stream widths; `evenly` narrows the body's
+    blocks alike and leaves all else. None when the target is out of reach.
     """
     now = Shape.of(spec).widths
-    found = [p for w in losses.widths if (p := _best(spec, losses, table, target_ms, w))]
-    found.sort(key=lambda p: p.predicted_loss)
-    narrow = [p for p in found if p.shape.widths != now]
-    whole = _best(spec, losses, table, target_ms, now, whole_blocks=True)
-    ordered = [p for p in found if p.shape.widths == now]
-    even = _evenly(spec, losses, table, target_ms)
-    ordered += [*narrow[:1], *([even] if even else []), *([whole] if whole else []), *narrow[1:]]
+
+    def best(widths: Widths, drop: Drop) -> Proposal | None:
+        return _best(spec, losses, table, target_ms, widths, drop)
+
+    others = [p for w in losses.widths if w != now and (p := best(w, "any"))]
+    others.sort(key=lambda p: p.predicted_loss)
+    of_one_width = [best(others[0].shape.widths, "none")] if others else []
+    found = [
+        best(now, "any"), best(now, "none"), best(now, "only"), *others[:1],
+        _evenly(spec, losses, table, target_ms), *of_one_width, *others[1:],
+    ]  # fmt: skip
     distinct: dict[StudentSpec, Proposal] = {}
-    for proposal in ordered:
-        distinct.setdefault(proposal.spec, proposal)
+    for proposal in found:
+        if proposal is not None:
+            distinct.setdefault(proposal.spec, proposal)
     return list(distinct.values())[:count]
+
+
+def screened(
+    student: Student, losses: ChoiceLosses, proposals: Sequence[Proposal], count: int
+) -> list[Proposal]:
+    """The `count` proposals that lose least when made, one of each kind before a second of any."""
+    measured = [replace(p, predicted_loss=losses.added(student, p.shape)) for p in proposals]
+    measured.sort(key=lambda p: p.predicted_loss)
+    firsts = {p.kind: p for p in reversed(measured)}
+    return sorted(measured, key=lambda p: firsts[p.kind] is not p)[:count]
 
 
 def fastest(spec: StudentSpec, table: LatencyTable, choices: WidthChoices) -> Proposal:
@@ -130,16 +154,20 @@ def _best(
     table: LatencyTable,
     target_ms: float,
     widths: Widths,
-    *,
-    whole_blocks: bool = False,
+    drop: Drop,
 ) -> Proposal | None:
-    """The best choice of blocks for one set of stream widths."""
+    """The best choice of blocks for one set of stream widths; blocks may be dropped, must not, or must
+    rather than be narrowed."""
     now = Shape.of(spec)
+
+    def allowed(inner: int, full: int) -> bool:
+        return inner == full or drop == "any" or (inner == 0) == (drop == "only")
+
     options = [
         [
             Option(w, table.block_ms[c, widths[c], w] if w else 0.0, loss)
             for w, loss in by_width.items()
-            if not whole_blocks or w in (0, full)
+            if allowed(w, full)
         ]
         for c, chain in enumerate(losses.blocks)
         for full, by_width in zip(now.blocks[c], chain, strict=True)
@@ -150,7 +178,9 @@ def _best(
         return None
     chosen = [opts[i] for opts, i in zip(options, indices, strict=True)]
     shape = Shape(widths, _regrouped((o.width for o in chosen), now))
-    kind = "blocks" if whole_blocks else "channels" if widths == now.widths else "narrow"
+    dropped = any(option.width == 0 for option in chosen)
+    kept_widths = {"any": "mixed" if dropped else "channels", "none": "channels", "only": "blocks"}
+    kind = kept_widths[drop] if widths == now.widths else "narrow"
     smaller = shape.applied_to(spec)
     loss = losses.widths[widths] + sum(option.loss for option in chosen)
     return Proposal(kind, shape, smaller, table.predict_ms(smaller), loss)

@@ -34,8 +34,13 @@ class Scales:
         return measured
 
     def weighed(self, kind: str, student: Student, predicted_ms: float, rounds: int) -> Trial:
-        """Measure a student until it is clear whether it meets the budget, and judge it."""
+        """Measure a student until it is clear whether it meets the budget, and judge it.
+
+        Raises:
+            ParityError: when its exported graph computes something else.
+        """
         state = self.state
+        self.bench.check(student)
 
         def decided(measured: ComparedLatency) -> bool:
             turns, clock = felt(measured)

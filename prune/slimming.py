@@ -25,7 +25,7 @@ from prune.chains import Shape, chains_of
 
 Channels = tuple[int, ...]
 RIDGE = 1e-4
-"""Weight of the ridge in regressions, relative to the mean variance of the kept channels."""
+"""Weight of the ridge in regressions, relative to each kept channel's variance."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,9 @@ class Inputs:
         """The best linear guess of the channels that go from those that stay: a matrix
         [gone, kept] and a constant [gone]."""
         among = self.covariance[kept][:, kept].double()
-        ridge = RIDGE * among.diagonal().mean() + 1e-8  # which also settles constant channels
+        ridge = RIDGE * among.diagonal() + 1e-8  # which also settles constant channels
         between = self.covariance[kept][:, gone].double()
-        eye = torch.eye(len(kept), dtype=torch.float64, device=among.device)
-        slope = torch.linalg.solve(among + ridge * eye, between).T.to(self.mean.dtype)
+        slope = torch.linalg.solve(among + torch.diag(ridge), between).T.to(self.mean.dtype)
         return slope, self.mean[gone] - slope @ self.mean[kept]
 
 

@@ -10,10 +10,19 @@ from lightfield.student import StudentSpec
 from prune.evidence import Clock
 
 Verdict = Literal[
-    "dense", "kept", "passed over", "missed", "rolled back", "within budget", "over budget", "final"
+    "dense",
+    "kept",
+    "passed over",
+    "missed",
+    "not exported",
+    "rolled back",
+    "within budget",
+    "over budget",
+    "final",
 ]
-"""`dense` came in. A candidate was `kept`, `passed over` for a better one, `missed` its target, or was
-`rolled back` because it lost too much quality. A kept student was then found `within budget` or `over
+"""`dense` came in. A candidate was `kept`, `passed over` for a better one, `missed` its target, was `not
+exported` because its graph computes something else, or `rolled back` because it lost too much quality. A
+kept student was then found `within budget` or `over
 budget` in a longer measurement; `final` went out."""
 CURRENT = ("dense", "kept", "within budget", "over budget", "final")
 """Verdicts of students that the search went on with."""

@@ -33,13 +33,15 @@ class Workbench:
     """What the search works with; `pipeline` builds it from train, export and device."""
 
     measure: Measure
-    """Export, check, and measure each student in turns with the pinned dense one."""
+    """Export each student, and measure it in turns with the pinned dense one."""
     time_specs: TimeSpecs
     tune: Tune
     recalibrate: Callable[[Student], None]
     """Renew batch-norm statistics in place."""
     score: Callable[[Student], float]
     """Held-out PSNR in dB."""
+    check: Callable[[Student], None]
+    """Export, and refuse with ParityError a graph that computes something else than the student."""
     batches: Sequence[Batch]
     """Whole held-out pictures for measuring importance."""
     width_multiple: int

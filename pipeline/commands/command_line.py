@@ -41,7 +41,7 @@ given on the command line override the preset's. Whatever goes wrong is said in 
 code 2; --debug shows the trace."""
 
 
-TOGETHER = (Pseudo, Student)
+TOGETHER = (Pseudo, Student, Prune, Baseline)
 """Stages on which the processes that torchrun starts work together."""
 
 

@@ -29,8 +29,10 @@ from pipeline.presets import (
 )
 from pipeline.replay import RecordedTarget
 from pipeline.tool_bench import bench_tool
+from pipeline.tuning import tune_along
 from prune.search import PruneConfig
 from train.distil import DistilConfig
+from train.distributed import joined
 from train.fine_tuning import FineTuneConfig
 
 
@@ -81,16 +83,21 @@ class Prune(Stage):
     place of a target's."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Prune the student."""
-        if self.replay is None:
-            opened = self.on.opened(console)
-        else:
-            opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
-        with opened as target:
-            artifact = pruning.make_pruned(
-                Run(self.run), self.config, self.distil, self.fine_tune, target, console,
-                begin_with=self.begin_with,
-            )  # fmt: skip
+        """Prune the student; the processes that torchrun started tune together."""
+        run = Run(self.run)
+        with joined() as ranks:
+            if not ranks.leads:
+                tune_along(run, self.distil, console, ranks)
+                return
+            if self.replay is None:
+                opened = self.on.opened(console)
+            else:
+                opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
+            with opened as target:
+                artifact = pruning.make_pruned(
+                    run, self.config, self.distil, self.fine_tune, target, console,
+                    begin_with=self.begin_with, ranks=ranks,
+                )  # fmt: skip
         say(
             console,
             artifact,
@@ -109,11 +116,23 @@ class Baseline(Stage):
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Make the student."""
-        with self.on.opened(console) as target:
-            artifact = make_baseline(
-                Run(self.run), self.config, self.prune, self.distil, self.fine_tune, target, console
-            )
+        """Make the student; the processes that torchrun started train together."""
+        run = Run(self.run)
+        with joined() as ranks:
+            if not ranks.leads:
+                tune_along(run, self.distil, console, ranks)
+                return
+            with self.on.opened(console) as target:
+                artifact = make_baseline(
+                    run,
+                    self.config,
+                    self.prune,
+                    self.distil,
+                    self.fine_tune,
+                    target,
+                    console,
+                    ranks,
+                )
         say(console, artifact, "{ratio:.3f} of the dense latency, {psnr_db:.2f} dB, {steps} steps")
 
 

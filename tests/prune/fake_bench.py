@@ -112,8 +112,11 @@ def bench(target: FakeTarget, **changes) -> Workbench:
     def score(student):
         return mse_to_psnr(mean_squared_error(student, batches))
 
+    def check(student):
+        return None
+
     whole = Workbench(
-        target.measure, target.time_specs, tune, recalibrate, score, batches, MULTIPLE
+        target.measure, target.time_specs, tune, recalibrate, score, check, batches, MULTIPLE
     )
     return replace(whole, **changes)
 

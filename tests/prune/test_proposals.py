@@ -8,7 +8,7 @@ from toy_students import pictures
 from prune.chains import Shape
 from prune.importance import mean_squared_error
 from prune.latency_table import WidthChoices, build_latency_table
-from prune.proposals import fastest, measure_choices, propose
+from prune.proposals import fastest, measure_choices, propose, screened
 
 CHOICES = WidthChoices.of(DENSE, multiple=4, smallest_share=0.5, streams=5, inners=8)
 
@@ -41,14 +41,35 @@ def test_proposals_meet_the_target_as_predicted_and_differ(table, losses, share)
 
 
 def test_proposals_are_of_different_kinds(table, losses):
-    proposals = propose(DENSE, losses, table, 0.8 * table.predict_ms(DENSE), count=4)
-    assert [p.kind for p in proposals] == ["channels", "narrow", "evenly", "blocks"]
-    channels, narrow, evenly, blocks = proposals
-    assert channels.shape.widths == Shape.of(DENSE).widths == blocks.shape.widths
-    assert narrow.shape.widths != channels.shape.widths
-    assert {inner for chain in blocks.shape.blocks for inner in chain} <= {0, 12, 8}
-    assert evenly.shape.widths == Shape.of(DENSE).widths
-    assert evenly.shape.blocks[1:] == Shape.of(DENSE).blocks[1:]
+    proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
+    of_kind = {proposal.kind: proposal.shape for proposal in reversed(proposals)}
+    assert set(of_kind) == {"channels", "mixed", "blocks", "narrow", "evenly"}
+    dense, widths = Shape.of(DENSE), {0, 12, 8}
+    assert 0 not in {inner for chain in of_kind["channels"].blocks for inner in chain}
+    assert 0 in {inner for chain in of_kind["mixed"].blocks for inner in chain}
+    assert {inner for chain in of_kind["blocks"].blocks for inner in chain} <= widths
+    assert of_kind["evenly"].blocks[1:] == dense.blocks[1:]
+    for kind in ("channels", "mixed", "blocks", "evenly"):
+        assert of_kind[kind].widths == dense.widths
+    assert all(p.shape.widths != dense.widths for p in proposals if p.kind == "narrow")
+
+
+def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(student, table, losses):
+    proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
+    kinds = {proposal.kind for proposal in proposals}
+    best = screened(student, losses, proposals, len(kinds) + 2)
+    before = mean_squared_error(student, pictures(DENSE))
+    for proposal in best:
+        made = mean_squared_error(losses.slimmed(student, proposal.shape), pictures(DENSE))
+        assert proposal.predicted_loss == max(0, made - before)
+    firsts, further = best[: len(kinds)], best[len(kinds) :]
+    assert {proposal.kind for proposal in firsts} == kinds
+    for group in (firsts, further):
+        assert [p.predicted_loss for p in group] == sorted(p.predicted_loss for p in group)
+    every = screened(student, losses, proposals, 20)
+    for first in firsts:
+        same_kind = [p.predicted_loss for p in every if p.kind == first.kind]
+        assert first.predicted_loss == min(same_kind)
 
 
 def test_an_even_student_has_neighbouring_widths_spread_over_its_depth(table, losses):
@@ -74,13 +95,16 @@ def test_an_even_student_has_neighbouring_widths_spread_over_its_depth(table, lo
 
 def test_within_a_kind_the_least_loss_is_proposed(table, losses):
     target_ms = 0.6 * table.predict_ms(DENSE)
-    channels = propose(DENSE, losses, table, target_ms, count=1)[0]
-    blocks = next(
-        p for p in propose(DENSE, losses, table, target_ms, count=9) if p.kind == "blocks"
+    free, *restricted = (
+        p
+        for p in propose(DENSE, losses, table, target_ms, count=20)
+        if p.kind in ("mixed", "channels", "blocks")
     )
-    assert channels.predicted_loss <= blocks.predicted_loss  # it could have dropped blocks as well
+    assert free.kind == "mixed"
+    assert restricted
+    assert all(free.predicted_loss <= p.predicted_loss for p in restricted)
     easier = propose(DENSE, losses, table, 0.8 * table.predict_ms(DENSE), count=1)[0]
-    assert easier.predicted_loss <= channels.predicted_loss
+    assert easier.predicted_loss <= free.predicted_loss
 
 
 def test_nothing_is_proposed_below_the_floor(table, losses):

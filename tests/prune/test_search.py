@@ -15,7 +15,7 @@ from fake_bench import (
     synthetic_ms,
 )
 
-from lightfield.errors import BudgetError, CheckpointError, ConfigError
+from lightfield.errors import BudgetError, CheckpointError, ConfigError, ParityError
 from lightfield.progress import silent
 from lightfield.student import mac_count
 from prune.chains import Shape, every_block
@@ -250,8 +250,54 @@ def test_a_budget_already_met_trains_nothing(tmp_path):
     assert [t.verdict for t in result.state.trials] == ["dense", "within budget", "final"]
 
 
+def test_a_candidate_whose_graph_computes_something_else_is_not_taken(half, tmp_path):
+    refused = next(t for t in half[0].state.trials if t.verdict == "kept").spec
+
+    def check(student):
+        if student.spec == refused:
+            raise ParityError("the graph is 40 dB from PyTorch")
+
+    trials = run(tmp_path, check=check).state.trials
+    (trial,) = (t for t in trials if t.spec == refused)
+    assert trial.verdict == "not exported"
+    others = [t for t in trials if t.step == trial.step and t is not trial]
+    assert trial.psnr_db > max(t.psnr_db for t in others)
+    assert [t.verdict for t in others].count("kept") == 1
+    assert trials[-1].verdict == "final"
+
+
+def test_no_student_goes_out_whose_graph_computes_something_else(tmp_path):
+    def check(student):
+        raise ParityError("the graph is 40 dB from PyTorch")
+
+    with pytest.raises(ParityError):
+        run(tmp_path, config=budget(1000), check=check)
+
+
+def test_ahead_of_a_budget_the_two_best_are_trained_for_longer(tmp_path):
+    looks = 25
+    work = bench(FakeTarget())
+    trained: list[tuple[int, object]] = []
+
+    def tune(student, steps, seed, progress, folder):
+        trained.append((steps, student.spec))
+        return work.tune(student, steps, seed, progress, folder)
+
+    config = replace(CONFIG, candidates=5, look_steps=looks)
+    state = run(tmp_path, config=config, tune=tune).state
+    looked = [spec for steps, spec in trained if steps == looks]
+    (kept,) = (t for t in state.trials if t.verdict == "kept" and t.step == state.step)
+    assert kept.spec in looked
+    assert len(looked) == len(set(looked)) == 2
+    rival = next(t for t in state.trials if t.spec in looked and t is not kept)
+    assert (rival.step, rival.verdict) == (kept.step, "passed over")
+    assert kept.psnr_db >= rival.psnr_db
+    assert state.tuned == sum(steps for steps, _ in trained)
+
+
 def test_a_step_that_loses_too_much_is_rolled_back_and_halved(tmp_path):
-    result = run(tmp_path, config=replace(CONFIG, max_loss_db=1e-9, tune_steps=0, max_steps=40))
+    strict = replace(CONFIG, budget_ratio=(0.35,), max_loss_db=1e-9, tune_steps=0, max_steps=40)
+    result = run(tmp_path, config=strict)
     trials = result.state.trials
     back = [trial for trial in trials if trial.verdict == "rolled back"]
     assert back

@@ -1,0 +1,106 @@
+"""Tuning students on the pseudo pictures while a search goes on, by all processes of its job.
+
+The first process searches and measures. Whenever it tunes a student, it tells the others which one and
+for how long, and they train along; in between they wait for its word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lightfield.progress import Progress, silent
+from lightfield.run import Run, StageWriter
+from lightfield.student import Student, StudentSpec
+from pipeline.console import Console
+from pipeline.pictures import TrainingPictures, training_pictures
+from pipeline.together import assist
+from pipeline.training import compute_device, ingredient
+from train.distil import DistilConfig, distil
+from train.distributed import ALONE, Ranks
+from train.picture_pool import PicturePool
+
+WARMUP_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Tunes students by `distilling`, whose steps and seed each call replaces; a `Tune`."""
+
+    pictures: TrainingPictures
+    distilling: DistilConfig
+    device: torch.device
+    ranks: Ranks = ALONE
+
+    def __call__(
+        self,
+        student: Student,
+        steps: int,
+        seed: int,
+        progress: Progress | None = None,
+        folder: Path | None = None,
+    ) -> Student:
+        """The first process's call: the student, trained, in evaluation mode."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        where = None if folder is None else str(folder.resolve())
+        request = {"spec": student.spec.to_json(), "steps": steps, "seed": seed, "folder": where}
+        self.ranks.spread_text(json.dumps(request))
+        return self._trained(student, steps, seed, progress or silent, folder)
+
+    def help(self) -> None:
+        """What the other processes do until the first one dismisses them."""
+        while text := self.ranks.spread_text():
+            request = json.loads(text)
+            student = Student(StudentSpec.from_json(request["spec"])).to(self.device)
+            folder = None if request["folder"] is None else Path(request["folder"])
+            self._trained(student, request["steps"], request["seed"], silent, folder)
+
+    def pool(self, spec: StudentSpec) -> PicturePool:
+        """This process's pictures as training windows."""
+        return self.pictures.pool(spec, self.device, self.ranks)
+
+    def _trained(
+        self, student: Student, steps: int, seed: int, progress: Progress, folder: Path | None
+    ) -> Student:
+        # The rates of training from scratch: lower ones recover more slowly. The average is over
+        # about the last tenth of the steps.
+        settings = replace(
+            self.distilling,
+            steps=max(steps, 1),
+            warmup_steps=min(WARMUP_STEPS, steps // 4),
+            ema_decay=min(self.distilling.ema_decay, 1 - 10 / max(steps, 20)),
+            seed=seed,
+        )
+        pool = self.pool(student.spec)
+        return distil(student, pool, settings, progress=progress, folder=folder, ranks=self.ranks)
+
+
+@contextlib.contextmanager
+def leading_tuner(
+    run: Run, distilling: DistilConfig, console: Console, ranks: Ranks
+) -> Iterator[Tuner]:
+    """The first process's tuner; the others are dismissed when it ends well."""
+    tuner = _tuner(run, distilling, console, ranks)
+    yield tuner
+    ranks.spread_text("")
+
+
+def tune_along(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> None:
+    """What the other processes do while the first performs a stage with a `leading_tuner`."""
+
+    def work(_: StageWriter) -> None:
+        _tuner(run, distilling, console, ranks).help()
+
+    assist(work, ranks)
+
+
+def _tuner(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> Tuner:
+    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    pictures = training_pictures(run, pseudo, console, ranks, dense=dense)
+    return Tuner(pictures, distilling, compute_device(), ranks)

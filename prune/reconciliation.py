@@ -1,0 +1,221 @@
+"""Bringing a cut student's layers back to what they computed before, ahead of any training.
+
+What cuts leave out adds up from block to block. So each convolution of the cut student is fitted anew,
+from the first to the last, by least squares over real inputs: a block's first one to the hidden channels
+that the original had there, its second one to the difference between the stream that the original had
+before its next kept block and the stream that has come so far; whoever reads a chain's last stream gets
+the best linear guess of the original's from it. (Layer-wise reconstruction, as in He et al. 2017, along
+a residual stream.) A pixel weighs as much as its colours can still move: where the sigmoid is saturated,
+streams run to thousands and mean nothing.
+
+Without norms this decides over life and death. A student that loses blocks at random places paints
+everything white, with gradients of zero, and does not recover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightfield.student import ResidualBlock, Student
+from prune.chains import chains_of
+from prune.importance import Batch
+from prune.slimming import RIDGE, Channels, Keep
+
+LEAST_WEIGHT = 1e-3
+"""Of a saturated pixel; of one in the middle of the sigmoid it is a quarter."""
+MOST_PIXELS = 1 << 15
+"""That one fit looks at; of more, every n-th."""
+Stream = list[Tensor]
+"""One tensor [n, c, h, w] per batch."""
+
+
+@torch.no_grad()
+def reconciled(
+    student: Student, original: Student, keep: Keep, batches: Sequence[Batch]
+) -> Student:
+    """Fit the layers of `student`, in place: what `slimmed` made of the original for a keep, in another
+    form (`prune.conversion.converted`) or the same.
+
+    Leaves both in evaluation mode, and the layers ahead of the first change as they are.
+    """
+    student.eval()
+    original.eval()
+    weights = [_weights(original(x)) for x, _ in batches]
+    inputs = [x for x, _ in batches]
+    pair = _Pair(inputs, inputs)
+    everything = Keep.everything(original.spec)
+    same_activation = student.spec.activation == original.spec.activation
+    for c, (my_blocks, its_blocks) in enumerate(
+        zip(chains_of(student), chains_of(original), strict=True)
+    ):
+        kept, full = keep.widths[c], everything.widths[c]
+        my_entry, its_entry = _entry(student, c), _entry(original, c)
+        like = type(my_entry) is type(its_entry)
+        if isinstance(my_entry, nn.Sequential) and not (like and pair.one and kept == full):
+            _correct_shuffled(my_entry, kept, pair, _through(its_entry, pair.its), weights)
+        elif c and like and not pair.one:
+            _read_guess(my_entry, its_entry, kept, pair, weights)
+        pair = pair.through(my_entry, its_entry, same=like and kept == full)
+        if c == 0:
+            activations = student.head_activation, original.head_activation
+            pair = pair.through(*activations, same=same_activation)
+        head = pair
+        rest = iter([block for _, block in my_blocks])
+        for (_, its_block), inner, every in zip(
+            its_blocks, keep.blocks[c], everything.blocks[c], strict=True
+        ):
+            if not inner:
+                pair = _Pair(pair.mine, _through(its_block, pair.its), pair.waiting)
+                continue
+            my_block = next(rest)
+            if pair.one and inner == every and same_activation:
+                pair = pair.through(my_block, its_block, same=True)
+                continue
+            pair = pair.settled(kept, weights)
+            target = [its_block.expand(x)[:, list(inner)] for x in pair.its]
+            _correct(my_block.expand, pair.mine, target, weights)
+            pair = _Pair(pair.mine, _through(its_block, pair.its), my_block)
+        pair = pair.settled(kept, weights)
+        if c == 0:
+            pair = pair.plus(head)
+    if not pair.one:
+        _correct(student.colour, pair.mine, _through(original.colour, pair.its), weights)
+    return student
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The streams of both students at one place; the same list while nothing has been cut."""
+
+    mine: Stream
+    its: Stream
+    waiting: ResidualBlock | None = None
+    """A kept block that `mine` has yet to go through, once it is clear what comes behind it."""
+
+    @property
+    def one(self) -> bool:
+        """Whether both students have done the same so far."""
+        return self.mine is self.its
+
+    def through(self, my_module: nn.Module, its_module: nn.Module, *, same: bool) -> _Pair:
+        """Behind a module of each; the same one is computed once."""
+        its = _through(its_module, self.its)
+        return _Pair(its if same and self.one else _through(my_module, self.mine), its)
+
+    def plus(self, other: _Pair) -> _Pair:
+        """The sums of streams, each student's with its own."""
+        its = _sum(self.its, other.its)
+        return _Pair(its if self.one else _sum(self.mine, other.mine), its)
+
+    def settled(self, kept: Channels, weights: Sequence[Tensor]) -> _Pair:
+        """With the waiting block, whose second convolution leads to where the original's stream is."""
+        block = self.waiting
+        if block is None:
+            return self
+        hidden = [block.activation(block.expand_norm(block.expand(x))) for x in self.mine]
+        if isinstance(block.contract_norm, nn.Identity):
+            target = [y[:, list(kept)] - x for x, y in zip(self.mine, self.its, strict=True)]
+            _correct(block.contract, hidden, target, weights)
+        added = [block.contract_norm(block.contract(g)) for g in hidden]
+        return _Pair(_sum(self.mine, added), self.its)
+
+
+def _through(module: nn.Module, stream: Stream) -> Stream:
+    return [module(x) for x in stream]
+
+
+def _sum(stream: Stream, other: Stream) -> Stream:
+    return [x + y for x, y in zip(stream, other, strict=True)]
+
+
+def _entry(student: Student, chain: int) -> nn.Module:
+    if chain == 0:
+        return student.head
+    stage = student.tail[chain - 1]
+    assert isinstance(stage, nn.Sequential)
+    return stage[0]
+
+
+def _weights(colours: Float[Tensor, "n rgb h w"]) -> Float[Tensor, "n 1 h w"]:
+    """What each pixel weighs: the sigmoid's slope there."""
+    return (colours * (1 - colours)).mean(1, keepdim=True) + LEAST_WEIGHT
+
+
+def _correct(
+    convolution: nn.Conv2d, inputs: Stream, target: Stream, weights: Sequence[Tensor]
+) -> None:
+    """Add to a 1x1 convolution what its outputs lack of a target."""
+    lacking = [y - convolution(x) for x, y in zip(inputs, target, strict=True)]
+    slope, constant = _regression(inputs, lacking, weights)
+    assert convolution.bias is not None
+    convolution.weight += slope[:, :, None, None]
+    convolution.bias += constant
+
+
+def _correct_shuffled(
+    entry: nn.Sequential, out: Channels, streams: _Pair, target: Stream, weights: Sequence[Tensor]
+) -> None:
+    """Add to a convolution ahead of a pixel shuffle what the stream behind it lacks of a target."""
+    convolution, shuffle = entry[0], entry[1]
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(shuffle, nn.PixelShuffle)
+    factor = shuffle.upscale_factor
+    phases = [functional.pixel_unshuffle(y[:, list(out)], factor) for y in target]
+    _correct(convolution, streams.mine, phases, weights)
+
+
+def _read_guess(
+    mine: nn.Module, its: nn.Module, out: Channels, streams: _Pair, weights: Sequence[Tensor]
+) -> None:
+    """Let a transposed convolution make of its stream what `its` makes of the original's, as guessed
+    from it."""
+    assert isinstance(mine, nn.ConvTranspose2d)
+    assert isinstance(its, nn.ConvTranspose2d)
+    assert mine.bias is not None
+    assert its.bias is not None
+    slope, constant = _regression(streams.mine, streams.its, weights)
+    every = its.weight[:, list(out)]
+    mine.weight.copy_(torch.einsum("goyx,gi->ioyx", every, slope))
+    shift = constant @ every.sum((2, 3)) / (its.stride[0] * its.stride[1])
+    mine.bias.copy_(its.bias[list(out)] + shift)
+
+
+def _regression(
+    inputs: Stream, targets: Stream, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weighted least squares over all pixels: a matrix [targets, inputs] and a constant [targets]."""
+    count, total = inputs[0].shape[1], 0.0
+    mean = square = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
+    for x, y, share in _pixels(inputs, targets, weights):
+        both = torch.cat([x, y])
+        weighted = both * share
+        total = total + share.sum()
+        mean, square = mean + weighted.sum(1), square + weighted @ both.T
+    mean = mean / total
+    square = square / total - torch.outer(mean, mean)
+    among, between = square[:count, :count], square[:count, count:]
+    ridge = RIDGE * among.diagonal() + 1e-8
+    slope = torch.linalg.solve(among + torch.diag(ridge), between).T
+    constant = mean[count:] - slope @ mean[:count]
+    return slope.to(inputs[0].dtype), constant.to(inputs[0].dtype)
+
+
+def _pixels(
+    inputs: Stream, targets: Stream, weights: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Channels by pixels, in double precision, and the pixels' weights."""
+    pixels = sum(x[:, 0].numel() for x in inputs)
+    every = -(-pixels // MOST_PIXELS) | 1  # odd: factors of two are the up-sampling's phases
+    for x, y, weight in zip(inputs, targets, weights, strict=True):
+        share = functional.adaptive_avg_pool2d(weight, (x.shape[2], x.shape[3]))
+        yield _columns(x, every), _columns(y, every), _columns(share, every)[0]
+
+
+def _columns(x: Float[Tensor, "n c h w"], every: int) -> Float[Tensor, "c pixels"]:
+    return x.permute(1, 0, 2, 3).flatten(1)[:, ::every].double()

@@ -1,0 +1,231 @@
+import functools
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from test_slimming import KINDS, random_keep
+from torch import nn
+from toy_students import rays, small_spec, trained
+
+from lightfield.student import ResidualBlock, Student, TailStage
+from prune import reconciliation
+from prune.chains import chains_of
+from prune.conversion import converted, converted_spec
+from prune.importance import Batch, input_statistics
+from prune.reconciliation import reconciled
+from prune.slimming import Keep, slimmed
+
+RECOVERED = 1e-5
+"""Share of a squared difference that counts as none: the ridge holds some of it back."""
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@functools.cache
+def deep(operator: str = "conv_transpose", norm: str = "none") -> Student:
+    """A student with blocks to spare."""
+    return trained(replace(small_spec(operator, norm), inner_widths=(9,) * 6), steps=12)
+
+
+def seen(student: Student, *, count: int = 2, seed: int = 0, scale: float = 1) -> list[Batch]:
+    """Rays, and what the student itself makes of them."""
+    inputs = [scale * rays(student.spec, batch=4, seed=seed + i) for i in range(count)]
+    return [(x, student(x)) for x in inputs]
+
+
+def cut(student: Student, keep: Keep, batches: list[Batch]) -> Student:
+    """What slimming alone makes of it."""
+    return slimmed(student, keep, input_statistics(student, batches))
+
+
+def fitted(student: Student, keep: Keep, batches: list[Batch]) -> Student:
+    return reconciled(cut(student, keep, batches), student, keep, batches)
+
+
+def difference(student: Student, batches: list[Batch]) -> float:
+    return sum(float((student(x) - picture).square().mean()) for x, picture in batches)
+
+
+def without(student: Student, gone: set[int]) -> Keep:
+    """A keep that drops blocks of the body."""
+    keep = Keep.everything(student.spec)
+    body = tuple(() if b in gone else inner for b, inner in enumerate(keep.blocks[0]))
+    return replace(keep, blocks=(body, *keep.blocks[1:]))
+
+
+def without_blocks(student: Student) -> Keep:
+    keep = Keep.everything(student.spec)
+    return replace(keep, blocks=tuple(((),) * len(chain) for chain in keep.blocks))
+
+
+def make_linear(block: ResidualBlock) -> None:
+    """Let a block compute a linear function, since GELU leaves large numbers as they are."""
+    before = block.expand_norm if isinstance(block.expand_norm, nn.BatchNorm2d) else block.expand
+    last = block.contract_norm
+    last = last if isinstance(last, nn.BatchNorm2d) else block.contract
+    before.bias += 30
+    last.bias -= block(torch.zeros(1, block.expand.in_channels, 1, 1)).flatten()
+
+
+@pytest.mark.parametrize(("operator", "norm"), KINDS)
+def test_a_student_that_kept_everything_is_left_as_it_is(operator, norm):
+    student = deep(operator, norm)
+    same = fitted(student, Keep.everything(student.spec), seen(student))
+    for name, value in student.state_dict().items():
+        assert torch.equal(same.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("operator", "norm"), KINDS)
+def test_layers_ahead_of_the_first_cut_stay_and_all_that_read_streams_behind_it_change(
+    operator, norm
+):
+    student = deep(operator, norm)
+    before, after = (make(student, without(student, {2}), seen(student)) for make in (cut, fitted))
+    for name, module in before.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not name.endswith("contract"):
+            same = torch.equal(after.get_submodule(name).weight, module.weight)
+            assert same == name.startswith(("head", "body.0.", "body.1.")), name
+    for name, value in student.state_dict().items():
+        if name.startswith(("head.", "body.0.", "body.1.")):
+            assert torch.equal(after.state_dict()[name], value), name
+
+
+def test_the_original_is_left_as_it_is():
+    student = trained(small_spec())
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    fitted(student, random_keep(student.spec, 1), seen(student))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize(("operator", "norm"), KINDS)
+def test_whoever_reads_a_stream_makes_up_for_blocks_that_were_linear(operator, norm):
+    student = trained(replace(small_spec(operator, norm), inner_widths=(12,)))
+    for chain in chains_of(student):
+        for _, block in chain:
+            make_linear(block)
+    keep, batches, other = without_blocks(student), seen(student), seen(student, seed=100)
+    lost = difference(cut(student, keep, batches), other)
+    assert difference(fitted(student, keep, batches), other) < RECOVERED * lost
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_blocks_hidden_channels_are_those_it_had_though_what_it_reads_has_changed(norm):
+    student = trained(small_spec(norm=norm))
+    make_linear(student.body[0])
+    batches = seen(student)
+    stream = student.head_activation(student.head(batches[0][0]))
+    expected = student.body[1].expand(student.body[0](stream))
+    hidden = fitted(student, without(student, {0}), batches).body[0].expand(stream)
+    assert (hidden - expected).square().mean() < 1e-5 * expected.var()
+    hidden = cut(student, without(student, {0}), batches).body[0].expand(stream)
+    assert (hidden - expected).square().mean() > 1e-2 * expected.var()
+
+
+def test_a_block_adds_what_its_twin_ahead_of_it_added():
+    student = trained(replace(small_spec(), inner_widths=(9, 9)))
+    first, second = student.body
+    second.expand.load_state_dict(first.expand.state_dict())
+    for block in (first, second):  # they write what they do not read
+        block.expand.weight[:, 5:] = 0
+        block.contract.weight[:5], block.contract.bias[:5] = 0, 0
+    keep, batches = without(student, {0}), seen(student)
+    lost = difference(cut(student, keep, batches), batches)
+    assert difference(fitted(student, keep, batches), batches) < RECOVERED * lost
+
+
+def test_a_hidden_channel_that_is_another_one_once_more_is_made_up_for():
+    student = trained(small_spec())
+    for _, block in [entry for chain in chains_of(student) for entry in chain]:
+        block.expand.weight[1], block.expand.bias[1] = block.expand.weight[0], block.expand.bias[0]
+    everything = Keep.everything(student.spec)
+    blocks = tuple(
+        tuple(tuple(i for i in inner if i != 1) for inner in chain) for chain in everything.blocks
+    )
+    keep, batches = replace(everything, blocks=blocks), seen(student)
+    plain = slimmed(student, keep)
+    lost = difference(plain, batches)
+    assert difference(reconciled(plain, student, keep, batches), batches) < RECOVERED * lost
+
+
+@pytest.mark.parametrize(("operator", "norm"), KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_of_what_half_the_blocks_did_most_comes_back(operator, norm, seed):
+    student = deep(operator, norm)
+    keep = without(student, set(Random(seed).sample(range(6), 3)))
+    batches, other = seen(student), seen(student, seed=100)
+    before, after = cut(student, keep, batches), fitted(student, keep, batches)
+    assert difference(after, batches) < 0.7 * difference(before, batches)
+    assert difference(after, other) < 0.8 * difference(before, other)
+
+
+@pytest.mark.parametrize(("operator", "norm"), KINDS)
+def test_whatever_was_cut_the_pictures_are_no_further_from_the_originals(operator, norm):
+    student = trained(small_spec(operator, norm), steps=12)
+    batches = seen(student)
+    for seed in range(6):
+        keep = random_keep(student.spec, seed)
+        before, after = cut(student, keep, batches), fitted(student, keep, batches)
+        # Layers are fitted one by one: what is best for each is only nearly best for the pictures.
+        assert difference(after, batches) < 1.02 * difference(before, batches)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(
+    "form", [("relu", None), (None, "pixel_shuffle"), ("relu", "pixel_shuffle")]
+)
+def test_a_student_in_another_form_is_nearer_to_what_it_was(form, norm):
+    student = deep(norm=norm)
+    spec, batches = converted_spec(student.spec, *form), seen(student)
+    everything = Keep.everything(student.spec)
+    after = reconciled(converted(student, spec), student, everything, batches)
+    assert after.spec == spec
+    assert difference(after, batches) < 0.5 * difference(converted(student, spec), batches)
+
+
+def test_saturated_pixels_weigh_little_though_their_streams_are_huge(monkeypatch):
+    student = trained(replace(small_spec("pixel_shuffle"), inner_widths=(9,) * 6), steps=12)
+    student.colour.weight *= 3
+    calm, huge = seen(student), seen(student, count=6, seed=10, scale=100)
+    colours = torch.cat([picture for _, picture in huge])
+    assert (colours * (1 - colours) < 1e-3).float().mean() > 0.5
+    keep = without(student, {1, 3, 4})
+    weighed = difference(fitted(student, keep, calm + huge), calm)
+    monkeypatch.setattr(reconciliation, "LEAST_WEIGHT", 1e3)  # all alike
+    assert weighed < 0.25 * difference(fitted(student, keep, calm + huge), calm)
+
+
+@pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
+def test_it_does_not_matter_how_pictures_are_batched(operator):
+    student = deep(operator)
+    keep, batches = without(student, {0, 2}), seen(student)
+    singly = [pair for x, y in batches for pair in zip(x.split(1), y.split(1), strict=True)]
+    whole, single = (
+        reconciled(cut(student, keep, batches), student, keep, each) for each in (batches, singly)
+    )
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(single.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("operator", "norm"), KINDS)
+def test_of_many_pixels_some_will_do(operator, norm, monkeypatch):
+    student = deep(operator, norm)
+    keep, batches = without(student, {0, 2, 3}), seen(student)
+    monkeypatch.setattr(reconciliation, "MOST_PIXELS", 1000)
+    assert sum(picture[:, 0].numel() for _, picture in batches) > 5000
+    before, after = cut(student, keep, batches), fitted(student, keep, batches)
+    assert difference(after, batches) < difference(before, batches)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tail": ()}, {"inner_widths": (), "tail": (TailStage(2, 6, ()),)}]
+)
+def test_a_student_without_a_tail_or_without_blocks_can_be_fitted(change):
+    student = trained(replace(small_spec(), **change))
+    keep, batches = random_keep(student.spec, 1, drop=0), seen(student)
+    before, after = cut(student, keep, batches), fitted(student, keep, batches)
+    assert difference(after, batches) < 1.02 * difference(before, batches)
