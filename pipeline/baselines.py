@@ -31,6 +31,7 @@ from prune.chains import Shape
 from prune.config import PruneConfig
 from prune.evidence import steady
 from prune.importance import input_statistics, rank_channels
+from prune.reconciliation import reconciled
 from prune.slimming import slimmed
 from prune.uniform import Uniform, uniform_shapes
 from prune.workbench import Workbench
@@ -149,7 +150,8 @@ def _begun(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: int
     if kind == "scratch":
         torch.manual_seed(seed)
         return Student(shape.applied_to(dense.spec)).to(next(dense.parameters()).device)
-    ranking = rank_channels(dense, bench.batches)
-    student = slimmed(dense, ranking.best(shape), input_statistics(dense, bench.batches))
+    keep = rank_channels(dense, bench.batches).best(shape)
+    student = slimmed(dense, keep, input_statistics(dense, bench.batches))
+    student = reconciled(student, dense, keep, bench.batches)
     bench.recalibrate(student)
     return student

@@ -142,7 +142,7 @@ def _tiny(kind: SceneKind) -> Preset:
         network=NetworkConfig(blocks=12),
         distil=DistilConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
-        prune=PruneConfig(tune_steps=120, final_tune_steps=5000),
+        prune=PruneConfig(inner_choices=5, tune_steps=120, look_steps=400, final_tune_steps=5000),
         bench=BenchmarkConfig(runs=100),
     )
     if kind == "embedded":
@@ -163,7 +163,7 @@ def _tiny(kind: SceneKind) -> Preset:
         pseudo=PseudoConfig(1500),
         network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
         distil=DistilConfig(steps=7000),
-        prune=PruneConfig(tune_steps=120, final_tune_steps=3000),
+        prune=replace(embedded.prune, final_tune_steps=3000),
     )
 
 
@@ -177,7 +177,9 @@ def _small(kind: SceneKind) -> Preset:
         network=NetworkConfig((2, 2, 2), 128, 14, (64, 32, 16)),
         distil=DistilConfig(steps=40_000, windows=64, window_rays=14),
         fine_tune=FineTuneConfig(steps=2000, evaluate_every=200),
-        prune=PruneConfig(tune_steps=500, final_tune_steps=10_000),
+        prune=PruneConfig(
+            inner_choices=5, tune_steps=500, look_steps=1000, final_tune_steps=10_000
+        ),
     )
 
 
@@ -219,6 +221,7 @@ def _paper(kind: SceneKind) -> Preset:
             smallest_share=0.25,
             inner_choices=5,
             tune_steps=500,
+            look_steps=1500,
             final_tune_steps=40_000,
             max_steps=12,
         ),

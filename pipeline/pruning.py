@@ -258,6 +258,7 @@ def _calibration(field: LightField, pictures: TrainingPictures, count: int) -> l
     """Whole pseudo pictures, the first, on which the search measures what parts are worth."""
     device = next(field.student.parameters()).device
     rays, truths = [], []
+    count = min(count, len(pictures.images))  # which may be a process's share
     for pose, image in zip(pictures.poses[:count], pictures.images[:count], strict=True):
         image = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
         rays.append(field.encoded_rays(torch.from_numpy(pose).to(device)))

@@ -34,8 +34,10 @@ from prune.proposals import (
     propose,
     screened,
 )
+from prune.reconciliation import reconciled
 from prune.scales import Scales
 from prune.search_state import SearchState
+from prune.slimming import Keep
 from prune.trial import Trial
 from prune.workbench import Workbench
 
@@ -154,9 +156,10 @@ class Moves:
         state = self.state
         start = self.start
         if start is None:
-            student = self._tuned(
-                converted(self.dense, self.base), self.config.final_tune_steps, progress
-            )
+            everything = Keep.everything(self.dense.spec)
+            student = converted(self.dense, self.base)
+            student = reconciled(student, self.dense, everything, self.bench.batches)
+            student = self._tuned(student, self.config.final_tune_steps, progress)
             start = Start(student, every_block(self.base))
         student = start.student
         measured = self.scales.measured(student)

@@ -42,7 +42,8 @@ def reconciled(
     """Fit the layers of `student`, in place: what `slimmed` made of the original for a keep, in another
     form (`prune.conversion.converted`) or the same.
 
-    Leaves both in evaluation mode, and the layers ahead of the first change as they are.
+    Leaves both in evaluation mode, and the layers ahead of the first change as they are, but for what a
+    block adds that stands right ahead of one that goes.
     """
     student.eval()
     original.eval()
@@ -67,19 +68,20 @@ def reconciled(
             pair = pair.through(*activations, same=same_activation)
         head = pair
         rest = iter([block for _, block in my_blocks])
-        for (_, its_block), inner, every in zip(
-            its_blocks, keep.blocks[c], everything.blocks[c], strict=True
-        ):
+        inners = zip(keep.blocks[c], everything.blocks[c], strict=True)
+        for b, ((_, its_block), (inner, every)) in enumerate(zip(its_blocks, inners, strict=True)):
             if not inner:
                 pair = _Pair(pair.mine, _through(its_block, pair.its), pair.waiting)
                 continue
             my_block = next(rest)
-            if pair.one and inner == every and same_activation:
+            goes_next = not all(keep.blocks[c][b + 1 : b + 2])
+            if pair.one and inner == every and same_activation and not goes_next:
                 pair = pair.through(my_block, its_block, same=True)
                 continue
             pair = pair.settled(kept, weights)
-            target = [its_block.expand(x)[:, list(inner)] for x in pair.its]
-            _correct(my_block.expand, pair.mine, target, weights)
+            if not (pair.one and same_activation):
+                target = [its_block.expand(x)[:, list(inner)] for x in pair.its]
+                _correct(my_block.expand, pair.mine, target, weights)
             pair = _Pair(pair.mine, _through(its_block, pair.its), my_block)
         pair = pair.settled(kept, weights)
         if c == 0:

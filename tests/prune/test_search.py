@@ -399,7 +399,7 @@ def test_settings_that_cannot_work_are_refused(setting):
         PruneConfig(**setting)
 
 
-WAY = replace(CONFIG, budget_ratio=(0.8, 0.6, 0.5))
+WAY = replace(CONFIG, budget_ratio=(0.8, 0.6, 0.4))
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +412,7 @@ def way(tmp_path_factory):
 def test_a_search_for_several_budgets_leaves_a_student_at_each(way):
     result, folder = way
     assert result.final.verdict == "final"
-    assert result.final.latency_ms <= 0.5 * result.state.pinned_ms
+    assert result.final.latency_ms <= 0.4 * result.state.pinned_ms
     shares = WAY.budget_ratio
     names = [f"at-{share:.3f}.safetensors" for share in shares[:-1]]
     assert list(result.state.waypoints) == names
