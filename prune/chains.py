@@ -98,5 +98,14 @@ def chains_of(student: Student) -> list[list[tuple[str, ResidualBlock]]]:
     ]
 
 
+def entry_of(student: Student, chain: int) -> nn.Module:
+    """The head's convolution, or the up-sampling operator of a tail stage."""
+    if chain == 0:
+        return student.head
+    stage = student.tail[chain - 1]
+    assert isinstance(stage, nn.Sequential)
+    return stage[0]
+
+
 def _with(values: Sequence[Value], index: int, value: Value) -> tuple[Value, ...]:
     return (*values[:index], value, *values[index + 1 :])

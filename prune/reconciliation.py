@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightfield.student import ResidualBlock, Student
-from prune.chains import chains_of
+from prune.chains import chains_of, entry_of
 from prune.importance import Batch
 from prune.slimming import RIDGE, Channels, Keep
 
@@ -47,45 +47,16 @@ def reconciled(
     """
     student.eval()
     original.eval()
-    weights = [_weights(original(x)) for x, _ in batches]
     inputs = [x for x, _ in batches]
-    pair = _Pair(inputs, inputs)
+    weights = [_weights(original(x)) for x in inputs]
     everything = Keep.everything(original.spec)
-    same_activation = student.spec.activation == original.spec.activation
-    for c, (my_blocks, its_blocks) in enumerate(
-        zip(chains_of(student), chains_of(original), strict=True)
-    ):
-        kept, full = keep.widths[c], everything.widths[c]
-        my_entry, its_entry = _entry(student, c), _entry(original, c)
-        like = type(my_entry) is type(its_entry)
-        if isinstance(my_entry, nn.Sequential) and not (like and pair.one and kept == full):
-            _correct_shuffled(my_entry, kept, pair, _through(its_entry, pair.its), weights)
-        elif c and like and not pair.one:
-            _read_guess(my_entry, its_entry, kept, pair, weights)
-        pair = pair.through(my_entry, its_entry, same=like and kept == full)
-        if c == 0:
-            activations = student.head_activation, original.head_activation
-            pair = pair.through(*activations, same=same_activation)
+    pair = _Pair(inputs, inputs)
+    for c in range(len(keep.widths)):
+        whole = keep.widths[c] == everything.widths[c]
+        pair = _entered(student, original, c, keep.widths[c], pair, weights, whole=whole)
         head = pair
-        rest = iter([block for _, block in my_blocks])
-        inners = zip(keep.blocks[c], everything.blocks[c], strict=True)
-        for b, ((_, its_block), (inner, every)) in enumerate(zip(its_blocks, inners, strict=True)):
-            if not inner:
-                pair = _Pair(pair.mine, _through(its_block, pair.its), pair.waiting)
-                continue
-            my_block = next(rest)
-            goes_next = not all(keep.blocks[c][b + 1 : b + 2])
-            if pair.one and inner == every and same_activation and not goes_next:
-                pair = pair.through(my_block, its_block, same=True)
-                continue
-            pair = pair.settled(kept, weights)
-            if not (pair.one and same_activation):
-                target = [its_block.expand(x)[:, list(inner)] for x in pair.its]
-                _correct(my_block.expand, pair.mine, target, weights)
-            pair = _Pair(pair.mine, _through(its_block, pair.its), my_block)
-        pair = pair.settled(kept, weights)
-        if c == 0:
-            pair = pair.plus(head)
+        pair = _through_blocks(student, original, c, keep, pair, weights)
+        pair = pair.plus(head) if c == 0 else pair
     if not pair.one:
         _correct(student.colour, pair.mine, _through(original.colour, pair.its), weights)
     return student
@@ -128,20 +99,66 @@ class _Pair:
         return _Pair(_sum(self.mine, added), self.its)
 
 
+def _entered(
+    student: Student,
+    original: Student,
+    chain: int,
+    kept: Channels,
+    pair: _Pair,
+    weights: Sequence[Tensor],
+    *,
+    whole: bool,
+) -> _Pair:
+    """The streams behind a chain's entry, which is fitted unless it computes what it did."""
+    mine, its = entry_of(student, chain), entry_of(original, chain)
+    like = type(mine) is type(its)
+    if isinstance(mine, nn.Sequential) and not (like and pair.one and whole):
+        _correct_shuffled(mine, kept, pair, _through(its, pair.its), weights)
+    elif chain and like and not pair.one:
+        _read_guess(mine, its, kept, pair, weights)
+    pair = pair.through(mine, its, same=like and whole)
+    if chain == 0:
+        same = student.spec.activation == original.spec.activation
+        pair = pair.through(student.head_activation, original.head_activation, same=same)
+    return pair
+
+
+def _through_blocks(
+    student: Student,
+    original: Student,
+    chain: int,
+    keep: Keep,
+    pair: _Pair,
+    weights: Sequence[Tensor],
+) -> _Pair:
+    """The streams behind a chain's blocks, which are fitted from the first change on."""
+    same_activation = student.spec.activation == original.spec.activation
+    kept, inners = keep.widths[chain], keep.blocks[chain]
+    rest = iter([block for _, block in chains_of(student)[chain]])
+    for b, (_, its_block) in enumerate(chains_of(original)[chain]):
+        if not inners[b]:
+            pair = _Pair(pair.mine, _through(its_block, pair.its), pair.waiting)
+            continue
+        my_block = next(rest)
+        whole = len(inners[b]) == its_block.expand.out_channels
+        goes_next = not all(inners[b + 1 : b + 2])
+        if pair.one and whole and same_activation and not goes_next:
+            pair = pair.through(my_block, its_block, same=True)
+            continue
+        pair = pair.settled(kept, weights)
+        if not (pair.one and same_activation):
+            target = [its_block.expand(x)[:, list(inners[b])] for x in pair.its]
+            _correct(my_block.expand, pair.mine, target, weights)
+        pair = _Pair(pair.mine, _through(its_block, pair.its), my_block)
+    return pair.settled(kept, weights)
+
+
 def _through(module: nn.Module, stream: Stream) -> Stream:
     return [module(x) for x in stream]
 
 
 def _sum(stream: Stream, other: Stream) -> Stream:
     return [x + y for x, y in zip(stream, other, strict=True)]
-
-
-def _entry(student: Student, chain: int) -> nn.Module:
-    if chain == 0:
-        return student.head
-    stage = student.tail[chain - 1]
-    assert isinstance(stage, nn.Sequential)
-    return stage[0]
 
 
 def _weights(colours: Float[Tensor, "n rgb h w"]) -> Float[Tensor, "n 1 h w"]:

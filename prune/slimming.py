@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lightfield.errors import ConfigError
 from lightfield.student import ResidualBlock, Student, StudentSpec
-from prune.chains import Shape, chains_of
+from prune.chains import Shape, chains_of, entry_of
 
 Channels = tuple[int, ...]
 RIDGE = 1e-4
@@ -47,7 +47,6 @@ class Inputs:
 
 Statistics = Mapping[str, Inputs]
 """Of every convolution, by module name (`prune.importance.input_statistics`)."""
-"""Mean input of every convolution, per channel, by module name."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def masked_forward(
     stream = x
     for c, chain in enumerate(chains_of(student)):
         width = masks.widths[c].view(1, -1, 1, 1)
-        entry = _entry(student, c)(stream)
+        entry = entry_of(student, c)(stream)
         entry = (student.head_activation(entry) if c == 0 else entry) * width
         stream = entry
         for (_, block), mask in zip(chain, masks.blocks[c], strict=True):
@@ -154,7 +153,7 @@ def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) 
     shift = student.head.weight.new_zeros(spec.input_channels)
     for c, (chain, width) in enumerate(zip(chains_of(student), keep.widths, strict=True)):
         slices.entry(
-            "head" if c == 0 else f"tail.{c - 1}.0", _entry(student, c), width, source, shift
+            "head" if c == 0 else f"tail.{c - 1}.0", entry_of(student, c), width, source, shift
         )
         shift = shift.new_zeros(Shape.of(student.spec).widths[c])
         shift = slices.blocks(chain, keep.blocks[c], width, shift)
@@ -164,14 +163,6 @@ def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) 
         result = Student(spec)
     result.load_state_dict(slices.state, assign=True)
     return result.eval()
-
-
-def _entry(student: Student, chain: int) -> nn.Module:
-    if chain == 0:
-        return student.head
-    stage = student.tail[chain - 1]
-    assert isinstance(stage, nn.Sequential)
-    return stage[0]
 
 
 @dataclass(frozen=True)
