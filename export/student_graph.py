@@ -6,6 +6,9 @@ an ordinary convolution; the residual blocks, which look at single pixels, are g
 convolutions with one group per phase; and only at the end of the stage, in the last one after the
 colours, DepthToSpace moves the phases to their pixels.
 
+A last stage of pixel shuffle alone, without blocks, has nothing between its convolution and that of the
+colours, and both forms write them as one.
+
 A transposed convolution with kernel 4, stride 2, padding 1 is a 2x2 convolution over the corners
 between rays: corner m of H + 1 sees the rays m - 1 and m and holds the output rows 2m - 1 (phase 0)
 and 2m (phase 1), whose kernel rows are (2, 0) and (3, 1). One row and column at each side is surplus
@@ -157,6 +160,8 @@ class _Emitter:
         """A tail stage on height x width pixels; the last one, with `output`, has the colours."""
         modules, place = self.student.tail[index], f"tail.{index}"
         assert isinstance(modules, nn.Sequential)
+        if output is not None and self.ends_linearly(stage):
+            return self.patches(stage, modules[0], x, f"{place}.0", output)
         stream = self.upsampling(stage, modules[0], x, f"{place}.0")
         groups = stage.factor**2 if self.form.upsampling == "phases" else 1
         for number, block in enumerate(list(modules)[1:], 1):
@@ -172,6 +177,26 @@ class _Emitter:
         begin, axes = self.shared("cut.begin", [1, 1]), self.shared("cut.axes", [2, 3])
         end = self.shared(f"{name}.end", [2 * height + 1, 2 * width + 1])
         return self.graph.add("Slice", wide, begin, end, axes, name=name)
+
+    def ends_linearly(self, stage: TailStage) -> bool:
+        """Whether a last stage and the colours are one convolution; plans of int8 know two."""
+        shuffled = stage.operator == "pixel_shuffle" and not stage.inner_widths
+        return shuffled and not self.form.quantised
+
+    def patches(self, stage: TailStage, module: nn.Module, x: str, place: str, output: str) -> str:
+        """The colours of all pixels around a ray by one convolution, then moved to their places."""
+        assert isinstance(module, nn.Sequential)
+        convolution = module[0]
+        assert isinstance(convolution, nn.Conv2d)
+        weight, bias = phase_convolution(*_arrays(convolution), stage)
+        kernel, offset = _arrays(self.student.colour)
+        phases, mixing = stage.factor**2, kernel[:, :, 0, 0]
+        bias = (bias.reshape(phases, -1) @ mixing.T + offset).reshape(-1)
+        by_phase = weight.reshape(phases, stage.width, -1)
+        weight = np.einsum("ow,pwi->poi", mixing, by_phase).reshape(len(bias), -1, 1, 1)
+        colours = self.weighted("Conv", x, weight, bias, place)
+        colours = self.graph.add("Sigmoid", colours, name="colour.phases")
+        return self.pixels(colours, stage.factor, output)
 
     def upsampling(self, stage: TailStage, module: nn.Module, x: str, place: str) -> str:
         conv = module[0] if isinstance(module, nn.Sequential) else module

@@ -31,6 +31,15 @@ def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
     return intrinsics.resized(intrinsics.width // s, intrinsics.height // s)
 
 
+def encoded_rays(
+    pose: Float[Tensor, "3 4"], intrinsics: Intrinsics, space: RaySpace, spec: StudentSpec
+) -> Float[Tensor, "1 c h w"]:
+    """A student's input for one pose, on the pose's device; `intrinsics` is the picture's camera."""
+    rays = camera_rays(pose, ray_grid(intrinsics, spec), space)
+    points = points_along(*rays, space, spec.points)
+    return encode(points, spec.frequencies).permute(2, 0, 1)[None]
+
+
 @dataclass(frozen=True)
 class LightField:
     """Renders pictures of `intrinsics` from poses.
@@ -44,10 +53,7 @@ class LightField:
 
     def encoded_rays(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "1 c h w"]:
         """The student's input for one pose, on the pose's device."""
-        spec = self.student.spec
-        rays = camera_rays(pose, ray_grid(self.intrinsics, spec), self.space)
-        points = points_along(*rays, self.space, spec.points)
-        return encode(points, spec.frequencies).permute(2, 0, 1)[None]
+        return encoded_rays(pose, self.intrinsics, self.space, self.student.spec)
 
     @torch.no_grad()
     def render(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "sh sw rgb"]:

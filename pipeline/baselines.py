@@ -103,7 +103,9 @@ def make_baseline(
             console.progress(f"baseline {config.kind}") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            bench = workbench(run, field, tuner, target, measuring, Path(scratch))
+            bench = workbench(
+                run, field, field.student.spec, tuner, target, measuring, Path(scratch)
+            )
             shape, measured = largest_within(bench, field.student, config.kind, ratio)
             student = _begun(bench, field.student, shape, config.kind, distilling.seed)
             under_way = stage.path / "tuning"
@@ -150,8 +152,9 @@ def _begun(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: int
     if kind == "scratch":
         torch.manual_seed(seed)
         return Student(shape.applied_to(dense.spec)).to(next(dense.parameters()).device)
-    keep = rank_channels(dense, bench.batches).best(shape)
-    student = slimmed(dense, keep, input_statistics(dense, bench.batches))
-    student = reconciled(student, dense, keep, bench.batches)
+    batches = bench.batches(dense.spec)
+    keep = rank_channels(dense, batches).best(shape)
+    student = slimmed(dense, keep, input_statistics(dense, batches))
+    student = reconciled(student, dense, keep, batches)
     bench.recalibrate(student)
     return student

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightfield.camera import Intrinsics
 from lightfield.errors import BudgetError, CheckpointError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
-from lightfield.light_field import LightField, ray_grid
+from lightfield.light_field import LightField, encoded_rays, ray_grid
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
@@ -34,6 +34,7 @@ from pipeline.training import compute_device, ingredient, scene_of
 from pipeline.tuning import Tuner, leading_tuner
 from prune.importance import Batch
 from prune.measurements import Measure
+from prune.moves import base_spec
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
 from prune.search_state import STATE, read_search
 from train.distil import DistilConfig, mean_psnr, recalibrate_norms
@@ -89,7 +90,8 @@ def make_pruned(
             console.progress("prune") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            bench = workbench(run, field, tuner, target, config, Path(scratch))
+            base = base_spec(field.student.spec, config, start)
+            bench = workbench(run, field, base, tuner, target, config, Path(scratch))
             found = search(
                 field.student, bench, config,
                 folder=stage.path, progress=progress, log=stage.log, start=start,
@@ -109,6 +111,7 @@ def make_pruned(
             "device": asdict(target.identity),
             "stopped": found.stopped,
             "budget_met": found.state.allowance_spent or not found.stopped,
+            "searched": base.to_json(),
             "kept_blocks": found.final.kept,
             "on_the_way": _on_the_way(found, field, scene, stage.path),
         }
@@ -160,18 +163,22 @@ def _on_the_way(
 def workbench(
     run: Run,
     field: LightField,
+    base: StudentSpec,
     tuner: Tuner,
     target: Target | RecordedTarget,
     config: PruneConfig,
     scratch: Path,
 ) -> Workbench:
-    """Join exporter, device and trainer; measured graphs go into `scratch`."""
-    scene, rays = tuner.pictures.scene, ray_grid(field.intrinsics, field.student.spec)
+    """Join exporter, device and trainer, for students cut from `base`; measured graphs go into
+    `scratch`."""
+    scene, camera = tuner.pictures.scene, field.intrinsics
     if isinstance(target, RecordedTarget):
         measure, time_specs = target.measure, target.time_specs
     else:
-        measure = _measuring(field.student, target, rays, config.turns, scratch)
-        time_specs = spec_latencies(run, target, rays, config.table_turns, scratch)
+        measure = _measuring(field.student, target, camera, config.turns, scratch)
+        time_specs = spec_latencies(
+            run, target, ray_grid(camera, base), config.table_turns, scratch
+        )
     held = real_split(scene)[1]
     on_host = target.identity.kind == "host"
 
@@ -179,7 +186,7 @@ def workbench(
         recalibrate_norms(student, tuner.pool(student.spec), windows=8, batches=4, seed=0)
 
     def check(student: Student) -> None:
-        path = write_student_onnx(student, rays.height, rays.width, scratch / "checked.onnx")
+        path = _written(student, camera, scratch / "checked.onnx")
         poses = scene.train.poses[:PARITY_POSES]
         parity = student_parity(path, replace(field, student=student), poses)
         require(parity, FP32_FLOOR_DB, where=path)
@@ -194,22 +201,22 @@ def workbench(
         recalibrate,
         score,
         check,
-        _calibration(field, tuner.pictures, config.pictures),
+        _calibration(camera, tuner.pictures, config.pictures, tuner.device),
         target.width_multiple,
         beside=tuner.device.type == "cuda" or not on_host,
     )
 
 
 def _measuring(
-    dense: Student, target: Target, rays: Intrinsics, turns: int, scratch: Path
+    dense: Student, target: Target, camera: Intrinsics, turns: int, scratch: Path
 ) -> Measure:
     """Export each student and time it in turns with the dense one."""
     side_by_side = _side_by_side(target)
-    reference = write_student_onnx(dense, rays.height, rays.width, scratch / "dense.onnx")
+    reference = _written(dense, camera, scratch / "dense.onnx")
 
     def measure(students: Sequence[Student]) -> Iterator[ComparedLatency]:
         paths = [
-            write_student_onnx(student, rays.height, rays.width, scratch / f"candidate{i}.onnx")
+            _written(student, camera, scratch / f"candidate{i}.onnx")
             for i, student in enumerate(students)
         ]
 
@@ -254,15 +261,41 @@ def steadiest(record: LatencyRecord) -> LatencyRecord:
     return on_cpu_time(record) if record.device.kind == "host" else record
 
 
-def _calibration(field: LightField, pictures: TrainingPictures, count: int) -> list[Batch]:
-    """Whole pseudo pictures, the first, on which the search measures what parts are worth."""
-    device = next(field.student.parameters()).device
-    rays, truths = [], []
+def _written(student: Student, camera: Intrinsics, path: Path) -> Path:
+    """The student's graph for whole pictures."""
+    rays = ray_grid(camera, student.spec)
+    return write_student_onnx(student, rays.height, rays.width, path)
+
+
+def _calibration(
+    camera: Intrinsics, pictures: TrainingPictures, count: int, device: torch.device
+) -> Callable[[StudentSpec], Sequence[Batch]]:
+    """Whole pseudo pictures, the first, on which the search measures what parts are worth, with any
+    student's rays."""
     count = min(count, len(pictures.images))  # which may be a process's share
-    for pose, image in zip(pictures.poses[:count], pictures.images[:count], strict=True):
-        image = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
-        rays.append(field.encoded_rays(torch.from_numpy(pose).to(device)))
-        truths.append((image.to(device).float() / 255).permute(2, 0, 1)[None])
-    together = max(1, CALIBRATION_PIXELS // truths[0][0, 0].numel())
-    starts = range(0, len(rays), together)
-    return [(torch.cat(rays[i:][:together]), torch.cat(truths[i:][:together])) for i in starts]
+    known: dict[tuple[int, ...], Sequence[Batch]] = {}
+
+    def batches(spec: StudentSpec) -> Sequence[Batch]:
+        key = (spec.factor, spec.points, spec.frequencies)
+        if key not in known:
+            known[key] = list(made(spec))
+        return known[key]
+
+    def made(spec: StudentSpec) -> Iterator[Batch]:
+        rays = [
+            encoded_rays(torch.from_numpy(pose).to(device), camera, pictures.scene.space, spec)
+            for pose in pictures.poses[:count]
+        ]
+        truths = [
+            _as_tensor(image).to(device).float().permute(2, 0, 1)[None] / 255
+            for image in pictures.images[:count]
+        ]
+        together = max(1, CALIBRATION_PIXELS // truths[0][0, 0].numel())
+        for i in range(0, count, together):
+            yield torch.cat(rays[i:][:together]), torch.cat(truths[i:][:together])
+
+    return batches
+
+
+def _as_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    return image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightfield.errors import ConfigError
-from lightfield.student import Activation, Upsampling
+from lightfield.student import Activation, StudentSpec, Upsampling
+from prune.conversion import converted_spec
+from prune.reshaping import Rays, Tail, reshaped_spec
 
 Same = Literal["kept"]
 
@@ -33,6 +35,10 @@ class PruneConfig:
     """Activation of the pruned student; another than the dense one's is trained in before the search."""
     tail_operator: Upsampling | Same = "kept"
     """Up-sampling of the pruned student, likewise."""
+    rays: Rays = "kept"
+    """`coarser`: half as many rays along each side, and one more up-sampling stage; likewise."""
+    tail: Tail = "kept"
+    """`short`: from the first stage to the colours by one pixel shuffle; likewise."""
     first_step: float = 0.25
     """Share of the latency that the first step towards a budget tries to remove."""
     step_decay: float = 0.9
@@ -113,6 +119,16 @@ class PruneConfig:
                 where="prune.budget_ratio",
                 remedy="give falling shares in (0, 1]",
             )
+
+    def operators_of(self, dense: StudentSpec) -> StudentSpec:
+        """The dense shape with the activation and the up-sampling operators that are asked for."""
+        activation = None if self.activation == "kept" else self.activation
+        operator = None if self.tail_operator == "kept" else self.tail_operator
+        return converted_spec(dense, activation, operator)
+
+    def base_of(self, dense: StudentSpec) -> StudentSpec:
+        """The shape that the search begins with."""
+        return reshaped_spec(self.operators_of(dense), self.rays, self.tail)
 
     @property
     def percent(self) -> float:

@@ -45,7 +45,7 @@ def converted(student: Student, spec: StudentSpec) -> Student:
             state[f"{shuffled}.bias"] = bias.repeat_interleave(new.factor**2)
         else:
             weight, bias = state.pop(f"{shuffled}.weight"), state.pop(f"{shuffled}.bias")
-            state[f"{plain}.weight"] = _transposed(weight, new.factor)
+            state[f"{plain}.weight"] = shuffle_as_transposed(weight, new.factor)
             state[f"{plain}.bias"] = bias.view(-1, new.factor**2).mean(1)
     with torch.device("meta"):  # no initialisation, which would draw from torch's random state
         result = Student(spec)
@@ -61,8 +61,9 @@ def _shuffled(weight: Tensor, factor: int) -> Tensor:
     return stacked.permute(3, 0, 1, 2).reshape(-1, weight.shape[0])[:, :, None, None].contiguous()
 
 
-def _transposed(weight: Tensor, factor: int) -> Tensor:
-    """The inverse for rays without neighbours: their kernel rows stay zero."""
+def shuffle_as_transposed(weight: Tensor, factor: int) -> Tensor:
+    """The inverse for rays without neighbours, whose kernel rows stay zero: [out * factor^2, in, 1, 1]
+    of a convolution ahead of a pixel shuffle to [in, out, k, k]."""
     side = 4 if factor == 2 else 3
     channels_in, channels_out = weight.shape[1], weight.shape[0] // factor**2
     result = weight.new_zeros(channels_in, channels_out, side, side)

@@ -19,7 +19,7 @@ from lightfield.student import Student
 from prune.chains import Shape
 from prune.slimming import Channels, Inputs, Keep, Masks, Statistics, masked_forward
 
-Batch = tuple[Float[Tensor, "_ c h w"], Float[Tensor, "_ rgb sh sw"]]
+Batch = tuple[Float[Tensor, "_ _c _h _w"], Float[Tensor, "_ _rgb _sh _sw"]]
 """Inputs and their true pictures; batches may be of different sizes."""
 
 

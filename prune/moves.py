@@ -35,6 +35,7 @@ from prune.proposals import (
     screened,
 )
 from prune.reconciliation import reconciled
+from prune.reshaping import form_of, reshaped, reshaped_spec
 from prune.scales import Scales
 from prune.search_state import SearchState
 from prune.slimming import Keep
@@ -62,6 +63,15 @@ class Start:
 Tried = tuple[Trial, Student]
 
 
+def base_spec(dense: StudentSpec, config: PruneConfig, start: Start | None) -> StudentSpec:
+    """What a search cuts from: the dense shape in the form that is asked for, or that the start has."""
+    if start is None:
+        return config.base_of(dense)
+    spec = start.student.spec
+    base = converted_spec(dense, spec.activation, spec.tail[0].operator)
+    return reshaped_spec(base, *form_of(spec, dense))
+
+
 class Moves:
     """The moves of one search; what they find out goes into the state."""
 
@@ -77,13 +87,10 @@ class Moves:
         self.folder = folder
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
         self.scales = Scales(bench, state, config.percent)
-        activation = None if config.activation == "kept" else config.activation
-        operator = None if config.tail_operator == "kept" else config.tail_operator
-        self.base = converted_spec(dense.spec, activation, operator)
-        """The dense shape with the activation and the operators of what is searched."""
+        self.base = base_spec(dense.spec, config, start)
         self.start = start
         self.choices = WidthChoices.of(
-            dense.spec,
+            self.base,
             multiple=bench.width_multiple,
             smallest_share=config.smallest_share,
             streams=config.stream_choices,
@@ -91,9 +98,6 @@ class Moves:
         )
         if start is not None:
             self.choices = self.choices.with_those_of(start.student.spec)
-            self.base = converted_spec(
-                dense.spec, start.student.spec.activation, start.student.spec.tail[0].operator
-            )
         self._losses: tuple[Student, ChoiceLosses] | None = None
 
     def next(self, student: Student, progress: Progress) -> Student:
@@ -156,10 +160,7 @@ class Moves:
         state = self.state
         start = self.start
         if start is None:
-            everything = Keep.everything(self.dense.spec)
-            student = converted(self.dense, self.base)
-            student = reconciled(student, self.dense, everything, self.bench.batches)
-            student = self._tuned(student, self.config.final_tune_steps, progress)
+            student = self._tuned(self._in_form(), self.config.final_tune_steps, progress)
             start = Start(student, every_block(self.base))
         student = start.student
         measured = self.scales.measured(student)
@@ -169,6 +170,17 @@ class Moves:
         )
         state.trials.append(replace(trial, verdict="kept"))
         state.table = self._table.corrected(student.spec, trial.median_ms)
+        return student
+
+    def _in_form(self) -> Student:
+        """The dense student with the activation, operators, rays and tail that are asked for."""
+        student, before = self.dense, self.bench.batches(self.dense.spec)
+        spec = self.config.operators_of(student.spec)
+        if spec != student.spec:
+            everything = Keep.everything(student.spec)
+            student = reconciled(converted(student, spec), student, everything, before)
+        if spec != self.base:
+            student = reshaped(student, self.base, before, self.bench.batches(self.base))
         return student
 
     def _step(self, student: Student) -> Student:
@@ -321,7 +333,7 @@ class Moves:
 
     def _losses_of(self, student: Student) -> ChoiceLosses:
         if self._losses is None or self._losses[0] is not student:
-            losses = measure_choices(student, self.bench.batches, self.choices)
+            losses = measure_choices(student, self.bench.batches(student.spec), self.choices)
             self._losses = (student, losses)
         return self._losses[1]
 
@@ -337,7 +349,7 @@ class Moves:
 
     def _of_base(self, spec: StudentSpec) -> bool:
         """Whether the table is about students like this one."""
-        return converted_spec(spec, self.base.activation, self.base.tail[0].operator) == spec
+        return _operators(spec) == _operators(self.base)
 
     def _renew_table(self) -> None:
         """Measure the table anew when it has predicted badly since it was last measured."""
@@ -380,6 +392,11 @@ def acceptable(tried: Sequence[Tried], now: Trial) -> list[Tried]:
         if now.median_ms - pair[0].median_ms >= 0.5 * (now.median_ms - pair[0].predicted_ms)
     ]
     return sorted(met or gained, key=lambda pair: -pair[0].psnr_db)
+
+
+def _operators(spec: StudentSpec) -> object:
+    """Everything about a student but its widths and blocks."""
+    return spec.activation, [(stage.factor, stage.operator) for stage in spec.tail]
 
 
 def _judged(trial: Trial) -> Trial:

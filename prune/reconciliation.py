@@ -14,7 +14,7 @@ everything white, with gradients of zero, and does not recover.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,7 @@ def reconciled(
     student.eval()
     original.eval()
     inputs = [x for x, _ in batches]
-    weights = [_weights(original(x)) for x in inputs]
+    weights = [colour_slopes(original(x)) for x in inputs]
     everything = Keep.everything(original.spec)
     pair = _Pair(inputs, inputs)
     for c in range(len(keep.widths)):
@@ -58,7 +58,7 @@ def reconciled(
         pair = _through_blocks(student, original, c, keep, pair, weights)
         pair = pair.plus(head) if c == 0 else pair
     if not pair.one:
-        _correct(student.colour, pair.mine, _through(original.colour, pair.its), weights)
+        correct(student.colour, pair.mine, through(original.colour, pair.its), weights)
     return student
 
 
@@ -78,8 +78,8 @@ class _Pair:
 
     def through(self, my_module: nn.Module, its_module: nn.Module, *, same: bool) -> _Pair:
         """Behind a module of each; the same one is computed once."""
-        its = _through(its_module, self.its)
-        return _Pair(its if same and self.one else _through(my_module, self.mine), its)
+        its = through(its_module, self.its)
+        return _Pair(its if same and self.one else through(my_module, self.mine), its)
 
     def plus(self, other: _Pair) -> _Pair:
         """The sums of streams, each student's with its own."""
@@ -94,7 +94,7 @@ class _Pair:
         hidden = [block.activation(block.expand_norm(block.expand(x))) for x in self.mine]
         if isinstance(block.contract_norm, nn.Identity):
             target = [y[:, list(kept)] - x for x, y in zip(self.mine, self.its, strict=True)]
-            _correct(block.contract, hidden, target, weights)
+            correct(block.contract, hidden, target, weights)
         added = [block.contract_norm(block.contract(g)) for g in hidden]
         return _Pair(_sum(self.mine, added), self.its)
 
@@ -113,7 +113,7 @@ def _entered(
     mine, its = entry_of(student, chain), entry_of(original, chain)
     like = type(mine) is type(its)
     if isinstance(mine, nn.Sequential) and not (like and pair.one and whole):
-        _correct_shuffled(mine, kept, pair, _through(its, pair.its), weights)
+        _correct_shuffled(mine, kept, pair, through(its, pair.its), weights)
     elif chain and like and not pair.one:
         _read_guess(mine, its, kept, pair, weights)
     pair = pair.through(mine, its, same=like and whole)
@@ -137,7 +137,7 @@ def _through_blocks(
     rest = iter([block for _, block in chains_of(student)[chain]])
     for b, (_, its_block) in enumerate(chains_of(original)[chain]):
         if not inners[b]:
-            pair = _Pair(pair.mine, _through(its_block, pair.its), pair.waiting)
+            pair = _Pair(pair.mine, through(its_block, pair.its), pair.waiting)
             continue
         my_block = next(rest)
         whole = len(inners[b]) == its_block.expand.out_channels
@@ -148,12 +148,13 @@ def _through_blocks(
         pair = pair.settled(kept, weights)
         if not (pair.one and same_activation):
             target = [its_block.expand(x)[:, list(inners[b])] for x in pair.its]
-            _correct(my_block.expand, pair.mine, target, weights)
-        pair = _Pair(pair.mine, _through(its_block, pair.its), my_block)
+            correct(my_block.expand, pair.mine, target, weights)
+        pair = _Pair(pair.mine, through(its_block, pair.its), my_block)
     return pair.settled(kept, weights)
 
 
-def _through(module: nn.Module, stream: Stream) -> Stream:
+def through(module: nn.Module, stream: Stream) -> Stream:
+    """A stream behind a module."""
     return [module(x) for x in stream]
 
 
@@ -161,17 +162,17 @@ def _sum(stream: Stream, other: Stream) -> Stream:
     return [x + y for x, y in zip(stream, other, strict=True)]
 
 
-def _weights(colours: Float[Tensor, "n rgb h w"]) -> Float[Tensor, "n 1 h w"]:
+def colour_slopes(colours: Float[Tensor, "n rgb h w"]) -> Float[Tensor, "n 1 h w"]:
     """What each pixel weighs: the sigmoid's slope there."""
     return (colours * (1 - colours)).mean(1, keepdim=True) + LEAST_WEIGHT
 
 
-def _correct(
+def correct(
     convolution: nn.Conv2d, inputs: Stream, target: Stream, weights: Sequence[Tensor]
 ) -> None:
     """Add to a 1x1 convolution what its outputs lack of a target."""
     lacking = [y - convolution(x) for x, y in zip(inputs, target, strict=True)]
-    slope, constant = _regression(inputs, lacking, weights)
+    slope, constant = regression(inputs, lacking, weights)
     assert convolution.bias is not None
     convolution.weight += slope[:, :, None, None]
     convolution.bias += constant
@@ -186,7 +187,7 @@ def _correct_shuffled(
     assert isinstance(shuffle, nn.PixelShuffle)
     factor = shuffle.upscale_factor
     phases = [functional.pixel_unshuffle(y[:, list(out)], factor) for y in target]
-    _correct(convolution, streams.mine, phases, weights)
+    correct(convolution, streams.mine, phases, weights)
 
 
 def _read_guess(
@@ -198,26 +199,17 @@ def _read_guess(
     assert isinstance(its, nn.ConvTranspose2d)
     assert mine.bias is not None
     assert its.bias is not None
-    slope, constant = _regression(streams.mine, streams.its, weights)
+    slope, constant = regression(streams.mine, streams.its, weights)
     every = its.weight[:, list(out)]
     mine.weight.copy_(torch.einsum("goyx,gi->ioyx", every, slope))
     shift = constant @ every.sum((2, 3)) / (its.stride[0] * its.stride[1])
     mine.bias.copy_(its.bias[list(out)] + shift)
 
 
-def _regression(
-    inputs: Stream, targets: Stream, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def regression(inputs: Stream, targets: Stream, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Weighted least squares over all pixels: a matrix [targets, inputs] and a constant [targets]."""
-    count, total = inputs[0].shape[1], 0.0
-    mean = square = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
-    for x, y, share in _pixels(inputs, targets, weights):
-        both = torch.cat([x, y])
-        weighted = both * share
-        total = total + share.sum()
-        mean, square = mean + weighted.sum(1), square + weighted @ both.T
-    mean = mean / total
-    square = square / total - torch.outer(mean, mean)
+    count = inputs[0].shape[1]
+    mean, square = _moments(weights, inputs, targets)
     among, between = square[:count, :count], square[:count, count:]
     ridge = RIDGE * among.diagonal() + 1e-8
     slope = torch.linalg.solve(among + torch.diag(ridge), between).T
@@ -225,16 +217,29 @@ def _regression(
     return slope.to(inputs[0].dtype), constant.to(inputs[0].dtype)
 
 
-def _pixels(
-    inputs: Stream, targets: Stream, weights: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Channels by pixels, in double precision, and the pixels' weights."""
-    pixels = sum(x[:, 0].numel() for x in inputs)
+def covariance(stream: Stream, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Weighted mean [c] and covariance [c, c] of a stream over all pixels, in double precision."""
+    return _moments(weights, stream)
+
+
+def _moments(weights: Sequence[Tensor], *streams: Stream) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the channels of streams of one size, put behind one another."""
+    first = streams[0]
+    pixels = sum(x[:, 0].numel() for x in first)
     every = -(-pixels // MOST_PIXELS) | 1  # odd: factors of two are the up-sampling's phases
-    for x, y, weight in zip(inputs, targets, weights, strict=True):
-        share = functional.adaptive_avg_pool2d(weight, (x.shape[2], x.shape[3]))
-        yield _columns(x, every), _columns(y, every), _columns(share, every)[0]
+    total = mean = square = torch.zeros((), dtype=torch.float64, device=first[0].device)
+    for *parts, weight in zip(*streams, weights, strict=True):
+        share = functional.adaptive_avg_pool2d(weight, (parts[0].shape[2], parts[0].shape[3]))
+        share = _columns(share, every)[0]
+        columns = torch.cat([_columns(x, every) for x in parts])
+        weighted = columns * share
+        total, mean, square = (
+            total + share.sum(), mean + weighted.sum(1), square + weighted @ columns.T
+        )  # fmt: skip
+    mean = mean / total
+    return mean, square / total - torch.outer(mean, mean)
 
 
 def _columns(x: Float[Tensor, "n c h w"], every: int) -> Float[Tensor, "c pixels"]:
+    """Every n-th pixel, in double precision."""
     return x.permute(1, 0, 2, 3).flatten(1)[:, ::every].double()

@@ -82,7 +82,7 @@ class Scales:
             turns=len(turns.candidate.samples_ms),
             psnr_db=self.bench.score(student),
             parameters=parameter_count(student),
-            macs=mac_count(student.spec, *self.bench.batches[0][0].shape[-2:]),
+            macs=mac_count(student.spec, *self.bench.batches(student.spec)[0][0].shape[-2:]),
             kept=kept,
             verdict="missed",
         )

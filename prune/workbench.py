@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightfield.progress import Progress
-from lightfield.student import Student
+from lightfield.student import Student, StudentSpec
 from prune.importance import Batch
 from prune.measurements import Measure, TimeSpecs
 
@@ -42,8 +42,8 @@ class Workbench:
     """Held-out PSNR in dB."""
     check: Callable[[Student], None]
     """Export, and refuse with ParityError a graph that computes something else than the student."""
-    batches: Sequence[Batch]
-    """Whole held-out pictures for measuring importance."""
+    batches: Callable[[StudentSpec], Sequence[Batch]]
+    """Whole pictures for measuring importance, the same ones with the rays of any student."""
     width_multiple: int
     """Widths are rounded to multiples of this."""
     beside: bool = False

@@ -115,8 +115,11 @@ def bench(target: FakeTarget, **changes) -> Workbench:
     def check(student):
         return None
 
+    def batches_of(spec):
+        return batches
+
     whole = Workbench(
-        target.measure, target.time_specs, tune, recalibrate, score, check, batches, MULTIPLE
+        target.measure, target.time_specs, tune, recalibrate, score, check, batches_of, MULTIPLE
     )
     return replace(whole, **changes)
 

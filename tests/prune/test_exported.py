@@ -15,6 +15,7 @@ from prune.chains import Shape
 from prune.conversion import converted_spec
 from prune.importance import Ranking
 from prune.latency_table import WidthChoices
+from prune.reshaping import reshaped_spec
 from prune.slimming import slimmed
 
 MULTIPLE = 16
@@ -24,9 +25,9 @@ DENSE = mobile_r2l_spec(
 RUNTIME_NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 
 
-def pruned(seed: int, operator: str, norm: str) -> Student:
+def pruned(seed: int, operator: str, norm: str, rays: str = "kept", tail: str = "kept") -> Student:
     """A random student within reach of a search, really slimmed, with lived-in batch norms."""
-    spec = converted_spec(replace(DENSE, norm=norm), None, operator)
+    spec = reshaped_spec(converted_spec(replace(DENSE, norm=norm), None, operator), rays, tail)
     torch.manual_seed(seed)
     student = Student(spec).train()
     with torch.no_grad():
@@ -48,9 +49,17 @@ def pruned(seed: int, operator: str, norm: str) -> Student:
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
-@pytest.mark.parametrize("seed", range(3))
-def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(tmp_path, seed, operator, norm):
-    student = pruned(seed, operator, norm)
+@pytest.mark.parametrize(
+    ("seed", "rays", "tail"),
+    [
+        *((seed, "kept", "kept") for seed in range(3)),
+        (0, "coarser", "kept"), (1, "kept", "short"), (2, "coarser", "short"),
+    ],
+)  # fmt: skip
+def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(
+    tmp_path, seed, rays, tail, operator, norm
+):
+    student = pruned(seed, operator, norm, rays, tail)
     path = write_student_onnx(student, 6, 7, tmp_path / "pruned.onnx")
     files = [onnx.load(path), student_model(student, 6, 7, SNAP_ML)]
     for model in files:
@@ -65,6 +74,7 @@ def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
     weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
     convolutions = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose")]
     assert convolutions
+    last_sigmoid = [node for node in model.graph.node if node.op_type == "Sigmoid"][-1]
     for node in convolutions:
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         first, second = weights[node.input[1]].shape[:2]
@@ -73,7 +83,8 @@ def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
         else:
             widths = {"out": second, "in": first // groups}
         for side, width in widths.items():
-            free = (side == "in" and width == input_channels) or (side == "out" and width == 3)
+            colours = side == "out" and last_sigmoid.input[0] == node.output[0]
+            free = (side == "in" and width == input_channels) or colours
             assert free or width % MULTIPLE == 0, (node.name, side, width, groups)
 
 

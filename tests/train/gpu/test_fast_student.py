@@ -60,9 +60,15 @@ PAPER_SHUFFLED = replace(
 SHUFFLED = replace(
     TINY, tail=(TailStage(2, 10, (16,), "pixel_shuffle"), TailStage(3, 8, (), "pixel_shuffle"))
 )
+SHORT = replace(TINY, tail=(TailStage(2, 10, (16,)), TailStage(4, 3, (), "pixel_shuffle")))
+PAPER_SHORT = mobile_r2l_spec(norm="none")
+PAPER_SHORT = replace(
+    PAPER_SHORT,
+    tail=(*PAPER_SHORT.tail[:1] * 2, TailStage(4, 3, (), "pixel_shuffle")),
+)
 
 
-@pytest.mark.parametrize("spec", [TINY, SHUFFLED])
+@pytest.mark.parametrize("spec", [TINY, SHUFFLED, SHORT])
 def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: StudentSpec):
     if device.type == "cuda":
         pytest.skip("float32 tiles of the kernels do not fit a GPU's shared memory")
@@ -130,8 +136,9 @@ def test_more_windows_than_the_kernels_can_count_are_one_clear_error():
         (mobile_r2l_spec(stream_width=128, blocks=4, activation="relu", norm="none"), 2, 19),
         (replace(TINY, activation="sigmoid_gelu"), 2, 19),
         (PAPER_SHUFFLED, 2, 25),
+        (PAPER_SHORT, 2, 13),
     ],
-    ids=["8x", "12x", "relu", "tiny", "shuffled"],
+    ids=["8x", "12x", "relu", "tiny", "shuffled", "short"],
 )
 def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: int, side: int):
     from train.gpu.student.fast_student import FastStudent

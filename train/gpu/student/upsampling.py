@@ -84,7 +84,7 @@ def _taps(
     dy_ptr, r, rows, height, width, ky, k, CO: tl.constexpr, S: tl.constexpr, K: tl.constexpr
 ):
     """Numbers k of the ky-th row of output pixels that input pixels r reach; zero outside."""
-    P: tl.constexpr = 1 if K == 4 else 0
+    P: tl.constexpr = (K - S) // 2
     x_at, y_at = r % width, (r // width) % height
     image = r // (width * height)
     y, x = S * y_at - P + ky, S * x_at - P

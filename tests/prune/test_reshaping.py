@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightfield.camera import Intrinsics
+from lightfield.errors import ConfigError
+from lightfield.light_field import ray_grid
+from lightfield.student import Student, TailStage, mobile_r2l_spec
+from prune.config import PruneConfig
+from prune.reshaping import form_of, reshaped, reshaped_spec
+
+PUBLISHED = mobile_r2l_spec()
+SMALL = mobile_r2l_spec(
+    (2, 2), stream_width=12, blocks=2, tail_widths=(8, 6), tail_blocks=1, points=2, frequencies=1
+)
+FORMS = [("coarser", "kept"), ("kept", "short"), ("coarser", "short")]
+
+
+def test_coarser_rays_add_a_stage_like_the_first():
+    spec = reshaped_spec(PUBLISHED, "coarser", "kept")
+    assert spec.factor == 16
+    assert spec.tail == (PUBLISHED.tail[0], *PUBLISHED.tail)
+    assert replace(spec, tail=PUBLISHED.tail) == PUBLISHED
+
+
+def test_a_short_tail_goes_from_the_first_stage_to_the_colours():
+    spec = reshaped_spec(PUBLISHED, "kept", "short")
+    assert spec.factor == 8
+    assert spec.tail == (PUBLISHED.tail[0], TailStage(4, 3, (), "pixel_shuffle"))
+    one_stage = replace(PUBLISHED, tail=PUBLISHED.tail[:1])
+    assert reshaped_spec(one_stage, "kept", "short") == one_stage
+
+
+@pytest.mark.parametrize(("rays_", "tail"), [("kept", "kept"), *FORMS])
+def test_a_form_is_recognised(rays_, tail):
+    assert form_of(reshaped_spec(PUBLISHED, rays_, tail), PUBLISHED) == (rays_, tail)
+
+
+def test_settings_ask_for_a_form_beside_operators_and_activation():
+    asked = PruneConfig(
+        rays="coarser", tail="short", activation="relu", tail_operator="pixel_shuffle"
+    )
+    spec = asked.base_of(PUBLISHED)
+    assert spec.activation == "relu"
+    assert [(stage.factor, stage.operator) for stage in spec.tail] == [
+        (2, "pixel_shuffle"), (2, "pixel_shuffle"), (4, "pixel_shuffle"),
+    ]  # fmt: skip
+    assert PruneConfig().base_of(PUBLISHED) == PUBLISHED
+
+
+def smooth(size: int, channels: int) -> torch.Tensor:
+    """Inputs that change slowly from ray to ray, sampled at the centres of `size` x `size` rays."""
+    at = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    torch.manual_seed(3)
+    return torch.stack([torch.sin(a * x + b * y + c) for a, b, c in 3 * torch.rand(channels, 3)])[
+        None
+    ]
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
+@pytest.mark.parametrize(("rays_", "tail"), FORMS)
+def test_another_form_begins_near_what_the_student_computed(rays_, tail, operator, norm):
+    stages = tuple(replace(stage, operator=operator) for stage in SMALL.tail)
+    spec = replace(SMALL, tail=stages, norm=norm)
+    torch.manual_seed(0)
+    student = Student(spec).eval()
+    with torch.no_grad():
+        student.colour.weight.mul_(10)  # colours that differ
+        fine = smooth(16, spec.input_channels)
+        truth = student(fine)
+        wanted = reshaped_spec(spec, rays_, tail)
+        own = smooth(8, spec.input_channels) if rays_ == "coarser" else fine
+        weights = {name: value.clone() for name, value in student.state_dict().items()}
+        result = reshaped(student, wanted, [(fine, truth)], [(own, truth)])
+        found, fresh = result(own), Student(wanted).eval()(own)
+    assert result.spec == wanted
+    assert not result.training
+    assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+
+    def error(colours):  # away from the picture's sides, where transposed convolutions see less
+        return (colours - truth)[..., 8:-8, 8:-8].square().mean()
+
+    assert error(found) < 0.4 * error(truth.mean((2, 3), keepdim=True))
+    assert error(found) < 0.1 * error(fresh)
+
+
+def test_the_same_student_is_made_again_and_other_draws_are_left_alone():
+    student = Student(replace(SMALL, norm="none"))
+    spec = reshaped_spec(student.spec, "coarser", "short")
+    fine, own = smooth(16, spec.input_channels), smooth(8, spec.input_channels)
+    truth = student(fine).detach()
+    results, draws = [], []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append(reshaped(student, spec, [(fine, truth)], [(own, truth)]).state_dict())
+        draws.append(torch.rand(3))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert torch.equal(*draws)
+
+
+def test_rays_that_cannot_be_twice_as_far_apart_are_refused():
+    camera = Intrinsics(100, 100, 100.0, 100.0, 50.0, 50.0)
+    ray_grid(camera, mobile_r2l_spec((2, 2), tail_widths=(8, 8)))
+    with pytest.raises(ConfigError, match="8x"):
+        ray_grid(
+            camera, reshaped_spec(mobile_r2l_spec((2, 2), tail_widths=(8, 8)), "coarser", "kept")
+        )
