@@ -103,9 +103,7 @@ def make_baseline(
             console.progress(f"baseline {config.kind}") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            bench = workbench(
-                run, field, field.student.spec, tuner, target, measuring, Path(scratch)
-            )
+            bench = workbench(run, field, tuner, target, measuring, Path(scratch))
             shape, measured = largest_within(bench, field.student, config.kind, ratio)
             student = _begun(bench, field.student, shape, config.kind, distilling.seed)
             under_way = stage.path / "tuning"

@@ -17,7 +17,7 @@ from device.target import Target, on_cpu_time
 from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
-from lightfield.errors import BudgetError, CheckpointError
+from lightfield.errors import BudgetError, CheckpointError, ConfigError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, encoded_rays, ray_grid
@@ -33,8 +33,7 @@ from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
 from pipeline.tuning import Tuner, leading_tuner
 from prune.importance import Batch
-from prune.measurements import Measure
-from prune.moves import base_spec
+from prune.measurements import Measure, TimeSpecs
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
 from prune.search_state import STATE, read_search
 from train.distil import DistilConfig, mean_psnr, recalibrate_norms
@@ -46,6 +45,8 @@ MOST_WARMUP_RUNS = 3
 CORES_PER_MEASUREMENT = 4
 """Measurements on one thread that go on side by side leave each other this much of the host."""
 MOST_SIDE_BY_SIDE = 4
+LEAST_RAYS = 16
+"""Along a picture's shorter side."""
 CALIBRATION_PIXELS = 1 << 18
 """Pictures of the search's own are computed this many pixels at a time, and at least one."""
 
@@ -90,8 +91,7 @@ def make_pruned(
             console.progress("prune") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            base = base_spec(field.student.spec, config, start)
-            bench = workbench(run, field, base, tuner, target, config, Path(scratch))
+            bench = workbench(run, field, tuner, target, config, Path(scratch))
             found = search(
                 field.student, bench, config,
                 folder=stage.path, progress=progress, log=stage.log, start=start,
@@ -111,7 +111,7 @@ def make_pruned(
             "device": asdict(target.identity),
             "stopped": found.stopped,
             "budget_met": found.state.allowance_spent or not found.stopped,
-            "searched": base.to_json(),
+            "searched": (found.state.base or field.student.spec).to_json(),
             "kept_blocks": found.final.kept,
             "on_the_way": _on_the_way(found, field, scene, stage.path),
         }
@@ -163,22 +163,18 @@ def _on_the_way(
 def workbench(
     run: Run,
     field: LightField,
-    base: StudentSpec,
     tuner: Tuner,
     target: Target | RecordedTarget,
     config: PruneConfig,
     scratch: Path,
 ) -> Workbench:
-    """Join exporter, device and trainer, for students cut from `base`; measured graphs go into
-    `scratch`."""
+    """Join exporter, device and trainer; measured graphs go into `scratch`."""
     scene, camera = tuner.pictures.scene, field.intrinsics
     if isinstance(target, RecordedTarget):
         measure, time_specs = target.measure, target.time_specs
     else:
         measure = _measuring(field.student, target, camera, config.turns, scratch)
-        time_specs = spec_latencies(
-            run, target, ray_grid(camera, base), config.table_turns, scratch
-        )
+        time_specs = _timing(run, target, camera, config.table_turns, scratch)
     held = real_split(scene)[1]
     on_host = target.identity.kind == "host"
 
@@ -194,6 +190,13 @@ def workbench(
     def score(student: Student) -> float:
         return mean_psnr(replace(field, student=student), held.poses, held.images)
 
+    def fits(spec: StudentSpec) -> bool:
+        try:
+            rays = ray_grid(camera, spec)
+        except ConfigError:
+            return False
+        return min(rays.height, rays.width) >= LEAST_RAYS
+
     return Workbench(
         measure,
         time_specs,
@@ -202,6 +205,7 @@ def workbench(
         score,
         check,
         _calibration(camera, tuner.pictures, config.pictures, tuner.device),
+        fits,
         target.width_multiple,
         beside=tuner.device.type == "cuda" or not on_host,
     )
@@ -236,6 +240,16 @@ def _side_by_side(target: Target) -> int:
         return 1
     cores = (os.cpu_count() or 1) // (CORES_PER_MEASUREMENT * target.identity.threads)
     return max(1, min(cores, MOST_SIDE_BY_SIDE))
+
+
+def _timing(run: Run, target: Target, camera: Intrinsics, turns: int, scratch: Path) -> TimeSpecs:
+    """Median latencies of students, cut off or not, on the rays of those that are not."""
+
+    def time_specs(specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
+        rays = ray_grid(camera, max(specs, key=lambda spec: spec.factor))
+        return spec_latencies(run, target, rays, turns, scratch)(specs, fresh=fresh)
+
+    return time_specs
 
 
 def spec_latencies(

@@ -30,11 +30,15 @@ WARMUP_STEPS = 50
 
 @dataclass(frozen=True)
 class Tuner:
-    """Tunes students by `distilling`, whose steps and seed each call replaces; a `Tune`."""
+    """Tunes students by `distilling`, whose steps and seed each call replaces; a `Tune`.
+
+    Its windows are for students that up-sample `factor` times; others get as many pixels.
+    """
 
     pictures: TrainingPictures
     distilling: DistilConfig
     device: torch.device
+    factor: int
     ranks: Ranks = ALONE
 
     def __call__(
@@ -73,12 +77,20 @@ class Tuner:
         settings = replace(
             self.distilling,
             steps=max(steps, 1),
+            windows=self._windows(student.spec),
             warmup_steps=min(WARMUP_STEPS, steps // 4),
             ema_decay=min(self.distilling.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
         )
         pool = self.pool(student.spec)
         return distil(student, pool, settings, progress=progress, folder=folder, ranks=self.ranks)
+
+    def _windows(self, spec: StudentSpec) -> int:
+        count, processes = self.distilling.windows, self.ranks.count
+        if spec.factor == self.factor:
+            return count
+        share = (self.factor / spec.factor) ** 2
+        return max(1, round(count * share / processes)) * processes
 
 
 @contextlib.contextmanager
@@ -103,4 +115,5 @@ def tune_along(run: Run, distilling: DistilConfig, console: Console, ranks: Rank
 def _tuner(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> Tuner:
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
     pictures = training_pictures(run, pseudo, console, ranks, dense=dense)
-    return Tuner(pictures, distilling, compute_device(), ranks)
+    factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
+    return Tuner(pictures, distilling, compute_device(), factor, ranks)

@@ -10,7 +10,7 @@ from typing import Literal
 from lightfield.errors import ConfigError
 from lightfield.student import Activation, StudentSpec, Upsampling
 from prune.conversion import converted_spec
-from prune.reshaping import Rays, Tail, reshaped_spec
+from prune.reshaping import Tail, reshaped_spec
 
 Same = Literal["kept"]
 
@@ -35,10 +35,12 @@ class PruneConfig:
     """Activation of the pruned student; another than the dense one's is trained in before the search."""
     tail_operator: Upsampling | Same = "kept"
     """Up-sampling of the pruned student, likewise."""
-    rays: Rays = "kept"
-    """`coarser`: half as many rays along each side, and one more up-sampling stage; likewise."""
+    ray_spacing: Literal[1, 2, 4] = 1
+    """How many times as far apart the pruned student's rays are, by more up-sampling; likewise."""
     tail: Tail = "kept"
     """`short`: from the first stage to the colours by one pixel shuffle; likewise."""
+    forms: bool = True
+    """Whether the search proposes wider spacings and short tails by itself."""
     first_step: float = 0.25
     """Share of the latency that the first step towards a budget tries to remove."""
     step_decay: float = 0.9
@@ -128,7 +130,7 @@ class PruneConfig:
 
     def base_of(self, dense: StudentSpec) -> StudentSpec:
         """The shape that the search begins with."""
-        return reshaped_spec(self.operators_of(dense), self.rays, self.tail)
+        return reshaped_spec(self.operators_of(dense), self.ray_spacing, self.tail)
 
     @property
     def percent(self) -> float:

@@ -26,8 +26,8 @@ Measure = Callable[[Sequence[Student]], Iterable[ComparedLatency]]
 
 @runtime_checkable
 class TimeSpecs(Protocol):
-    """Median latencies in ms of students of the given specs; `fresh` ones are measured now, others may
-    have been measured earlier."""
+    """Median latencies in ms of students of the given specs, all on the rays of the one that up-samples
+    most: some are cut off. `fresh` ones are measured now, others may have been measured earlier."""
 
     def __call__(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]: ...  # noqa: D102
 

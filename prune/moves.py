@@ -16,7 +16,7 @@ from lightfield.errors import BudgetError, ParityError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
 from lightfield.student import Student, StudentSpec
-from prune.chains import Kept, every_block
+from prune.chains import Kept, Shape, every_block
 from prune.config import PruneConfig
 from prune.conversion import converted, converted_spec
 from prune.evidence import (
@@ -24,6 +24,7 @@ from prune.evidence import (
     measured_until,
     steady,
 )
+from prune.forms import FORM, form_floors, form_proposals
 from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
 from prune.proposals import (
     PROPOSED,
@@ -35,11 +36,17 @@ from prune.proposals import (
     screened,
 )
 from prune.reconciliation import reconciled
-from prune.reshaping import form_of, reshaped, reshaped_spec
+from prune.reshaping import (
+    blocks_in_form,
+    form_like,
+    form_of,
+    reshaped,
+    reshaped_spec,
+)
 from prune.scales import Scales
 from prune.search_state import SearchState
 from prune.slimming import Keep
-from prune.trial import Trial
+from prune.trial import CURRENT, Trial
 from prune.workbench import Workbench
 
 TUNING = "tuning-"
@@ -48,6 +55,8 @@ WORST_TABLE_ERROR = 0.1
 """Median error of the table's predictions beyond which it is measured anew."""
 SCREENED = 4
 """Proposals that are made and scored, untrained, for each one that is tried."""
+ENTRIES = ("start", FORM)
+"""Kinds of trials with which a form was entered."""
 LEAST_JUDGED = 4
 """Predictions that it takes to judge a table."""
 
@@ -87,18 +96,33 @@ class Moves:
         self.folder = folder
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
         self.scales = Scales(bench, state, config.percent)
-        self.base = base_spec(dense.spec, config, start)
         self.start = start
-        self.choices = WidthChoices.of(
-            self.base,
-            multiple=bench.width_multiple,
-            smallest_share=config.smallest_share,
-            streams=config.stream_choices,
-            inners=config.inner_choices,
-        )
-        if start is not None:
-            self.choices = self.choices.with_those_of(start.student.spec)
+        entered = [t.spec for t in state.trials if t.kind in ENTRIES and t.verdict in CURRENT]
+        if not entered and start is not None:
+            entered = [start.student.spec]
+        self._search_in(state.base or base_spec(dense.spec, config, start), *entered[-1:])
         self._losses: tuple[Student, ChoiceLosses] | None = None
+
+    @property
+    def base(self) -> StudentSpec:
+        """The dense shape in the form of what is searched."""
+        assert self.state.base is not None
+        return self.state.base
+
+    def _search_in(self, base: StudentSpec, entered: StudentSpec | None = None) -> None:
+        """Search students in the form of `base`, also of the widths of one that came from elsewhere."""
+        self.state.base, self.choices = base, self._choices_of(base)
+        if entered is not None:
+            self.choices = self.choices.with_those_of(entered)
+
+    def _choices_of(self, base: StudentSpec) -> WidthChoices:
+        return WidthChoices.of(
+            base,
+            multiple=self.bench.width_multiple,
+            smallest_share=self.config.smallest_share,
+            streams=self.config.stream_choices,
+            inners=self.config.inner_choices,
+        )
 
     def next(self, student: Student, progress: Progress) -> Student:
         """Make the next move; the student to go on with.
@@ -140,7 +164,10 @@ class Moves:
             state.table = state.table.corrected(dense.spec, state.pinned_median_ms)
         smallest = fastest(self.base, state.table, self.choices)
         last_ms = [state.budget_ms, *state.further_ms][-1]
-        if smallest.predicted_ms > last_ms / state.tail:
+        floors_ms = [smallest.predicted_ms]
+        if config.forms:
+            floors_ms += form_floors(self.base, dense.spec, self.bench, self._choices_of)
+        if min(floors_ms) > last_ms / state.tail:
             raise BudgetError(
                 f"a budget of {last_ms:.2f} ms is out of reach: {self._floor()}, "
                 f"and the dense student takes {state.pinned_ms:.2f} ms",
@@ -180,7 +207,7 @@ class Moves:
             everything = Keep.everything(student.spec)
             student = reconciled(converted(student, spec), student, everything, before)
         if spec != self.base:
-            student = reshaped(student, self.base, before, self.bench.batches(self.base))
+            student = reshaped(student, self.base, self.bench.batches)
         return student
 
     def _step(self, student: Student) -> Student:
@@ -206,6 +233,10 @@ class Moves:
             state.allowance_spent = bool(state.stopped)
             return student
         state.trials.append(replace(trial, verdict="kept"))
+        if trial.kind == FORM:
+            self._search_in(form_like(self.base, student.spec, trial.spec), trial.spec)
+            state.table = self._new_table(fresh=False).corrected(trial.spec, trial.median_ms)
+            state.renewed = len(state.trials)
         return candidate
 
     def _chosen(self, tried: Sequence[Tried]) -> tuple[Tried | None, list[Trial]]:
@@ -238,29 +269,47 @@ class Moves:
         student that there can be."""
         losses, spec, count = self._losses_of(student), student.spec, self.config.candidates
         tried = {spec, *self.state.tried()}
+        forms = []
+        if self.config.forms:
+            aims = (target_ms, target_ms * (1 - self.config.margin))
+            forms = form_proposals(spec, self.dense.spec, losses, self._table, self.bench, *aims)
+        forms = [proposal for proposal in forms if proposal.spec not in tried]
         for aim_ms in (target_ms * (1 - self.config.margin), target_ms):
             found = propose(spec, losses, self._table, aim_ms, count=SCREENED * count)
             if found:
                 new = [proposal for proposal in found if proposal.spec not in tried]
-                return screened(student, losses, new, count)
+                return screened(student, losses, new, count) + forms
         smallest = fastest(spec, self._table, self.choices)
-        return [] if smallest.spec in tried else [smallest]
+        return forms or ([] if smallest.spec in tried else [smallest])
+
+    def _made(self, student: Student, proposal: Proposal) -> Student:
+        """What a proposal makes of the student, untrained."""
+        if proposal.shape != Shape.of(student.spec):
+            student = self._losses_of(student).slimmed(student, proposal.shape)
+        if proposal.kind == FORM:
+            student = reshaped(student, proposal.spec, self.bench.batches)
+        return student
 
     def _try(
         self, student: Student, proposals: Sequence[Proposal], target_ms: float
     ) -> list[Tried]:
         """Cut, measure and train proposals, and correct the table by each."""
         state, tried = self.state, list[Tried]()
-        losses = self._losses_of(student)
-        candidates = [losses.slimmed(student, proposal.shape) for proposal in proposals]
+        candidates = [self._made(student, proposal) for proposal in proposals]
         for candidate in candidates:
             self.bench.recalibrate(candidate)
         measured, tuned = self._measured_and_tuned(candidates)
         for proposal, comparison, candidate in zip(proposals, measured, tuned, strict=True):
-            kept = proposal.shape.blocks_left(state.current.kept)
+            in_form, now = proposal.kind == FORM, state.current.kept
+            kept = (
+                blocks_in_form(now, student.spec, proposal.spec)
+                if in_form
+                else proposal.shape.blocks_left(now)
+            )
             figures = (comparison, proposal.predicted_ms, target_ms)
             trial = self.scales.trial(proposal.kind, candidate, kept, *figures)
-            state.table = self._table.corrected(candidate.spec, trial.median_ms)
+            if not in_form:
+                state.table = self._table.corrected(candidate.spec, trial.median_ms)
             tried.append((trial, candidate))
         return tried
 
@@ -360,7 +409,7 @@ class Moves:
             return
         state.table, state.renewed = self._new_table(fresh=True), len(state.trials)
         for trial in state.trials:
-            if trial.kind in ("dense", "start", *PROPOSED) and self._of_base(trial.spec):
+            if trial.kind in ("dense", *ENTRIES, *PROPOSED) and self._of_base(trial.spec):
                 state.table = state.table.corrected(trial.spec, trial.median_ms)
 
     def _floor(self) -> str:

@@ -32,8 +32,9 @@ class Proposal:
     """A smaller student: how it was found, and what is expected of it."""
 
     kind: str
-    """One of `PROPOSED`; see `propose` and `fastest`."""
+    """One of `PROPOSED`, see `propose` and `fastest`; or `prune.forms.FORM`."""
     shape: Shape
+    """What is cut, ahead of any change of form."""
     spec: StudentSpec
     predicted_ms: float
     predicted_loss: float
@@ -121,7 +122,7 @@ def propose(
     of_one_width = [best(others[0].shape.widths, "none")] if others else []
     found = [
         best(now, "any"), best(now, "none"), best(now, "only"), *others[:1],
-        _evenly(spec, losses, table, target_ms), *of_one_width, *others[1:],
+        evenly(spec, losses, table, target_ms), *of_one_width, *others[1:],
     ]  # fmt: skip
     distinct: dict[StudentSpec, Proposal] = {}
     for proposal in found:
@@ -186,10 +187,11 @@ def _best(
     return Proposal(kind, shape, smaller, table.predict_ms(smaller), loss)
 
 
-def _evenly(
+def evenly(
     spec: StudentSpec, losses: ChoiceLosses, table: LatencyTable, target_ms: float
 ) -> Proposal | None:
-    """The body's blocks brought to one width, or to two neighbouring ones that alternate."""
+    """The body's blocks brought to one width, or to two neighbouring ones that alternate, so that the
+    target is predicted to be met; None when that is out of reach."""
     now = Shape.of(spec)
     body = list(now.blocks[0])
     turns = sorted(range(len(body)), key=lambda b: b * GOLDEN % 1)  # spread over the depth

@@ -1,16 +1,17 @@
 """Students of another form than the dense one: rays further apart, or a shorter way to the pixels.
 
-`coarser` rays stand for twice as many pixels along each side, so that head and body do a quarter of the
-work; one more stage, like the first, leads from them to where the tail began. A `short` tail goes from
-its first stage to the colours by one pixel shuffle (a linear guess of a patch from a stream that has
-seen its neighbours), without the stages whose many pixels cost most. Head, body and the stages that stay
-are carried over; what is new is fitted by least squares, and the rest is for training to find.
+Rays twice as far apart stand for twice as many pixels along each side, so that head and body do a
+quarter of the work; one more stage, like the first, leads from them to where the tail began. A `short`
+tail goes from its first stage to the colours by one pixel shuffle, a linear guess of a patch from a
+stream that has seen its neighbours, without the stages whose many pixels cost most. Head, body and the
+stages that stay are carried over; what is new is fitted by least squares, and the rest is for training
+to find.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,32 +21,54 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightfield.student import Student, StudentSpec, TailStage
-from prune.chains import chains_of, entry_of
+from prune.chains import Kept, chains_of, entry_of
 from prune.conversion import shuffle_as_transposed
 from prune.importance import Batch
 from prune.reconciliation import Stream, colour_slopes, correct, covariance, regression, through
 
-Rays = Literal["kept", "coarser"]
 Tail = Literal["kept", "short"]
+WIDEST_SPACING = 4
+"""Times that rays may be as far apart as the dense student's."""
 MOST_LOGIT = 8.0
 """A colour's distance from grey, ahead of the sigmoid, that a fit still tells from more."""
 
 
-def reshaped_spec(spec: StudentSpec, rays: Rays, tail: Tail) -> StudentSpec:
-    """The specification in another form; a tail of one stage is as short as it gets."""
+def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail) -> StudentSpec:
+    """The specification with rays `spacing` times as far apart, a power of two, and another tail; one of
+    a single stage is as short as it gets."""
     stages = spec.tail
     if tail == "short" and len(stages) > 1:
         stages = (stages[0], _end_stage(spec))
-    if rays == "coarser" and stages:
-        stages = (replace(spec.tail[0], factor=2), *stages)
-    return replace(spec, tail=stages)
+    more = (replace(spec.tail[0], factor=2),) * (spacing.bit_length() - 1) if stages else ()
+    return replace(spec, tail=(*more, *stages))
 
 
-def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[Rays, Tail]:
-    """In which form a student is that came from a dense one."""
-    rays: Rays = "coarser" if spec.factor > dense.factor else "kept"
-    end = _end_stage(dense)
-    return rays, "short" if spec.tail[-1:] == (end,) != dense.tail[-1:] else "kept"
+def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail]:
+    """In which form a student is that came from a dense one: spacing and tail."""
+    is_short = spec.tail[-1:] == (_end_stage(dense),) != dense.tail[-1:]
+    return spec.factor // dense.factor, "short" if is_short else "kept"
+
+
+def forms_of(spec: StudentSpec, dense: StudentSpec) -> list[StudentSpec]:
+    """All forms that a student, which came from a dense one, can still take; not its own."""
+    spacing, tail = form_of(spec, dense)
+    tails: tuple[Tail, ...] = ("kept",) if tail == "short" else ("kept", "short")
+    more = (n for n in (1, 2, 4) if n * spacing <= WIDEST_SPACING)
+    forms = [reshaped_spec(spec, n, tail) for n in more for tail in tails]
+    return [form for form in dict.fromkeys(forms) if form != spec]
+
+
+def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
+    """What becomes of a larger student when a smaller one of its form takes another form."""
+    tail: Tail = "short" if after.tail[-1] != before.tail[-1] else "kept"
+    return reshaped_spec(base, after.factor // before.factor, tail)
+
+
+def blocks_in_form(kept: Kept, before: StudentSpec, after: StudentSpec) -> Kept:
+    """Which blocks there are, chain by chain, when a student takes another form."""
+    body, first, *rest = kept
+    tail = (first, ()) if after.tail[-1] != before.tail[-1] else (first, *rest)
+    return (body, *(first,) * (len(after.tail) - len(tail)), *tail)
 
 
 def _end_stage(spec: StudentSpec) -> TailStage:
@@ -56,16 +79,55 @@ def _end_stage(spec: StudentSpec) -> TailStage:
 
 @torch.no_grad()
 def reshaped(
-    student: Student, spec: StudentSpec, before: Sequence[Batch], after: Sequence[Batch]
+    student: Student, spec: StudentSpec, batches: Callable[[StudentSpec], Sequence[Batch]]
 ) -> Student:
-    """A student of `spec`, which is `reshaped_spec` of the given one's, in evaluation mode.
+    """A student of `spec`, which is a `reshaped_spec` of the given one's, in evaluation mode.
 
     Args:
         student: left as it is, but in evaluation mode.
         spec: the form to take.
-        before: pictures with the given student's rays.
-        after: the same pictures with the new one's.
+        batches: the same pictures with the rays of any student.
     """
+    kept = student.spec.tail[:1]
+    short = spec.tail[-1] != student.spec.tail[-1]
+    while spec.factor > student.spec.factor:
+        further = replace(student.spec, tail=(replace(kept[0], factor=2), *student.spec.tail))
+        student = _coarser(student, further, batches)
+    return _shortened(student, spec, batches(spec)) if short else student
+
+
+def _coarser(
+    student: Student, spec: StudentSpec, batches: Callable[[StudentSpec], Sequence[Batch]]
+) -> Student:
+    """With rays twice as far apart, and one more stage."""
+    result = _with_body_of(student, spec)
+    for old, new in zip(student.tail, result.tail[1:], strict=True):
+        new.load_state_dict(_loadable(old, new), strict=False)
+    result.colour.load_state_dict(student.colour.state_dict())
+    its = through(_up_to_tail(student), [x for x, _ in batches(student.spec)])
+    mine = through(_up_to_tail(result), [x for x, _ in batches(spec)])
+    logits = through(nn.Sequential(*student.tail, student.colour), its)
+    weights = [colour_slopes(torch.sigmoid(y)) for y in logits]
+    _lead_in(result, student, mine, its, weights)
+    mine = through(nn.Sequential(*result.tail), mine)
+    correct(result.colour, mine, logits, weights)
+    return result
+
+
+def _shortened(student: Student, spec: StudentSpec, pictures: Sequence[Batch]) -> Student:
+    """With one shuffle in place of the last stages."""
+    result = _with_body_of(student, spec)
+    for old, new in zip(student.tail, result.tail[:-1], strict=False):
+        new.load_state_dict(old.state_dict())
+    streams = through(_up_to_tail(student), [x for x, _ in pictures])
+    mine = through(nn.Sequential(*result.tail[:-1]), streams)
+    logits = through(nn.Sequential(*student.tail, student.colour), streams)
+    _end(result, mine, logits, [colour_slopes(torch.sigmoid(y)) for y in logits])
+    return result
+
+
+def _with_body_of(student: Student, spec: StudentSpec) -> Student:
+    """A student of `spec` with another's head and body, and a tail of fixed random weights."""
     student.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -73,32 +135,13 @@ def reshaped(
     result = result.to(student.head.weight.device).eval()
     result.head.load_state_dict(student.head.state_dict())
     result.body.load_state_dict(student.body.state_dict())
-
-    its = through(_up_to_tail(student), [x for x, _ in before])
-    mine = through(_up_to_tail(result), [x for x, _ in after])
-    streams = list(its)
-    for stage in student.tail:
-        streams = through(stage, streams)
-    logits = through(student.colour, streams)
-    weights = [colour_slopes(torch.sigmoid(y)) for y in logits]
-
-    rays, tail = form_of(spec, student.spec)
-    added = int(rays == "coarser")
-    for s, old in enumerate(student.tail[: 1 if tail == "short" else None]):
-        state = old.state_dict()
-        if added and not s:  # its entry reads another stream
-            state = {name: value for name, value in state.items() if not name.startswith("0.")}
-        result.tail[s + added].load_state_dict(state, strict=False)
-    if added:
-        _lead_in(result, student, mine, its, weights)
-    for stage in result.tail[: len(result.tail) - (tail == "short")]:
-        mine = through(stage, mine)
-    if tail == "short":
-        _end(result, mine, logits, weights)
-    else:
-        result.colour.load_state_dict(student.colour.state_dict())
-        correct(result.colour, mine, logits, weights)
     return result
+
+
+def _loadable(old: nn.Module, new: nn.Module) -> dict[str, Tensor]:
+    """What fits of a stage's weights: not an entry's that reads another stream."""
+    shapes = {name: value.shape for name, value in new.state_dict().items()}
+    return {name: v for name, v in old.state_dict().items() if v.shape == shapes[name]}
 
 
 def _up_to_tail(student: Student) -> nn.Module:

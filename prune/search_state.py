@@ -61,6 +61,8 @@ class SearchState:
     """Why the search ended before the budget was met."""
     allowance_spent: bool = False
     """Whether it ended because quality, not latency, allowed no further step."""
+    base: StudentSpec | None = None
+    """The dense shape in the form of what is searched now; None before the first move."""
     table: LatencyTable | None = None
     trials: list[Trial] = field(default_factory=list)
     waypoints: dict[str, int] = field(default_factory=dict)
@@ -146,7 +148,13 @@ class SearchState:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         table = None if self.table is None else self.table.to_json()
-        return {**vars(self), "table": table, "trials": [trial.to_json() for trial in self.trials]}
+        base = None if self.base is None else self.base.to_json()
+        return {
+            **vars(self),
+            "base": base,
+            "table": table,
+            "trials": [trial.to_json() for trial in self.trials],
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchState:
@@ -158,7 +166,8 @@ class SearchState:
         try:
             trials = [Trial.from_json(trial) for trial in data["trials"]]
             table = None if data["table"] is None else LatencyTable.from_json(data["table"])
-            return cls(**{**data, "trials": trials, "table": table})
+            base = data.get("base") and StudentSpec.from_json(data["base"])
+            return cls(**{**data, "trials": trials, "table": table, "base": base})
         except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as reason:
             raise CheckpointError(f"not the state of a search ({reason})") from reason
 

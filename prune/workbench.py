@@ -44,6 +44,8 @@ class Workbench:
     """Export, and refuse with ParityError a graph that computes something else than the student."""
     batches: Callable[[StudentSpec], Sequence[Batch]]
     """Whole pictures for measuring importance, the same ones with the rays of any student."""
+    fits: Callable[[StudentSpec], bool]
+    """Whether the pictures have whole rays for a student, enough of them to be one."""
     width_multiple: int
     """Widths are rounded to multiples of this."""
     beside: bool = False

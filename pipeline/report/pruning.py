@@ -48,6 +48,10 @@ NOT_PROPOSED = ("dense", "within budget", "over budget", "final")
 """Verdicts of measurements that no prediction came before."""
 
 
+OTHER_FORM = (
+    " The search went over to rays further apart or a shorter tail; the outline is the dense network in "
+    "that form."
+)
 CLOCK_MARKS = {"quiet": "\u2009*", "processor": "\u2009†"}
 
 
@@ -146,12 +150,13 @@ def _network(chain: Chain) -> Html:
     def build() -> Html:
         dense, pruned = chain.spec("student"), chain.spec("prune")
         kept = _kept_blocks(chain, pruned)
-        if not _is_part_of(pruned, dense, kept):
+        searched = _searched(chain, dense)
+        if not _is_part_of(pruned, searched, kept):
             raise CheckpointError("the pruned network is no part of the present student")
         picture = figure(
-            network_chart(dense, pruned, kept),
+            network_chart(searched, pruned, kept),
             "The network block by block: inner widths as bars, stream widths as lines. Blocks that are "
-            "outline only were dropped.",
+            "outline only were dropped." + (OTHER_FORM if searched != dense else ""),
         )
         rows = [
             [name, before, after]
@@ -162,6 +167,12 @@ def _network(chain: Chain) -> Html:
         return side_by_side(picture, table(["", "dense", "pruned"], rows, caption="In numbers."))
 
     return or_reason(build)
+
+
+def _searched(chain: Chain, dense: StudentSpec) -> StudentSpec:
+    """The dense network in the form of the pruned one; older runs had one form."""
+    found = chain.detail("prune", "searched")
+    return StudentSpec.from_json(found) if isinstance(found, dict) else dense
 
 
 def _kept_blocks(chain: Chain, pruned: StudentSpec) -> list[list[int]]:

@@ -118,8 +118,19 @@ def bench(target: FakeTarget, **changes) -> Workbench:
     def batches_of(spec):
         return batches
 
+    def fits(spec):
+        return spec.factor == DENSE.factor
+
     whole = Workbench(
-        target.measure, target.time_specs, tune, recalibrate, score, check, batches_of, MULTIPLE
+        target.measure,
+        target.time_specs,
+        tune,
+        recalibrate,
+        score,
+        check,
+        batches_of,
+        fits,
+        MULTIPLE,
     )
     return replace(whole, **changes)
 

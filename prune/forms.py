@@ -1,0 +1,76 @@
+"""Proposals that take another form: wider spacings of rays, short tails.
+
+The latency table is about one form. What another one takes is measured, with random weights; where that
+is not yet within the target, the body is evenly narrowed as well, by what the table says that saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lightfield.student import StudentSpec
+from prune.chains import Shape
+from prune.latency_table import LatencyTable, WidthChoices
+from prune.proposals import ChoiceLosses, Proposal, evenly
+from prune.reshaping import form_like, forms_of
+from prune.workbench import Workbench
+
+FORM = "form"
+"""The kind of these proposals."""
+
+
+def form_proposals(
+    spec: StudentSpec,
+    dense: StudentSpec,
+    losses: ChoiceLosses,
+    table: LatencyTable,
+    bench: Workbench,
+    target_ms: float,
+    aim_ms: float,
+) -> list[Proposal]:
+    """A student that came from a dense one in the slowest of the forms that meet the target, and in that
+    which takes least narrowing of those that do not; narrowed ones aim a little below the target."""
+    enough, more = list[Proposal](), list[Proposal]()
+    for form in filter(bench.fits, forms_of(spec, dense)):
+        (median_ms,) = bench.time_specs([form])
+        if median_ms <= target_ms:
+            enough.append(Proposal(FORM, Shape.of(spec), form, median_ms, float("inf")))
+        elif found := _narrowed(spec, form, median_ms, losses, table, aim_ms):
+            more.append(found)
+    enough.sort(key=lambda proposal: -proposal.predicted_ms)
+    more.sort(key=lambda proposal: -sum(proposal.shape.blocks[0]))
+    return enough[:1] + more[:1]
+
+
+def form_floors(
+    base: StudentSpec,
+    dense: StudentSpec,
+    bench: Workbench,
+    choices_of: Callable[[StudentSpec], WidthChoices],
+) -> list[float]:
+    """The least latency in ms that each other form of a student can take."""
+    floors_ms: list[float] = []
+    for form in filter(bench.fits, forms_of(base, dense)):
+        shape = replace(Shape.of(form), widths=choices_of(form).narrowest)
+        floors_ms += bench.time_specs([shape.without_blocks().applied_to(form)])
+    return floors_ms
+
+
+def _narrowed(
+    spec: StudentSpec,
+    form: StudentSpec,
+    form_ms: float,
+    losses: ChoiceLosses,
+    table: LatencyTable,
+    aim_ms: float,
+) -> Proposal | None:
+    """Narrowed by as much as the form misses its aim; rays further apart make the body, and so what
+    narrowing saves of it, cheaper."""
+    times, now_ms = (form.factor // spec.factor) ** 2, table.predict_ms(spec)
+    cut = evenly(spec, losses, table, now_ms - times * (form_ms - aim_ms))
+    if cut is None:
+        return None
+    predicted_ms = form_ms - (now_ms - cut.predicted_ms) / times
+    smaller = form_like(cut.spec, spec, form)
+    return replace(cut, kind=FORM, spec=smaller, predicted_ms=predicted_ms)
