@@ -1,6 +1,7 @@
 """The student as ONNX: input [1, C, H, W] of encoded rays, output [1, 3, sH, sW] of colours.
 
-Two ways of up-sampling compute the same function. `trained` repeats the network operator by operator.
+Two ways of up-sampling compute the same function. `trained` repeats the network operator by operator,
+with operators that all of SnapML's backends have: pixel shuffle is a transposed convolution of ones.
 `phases` is what ONNX Runtime runs fastest: the s x s pixels (phases) around every ray are channels of
 an ordinary convolution; the residual blocks, which look at single pixels, are grouped 1x1
 convolutions with one group per phase; and only at the end of the stage, in the last one after the
@@ -87,8 +88,9 @@ def student_operators(student: Student, form: Form) -> frozenset[str]:
     """Operators that a student's graph may use."""
     gelu = {"Div", "Erf", "Add", "Mul"} if form.gelu == "Erf" else {form.gelu}
     activation = {"gelu": gelu, "sigmoid_gelu": {"Mul", "Sigmoid"}, "relu": {"Relu"}}
-    upsampling = {"Slice"} if form.upsampling == "phases" else {"ConvTranspose"}
-    common = frozenset({"Conv", "Add", "Sigmoid", "DepthToSpace"})
+    phases = form.upsampling == "phases"
+    upsampling = {"Slice", "DepthToSpace"} if phases else {"ConvTranspose"}
+    common = frozenset({"Conv", "Add", "Sigmoid"})
     return form.operators | common | upsampling | activation[student.spec.activation]
 
 
@@ -172,8 +174,8 @@ class _Emitter:
             return stream
         name = output or place
         if stage.operator == "pixel_shuffle" or stage.factor == 3:
-            return self.pixels(stream, stage.factor, name)
-        wide = self.pixels(stream, stage.factor, f"{name}.uncut")
+            return self.pixels(stream, stage.factor, stage.width, name)
+        wide = self.pixels(stream, stage.factor, stage.width, f"{name}.uncut")
         begin, axes = self.shared("cut.begin", [1, 1]), self.shared("cut.axes", [2, 3])
         end = self.shared(f"{name}.end", [2 * height + 1, 2 * width + 1])
         return self.graph.add("Slice", wide, begin, end, axes, name=name)
@@ -196,7 +198,7 @@ class _Emitter:
         weight = np.einsum("ow,pwi->poi", mixing, by_phase).reshape(len(bias), -1, 1, 1)
         colours = self.weighted("Conv", x, weight, bias, place)
         colours = self.graph.add("Sigmoid", colours, name="colour.phases")
-        return self.pixels(colours, stage.factor, output)
+        return self.pixels(colours, stage.factor, len(offset), output)
 
     def upsampling(self, stage: TailStage, module: nn.Module, x: str, place: str) -> str:
         conv = module[0] if isinstance(module, nn.Sequential) else module
@@ -212,7 +214,7 @@ class _Emitter:
         phases = self.weighted("Conv", x, weight, bias, place, pads=pads)
         if self.form.upsampling == "phases" or stage.factor == 1:
             return phases
-        return self.pixels(phases, stage.factor, f"{place}.pixels")
+        return self.pixels(phases, stage.factor, stage.width, f"{place}.pixels")
 
     def block(self, block: nn.Module, x: str, place: str, groups: int = 1) -> str:
         assert isinstance(block, ResidualBlock)
@@ -296,8 +298,16 @@ class _Emitter:
             raise ExportError("weights are beyond fp16's range", where=name)
         return self.graph.constant(name, half)
 
-    def pixels(self, x: str, factor: int, name: str) -> str:
-        return self.graph.add("DepthToSpace", x, blocksize=factor, mode="DCR", name=name)
+    def pixels(self, x: str, factor: int, width: int, name: str) -> str:
+        """Channels phase * width + c moved to their pixels."""
+        if self.form.upsampling == "phases":
+            return self.graph.add("DepthToSpace", x, blocksize=factor, mode="DCR", name=name)
+        # As a transposed convolution whose taps do not overlap, which all of SnapML's backends have.
+        taps = np.einsum("pq,cd->pcdq", np.eye(factor**2), np.eye(width)).astype(np.float32)
+        kernel = self.constant(f"{name}.taps", taps.reshape(-1, width, factor, factor))
+        zeros = self.constant(f"{name}.zeros", np.zeros(width, np.float32))
+        how = {"strides": [factor] * 2, "kernel_shape": [factor] * 2, "pads": [0] * 4}
+        return self.graph.add("ConvTranspose", x, kernel, zeros, name=name, **how)
 
     def shared(self, name: str, value: float | list[int]) -> str:
         if name in self.graph.weights:

@@ -77,7 +77,9 @@ class Tuner:
         settings = replace(
             self.distilling,
             steps=max(steps, 1),
-            windows=self._windows(student.spec),
+            windows=equal_windows(
+                self.distilling.windows, self.factor, student.spec.factor, self.ranks.count
+            ),
             warmup_steps=min(WARMUP_STEPS, steps // 4),
             ema_decay=min(self.distilling.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
@@ -85,12 +87,13 @@ class Tuner:
         pool = self.pool(student.spec)
         return distil(student, pool, settings, progress=progress, folder=folder, ranks=self.ranks)
 
-    def _windows(self, spec: StudentSpec) -> int:
-        count, processes = self.distilling.windows, self.ranks.count
-        if spec.factor == self.factor:
-            return count
-        share = (self.factor / spec.factor) ** 2
-        return max(1, round(count * share / processes)) * processes
+
+def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
+    """How many windows have about as many pixels as `count` of a student that up-samples `factor` times,
+    of one that does so `now` times; a multiple of the processes."""
+    if now == factor:
+        return count
+    return max(1, round(count * (factor / now) ** 2 / processes)) * processes
 
 
 @contextlib.contextmanager

@@ -69,7 +69,8 @@ def test_the_replay_refuses_what_it_does_not_know(package, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tail", "activation"), [("world", "shuffle", "sigmoid_gelu"), ("ndc", "twice", "relu")]
+    ("kind", "tail", "activation"),
+    [("world", "shuffle", "sigmoid_gelu"), ("world", "short", "gelu"), ("ndc", "twice", "relu")],
 )
 def test_a_fused_package_computes_the_picture_from_the_pose(tmp_path, kind, tail, activation):
     field = light_field(random_student(TAILS[tail], activation), SPACES[kind])

@@ -21,6 +21,7 @@ TAILS = {
     "mixed": (TailStage(2, 8, (5,)), TailStage(3, 6, (8, 3)), TailStage(2, 3, ())),
     "shuffle": (TailStage(4, 7, (8,), "pixel_shuffle"), TailStage(2, 5, ())),
     "shuffle by one": (TailStage(1, 7, (8,), "pixel_shuffle"),),
+    "short": (TailStage(2, 8, (8,)), TailStage(4, 3, (), "pixel_shuffle")),
     "none": (),
 }
 """Widths are unaligned on purpose: pruning leaves such ones."""

@@ -23,6 +23,7 @@ from lightfield.run import WEIGHTS
 from lightfield.student import Student, StudentSpec, mac_count
 from pipeline.commands.measuring import MeasuredOn
 from pipeline.replay import RecordedTarget
+from pipeline.tuning import equal_windows
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() == 1, reason="two processes take two GPUs, or none"
@@ -65,6 +66,14 @@ def two(*words: object) -> list[Outcome]:
 
 def prune_together(run: Path, *options: object) -> list[Outcome]:
     return two("prune", "--run", run, *OPTIONS["prune"].split(), *SETTINGS, *options)
+
+
+@pytest.mark.parametrize(
+    ("now", "processes", "windows"),
+    [(8, 2, 108), (16, 1, 27), (16, 2, 28), (32, 1, 7), (512, 4, 4)],
+)
+def test_students_that_see_fewer_rays_learn_as_many_pixels(now: int, processes: int, windows: int):
+    assert equal_windows(108, 8, now, processes) == windows
 
 
 def unpruned(finished: Path, folder: Path) -> Path:
