@@ -173,8 +173,11 @@ def _lead_in(
     rank = result.spec.tail[0].width
     basis = torch.linalg.svd(taps.double() @ root, full_matrices=False)[0][:, :rank]
     project = basis.T @ taps.double()
-    scale = ((project @ spread * project).sum(1).mean().sqrt() + 1e-8).float()
     lost = ((taps.double() - basis @ project) @ mean).float()
+    if (spare := rank - len(project)) > 0:  # channels that the entry has yet to find a use for
+        basis = functional.pad(basis, (0, spare))
+        project = torch.cat([project, project[torch.arange(spare) % len(project)]])
+    scale = ((project @ spread * project).sum(1).mean().sqrt() + 1e-8).float()
     basis, project = basis.float() * scale, project.float() / scale
 
     _set_entry(entry_of(result, 2), basis, bias, lost)

@@ -123,6 +123,20 @@ def test_another_form_begins_near_what_the_student_computed(spacing, tail, opera
     assert error(found) < 0.1 * error(fresh)
 
 
+def test_a_stage_may_have_more_channels_than_the_stream_ahead_of_it():
+    torch.manual_seed(0)
+    student = Student(replace(SMALL, stream_width=5, norm="none"))
+    batches = sampled(student(smooth(16, SMALL.input_channels)).detach())
+    spec = reshaped_spec(student.spec, 2, "kept")
+    found = reshaped(student, spec, batches)
+    error = (found(batches(spec)[0][0]) - batches(spec)[0][1])[..., 8:-8, 8:-8]
+    assert error.square().mean() < 1e-3
+    loss = found(batches(spec)[0][0]).square().mean()
+    entry = found.tail[1][0]
+    (gradient,) = torch.autograd.grad(loss, [entry.weight])
+    assert (gradient.abs().sum((1, 2, 3)) > 0).all()
+
+
 def test_the_same_student_is_made_again_and_other_draws_are_left_alone():
     student = Student(replace(SMALL, norm="none"))
     spec = reshaped_spec(student.spec, 2, "short")
