@@ -16,7 +16,7 @@ from lightfield.errors import BudgetError, ParityError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
 from lightfield.student import Student, StudentSpec
-from prune.chains import Kept, Shape, every_block
+from prune.chains import Kept, every_block
 from prune.config import PruneConfig
 from prune.conversion import converted, converted_spec
 from prune.evidence import (
@@ -233,7 +233,7 @@ class Moves:
             state.allowance_spent = bool(state.stopped)
             return student
         state.trials.append(replace(trial, verdict="kept"))
-        if trial.kind == FORM:
+        if not self._of_base(trial.spec):
             self._search_in(form_like(self.base, student.spec, trial.spec), trial.spec)
             state.table = self._new_table(fresh=False).corrected(trial.spec, trial.median_ms)
             state.renewed = len(state.trials)
@@ -284,11 +284,8 @@ class Moves:
 
     def _made(self, student: Student, proposal: Proposal) -> Student:
         """What a proposal makes of the student, untrained."""
-        if proposal.shape != Shape.of(student.spec):
-            student = self._losses_of(student).slimmed(student, proposal.shape)
-        if proposal.kind == FORM:
-            student = reshaped(student, proposal.spec, self.bench.batches)
-        return student
+        cut = self._losses_of(student).slimmed(student, proposal.shape)
+        return reshaped(cut, proposal.spec, self.bench.batches)
 
     def _try(
         self, student: Student, proposals: Sequence[Proposal], target_ms: float
@@ -300,15 +297,11 @@ class Moves:
             self.bench.recalibrate(candidate)
         measured, tuned = self._measured_and_tuned(candidates)
         for proposal, comparison, candidate in zip(proposals, measured, tuned, strict=True):
-            in_form, now = proposal.kind == FORM, state.current.kept
-            kept = (
-                blocks_in_form(now, student.spec, proposal.spec)
-                if in_form
-                else proposal.shape.blocks_left(now)
-            )
+            left = proposal.shape.blocks_left(state.current.kept)
+            kept = blocks_in_form(left, proposal.shape.applied_to(student.spec), proposal.spec)
             figures = (comparison, proposal.predicted_ms, target_ms)
             trial = self.scales.trial(proposal.kind, candidate, kept, *figures)
-            if not in_form:
+            if self._of_base(candidate.spec):
                 state.table = self._table.corrected(candidate.spec, trial.median_ms)
             tried.append((trial, candidate))
         return tried

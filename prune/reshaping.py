@@ -65,7 +65,9 @@ def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> Stu
 
 
 def blocks_in_form(kept: Kept, before: StudentSpec, after: StudentSpec) -> Kept:
-    """Which blocks there are, chain by chain, when a student takes another form."""
+    """Which blocks there are, chain by chain, when a student takes another form, or none."""
+    if before.tail == after.tail:
+        return kept
     body, first, *rest = kept
     tail = (first, ()) if after.tail[-1] != before.tail[-1] else (first, *rest)
     return (body, *(first,) * (len(after.tail) - len(tail)), *tail)
@@ -81,7 +83,8 @@ def _end_stage(spec: StudentSpec) -> TailStage:
 def reshaped(
     student: Student, spec: StudentSpec, batches: Callable[[StudentSpec], Sequence[Batch]]
 ) -> Student:
-    """A student of `spec`, which is a `reshaped_spec` of the given one's, in evaluation mode.
+    """A student of `spec`, which is a `reshaped_spec` of the given one's, in evaluation mode; the given
+    one itself where it has that form.
 
     Args:
         student: left as it is, but in evaluation mode.
@@ -89,7 +92,7 @@ def reshaped(
         batches: the same pictures with the rays of any student.
     """
     kept = student.spec.tail[:1]
-    short = spec.tail[-1] != student.spec.tail[-1]
+    short = spec.tail[-1:] != student.spec.tail[-1:]
     while spec.factor > student.spec.factor:
         further = replace(student.spec, tail=(replace(kept[0], factor=2), *student.spec.tail))
         student = _coarser(student, further, batches)
