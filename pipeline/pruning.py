@@ -133,7 +133,7 @@ def _start(path: Path, dense: Student) -> Start:
     state, student = read_search(path, next(dense.parameters()).device)
     if not state.trials or state.trials[0].spec != dense.spec:
         raise CheckpointError("was made of another student than this run's", where=path)
-    return Start(student, state.current.kept)
+    return Start(student, state.current.kept, state.base)
 
 
 def _on_the_way(

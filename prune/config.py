@@ -10,7 +10,7 @@ from typing import Literal
 from lightfield.errors import ConfigError
 from lightfield.student import Activation, StudentSpec, Upsampling
 from prune.conversion import converted_spec
-from prune.reshaping import Tail, reshaped_spec
+from prune.reshaping import Tail, deepened_spec, reshaped_spec
 
 Same = Literal["kept"]
 
@@ -39,6 +39,9 @@ class PruneConfig:
     """How many times as far apart the pruned student's rays are, by more up-sampling; likewise."""
     tail: Tail = "kept"
     """`short`: from the first stage to the colours by one pixel shuffle; likewise."""
+    tail_blocks: tuple[int, ...] = ()
+    """Residual blocks to begin with, at least, in each stage of the tail, from the rays on; new ones
+    begin by adding nothing."""
     forms: bool = True
     """Whether the search proposes wider spacings and short tails by itself."""
     first_step: float = 0.25
@@ -93,6 +96,8 @@ class PruneConfig:
             raise ConfigError("a choice of at least 2 widths is needed", where="prune")
         if min(self.tune_steps, self.look_steps, self.final_tune_steps) < 0:
             raise ConfigError("a negative number of fine-tuning steps", where="prune")
+        if any(count < 0 for count in self.tail_blocks):
+            raise ConfigError("a negative number of blocks", where="prune.tail_blocks")
         if self.max_loss_db is not None and not 0 <= self.max_loss_db < math.inf:
             raise ConfigError(f"a loss of {self.max_loss_db} dB", where="prune.max_loss_db")
 
@@ -130,7 +135,8 @@ class PruneConfig:
 
     def base_of(self, dense: StudentSpec) -> StudentSpec:
         """The shape that the search begins with."""
-        return reshaped_spec(self.operators_of(dense), self.ray_spacing, self.tail)
+        form = reshaped_spec(self.operators_of(dense), self.ray_spacing, self.tail)
+        return deepened_spec(form, self.tail_blocks)
 
     @property
     def percent(self) -> float:

@@ -63,10 +63,12 @@ LEAST_JUDGED = 4
 
 @dataclass(frozen=True)
 class Start:
-    """A smaller student to begin with, and which of the dense student's blocks it still has."""
+    """A smaller student to begin with, which of its blocks it still has, and what it was cut from: None
+    is the dense shape in its form."""
 
     student: Student
     kept: Kept
+    base: StudentSpec | None = None
 
 
 Tried = tuple[Trial, Student]
@@ -76,6 +78,8 @@ def base_spec(dense: StudentSpec, config: PruneConfig, start: Start | None) -> S
     """What a search cuts from: the dense shape in the form that is asked for, or that the start has."""
     if start is None:
         return config.base_of(dense)
+    if start.base is not None:
+        return start.base
     spec = start.student.spec
     base = converted_spec(dense, spec.activation, spec.tail[0].operator)
     return reshaped_spec(base, *form_of(spec, dense))
@@ -347,8 +351,8 @@ class Moves:
         """The long fine-tuning, and the last measurement; also of the best there is when no step is
         left that would meet the budget."""
         state = self.state
-        pruned = student.spec != self.dense.spec
-        tuned = self._tuned(student, self.config.final_tune_steps if pruned else 0, progress)
+        changed = student.spec != self.dense.spec and not self._as_begun
+        tuned = self._tuned(student, self.config.final_tune_steps if changed else 0, progress)
         # A miss would cost another long fine-tuning: measure twice as long before believing it.
         trial = self._weighed("final", tuned, 2 * self.config.rounds)
         if trial.verdict == "within budget" or state.stopped:
@@ -363,6 +367,12 @@ class Moves:
             state.stopped = self._why_not()
         state.mark_waypoint()
         return tuned
+
+    @property
+    def _as_begun(self) -> bool:
+        """Whether the current student is the dense one, trained into its form, and nothing was cut."""
+        taken = [trial.kind for trial in self.state.trials if trial.verdict in CURRENT]
+        return self.start is None and "start" in taken and not {*PROPOSED, FORM} & {*taken}
 
     def _tuned(self, student: Student, steps: int, progress: Progress | None) -> Student:
         """All candidates of a step see the same data; a long fine-tuning can be interrupted."""

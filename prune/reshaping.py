@@ -3,15 +3,16 @@
 Rays twice as far apart stand for twice as many pixels along each side, so that head and body do a
 quarter of the work; one more stage, like the first, leads from them to where the tail began. A `short`
 tail goes from its first stage to the colours by one pixel shuffle, a linear guess of a patch from a
-stream that has seen its neighbours, without the stages whose many pixels cost most. Head, body and the
-stages that stay are carried over; what is new is fitted by least squares, and the rest is for training
-to find.
+stream that has seen its neighbours, without the stages whose many pixels cost most. Narrow residual
+blocks of the tail cost little beside what either saves, so that a form may also have more of them. Head,
+body and the stages that stay are carried over; what is new is fitted by least squares, or begins by
+adding nothing, and the rest is for training to find.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightfield.student import Student, StudentSpec, TailStage
+from lightfield.errors import ConfigError
+from lightfield.student import ResidualBlock, Student, StudentSpec, TailStage
 from prune.chains import Kept, chains_of, entry_of
 from prune.conversion import shuffle_as_transposed
 from prune.importance import Batch
@@ -41,6 +43,27 @@ def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail) -> StudentSpec:
         stages = (stages[0], _end_stage(spec))
     more = (replace(spec.tail[0], factor=2),) * (spacing.bit_length() - 1) if stages else ()
     return replace(spec, tail=(*more, *stages))
+
+
+def deepened_spec(spec: StudentSpec, blocks: Sequence[int]) -> StudentSpec:
+    """The specification with at least so many residual blocks in each stage of the tail, from the rays
+    on.
+
+    Raises:
+        ConfigError: when the tail has fewer stages that may have blocks.
+    """
+    able = len(spec.tail) - _ends_in_shuffle(spec)
+    if len(blocks) > able:
+        raise ConfigError(
+            f"blocks for {len(blocks)} stages of a tail in which {able} may have them",
+            where="prune.tail_blocks",
+        )
+    more = (max(0, n - len(s.inner_widths)) for n, s in zip(blocks, spec.tail, strict=False))
+    deeper = tuple(
+        replace(stage, inner_widths=(*stage.inner_widths, *(stage.width,) * count))
+        for stage, count in zip(spec.tail, more, strict=False)
+    )
+    return replace(spec, tail=(*deeper, *spec.tail[len(deeper) :]))
 
 
 def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail]:
@@ -73,6 +96,13 @@ def blocks_in_form(kept: Kept, before: StudentSpec, after: StudentSpec) -> Kept:
     return (body, *(first,) * (len(after.tail) - len(tail)), *tail)
 
 
+def _ends_in_shuffle(spec: StudentSpec) -> bool:
+    return any(
+        stage == TailStage(stage.factor, spec.output_channels, (), "pixel_shuffle")
+        for stage in spec.tail[-1:]
+    )
+
+
 def _end_stage(spec: StudentSpec) -> TailStage:
     """What takes the place of all stages but the first in a short tail; no search changes it."""
     factor = math.prod(stage.factor for stage in spec.tail[1:])
@@ -83,8 +113,8 @@ def _end_stage(spec: StudentSpec) -> TailStage:
 def reshaped(
     student: Student, spec: StudentSpec, batches: Callable[[StudentSpec], Sequence[Batch]]
 ) -> Student:
-    """A student of `spec`, which is a `reshaped_spec` of the given one's, in evaluation mode; the given
-    one itself where it has that form.
+    """A student of `spec`, which is a `reshaped_spec` of the given one's, `deepened_spec` or not, in
+    evaluation mode; the given one itself where it has that form.
 
     Args:
         student: left as it is, but in evaluation mode.
@@ -92,11 +122,14 @@ def reshaped(
         batches: the same pictures with the rays of any student.
     """
     kept = student.spec.tail[:1]
-    short = spec.tail[-1:] != student.spec.tail[-1:]
+    form = reshaped_spec(student.spec, *form_of(spec, student.spec))
+    short = form.tail[-1:] != student.spec.tail[-1:]
     while spec.factor > student.spec.factor:
         further = replace(student.spec, tail=(replace(kept[0], factor=2), *student.spec.tail))
         student = _coarser(student, further, batches)
-    return _shortened(student, spec, batches(spec)) if short else student
+    if short:
+        student = _shortened(student, form, batches(form))
+    return student if student.spec == spec else _deepened(student, spec)
 
 
 def _coarser(
@@ -127,6 +160,24 @@ def _shortened(student: Student, spec: StudentSpec, pictures: Sequence[Batch]) -
     logits = through(nn.Sequential(*student.tail, student.colour), streams)
     _end(result, mine, logits, [colour_slopes(torch.sigmoid(y)) for y in logits])
     return result
+
+
+def _deepened(student: Student, spec: StudentSpec) -> Student:
+    """With more blocks at the ends of its stages."""
+    result = _with_body_of(student, spec)
+    known = student.state_dict()
+    result.load_state_dict({**result.state_dict(), **known})
+    for chain in chains_of(result)[1:]:
+        _silence(block for name, block in chain if f"{name}.contract.weight" not in known)
+    return result
+
+
+def _silence(blocks: Iterable[ResidualBlock]) -> None:
+    """Let residual blocks add nothing."""
+    for block in blocks:
+        nn.init.zeros_(block.contract.weight)
+        assert block.contract.bias is not None
+        nn.init.zeros_(block.contract.bias)
 
 
 def _with_body_of(student: Student, spec: StudentSpec) -> Student:
@@ -199,10 +250,7 @@ def _lead_in(
     else:
         convolution.weight.copy_(shuffle_as_transposed(weight, factor))
         convolution.bias.copy_(constant.view(-1, factor**2).mean(1))
-    for _, block in chains_of(result)[1]:
-        nn.init.zeros_(block.contract.weight)
-        assert block.contract.bias is not None
-        nn.init.zeros_(block.contract.bias)
+    _silence(block for _, block in chains_of(result)[1])
 
 
 def _end(

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightfield.student import Student
 from train.distributed import ALONE, Ranks
 from train.gpu.availability import usable
-from train.gpu.graphs import Replayed
+from train.gpu.graphs import Replayed, side_by_side
 from train.moving_average import MovingAverage
 from train.muon import Muon, block_matrices, end_matrices
 from train.picture_pool import PicturePool, PixelPrefetch, Windows
@@ -71,6 +71,10 @@ class DistilStep:
         )
         self._loss = torch.zeros((), device=device)
         self._pixels: Tensor | None = None
+        # A GPU draws the next step's windows while the optimisers work.
+        self._draws_ahead = device.type == "cuda"
+        self._ahead: int | None = None
+        self._windows: Windows | None = None
         self._prefetch = PixelPrefetch(pool, *self._drawn) if pool.reads_host else None
         self._gradients_work = (
             Replayed(self._find_gradients, device) if graphs else self._find_gradients
@@ -98,16 +102,19 @@ class DistilStep:
         """Take step n at a share of the peak learning rates; the loss before it, of this process's
         windows, which the next step may overwrite."""
         self._prepare(step, rate_share)
+        if self._draws_ahead and self._ahead != step:
+            self._hold(self._draw(self._step))
         self._gradients_work()
         self._ranks.average_(self._gradients)
         self._update_work()
+        self._ahead = step + 1
         return self._loss
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Each part of a step alone, after some steps, the host's work left out: for benchmarks."""
-        windows, optimisers = self._draw(), self._optimisers
+        windows, optimisers = self._draw(self._step), self._optimisers
         works: dict[str, Callable[[], object]] = {
-            "draw": self._draw,
+            "draw": lambda: self._draw(self._step),
             "gradients": lambda: self._loss_of(windows),
             **{type(optimiser).__name__.lower(): optimiser.step for optimiser in optimisers},
             "average": lambda: self._average.update(self._share),
@@ -133,17 +140,26 @@ class DistilStep:
             self._pixels.copy_(pixels, non_blocking=True)
 
     def _find_gradients(self) -> None:
-        self._loss.copy_(self._loss_of(self._draw()))
+        windows = self._windows if self._draws_ahead else self._draw(self._step)
+        assert windows is not None
+        self._loss.copy_(self._loss_of(windows))
 
     def _loss_of(self, windows: Windows) -> Tensor:
         """The loss of some windows, whose gradients are in the parameters then."""
         return self._fast_loss(windows) if self._fast is not None else self._autograd_loss(windows)
 
-    def _draw(self) -> Windows:
+    def _draw(self, step: Tensor) -> Windows:
         count, rays, seed = self._drawn
-        return self._pool.draw(
-            count, rays, seed, self._step, jitter=self._jitter, pixels=self._pixels
-        )
+        return self._pool.draw(count, rays, seed, step, jitter=self._jitter, pixels=self._pixels)
+
+    def _hold(self, windows: Windows) -> None:
+        """Keep windows for the next gradients, always in the same tensors."""
+        if self._windows is None:
+            self._windows = windows
+            return
+        for mine, drawn in zip(self._windows, windows, strict=True):
+            if mine is not drawn and isinstance(mine, Tensor) and isinstance(drawn, Tensor):
+                mine.copy_(drawn)
 
     def _autograd_loss(self, windows: Windows) -> Tensor:
         kind = self._pool.device.type
@@ -166,8 +182,10 @@ class DistilStep:
         with warnings.catch_warnings():
             # AdamW, made for graphs, wants to be captured from the first step.
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-            for optimiser in self._optimisers:
-                optimiser.step()
+            works: list[Callable[[], object]] = [o.step for o in self._optimisers]
+            if self._draws_ahead:
+                works.append(lambda: self._hold(self._draw(self._step + 1)))
+            side_by_side(works, self._pool.device)
         self._average.update(self._share)
 
 

@@ -8,6 +8,7 @@ which pushes all singular values near 1; matrices of one shape go through it as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightfield.student import ResidualBlock, Student
+from train.gpu.graphs import side_by_side
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -73,8 +75,12 @@ class Muon(Optimizer):
             if group["weight_decay"]:
                 moved = [parameter for parameters in by_shape.values() for parameter in parameters]
                 torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
-            for parameters in by_shape.values():
-                self._update(parameters, group["lr"], group["momentum"])
+            updates = [
+                functools.partial(self._update, parameters, group["lr"], group["momentum"])
+                for parameters in by_shape.values()
+            ]
+            # The matrices of each shape keep a GPU busy for a while, but little of it.
+            side_by_side(updates, group["params"][0].device)
 
     def _update(self, parameters: list[Tensor], lr: float | Tensor, momentum: float) -> None:
         for parameter in parameters:

@@ -165,6 +165,17 @@ def test_a_search_can_begin_in_a_form_and_stay_in_it(tmp_path):
     assert form_of(second.student.spec, DENSE) == (2, "short")
 
 
+def test_a_search_can_go_on_from_a_tail_with_more_blocks(tmp_path):
+    config = replace(CONFIG, ray_spacing=2, tail_blocks=(4,), forms=False, budget_ratio=(0.5,))
+    first = run(tmp_path / "first", config=config)
+    assert len(first.state.base.tail[0].inner_widths) == 4
+    start = Start(first.student, first.state.current.kept, first.state.base)
+    plain = replace(CONFIG, forms=False, budget_ratio=(0.4,))
+    second = run(tmp_path / "second", config=plain, start=start)
+    assert second.state.base == first.state.base
+    assert second.final.latency_ms <= second.state.budget_ms
+
+
 def test_a_budget_that_only_another_form_can_meet_is_no_reason_to_refuse(tmp_path):
     ratio = 0.2
     with pytest.raises(BudgetError, match="out of reach"):

@@ -10,6 +10,7 @@ from lightfield.student import Student, TailStage, mobile_r2l_spec
 from prune.config import PruneConfig
 from prune.reshaping import (
     blocks_in_form,
+    deepened_spec,
     form_like,
     form_of,
     forms_of,
@@ -74,6 +75,37 @@ def test_settings_ask_for_a_form_beside_operators_and_activation():
         (2, "pixel_shuffle"), (2, "pixel_shuffle"), (4, "pixel_shuffle"),
     ]  # fmt: skip
     assert PruneConfig().base_of(PUBLISHED) == PUBLISHED
+
+
+def test_stages_of_a_tail_may_have_more_blocks_but_never_get_fewer():
+    short = reshaped_spec(PUBLISHED, 2, "short")
+    spec = deepened_spec(short, (5, 1))
+    assert [stage.inner_widths for stage in spec.tail] == [(64,) * 5, (64,) * 2, ()]
+    assert deepened_spec(spec, ()) == spec
+    assert PruneConfig(ray_spacing=2, tail="short", tail_blocks=(5, 1)).base_of(PUBLISHED) == spec
+    assert form_of(spec, PUBLISHED) == (2, "short")
+    with pytest.raises(ConfigError, match="blocks for 3 stages of a tail in which 2 may"):
+        deepened_spec(short, (2, 2, 2))
+    with pytest.raises(ConfigError, match="negative"):
+        PruneConfig(tail_blocks=(-1,))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(("spacing", "tail"), [(1, "kept"), *FORMS])
+def test_more_blocks_begin_by_adding_nothing_and_then_learn(spacing, tail, norm):
+    torch.manual_seed(0)
+    student = Student(replace(SMALL, norm=norm)).eval()
+    with torch.no_grad():
+        batches = sampled(student(smooth(16, SMALL.input_channels)))
+    form = reshaped_spec(student.spec, spacing, tail)
+    spec = deepened_spec(form, (3,))
+    rays = batches(form)[0][0]
+    plain, deeper = reshaped(student, form, batches), reshaped(student, spec, batches)
+    assert deeper.spec == spec
+    assert torch.equal(deeper(rays), plain(rays))
+    new = deeper.tail[0][3].contract.weight
+    (gradient,) = torch.autograd.grad(deeper(rays).square().mean(), [new])
+    assert gradient.abs().sum() > 0
 
 
 def smooth(size: int, channels: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -35,3 +35,23 @@ class Replayed:
             self._work()
         self._graph = graph
         graph.replay()
+
+
+def side_by_side(works: Sequence[Callable[[], object]], device: torch.device) -> None:
+    """Independent works; a GPU does them at the same time, each on a stream of its own.
+
+    A CUDA graph holds them as branches. Each must write to tensors of its own only.
+    """
+    if device.type != "cuda" or len(works) < 2:
+        for work in works:
+            work()
+        return
+    current = torch.cuda.current_stream(device)
+    streams = [torch.cuda.Stream(device) for _ in works[1:]]
+    for work, stream in zip(works[1:], streams, strict=True):
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            work()
+    works[0]()
+    for stream in streams:
+        current.wait_stream(stream)

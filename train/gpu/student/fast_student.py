@@ -25,6 +25,7 @@ from lightfield.student import Student, StudentSpec
 from train.gpu.availability import LARGEST_INDEX
 from train.gpu.student import ends, residual_block, tail_block, upsampling
 from train.gpu.student.activation import activation_kind
+from train.gpu.student.patches import Patches
 from train.gpu.student.sums import to_sums, values_of
 from train.gpu.student.weight_gradients import Product, WeightGradients
 from train.gpu.student.weights import StudentWeights, multiple, unsupported
@@ -121,6 +122,7 @@ def _refuse_miscounting(weights: StudentWeights, windows: tuple[int, int, int], 
     for stage in weights.tail:
         pixels *= stage.factor**2
         sizes.append(pixels * stage.width)
+    sizes.append(math.prod(windows) * weights.spec.factor**2 * weights.spec.output_channels)
     if max(sizes) > LARGEST_INDEX:
         raise ConfigError(
             f"{windows[0]} windows of {windows[1]} x {windows[2]} rays are too many at once",
@@ -145,6 +147,10 @@ class FastStudent:
             raise ConfigError(f"the kernels cannot train this student: {reason}", where="student")
         self.student, self.spec = student, student.spec
         self.weights = StudentWeights(student, dtype)
+        width = self.weights.patch_width
+        self._patches = (
+            None if width is None else Patches(student, self.weights.tail[-1].width, width, dtype)
+        )
         self.kind = activation_kind(student.spec.activation, dtype)
         before, table = 0, []
         for block in self.weights.body:
@@ -164,12 +170,15 @@ class FastStudent:
     @torch.no_grad()
     def colours(self, points: Float[Tensor, "n h w d"]) -> Float[Tensor, "n rgb sh sw"]:
         """Colours of windows of rays, given their points; ready for use until the next call."""
-        self.weights.refresh()
+        self._refresh()
         activations = self._of(points, keep=False)
         y = self._forward(points, activations)
         n, height, width = activations.grids[-1]
+        if self._patches is not None:
+            return self._patches.colours(y, activations.grids[-1])
         colours = torch.empty(n, self.spec.output_channels, height, width, device=points.device)
         place = self.weights.colour
+        assert place is not None
         ends.colour(y, colours, self.weights.packed, (place.weight, place.bias))
         return colours
 
@@ -206,7 +215,7 @@ class FastStudent:
             for i in reversed(range(len(a.streams)))
         }
         return {
-            "weights to bfloat16": self.weights.refresh,
+            "weights to bfloat16": self._refresh,
             "clearing": lambda: self._clear(mask, a),
             "encode and head": lambda: self._front(points, a),
             "body forward": lambda: self._body(a),
@@ -215,7 +224,7 @@ class FastStudent:
             **backward,
             "body backward": lambda: self._body_gradients(a),
             "body weight gradients": lambda: self._body_weight_gradients(a),
-            "gradients to float32": self.weights.publish_gradients,
+            "gradients to float32": self._publish_gradients,
         }
 
     def _of(self, points: Tensor, *, keep: bool) -> _Activations:
@@ -234,9 +243,23 @@ class FastStudent:
             y = self._stage(i, y, a)
         return y
 
+    def _refresh(self) -> None:
+        """Take the parameters as they are now."""
+        self.weights.refresh()
+        if self._patches is not None:
+            self._patches.refresh()
+
+    def _publish_gradients(self) -> None:
+        """Fill every parameter's `grad`."""
+        self.weights.publish_gradients()
+        if self._patches is not None:
+            self._patches.publish_gradients()
+
     def _clear(self, mask: Tensor, a: _Activations) -> None:
         """Zero what is summed up, and count the mask."""
         self.weights.packed_gradients.zero_()
+        if self._patches is not None:
+            self._patches.clear()
         a.numbers.zero_()
         a.numbers[0].copy_(mask.sum())
 
@@ -266,12 +289,17 @@ class FastStudent:
         return streams[-1]
 
     def _loss(self, y: Tensor, pixels: Tensor, mask: Tensor, a: _Activations) -> None:
-        weights, place = self.weights, self.weights.colour
+        weights, place, dy = self.weights, self.weights.colour, a.tail_dy[-1]
+        counted = mask.flatten().view(torch.uint8)
+        if self._patches is not None:
+            self._patches.loss(y, dy, pixels.contiguous(), counted, a.numbers, a.grids[-1])
+            return
+        assert place is not None
         ends.colour_loss(
             y,
-            a.tail_dy[-1],
+            dy,
             pixels.reshape(len(y), -1),
-            mask.reshape(len(y)).view(torch.uint8),
+            counted,
             a.numbers,
             weights.packed,
             weights.packed_gradients,

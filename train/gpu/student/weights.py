@@ -10,6 +10,8 @@ number i lies in the flat buffer, or -1; one kernel copies each way.
     block     W1 [I, C], b1 [I], W2 [C, I], b2 [C]
     upsample  [K, CI, K * CO], that is ky, input, (kx, output), then the bias [CO]; shuffled [K, K, CO]
     colour    [16, C], then the bias [16]
+
+A last stage and colours that are one layer (`train.gpu.student.patches`) are in the flat buffers only.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from train.gpu.student.tail_block import WIDEST as WIDEST_TAIL
 LEAST_WIDTH = 16
 """What a tensor core takes."""
 WIDEST_STREAM = 256
+WIDEST_PATCH = 64
 PACK_SIZE = 1024
 """Numbers that one program copies."""
 
@@ -57,6 +60,18 @@ def unsupported(spec: StudentSpec) -> str | None:
     if spec.output_channels > COLOURS:
         return f"it has more than {COLOURS} output channels"
     return None
+
+
+def patch_width(spec: StudentSpec) -> int | None:
+    """Padded numbers in a patch, where the last stage and the colours are one layer, or None."""
+    if (
+        len(spec.tail) < 2
+        or spec.tail[-1].operator != "pixel_shuffle"
+        or spec.tail[-1].inner_widths
+    ):
+        return None
+    width = power_of_two_width(spec.tail[-1].factor ** 2 * spec.output_channels)
+    return width if width <= WIDEST_PATCH else None
 
 
 @dataclass(frozen=True)
@@ -128,8 +143,13 @@ class StudentWeights:
             self._block(block, self.stream_width, multiple(inner, WIDE_CHUNK))
             for block, inner in zip(student.body, spec.inner_widths, strict=True)
         )
+        self.patch_width = patch_width(spec)
         self.tail = tuple(self._stages(student))
-        self.colour = self._layer(student.colour, COLOURS, self.tail[-1].width)
+        self.colour = (
+            self._layer(student.colour, COLOURS, self.tail[-1].width)
+            if self.patch_width is None
+            else None
+        )
         self.source = torch.cat(self._indices).to(torch.int32)
         self.packed = torch.zeros(self._size, dtype=dtype, device=self.flat.device)
         self.packed_gradients = torch.zeros(self._size, dtype=torch.int64, device=self.flat.device)
@@ -209,7 +229,8 @@ class StudentWeights:
 
     def _stages(self, student: Student) -> list[StagePlace]:
         places, inputs = [], self.stream_width
-        for stage, modules in zip(student.spec.tail, student.tail, strict=True):
+        stages = list(zip(student.spec.tail, student.tail, strict=True))
+        for stage, modules in stages if self.patch_width is None else stages[:-1]:
             assert isinstance(modules, nn.Sequential)
             width = power_of_two_width(stage.width)
             upsample, k = self._upsampling(modules[0], stage.factor, inputs, width)
