@@ -1,7 +1,8 @@
 """Proposals that take another form: wider spacings of rays, short tails.
 
 The latency table is about one form. What another one takes is measured, with random weights; where that
-is not yet within the target, the body is evenly narrowed as well, by what the table says that saves.
+is not yet within the target, the body is evenly narrowed as well, by what the table says that saves, and
+where it leaves some of the target, the tail gets as many more residual blocks as that allows.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from lightfield.student import StudentSpec
 from prune.chains import Shape
 from prune.latency_table import LatencyTable, WidthChoices
 from prune.proposals import ChoiceLosses, Proposal, evenly
-from prune.reshaping import form_like, forms_of
+from prune.reshaping import deepened_spec, form_like, forms_of, stages_with_blocks
 from prune.workbench import Workbench
 
 FORM = "form"
 """The kind of these proposals."""
+BLOCKS = (4, 8, 12, 16)
+"""Numbers of blocks that a stage of the tail may get to have."""
 
 
 def form_proposals(
@@ -40,7 +43,20 @@ def form_proposals(
             more.append(found)
     enough.sort(key=lambda proposal: -proposal.predicted_ms)
     more.sort(key=lambda proposal: -sum(proposal.shape.blocks[0]))
-    return enough[:1] + more[:1]
+    return [_deepened(proposal, bench, aim_ms) for proposal in enough[:1]] + more[:1]
+
+
+def _deepened(proposal: Proposal, bench: Workbench, aim_ms: float) -> Proposal:
+    """With as many blocks in each stage of the tail, of a few numbers, as the aim leaves time for."""
+    for count in BLOCKS:
+        deeper = deepened_spec(proposal.spec, (count,) * stages_with_blocks(proposal.spec))
+        if deeper == proposal.spec:
+            continue
+        (median_ms,) = bench.time_specs([deeper])
+        if median_ms > aim_ms:
+            break
+        proposal = replace(proposal, spec=deeper, predicted_ms=median_ms)
+    return proposal
 
 
 def form_floors(

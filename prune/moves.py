@@ -302,7 +302,8 @@ class Moves:
         measured, tuned = self._measured_and_tuned(candidates)
         for proposal, comparison, candidate in zip(proposals, measured, tuned, strict=True):
             left = proposal.shape.blocks_left(state.current.kept)
-            kept = blocks_in_form(left, proposal.shape.applied_to(student.spec), proposal.spec)
+            cut = proposal.shape.applied_to(student.spec)
+            kept = blocks_in_form(left, self.base, cut, proposal.spec)
             figures = (comparison, proposal.predicted_ms, target_ms)
             trial = self.scales.trial(proposal.kind, candidate, kept, *figures)
             if self._of_base(candidate.spec):

@@ -35,12 +35,14 @@ MOST_LOGIT = 8.0
 """A colour's distance from grey, ahead of the sigmoid, that a fit still tells from more."""
 
 
-def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail) -> StudentSpec:
-    """The specification with rays `spacing` times as far apart, a power of two, and another tail; one of
-    a single stage is as short as it gets."""
+def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -> StudentSpec:
+    """The specification with rays `spacing` times as far apart, a power of two, and another tail; in a
+    short one its first stages stay, one of a dense student's. It cannot be shorter than that."""
     stages = spec.tail
-    if tail == "short" and len(stages) > 1:
-        stages = (stages[0], _end_stage(spec))
+    if tail == "short" and len(stages) > stays:
+        factor = math.prod(stage.factor for stage in stages[stays:])
+        end = TailStage(factor, spec.output_channels, (), "pixel_shuffle")
+        stages = (*stages[:stays], end)
     more = (replace(spec.tail[0], factor=2),) * (spacing.bit_length() - 1) if stages else ()
     return replace(spec, tail=(*more, *stages))
 
@@ -52,7 +54,7 @@ def deepened_spec(spec: StudentSpec, blocks: Sequence[int]) -> StudentSpec:
     Raises:
         ConfigError: when the tail has fewer stages that may have blocks.
     """
-    able = len(spec.tail) - _ends_in_shuffle(spec)
+    able = stages_with_blocks(spec)
     if len(blocks) > able:
         raise ConfigError(
             f"blocks for {len(blocks)} stages of a tail in which {able} may have them",
@@ -66,10 +68,22 @@ def deepened_spec(spec: StudentSpec, blocks: Sequence[int]) -> StudentSpec:
     return replace(spec, tail=(*deeper, *spec.tail[len(deeper) :]))
 
 
+def stages_with_blocks(spec: StudentSpec) -> int:
+    """How many stages of a tail may have residual blocks: all but the end of a short one."""
+    return len(spec.tail) - _is_short(spec)
+
+
+def _is_short(spec: StudentSpec) -> bool:
+    return any(
+        stage == TailStage(stage.factor, spec.output_channels, (), "pixel_shuffle")
+        for stage in spec.tail[-1:]
+    )
+
+
 def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail]:
     """In which form a student is that came from a dense one: spacing and tail."""
-    is_short = spec.tail[-1:] == (_end_stage(dense),) != dense.tail[-1:]
-    return spec.factor // dense.factor, "short" if is_short else "kept"
+    shorter = _is_short(spec) and not _is_short(dense)
+    return spec.factor // dense.factor, "short" if shorter else "kept"
 
 
 def forms_of(spec: StudentSpec, dense: StudentSpec) -> list[StudentSpec]:
@@ -77,36 +91,50 @@ def forms_of(spec: StudentSpec, dense: StudentSpec) -> list[StudentSpec]:
     spacing, tail = form_of(spec, dense)
     tails: tuple[Tail, ...] = ("kept",) if tail == "short" else ("kept", "short")
     more = (n for n in (1, 2, 4) if n * spacing <= WIDEST_SPACING)
-    forms = [reshaped_spec(spec, n, tail) for n in more for tail in tails]
+    stays = spacing.bit_length()  # the dense student's first stage, and those that led to it since
+    forms = [reshaped_spec(spec, n, tail, stays) for n in more for tail in tails]
     return [form for form in dict.fromkeys(forms) if form != spec]
 
 
 def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
-    """What becomes of a larger student when a smaller one of its form takes another form."""
-    tail: Tail = "short" if after.tail[-1] != before.tail[-1] else "kept"
-    return reshaped_spec(base, after.factor // before.factor, tail)
+    """What becomes of a larger student when a smaller one of its form takes another form, and perhaps
+    gets more blocks in its tail."""
+    form = _same_change(base, before, after)
+    added = _new_blocks(before, after)
+    counts = [len(s.inner_widths) + n for s, n in zip(form.tail, added, strict=True)]
+    return deepened_spec(form, counts[: stages_with_blocks(form)])
 
 
-def blocks_in_form(kept: Kept, before: StudentSpec, after: StudentSpec) -> Kept:
-    """Which blocks there are, chain by chain, when a student takes another form, or none."""
+def blocks_in_form(kept: Kept, base: StudentSpec, before: StudentSpec, after: StudentSpec) -> Kept:
+    """Which blocks there are of a larger student's, chain by chain, when a student that was cut from it
+    takes another form, or none."""
     if before.tail == after.tail:
         return kept
-    body, first, *rest = kept
-    tail = (first, ()) if after.tail[-1] != before.tail[-1] else (first, *rest)
-    return (body, *(first,) * (len(after.tail) - len(tail)), *tail)
+    body, *old = kept
+    spacing, tail = form_of(after, before)
+    leading = spacing.bit_length() - 1
+    if tail == "short":
+        old = [*old[: len(after.tail) - 1 - leading], ()]
+    chains = (*old[:1] * leading, *old)
+    known = _same_change(base, before, after).tail
+    new = [
+        range(len(stage.inner_widths), len(stage.inner_widths) + count)
+        for stage, count in zip(known, _new_blocks(before, after), strict=True)
+    ]
+    return (body, *((*chain, *more) for chain, more in zip(chains, new, strict=True)))
 
 
-def _ends_in_shuffle(spec: StudentSpec) -> bool:
-    return any(
-        stage == TailStage(stage.factor, spec.output_channels, (), "pixel_shuffle")
-        for stage in spec.tail[-1:]
-    )
+def _same_change(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
+    """What becomes of a student when another takes another form, new blocks left out."""
+    spacing, tail = form_of(after, before)
+    return reshaped_spec(base, spacing, tail, len(after.tail) - spacing.bit_length())
 
 
-def _end_stage(spec: StudentSpec) -> TailStage:
-    """What takes the place of all stages but the first in a short tail; no search changes it."""
-    factor = math.prod(stage.factor for stage in spec.tail[1:])
-    return TailStage(factor, spec.output_channels, (), "pixel_shuffle")
+def _new_blocks(before: StudentSpec, after: StudentSpec) -> list[int]:
+    """By how many blocks each stage is deeper than the form alone makes it."""
+    form = _same_change(before, before, after)
+    pairs = zip(after.tail, form.tail, strict=True)
+    return [len(deeper.inner_widths) - len(stage.inner_widths) for deeper, stage in pairs]
 
 
 @torch.no_grad()
@@ -122,7 +150,7 @@ def reshaped(
         batches: the same pictures with the rays of any student.
     """
     kept = student.spec.tail[:1]
-    form = reshaped_spec(student.spec, *form_of(spec, student.spec))
+    form = _same_change(student.spec, student.spec, spec)
     short = form.tail[-1:] != student.spec.tail[-1:]
     while spec.factor > student.spec.factor:
         further = replace(student.spec, tail=(replace(kept[0], factor=2), *student.spec.tail))

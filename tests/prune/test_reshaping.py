@@ -53,16 +53,37 @@ def test_the_forms_that_are_left():
     assert small not in forms
     wide_and_short = reshaped_spec(small, 2, "short")
     assert forms_of(wide_and_short, PUBLISHED) == [reshaped_spec(wide_and_short, 2, "kept")]
+    wide = reshaped_spec(small, 2, "kept")
+    assert wide_and_short in forms_of(wide, PUBLISHED)  # one form after the other, or both at once
+    assert form_like(PUBLISHED, small, wide) == reshaped_spec(PUBLISHED, 2, "kept")
+    assert form_like(form_like(PUBLISHED, small, wide), wide, wide_and_short) == reshaped_spec(
+        PUBLISHED, 2, "short"
+    )
     assert form_like(PUBLISHED, small, wide_and_short) == reshaped_spec(PUBLISHED, 2, "short")
 
 
 def test_blocks_of_a_new_stage_are_those_of_the_first():
     kept = ((0, 3), (1,), (0, 1), (0,))
     spec = replace(PUBLISHED, inner_widths=(8, 8))
-    assert blocks_in_form(kept, spec, reshaped_spec(spec, 4, "kept")) == (
+    stages = tuple(
+        replace(stage, inner_widths=stage.inner_widths[: len(chain)])
+        for stage, chain in zip(spec.tail, kept[1:], strict=True)
+    )
+    cut = replace(spec, tail=stages)
+    assert blocks_in_form(kept, spec, cut, reshaped_spec(cut, 4, "kept")) == (
         (0, 3), (1,), (1,), (1,), (0, 1), (0,),
     )  # fmt: skip
-    assert blocks_in_form(kept, spec, reshaped_spec(spec, 2, "short")) == ((0, 3), (1,), (1,), ())
+    short = reshaped_spec(cut, 2, "short")
+    assert blocks_in_form(kept, spec, cut, short) == ((0, 3), (1,), (1,), ())
+    assert form_like(spec, cut, short) == reshaped_spec(spec, 2, "short")
+    wide = reshaped_spec(cut, 2, "kept")
+    once = blocks_in_form(kept, spec, cut, wide)
+    assert once == ((0, 3), (1,), (1,), (0, 1), (0,))
+    wider = reshaped_spec(spec, 2, "kept")
+    assert blocks_in_form(once, wider, wide, short) == blocks_in_form(kept, spec, cut, short)
+    deeper = deepened_spec(short, (1, 4))
+    assert blocks_in_form(kept, spec, cut, deeper) == ((0, 3), (1,), (1, 2, 3, 4), ())
+    assert [len(s.inner_widths) for s in form_like(spec, cut, deeper).tail] == [2, 5, 0]
 
 
 def test_settings_ask_for_a_form_beside_operators_and_activation():
