@@ -7,6 +7,7 @@ where it leaves some of the target, the tail gets as many more residual blocks a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from prune.workbench import Workbench
 
 FORM = "form"
 """The kind of these proposals."""
-BLOCKS = (4, 8, 12, 16)
+BLOCKS = (4, 8, 16)
 """Numbers of blocks that a stage of the tail may get to have."""
 
 
@@ -47,15 +48,19 @@ def form_proposals(
 
 
 def _deepened(proposal: Proposal, bench: Workbench, aim_ms: float) -> Proposal:
-    """With as many blocks in each stage of the tail, of a few numbers, as the aim leaves time for."""
-    for count in BLOCKS:
-        deeper = deepened_spec(proposal.spec, (count,) * stages_with_blocks(proposal.spec))
-        if deeper == proposal.spec:
+    """With as many blocks in the stages of the tail, of a few numbers and evenly, as the aim leaves time
+    for; stages nearer to the rays, with fewer pixels, come first."""
+    stages = stages_with_blocks(proposal.spec)
+    full = set[int]()
+    for count, stage in itertools.product(BLOCKS, range(stages)):
+        deeper = deepened_spec(proposal.spec, (0,) * stage + (count,))
+        if stage in full or deeper == proposal.spec:
             continue
         (median_ms,) = bench.time_specs([deeper])
         if median_ms > aim_ms:
-            break
-        proposal = replace(proposal, spec=deeper, predicted_ms=median_ms)
+            full.add(stage)
+        else:
+            proposal = replace(proposal, spec=deeper, predicted_ms=median_ms)
     return proposal
 
 

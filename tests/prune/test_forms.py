@@ -13,10 +13,10 @@ from lightfield.metrics import mse_to_psnr
 from lightfield.progress import silent
 from lightfield.student import Student, mac_count, mobile_r2l_spec
 from prune.chains import Shape, every_block
-from prune.forms import FORM
+from prune.forms import BLOCKS, FORM
 from prune.importance import mean_squared_error
 from prune.measurements import replayed
-from prune.reshaping import form_of
+from prune.reshaping import deepened_spec, form_of, stages_with_blocks
 from prune.search import PruneConfig, Start, search
 from prune.search_state import SearchState, read_search
 from prune.trial import CURRENT
@@ -113,6 +113,20 @@ def test_a_search_goes_over_to_a_form_that_has_the_better_pictures(formed):
         assert [len(kept) for kept in trial.kept] == [len(c) for c in Shape.of(trial.spec).blocks]
     assert SearchState.from_json(json.loads(json.dumps(state.to_json()))) == state
     assert read_search(folder / "search.safetensors", torch.device("cpu"))[0].base == state.base
+
+
+def test_what_a_form_leaves_of_the_target_goes_into_blocks_of_the_tail(tmp_path):
+    result = run(tmp_path, config=replace(CONFIG, budget_ratio=(0.95,)))
+    trial = next(t for t in result.state.trials if t.kind == FORM)
+    aim_ms = trial.target_ms * (1 - CONFIG.margin)
+    counts = [len(stage.inner_widths) for stage in trial.spec.tail]
+    assert max(counts) > 1
+    assert trial.predicted_ms == latency_ms(trial.spec) <= aim_ms
+    assert [len(kept) for kept in trial.kept[1:]] == counts
+    for stage in range(stages_with_blocks(trial.spec)):  # for the next number there was no time
+        further = [count for count in BLOCKS if count > counts[stage]]
+        more = deepened_spec(trial.spec, (0,) * stage + (*further[:1],))
+        assert not further or latency_ms(more) > aim_ms
 
 
 def test_only_what_the_pictures_allow_and_the_settings_want_is_tried(tmp_path):
