@@ -1,8 +1,8 @@
 """Proposals that take another form: wider spacings of rays, short tails.
 
 The latency table is about one form. What another one takes is measured, with random weights; where that
-is not yet within the target, the body is evenly narrowed as well, by what the table says that saves, and
-where it leaves some of the target, the tail gets as many more residual blocks as that allows.
+is not yet within the target, the body is evenly narrowed as well, and where it leaves some of the
+target, the tail gets as many more residual blocks as that allows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from prune.workbench import Workbench
 
 FORM = "form"
 """The kind of these proposals."""
+NARROWINGS = 3
+"""Times at most that a form is narrowed and measured until it fits."""
 BLOCKS = (4, 8, 16)
 """Numbers of blocks that a stage of the tail may get to have."""
 
@@ -40,7 +42,7 @@ def form_proposals(
         (median_ms,) = bench.time_specs([form])
         if median_ms <= target_ms:
             enough.append(Proposal(FORM, Shape.of(spec), form, median_ms, float("inf")))
-        elif found := _narrowed(spec, form, median_ms, losses, table, aim_ms):
+        elif found := _narrowed(spec, form, median_ms, losses, table, bench, aim_ms):
             more.append(found)
     enough.sort(key=lambda proposal: -proposal.predicted_ms)
     more.sort(key=lambda proposal: -sum(proposal.shape.blocks[0]))
@@ -84,14 +86,24 @@ def _narrowed(
     form_ms: float,
     losses: ChoiceLosses,
     table: LatencyTable,
+    bench: Workbench,
     aim_ms: float,
 ) -> Proposal | None:
-    """Narrowed by as much as the form misses its aim; rays further apart make the body, and so what
-    narrowing saves of it, cheaper."""
+    """Narrowed by as much as the form misses its aim: first by what the table says that saves, of a body
+    that rays further apart make cheaper, then by what it was found to save."""
     times, now_ms = (form.factor // spec.factor) ** 2, table.predict_ms(spec)
-    cut = evenly(spec, losses, table, now_ms - times * (form_ms - aim_ms))
-    if cut is None:
-        return None
-    predicted_ms = form_ms - (now_ms - cut.predicted_ms) / times
-    smaller = form_like(cut.spec, spec, form)
-    return replace(cut, kind=FORM, spec=smaller, predicted_ms=predicted_ms)
+    missing_ms, found = form_ms - aim_ms, list[Proposal]()
+    for _ in range(NARROWINGS):
+        cut = evenly(spec, losses, table, now_ms - times * missing_ms)
+        if cut is None:
+            break
+        smaller = form_like(cut.spec, spec, form)
+        if any(proposal.spec == smaller for proposal in found):
+            break
+        (median_ms,) = bench.time_specs([smaller])
+        found.append(replace(cut, kind=FORM, spec=smaller, predicted_ms=median_ms))
+        missing_ms += median_ms - aim_ms
+    found.sort(
+        key=lambda proposal: (proposal.predicted_ms > aim_ms, abs(proposal.predicted_ms - aim_ms))
+    )
+    return found[0] if found else None
