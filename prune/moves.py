@@ -24,7 +24,7 @@ from prune.evidence import (
     measured_until,
     steady,
 )
-from prune.forms import FORM, form_floors, form_proposals
+from prune.forms import FORM, Forms
 from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
 from prune.proposals import (
     PROPOSED,
@@ -100,6 +100,7 @@ class Moves:
         self.folder = folder
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
         self.scales = Scales(bench, state, config.percent)
+        self.forms = Forms(dense.spec, bench.fits, self.scales.untrained_ms)
         self.start = start
         entered = [t.spec for t in state.trials if t.kind in ENTRIES and t.verdict in CURRENT]
         if not entered and start is not None:
@@ -170,7 +171,7 @@ class Moves:
         last_ms = [state.budget_ms, *state.further_ms][-1]
         floors_ms = [smallest.predicted_ms]
         if config.forms:
-            floors_ms += form_floors(self.base, dense.spec, self.bench, self._choices_of)
+            floors_ms += self.forms.floors_ms(self.base, self._choices_of)
         if min(floors_ms) > last_ms / state.tail:
             raise BudgetError(
                 f"a budget of {last_ms:.2f} ms is out of reach: {self._floor()}, "
@@ -276,7 +277,7 @@ class Moves:
         forms = []
         if self.config.forms:
             aims = (target_ms, target_ms * (1 - self.config.margin))
-            forms = form_proposals(spec, self.dense.spec, losses, self._table, self.bench, *aims)
+            forms = self.forms.proposals(spec, losses, self._table, *aims)
         forms = [proposal for proposal in forms if proposal.spec not in tried]
         for aim_ms in (target_ms * (1 - self.config.margin), target_ms):
             found = propose(spec, losses, self._table, aim_ms, count=SCREENED * count)

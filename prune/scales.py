@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from lightfield.latency import ComparedLatency
-from lightfield.student import Student, mac_count, parameter_count
+from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from prune.chains import Kept
 from prune.evidence import (
     felt,
@@ -32,6 +34,13 @@ class Scales:
         """One round."""
         (measured,) = self.bench.measure([student])
         return measured
+
+    def untrained_ms(self, spec: StudentSpec) -> float:
+        """The median latency of a student with random weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            student = Student(spec).eval()
+        return steady(self.measured(student)).ratio * self.state.pinned_median_ms
 
     def weighed(self, kind: str, student: Student, predicted_ms: float, rounds: int) -> Trial:
         """Measure a student until it is clear whether it meets the budget, and judge it.

@@ -121,12 +121,13 @@ def test_what_a_form_leaves_of_the_target_goes_into_blocks_of_the_tail(tmp_path)
     aim_ms = trial.target_ms * (1 - CONFIG.margin)
     counts = [len(stage.inner_widths) for stage in trial.spec.tail]
     assert max(counts) > 1
-    assert trial.predicted_ms == latency_ms(trial.spec) <= aim_ms
+    assert trial.predicted_ms <= aim_ms
+    assert trial.predicted_ms == pytest.approx(latency_ms(trial.spec), rel=0.02)
     assert [len(kept) for kept in trial.kept[1:]] == counts
     for stage in range(stages_with_blocks(trial.spec)):  # for the next number there was no time
         further = [count for count in BLOCKS if count > counts[stage]]
         more = deepened_spec(trial.spec, (0,) * stage + (*further[:1],))
-        assert not further or latency_ms(more) > aim_ms
+        assert not further or latency_ms(more) > 0.98 * aim_ms
 
 
 def test_only_what_the_pictures_allow_and_the_settings_want_is_tried(tmp_path):
