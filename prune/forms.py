@@ -64,12 +64,12 @@ class Forms:
         self, base: StudentSpec, choices_of: Callable[[StudentSpec], WidthChoices]
     ) -> list[float]:
         """The least latency that each other form of a student can take."""
-        shapes = [
-            replace(Shape.of(form), widths=choices_of(form).narrowest).without_blocks()
-            for form in self.of(base)
-        ]
-        pairs = zip(shapes, self.of(base), strict=True)
-        return [self.time_ms(shape.applied_to(form)) for shape, form in pairs]
+
+        def least(form: StudentSpec) -> StudentSpec:
+            narrowest = replace(Shape.of(form), widths=choices_of(form).narrowest)
+            return narrowest.without_blocks().applied_to(form)
+
+        return [self.time_ms(least(form)) for form in self.of(base)]
 
     def _deepened(self, proposal: Proposal, aim_ms: float) -> Proposal:
         """With as many blocks in the stages of the tail, of a few numbers and evenly, as the aim leaves

@@ -1,4 +1,4 @@
-"""Work that a GPU repeats, without the host starting each of its kernels."""
+"""Work that a GPU repeats without the host starting each kernel, and work that it does at once."""
 
 from __future__ import annotations
 

@@ -82,3 +82,18 @@ def test_pictures_from_the_host_are_the_same(device, monkeypatch):
     monkeypatch.setattr("train.picture_pool.GPU_SHARE", 0.0)
     _, losses = trained(device, 6, fused=False)
     assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_windows_drawn_ahead_are_those_of_their_step(device, monkeypatch):
+    ahead, losses = trained(device, 6)
+    prepare = DistilStep._prepare
+
+    def draws_again(self: DistilStep, step: int, share: float) -> None:
+        self._ahead = None
+        prepare(self, step, share)
+
+    monkeypatch.setattr(DistilStep, "_prepare", draws_again)
+    again, expected = trained(device, 6)
+    assert losses == expected
+    close(ahead, again, rtol=0, atol=0)
