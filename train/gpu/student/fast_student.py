@@ -49,7 +49,7 @@ class _Activations:
         n, height, width = windows
         device, dtype = weights.packed.device, weights.packed.dtype
         self.rays = n * height * width
-        rows = self.rows = multiple(self.rays, residual_block.WIDE_ROWS)
+        rows = self.rows = multiple(self.rays, max(residual_block.WIDE_ROWS, ends.HEAD_ROWS))
         slots, channels, e = len(weights.body) + 1, weights.stream_width, weights.encoded_width
         inner = sum(block.inner for block in weights.body) if keep else 0
         shapes = {
