@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would garble the way out
         code = _refuse(INTERRUPTED) if leads() else 2
-        if many:
+        # Python would die of the signal after all, had it come while a library ran code from a string.
+        if many or arguments is None:
             _leave()
         return code
     except AnotherRankFailedError:

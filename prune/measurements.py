@@ -81,6 +81,8 @@ class MeasurementRecord:
 
             entry = self._next("compare", [student.spec], self._measure, ask)
             yield self._parsed(_compared, entry)
+        if rest is not None:
+            next(rest, None)  # it cleans up here, not as garbage, which hears no interruption
 
     def time_specs(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
         """Median latencies of students of the given specs."""

@@ -281,6 +281,28 @@ def test_threads_are_told_to_spin_briefly_before_torch_is_imported(finished):
     assert "The chain is complete." in done.stdout
 
 
+WHILE_CODE_RUNS_FROM_A_STRING = """
+import sys
+import pipeline.cli
+import pipeline.commands.command_line as command_line
+command_line.perform = lambda words: exec("raise KeyboardInterrupt")
+sys.exit(pipeline.cli.main())
+"""
+
+
+def test_ctrl_c_while_a_library_runs_code_from_a_string_is_exit_code_2(tmp_path):
+    (tmp_path / "begun.py").write_text(WHILE_CODE_RUNS_FROM_A_STRING)
+    done = subprocess.run(
+        [sys.executable, "-m", "begun"],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("nelf: interrupted;")
+
+
 def interrupted(run: Path, name: str, *options: str, until) -> subprocess.CompletedProcess[str]:
     """A stage in a process of its own, sent Ctrl-C with all its children when `until` holds."""
     words = [name, "--run", str(run), *OPTIONS[name].split(), *options]

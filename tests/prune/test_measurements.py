@@ -41,6 +41,21 @@ def test_what_was_measured_is_served_again_with_every_sample(tmp_path, students)
     assert time_specs([DENSE, SMALL]) == table
 
 
+def test_the_target_cleans_up_before_the_search_goes_on(tmp_path, students):
+    """Not when it is collected as garbage, where an interruption is ignored."""
+    ends = []
+
+    def measure(asked):
+        yield from FakeTarget().measure(asked)
+        ends.append(len(asked))
+
+    record = MeasurementRecord(tmp_path / MEASUREMENTS, 0, measure, FakeTarget().time_specs)
+    one(record.measure, students[0])
+    assert ends == [1]
+    assert len(list(zip(students, record.measure(students), strict=True))) == 2
+    assert ends == [1, 2]
+
+
 def test_a_replay_that_asks_for_something_else_is_refused(tmp_path, students):
     one(recording(tmp_path, FakeTarget()).measure, students[0])
     measure, time_specs = replayed(tmp_path)
