@@ -73,18 +73,13 @@ def test_a_record_comes_back_as_it_was(tmp_path):
 def test_a_sustained_pass_goes_on_for_as_long_as_it_is_asked(tmp_path):
     graph = graph_of(tmp_path, sustained=True)
     config = dataclasses.replace(QUICK, sustained_seconds=1)
-    (found,) = benchmark(
-        HostTarget(),
-        [
-            graph,
-        ],
-        config,
-    ).graphs
+    (found,) = benchmark(HostTarget(), [graph], config).graphs
     assert found.sustained is not None
     assert found.latency is not None
     at_ms = found.sustained.conditions["at_ms"]
     assert len(at_ms) == len(found.sustained.samples_ms) > len(found.latency.samples_ms)
-    assert at_ms[-1] + found.sustained.samples_ms[-1] >= 1000
+    # The runner asks the clock once more after the last run: it may end just before the second.
+    assert at_ms[-1] + found.sustained.samples_ms[-1] >= 999
     assert at_ms == sorted(at_ms)
 
 
