@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = "interrupted; finished stages are kept, the same command goes on from here"
+UNREAD_EXIT_CODE = 141
+"""Of a command whose output nobody reads any more, as after `| head`: 128 and the number of SIGPIPE."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     except AnotherRankFailedError:
         _leave()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            _leave(UNREAD_EXIT_CODE)
         text = in_one_line(error)
         if debug or text is None:
             raise
@@ -70,9 +75,18 @@ def _ending_when_interrupted() -> Iterator[None]:
 def _leave(code: int = 2) -> NoReturn:
     """End at once: libraries that wait for the other processes, to say goodbye, may wait for ever, or
     end with threads of theirs still running, which aborts."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _is_unread() -> bool:
+    """Whether it was our own output that broke, and not a phone's connection, say."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in outputs.poll(0))
 
 
 def _refuse(text: str) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -20,6 +21,7 @@ from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
 from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
 from pipeline import mishaps
+from pipeline.cli import main
 from pipeline.commands import command_line, measuring
 from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig
@@ -132,6 +134,24 @@ def test_what_the_first_lines_say_of_the_scene(tmp_path):
     first, second, *_ = nelf("scene", "--run", tmp_path / "toy", *FEW).done.splitlines()
     assert first == "scene: no data set given, using the embedded scene `bricks`"
     assert "preset `tiny`" in second
+
+
+def test_output_that_nobody_reads_any_more_ends_in_silence():
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "pipeline.cli", "prune", "--help"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_connection_that_breaks_is_one_line(monkeypatch, capsys):
+    def lose(*words):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(command_line, "perform", lose)
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err.startswith("nelf: broken pipe;")
 
 
 def test_debug_shows_the_trace(tmp_path):

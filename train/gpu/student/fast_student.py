@@ -23,8 +23,9 @@ from torch import Tensor
 from lightfield.errors import ConfigError
 from lightfield.student import Student, StudentSpec
 from train.gpu.availability import LARGEST_INDEX
-from train.gpu.student import ends, residual_block, tail_block, upsampling
+from train.gpu.student import front, residual_block, tail_block, upsampling
 from train.gpu.student.activation import activation_kind
+from train.gpu.student.colours import PixelColours
 from train.gpu.student.patches import Patches
 from train.gpu.student.sums import to_sums, values_of
 from train.gpu.student.weight_gradients import Product, WeightGradients
@@ -49,7 +50,7 @@ class _Activations:
         n, height, width = windows
         device, dtype = weights.packed.device, weights.packed.dtype
         self.rays = n * height * width
-        rows = self.rows = multiple(self.rays, max(residual_block.WIDE_ROWS, ends.HEAD_ROWS))
+        rows = self.rows = multiple(self.rays, max(residual_block.WIDE_ROWS, front.HEAD_ROWS))
         slots, channels, e = len(weights.body) + 1, weights.stream_width, weights.encoded_width
         inner = sum(block.inner for block in weights.body) if keep else 0
         shapes = {
@@ -147,10 +148,7 @@ class FastStudent:
             raise ConfigError(f"the kernels cannot train this student: {reason}", where="student")
         self.student, self.spec = student, student.spec
         self.weights = StudentWeights(student, dtype)
-        width = self.weights.patch_width
-        self._patches = (
-            None if width is None else Patches(student, self.weights.tail[-1].width, width, dtype)
-        )
+        self._end = self._end_of(student, dtype)
         self.kind = activation_kind(student.spec.activation, dtype)
         before, table = 0, []
         for block in self.weights.body:
@@ -173,14 +171,7 @@ class FastStudent:
         self._refresh()
         activations = self._of(points, keep=False)
         y = self._forward(points, activations)
-        n, height, width = activations.grids[-1]
-        if self._patches is not None:
-            return self._patches.colours(y, activations.grids[-1])
-        colours = torch.empty(n, self.spec.output_channels, height, width, device=points.device)
-        place = self.weights.colour
-        assert place is not None
-        ends.colour(y, colours, self.weights.packed, (place.weight, place.bias))
-        return colours
+        return self._end.colours(y, activations.grids[-1])
 
     @torch.no_grad()
     def step_gradients(
@@ -227,6 +218,15 @@ class FastStudent:
             "gradients to float32": self._publish_gradients,
         }
 
+    def _end_of(self, student: Student, dtype: torch.dtype) -> PixelColours | Patches:
+        weights, outputs = self.weights, self.spec.output_channels
+        if weights.patch_width is not None:
+            return Patches(student, weights.tail[-1].width, weights.patch_width, dtype)
+        place = weights.colour
+        assert place is not None
+        places = (place.weight, place.bias)
+        return PixelColours(weights.packed, weights.packed_gradients, places, outputs)
+
     def _of(self, points: Tensor, *, keep: bool) -> _Activations:
         n, height, width, _ = points.shape
         key = (n, height, width, keep)
@@ -246,29 +246,28 @@ class FastStudent:
     def _refresh(self) -> None:
         """Take the parameters as they are now."""
         self.weights.refresh()
-        if self._patches is not None:
-            self._patches.refresh()
+        self._end.refresh()
 
     def _publish_gradients(self) -> None:
         """Fill every parameter's `grad`."""
         self.weights.publish_gradients()
-        if self._patches is not None:
-            self._patches.publish_gradients()
+        self._end.publish_gradients()
 
     def _clear(self, mask: Tensor, a: _Activations) -> None:
         """Zero what is summed up, and count the mask."""
         self.weights.packed_gradients.zero_()
-        if self._patches is not None:
-            self._patches.clear()
+        self._end.clear()
         a.numbers.zero_()
         a.numbers[0].copy_(mask.sum())
 
     def _front(self, points: Tensor, a: _Activations) -> None:
         weights, place = self.weights, self.weights.head
-        ends.encode(
+        front.encode(
             points.reshape(a.rays, -1).float().contiguous(), a.encoded, self.spec.frequencies
         )
-        ends.head(a.encoded, a.x[0], a.slope, weights.packed, (place.weight, place.bias), self.kind)
+        front.head(
+            a.encoded, a.x[0], a.slope, weights.packed, (place.weight, place.bias), self.kind
+        )
 
     def _body(self, a: _Activations) -> None:
         residual_block.wide_forward(
@@ -289,22 +288,8 @@ class FastStudent:
         return streams[-1]
 
     def _loss(self, y: Tensor, pixels: Tensor, mask: Tensor, a: _Activations) -> None:
-        weights, place, dy = self.weights, self.weights.colour, a.tail_dy[-1]
         counted = mask.flatten().view(torch.uint8)
-        if self._patches is not None:
-            self._patches.loss(y, dy, pixels.contiguous(), counted, a.numbers, a.grids[-1])
-            return
-        assert place is not None
-        ends.colour_loss(
-            y,
-            dy,
-            pixels.reshape(len(y), -1),
-            counted,
-            a.numbers,
-            weights.packed,
-            weights.packed_gradients,
-            (place.weight, place.bias),
-        )
+        self._end.loss(y, a.tail_dy[-1], pixels.contiguous(), counted, a.numbers, a.grids[-1])
 
     def _stage_backward(self, i: int, a: _Activations) -> None:
         """Gradients of one stage; that of its output becomes that of its up-sampling, in place."""

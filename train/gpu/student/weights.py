@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from lightfield.student import ResidualBlock, Student, StudentSpec
-from train.gpu.student.ends import COLOURS, HEAD_CHUNK
+from train.gpu.student.colours import COLOURS
+from train.gpu.student.front import HEAD_CHUNK
 from train.gpu.student.residual_block import WIDE_CHUNK
 from train.gpu.student.sums import sum_value
 from train.gpu.student.tail_block import WIDEST as WIDEST_TAIL
