@@ -18,10 +18,10 @@ from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
 from lightfield.errors import BudgetError, CheckpointError, ConfigError
-from lightfield.files import sha256_of
+from lightfield.files import read_json, sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, encoded_rays, ray_grid
-from lightfield.run import Artifact, Run, StageWriter
+from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
@@ -35,7 +35,7 @@ from pipeline.tuning import Tuner, leading_tuner
 from prune.importance import Batch
 from prune.measurements import Measure, TimeSpecs
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
-from prune.search_state import STATE, read_search
+from prune.search_state import HISTORY, STATE, SearchState, read_search
 from train.distil import DistilConfig, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
@@ -65,8 +65,13 @@ def make_pruned(
     """Prune the student to a latency measured on the target, then fine-tune it on real pictures.
 
     This is the first process's part; of several `ranks` the others `tune_along`.
-    `begin_with` is a student that an earlier search of the same dense one left behind. With a record
-    in place of a target, the same settings lead to the same student.
+    `begin_with` is a student that an earlier search of the same dense one left behind, or a run that
+    holds a pruned one. With a record in place of a target, the same settings lead to the same student.
+
+    Raises:
+        ConfigError: when another form is asked for than the student to begin with has.
+        CheckpointError: when that student was made of another one than this run's.
+        BudgetError: when a budget is out of reach.
     """
     source, scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
@@ -80,8 +85,13 @@ def make_pruned(
     field = load_light_field(dense, compute_device())
     start = None
     if begin_with is not None:
-        start = _start(begin_with, field.student)
-        settings["begin_with"] = sha256_of(begin_with)
+        if config.base_of(field.student.spec) != field.student.spec:
+            raise ConfigError(
+                "the student to begin with has a form of its own",
+                where="begin_with",
+                remedy="leave out activation, tail_operator, ray_spacing, tail and tail_blocks",
+            )
+        start, settings["begin_with"] = _start(begin_with, field.student)
     if isinstance(target, RecordedTarget):
         settings["replayed"] = target.sha256
 
@@ -129,11 +139,18 @@ def make_pruned(
     return artifact
 
 
-def _start(path: Path, dense: Student) -> Start:
-    state, student = read_search(path, next(dense.parameters()).device)
+def _start(path: Path, dense: Student) -> tuple[Start, str]:
+    """The student of a search's file, or the pruned one of a run; and its hash."""
+    device = next(dense.parameters()).device
+    if path.is_dir():
+        pruned = Run(path).artifact("prune")
+        state = SearchState.from_json(read_json(pruned.file(HISTORY), CheckpointError))
+        student, sha256 = load_light_field(pruned, device).student, sha256_of(pruned.file(WEIGHTS))
+    else:
+        (state, student), sha256 = read_search(path, device), sha256_of(path)
     if not state.trials or state.trials[0].spec != dense.spec:
         raise CheckpointError("was made of another student than this run's", where=path)
-    return Start(student, state.current.kept, state.base)
+    return Start(student, state.current.kept, state.base), sha256
 
 
 def _on_the_way(

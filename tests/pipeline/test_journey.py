@@ -180,6 +180,27 @@ def test_a_search_is_replayed_from_its_record_to_the_same_student(run, finished)
     )
 
 
+def test_a_pruned_student_can_be_trained_for_longer(run, finished):
+    longer = ("--begin-with", run, "--budget-ratio=0.9", "--final-tune-steps=7")
+    assert stage(run, "prune", *longer).done
+    trials = json.loads((run / "prune" / "search.json").read_text())["trials"]
+    assert [trial["kind"] for trial in trials] == ["dense", "start", "verification", "final"]
+    before, after = manifest(finished, "prune"), manifest(run, "prune")
+    assert after["details"]["spec"] == before["details"]["spec"]
+    assert after["details"]["kept_blocks"] == before["details"]["kept_blocks"]
+    assert after["metrics"]["tuning_steps"] == 7
+    assert results(run, "prune") != results(finished, "prune")
+    for name, value in (("ray-spacing", 2), ("tail", "short"), ("activation", "relu")):
+        line = stage(run, "prune", *longer, f"--{name}", value).refusal
+        assert "begin_with: the student to begin with has a form of its own" in line
+
+
+def test_a_student_of_another_dense_one_is_no_beginning(run, finished):
+    assert stage(run, "student", "--network.blocks=2").done
+    line = stage(run, "prune", "--begin-with", finished).refusal
+    assert "was made of another student than this run's" in line
+
+
 def test_a_budget_that_was_not_met_is_said_each_time_and_its_student_goes_on(run):
     path, data = run / "prune" / "manifest.json", manifest(run, "prune")
     missed = {"budget_met": False, "stopped": "the budget of 1.00 ms was not met: no step is left"}
