@@ -145,7 +145,7 @@ class Moves:
         elif state.verified or state.stopped:
             return self._finish(student, progress)
         elif state.at_goal:
-            state.trials.append(self._weighed("verification", student, config.rounds))
+            state.trials.append(self._verified(student))
         elif state.step - state.begun >= config.max_steps:
             state.stopped = f"{config.max_steps} steps were not enough"
         else:
@@ -345,9 +345,17 @@ class Moves:
         low, high = steady(measured).ratio_interval()
         return not low <= self.state.current.ratio <= high
 
-    def _weighed(self, kind: str, student: Student, rounds: int) -> Trial:
+    def _verified(self, student: Student) -> Trial:
+        """Surely within the budget, where a long fine-tuning follows, which a miss would cost again; what
+        the search began with has had its own."""
+        surely = bool(self.config.final_tune_steps) and not self._uncut
+        return self._weighed("verification", student, surely=surely)
+
+    def _weighed(self, kind: str, student: Student, *, surely: bool = False) -> Trial:
+        """Measured twice as long as a candidate before it is believed that it misses."""
         predicted_ms = self._table.predict_ms(student.spec)
-        return self.scales.weighed(kind, student, predicted_ms, rounds)
+        rounds = 2 * self.config.rounds
+        return self.scales.weighed(kind, student, predicted_ms, rounds, surely=surely)
 
     def _finish(self, student: Student, progress: Progress) -> Student:
         """The long fine-tuning, and the last measurement; also of the best there is when no step is
@@ -355,8 +363,7 @@ class Moves:
         state = self.state
         changed = student.spec != self.dense.spec and not self._as_begun
         tuned = self._tuned(student, self.config.final_tune_steps if changed else 0, progress)
-        # A miss would cost another long fine-tuning: measure twice as long before believing it.
-        trial = self._weighed("final", tuned, 2 * self.config.rounds)
+        trial = self._weighed("final", tuned)
         if trial.verdict == "within budget" or state.stopped:
             trial = replace(trial, verdict="final")
         state.trials.append(trial)
@@ -371,10 +378,15 @@ class Moves:
         return tuned
 
     @property
-    def _as_begun(self) -> bool:
-        """Whether the current student is the dense one, trained into its form, and nothing was cut."""
+    def _uncut(self) -> bool:
+        """Whether the current student is the one that the search began with, in its form."""
         taken = [trial.kind for trial in self.state.trials if trial.verdict in CURRENT]
-        return self.start is None and "start" in taken and not {*PROPOSED, FORM} & {*taken}
+        return "start" in taken and not {*PROPOSED, FORM} & {*taken}
+
+    @property
+    def _as_begun(self) -> bool:
+        """Whether it is the dense one, trained into its form by this search."""
+        return self.start is None and self._uncut
 
     def _tuned(self, student: Student, steps: int, progress: Progress | None) -> Student:
         """All candidates of a step see the same data; a long fine-tuning can be interrupted."""

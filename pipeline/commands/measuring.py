@@ -76,8 +76,8 @@ class Prune(Stage):
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     begin_with: Path | None = None
-    """Student to go on from, in the form that it has: a run's pruned one, given by the run's folder (also
-    this run's, to train it for longer), or an `at-*.safetensors` that a search left behind."""
+    """Student to go on from, in the form that it has: a run's pruned one, by the run's folder (also this
+    run's, to train it for longer), or an `at-*.safetensors` that a search left behind."""
     replay: Path | None = None
     """Folder of an earlier search with the same settings; its recorded measurements are served again in
     place of a target's."""

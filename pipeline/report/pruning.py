@@ -41,7 +41,7 @@ VERDICT_MEANINGS = {
     "missed": "not fast enough when measured",
     "rolled back": "lost too much quality",
     "within budget": "measured for longer and fast enough",
-    "over budget": "measured for longer and not fast enough",
+    "over budget": "measured for longer and not surely fast enough",
     "final": "the result, after its long fine-tuning",
 }
 NOT_PROPOSED = ("dense", "within budget", "over budget", "final")

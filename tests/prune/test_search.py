@@ -19,8 +19,10 @@ from lightfield.errors import BudgetError, CheckpointError, ConfigError, ParityE
 from lightfield.progress import silent
 from lightfield.student import mac_count
 from prune.chains import Shape, every_block
+from prune.evidence import percentile_ratio_interval
 from prune.measurements import MEASUREMENTS, replayed
 from prune.proposals import PROPOSED
+from prune.scales import Scales
 from prune.search import PruneConfig, SearchResult, Start, search
 from prune.search_state import HISTORY, STATE, SearchState, read_search
 from prune.trial import CURRENT, pareto_front
@@ -284,7 +286,7 @@ def test_ahead_of_a_budget_the_two_best_are_trained_for_longer(tmp_path):
         return work.tune(student, steps, seed, progress, folder)
 
     config = replace(CONFIG, candidates=5, look_steps=looks)
-    state = run(tmp_path, config=config, tune=tune).state
+    state = run(tmp_path, FakeTarget(noise=0.002), config, tune=tune).state
     looked = [spec for steps, spec in trained if steps == looks]
     (kept,) = (t for t in state.trials if t.verdict == "kept" and t.step == state.step)
     assert kept.spec in looked
@@ -328,6 +330,57 @@ def test_a_heavier_tail_than_the_dense_students_is_learnt_and_met(tmp_path):
     assert result.final.verdict == "final"
     assert result.final.latency_ms <= result.state.budget_ms
     assert result.final.ratio < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "surely"),
+    [
+        ({}, True),
+        ({"final_tune_steps": 0}, False),  # nothing to lose
+        (
+            {"activation": "relu", "budget_ratio": (), "budget_ms": 1e3},
+            False,
+        ),  # it was tuned before
+    ],
+)
+def test_before_a_long_fine_tuning_a_student_must_surely_be_fast_enough(
+    tmp_path, monkeypatch, changes, surely
+):
+    asked, weighed = [], Scales.weighed
+
+    def noted(scales, kind, *words, surely):
+        asked.append((kind, surely))
+        return weighed(scales, kind, *words, surely=surely)
+
+    monkeypatch.setattr(Scales, "weighed", noted)
+    result = run(tmp_path, config=replace(CONFIG, **changes))
+    assert result.final.latency_ms <= result.state.budget_ms
+    assert set(asked) == {("verification", surely), ("final", False)}
+
+
+def test_a_student_that_meets_its_budget_by_chance_is_not_surely_fast_enough():
+    student = dense_student()
+
+    def scales_and_measured():
+        work = bench(FakeTarget(noise=0.05))  # measures the same each time
+        return Scales(work, SearchState("toy", pinned_ms=1.0, pinned_median_ms=1.0), 90), work
+
+    scales, work = scales_and_measured()
+    (measured,) = work.measure([student])
+    kept = every_block(DENSE)
+    dense = scales.trial("dense", student, kept, measured, 1.0, 1.0)
+    _, high = percentile_ratio_interval(measured, 90)
+    assert dense.latency_ms < high
+    found = {}
+    for budget_ms in (0.99 * dense.latency_ms, (dense.latency_ms + high) / 2, 1.01 * high):
+        for surely in (False, True):
+            scales, _ = scales_and_measured()
+            scales.state.budget_ms = budget_ms
+            scales.state.trials.append(replace(dense, verdict="dense"))
+            trial = scales.weighed("verification", student, 1.0, 1, surely=surely)
+            found[surely] = [*found.get(surely, []), trial.verdict]
+    assert found[False] == ["over budget", "within budget", "within budget"]
+    assert found[True] == ["over budget", "over budget", "within budget"]
 
 
 def test_a_target_slower_than_its_table_is_corrected(tmp_path):
