@@ -6,7 +6,6 @@ Each looks at the state, works, and appends trials to it; between moves a search
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,12 +24,10 @@ from prune.evidence import (
     steady,
 )
 from prune.forms import FORM, Forms
-from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
 from prune.proposals import (
     PROPOSED,
     ChoiceLosses,
     Proposal,
-    fastest,
     measure_choices,
     propose,
     screened,
@@ -44,6 +41,7 @@ from prune.reshaping import (
     reshaped_spec,
 )
 from prune.scales import Scales
+from prune.search_space import ENTRIES, SearchSpace
 from prune.search_state import SearchState
 from prune.slimming import Keep
 from prune.trial import CURRENT, Trial
@@ -51,14 +49,8 @@ from prune.workbench import Workbench
 
 TUNING = "tuning-"
 """Folders of long fine-tunings under way."""
-WORST_TABLE_ERROR = 0.1
-"""Median error of the table's predictions beyond which it is measured anew."""
 SCREENED = 4
 """Proposals that are made and scored, untrained, for each one that is tried."""
-ENTRIES = ("start", FORM)
-"""Kinds of trials with which a form was entered."""
-LEAST_JUDGED = 4
-"""Predictions that it takes to judge a table."""
 
 
 @dataclass(frozen=True)
@@ -105,29 +97,9 @@ class Moves:
         entered = [t.spec for t in state.trials if t.kind in ENTRIES and t.verdict in CURRENT]
         if not entered and start is not None:
             entered = [start.student.spec]
-        self._search_in(state.base or base_spec(dense.spec, config, start), *entered[-1:])
+        self.space = SearchSpace(bench, config, state)
+        self.space.enter(state.base or base_spec(dense.spec, config, start), *entered[-1:])
         self._losses: tuple[Student, ChoiceLosses] | None = None
-
-    @property
-    def base(self) -> StudentSpec:
-        """The dense shape in the form of what is searched."""
-        assert self.state.base is not None
-        return self.state.base
-
-    def _search_in(self, base: StudentSpec, entered: StudentSpec | None = None) -> None:
-        """Search students in the form of `base`, also of the widths of one that came from elsewhere."""
-        self.state.base, self.choices = base, self._choices_of(base)
-        if entered is not None:
-            self.choices = self.choices.with_those_of(entered)
-
-    def _choices_of(self, base: StudentSpec) -> WidthChoices:
-        return WidthChoices.of(
-            base,
-            multiple=self.bench.width_multiple,
-            smallest_share=self.config.smallest_share,
-            streams=self.config.stream_choices,
-            inners=self.config.inner_choices,
-        )
 
     def next(self, student: Student, progress: Progress) -> Student:
         """Make the next move; the student to go on with.
@@ -138,7 +110,7 @@ class Moves:
         state, config = self.state, self.config
         if not state.trials:
             self._begin()
-        elif len(state.trials) == 1 and (self.start or self.base != self.dense.spec):
+        elif len(state.trials) == 1 and (self.start or self.space.base != self.dense.spec):
             return self._go_from_start(progress)
         elif state.finished:
             state.go_further(config.first_step)
@@ -164,17 +136,17 @@ class Moves:
         state.tail = state.pinned_ms / state.pinned_median_ms
         state.budget_ms, *state.further_ms = config.budgets_ms(state.pinned_ms)
         state.share = config.first_step
-        state.table = self._new_table(fresh=False)
-        if self.base == dense.spec:
-            state.table = state.table.corrected(dense.spec, state.pinned_median_ms)
-        smallest = fastest(self.base, state.table, self.choices)
+        self.space.measure_table()
+        if self.space.base == dense.spec:
+            self.space.correct(dense.spec, state.pinned_median_ms)
+        smallest = self.space.fastest()
         last_ms = [state.budget_ms, *state.further_ms][-1]
         floors_ms = [smallest.predicted_ms]
         if config.forms:
-            floors_ms += self.forms.floors_ms(self.base, self._choices_of)
+            floors_ms += self.forms.floors_ms(self.space.base, self.space.choices_of)
         if min(floors_ms) > last_ms / state.tail:
             raise BudgetError(
-                f"a budget of {last_ms:.2f} ms is out of reach: {self._floor()}, "
+                f"a budget of {last_ms:.2f} ms is out of reach: {self.space.floor()}, "
                 f"and the dense student takes {state.pinned_ms:.2f} ms",
                 where=measured.candidate.device.name,
                 remedy="raise the budget, lower smallest_share, or train a smaller student",
@@ -193,15 +165,15 @@ class Moves:
         start = self.start
         if start is None:
             student = self._tuned(self._in_form(), self.config.final_tune_steps, progress)
-            start = Start(student, every_block(self.base))
+            start = Start(student, every_block(self.space.base))
         student = start.student
         measured = self.scales.measured(student)
-        predicted_ms = self._table.predict_ms(student.spec)
+        predicted_ms = self.space.table.predict_ms(student.spec)
         trial = self.scales.trial(
             "start", student, start.kept, measured, predicted_ms, state.goal_ms
         )
         state.trials.append(replace(trial, verdict="kept"))
-        state.table = self._table.corrected(student.spec, trial.median_ms)
+        self.space.correct(trial.spec, trial.median_ms)
         return student
 
     def _in_form(self) -> Student:
@@ -211,14 +183,14 @@ class Moves:
         if spec != student.spec:
             everything = Keep.everything(student.spec)
             student = reconciled(converted(student, spec), student, everything, before)
-        if spec != self.base:
-            student = reshaped(student, self.base, self.bench.batches)
+        if spec != self.space.base:
+            student = reshaped(student, self.space.base, self.bench.batches)
         return student
 
     def _step(self, student: Student) -> Student:
         """Propose, tune and measure; keep the best candidate, or roll back and aim nearer."""
         state, config = self.state, self.config
-        self._renew_table()
+        self.space.renew_table()
         state.step += 1
         now, target_ms = state.current, state.next_target_ms()
         nearer = 0.5 * (1 - target_ms / now.median_ms)
@@ -238,10 +210,10 @@ class Moves:
             state.allowance_spent = bool(state.stopped)
             return student
         state.trials.append(replace(trial, verdict="kept"))
-        if not self._of_base(trial.spec):
-            self._search_in(form_like(self.base, student.spec, trial.spec), trial.spec)
-            state.table = self._new_table(fresh=False).corrected(trial.spec, trial.median_ms)
-            state.renewed = len(state.trials)
+        if not self.space.holds(trial.spec):
+            self.space.enter(form_like(self.space.base, student.spec, trial.spec), trial.spec)
+            self.space.measure_table()
+            self.space.correct(trial.spec, trial.median_ms)
         return candidate
 
     def _chosen(self, tried: Sequence[Tried]) -> tuple[Tried | None, list[Trial]]:
@@ -277,14 +249,14 @@ class Moves:
         forms = []
         if self.config.forms:
             aims = (target_ms, target_ms * (1 - self.config.margin))
-            forms = self.forms.proposals(spec, losses, self._table, *aims)
+            forms = self.forms.proposals(spec, losses, self.space.table, *aims)
         forms = [proposal for proposal in forms if proposal.spec not in tried]
         for aim_ms in (target_ms * (1 - self.config.margin), target_ms):
-            found = propose(spec, losses, self._table, aim_ms, count=SCREENED * count)
+            found = propose(spec, losses, self.space.table, aim_ms, count=SCREENED * count)
             if found:
                 new = [proposal for proposal in found if proposal.spec not in tried]
                 return screened(student, losses, new, count) + forms
-        smallest = fastest(spec, self._table, self.choices)
+        smallest = self.space.fastest(spec)
         return forms or ([] if smallest.spec in tried else [smallest])
 
     def _made(self, student: Student, proposal: Proposal) -> Student:
@@ -304,11 +276,11 @@ class Moves:
         for proposal, comparison, candidate in zip(proposals, measured, tuned, strict=True):
             left = proposal.shape.blocks_left(state.current.kept)
             cut = proposal.shape.applied_to(student.spec)
-            kept = blocks_in_form(left, self.base, cut, proposal.spec)
+            kept = blocks_in_form(left, self.space.base, cut, proposal.spec)
             figures = (comparison, proposal.predicted_ms, target_ms)
             trial = self.scales.trial(proposal.kind, candidate, kept, *figures)
-            if self._of_base(candidate.spec):
-                state.table = self._table.corrected(candidate.spec, trial.median_ms)
+            if self.space.holds(candidate.spec):
+                self.space.correct(trial.spec, trial.median_ms)
             tried.append((trial, candidate))
         return tried
 
@@ -346,14 +318,14 @@ class Moves:
         return not low <= self.state.current.ratio <= high
 
     def _verified(self, student: Student) -> Trial:
-        """Surely within the budget, where a long fine-tuning follows, which a miss would cost again; what
-        the search began with has had its own."""
+        """Surely within the budget, where a long fine-tuning follows, which a miss would cost again; one
+        that the search began with has had its own."""
         surely = bool(self.config.final_tune_steps) and not self._uncut
         return self._weighed("verification", student, surely=surely)
 
     def _weighed(self, kind: str, student: Student, *, surely: bool = False) -> Trial:
         """Measured twice as long as a candidate before it is believed that it misses."""
-        predicted_ms = self._table.predict_ms(student.spec)
+        predicted_ms = self.space.table.predict_ms(student.spec)
         rounds = 2 * self.config.rounds
         return self.scales.weighed(kind, student, predicted_ms, rounds, surely=surely)
 
@@ -399,51 +371,16 @@ class Moves:
 
     def _losses_of(self, student: Student) -> ChoiceLosses:
         if self._losses is None or self._losses[0] is not student:
-            losses = measure_choices(student, self.bench.batches(student.spec), self.choices)
+            losses = measure_choices(student, self.bench.batches(student.spec), self.space.choices)
             self._losses = (student, losses)
         return self._losses[1]
-
-    @property
-    def _table(self) -> LatencyTable:
-        assert self.state.table is not None
-        return self.state.table
-
-    def _new_table(self, *, fresh: bool) -> LatencyTable:
-        return build_latency_table(
-            self.base, self.choices, lambda specs: self.bench.time_specs(specs, fresh=fresh)
-        )
-
-    def _of_base(self, spec: StudentSpec) -> bool:
-        """Whether the table is about students like this one."""
-        return _operators(spec) == _operators(self.base)
-
-    def _renew_table(self) -> None:
-        """Measure the table anew when it has predicted badly since it was last measured."""
-        state = self.state
-        judged = [t for t in state.trials[state.renewed :] if t.kind in PROPOSED]
-        errors = [abs(trial.predicted_ms / trial.median_ms - 1) for trial in judged]
-        if len(errors) < LEAST_JUDGED or statistics.median(errors) <= WORST_TABLE_ERROR:
-            return
-        state.table, state.renewed = self._new_table(fresh=True), len(state.trials)
-        for trial in state.trials:
-            if trial.kind in ("dense", *ENTRIES, *PROPOSED) and self._of_base(trial.spec):
-                state.table = state.table.corrected(trial.spec, trial.median_ms)
-
-    def _floor(self) -> str:
-        """The least latency there can be, and the part that holds most of it."""
-        smallest = fastest(self.base, self._table, self.choices)
-        name, share = self._table.floor_part()
-        return (
-            f"without residual blocks, at the narrowest widths, this student is still predicted to take "
-            f"{smallest.predicted_ms * self.state.tail:.2f} ms, {share:.0%} of it in {name}"
-        )
 
     def _why_not(self) -> str:
         state, now, dense = self.state, self.state.current, self.state.trials[0]
         return (
             f"the budget of {state.budget_ms:.2f} ms was not met: {state.stopped}; the fastest student "
             f"found takes {now.latency_ms:.2f} ms at {now.psnr_db:.2f} dB, the dense one "
-            f"{state.pinned_ms:.2f} ms at {dense.psnr_db:.2f} dB; {self._floor()}"
+            f"{state.pinned_ms:.2f} ms at {dense.psnr_db:.2f} dB; {self.space.floor()}"
         )
 
 
@@ -458,11 +395,6 @@ def acceptable(tried: Sequence[Tried], now: Trial) -> list[Tried]:
         if now.median_ms - pair[0].median_ms >= 0.5 * (now.median_ms - pair[0].predicted_ms)
     ]
     return sorted(met or gained, key=lambda pair: -pair[0].psnr_db)
-
-
-def _operators(spec: StudentSpec) -> object:
-    """Everything about a student but its widths and blocks."""
-    return spec.activation, [(stage.factor, stage.operator) for stage in spec.tail]
 
 
 def _judged(trial: Trial) -> Trial:

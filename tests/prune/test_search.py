@@ -553,7 +553,9 @@ def test_a_table_that_predicts_badly_is_measured_anew(half, tmp_path, monkeypatc
     target = FakeTarget()
     run(tmp_path / "well", target)
     assert "fresh table" not in target.asked
-    monkeypatch.setattr("prune.moves.WORST_TABLE_ERROR", 0.0)  # so that any error is too much
+    monkeypatch.setattr(
+        "prune.search_space.WORST_TABLE_ERROR", 0.0
+    )  # so that any error is too much
     target = FakeTarget()
     result = run(tmp_path / "badly", target, replace(CONFIG, first_step=0.12))
     assert "fresh table" in target.asked
