@@ -101,10 +101,10 @@ class PixelColours:
         self._places, self._outputs = places, outputs
 
     def refresh(self) -> None:
-        """Nothing: the packed buffer is."""
+        """Its layer is refreshed with all packed weights."""
 
     def clear(self) -> None:
-        """Nothing: the packed gradients are."""
+        """Its gradients are cleared with all packed ones."""
 
     def colours(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Colours [n, outputs, h, w] (float32) of y [n h w, C]; `grid` is (n, h, w)."""
@@ -138,4 +138,4 @@ class PixelColours:
         )  # fmt: skip
 
     def publish_gradients(self) -> None:
-        """Nothing: the packed gradients are."""
+        """Its gradients are published with all packed ones."""
