@@ -142,7 +142,7 @@ def _tiny(kind: SceneKind) -> Preset:
         network=NetworkConfig(blocks=12),
         distil=DistilConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
-        prune=PruneConfig(inner_choices=5, tune_steps=120, look_steps=400, final_tune_steps=8000),
+        prune=PruneConfig(inner_choices=5, tune_steps=120, look_steps=400, final_tune_steps=5000),
         bench=BenchmarkConfig(runs=100),
     )
     if kind == "embedded":
