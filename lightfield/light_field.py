@@ -11,8 +11,18 @@ from torch import Tensor
 from lightfield.camera import Intrinsics
 from lightfield.encoding import encode
 from lightfield.errors import ConfigError
-from lightfield.rays import RaySpace, camera_rays, points_along
+from lightfield.rays import (
+    RaySpace,
+    camera_directions,
+    camera_rays,
+    points_along,
+    rays_in_space,
+    world_rays,
+)
 from lightfield.student import Student, StudentSpec
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, spread evenly however many there are."""
 
 
 def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
@@ -38,6 +48,24 @@ def encoded_rays(
     rays = camera_rays(pose, ray_grid(intrinsics, spec), space)
     points = points_along(*rays, space, spec.points)
     return encode(points, spec.frequencies).permute(2, 0, 1)[None]
+
+
+def scattered_rays(
+    poses: Float[Tensor, "n 3 4"],
+    intrinsics: Intrinsics,
+    space: RaySpace,
+    spec: StudentSpec,
+    *,
+    each: int,
+) -> Float[Tensor, "n*{each} c"]:
+    """A student's input for a few rays of each of many poses, on their device: the same rays for every
+    number of points and octaves."""
+    grid = ray_grid(intrinsics, spec)
+    directions = camera_directions(grid, device=poses.device).reshape(-1, 3)
+    count = torch.arange(len(poses) * each, dtype=torch.float64, device=poses.device)
+    at = (count * GOLDEN % 1 * len(directions)).long().view(len(poses), each)
+    rays = rays_in_space(*world_rays(directions[at], poses[:, None]), space)
+    return encode(points_along(*rays, space, spec.points), spec.frequencies).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pipeline.pruning import spec_latencies, steadiest
 from pipeline.students import load_light_field
 from pipeline.training import compute_device, ingredient
 from prune.config import PruneConfig
-from prune.latency_table import WidthChoices, build_latency_table
+from prune.latency_table import Choices, build_latency_table
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ def predictions(run: Run, config: PruneConfig, target: Target, count: int) -> li
     """
     field = load_light_field(ingredient(run, "student"), compute_device())
     spec, rays = field.student.spec, ray_grid(field.intrinsics, field.student.spec)
-    choices = WidthChoices.of(
+    choices = Choices.of(
         spec,
         multiple=target.width_multiple,
         smallest_share=config.smallest_share,
         streams=config.stream_choices,
         inners=config.inner_choices,
+        points=config.point_choices,
     )
     random = np.random.default_rng(config.seed)
     specs = [spec, *(choices.random_spec(spec, random) for _ in range(count))]

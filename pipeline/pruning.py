@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightfield.camera import Intrinsics
 from lightfield.errors import BudgetError, CheckpointError, ConfigError
 from lightfield.files import read_json, sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord
-from lightfield.light_field import LightField, encoded_rays, ray_grid
+from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered_rays
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
@@ -32,8 +32,9 @@ from pipeline.students import load_light_field, real_split, save_student, tune_o
 from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
 from pipeline.tuning import Tuner, leading_tuner
-from prune.importance import Batch
+from prune.importance import Batch, Batches
 from prune.measurements import Measure, TimeSpecs
+from prune.sampling import Rays
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
 from prune.search_state import HISTORY, STATE, SearchState, read_search
 from train.distil import DistilConfig, mean_psnr, recalibrate_norms
@@ -47,6 +48,8 @@ CORES_PER_MEASUREMENT = 4
 MOST_SIDE_BY_SIDE = 4
 LEAST_RAYS = 16
 """Along a picture's shorter side."""
+RAY_POSES, RAYS_PER_POSE = 256, 32
+"""How many rays a head is fitted to that is to see other points of them."""
 CALIBRATION_PIXELS = 1 << 18
 """Pictures of the search's own are computed this many pixels at a time, and at least one."""
 
@@ -222,6 +225,7 @@ def workbench(
         score,
         check,
         _calibration(camera, tuner.pictures, config.pictures, tuner.device),
+        _scattered(camera, tuner.pictures, tuner.device),
         fits,
         target.width_multiple,
         beside=tuner.device.type == "cuda" or not on_host,
@@ -300,7 +304,7 @@ def _written(student: Student, camera: Intrinsics, path: Path) -> Path:
 
 def _calibration(
     camera: Intrinsics, pictures: TrainingPictures, count: int, device: torch.device
-) -> Callable[[StudentSpec], Sequence[Batch]]:
+) -> Batches:
     """Whole pseudo pictures, the first, on which the search measures what parts are worth, with any
     student's rays."""
     count = min(count, len(pictures.images))  # which may be a process's share
@@ -326,6 +330,17 @@ def _calibration(
             yield torch.cat(rays[i:][:together]), torch.cat(truths[i:][:together])
 
     return batches
+
+
+def _scattered(camera: Intrinsics, pictures: TrainingPictures, device: torch.device) -> Rays:
+    """Rays of many poses: those of one all begin at one point."""
+    chosen = np.linspace(0, len(pictures.poses) - 1, RAY_POSES).round().astype(int)
+    poses = torch.from_numpy(np.array(pictures.poses[chosen])).to(device)
+
+    def rays(spec: StudentSpec) -> torch.Tensor:
+        return scattered_rays(poses, camera, pictures.scene.space, spec, each=RAYS_PER_POSE)
+
+    return rays
 
 
 def _as_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:

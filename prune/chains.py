@@ -22,6 +22,8 @@ Widths = tuple[int, ...]
 """Stream width of every chain."""
 Kept = tuple[tuple[int, ...], ...]
 """Which blocks of a student are still there, chain by chain."""
+Sampling = tuple[int, int]
+"""How rays are seen: points on each, and octaves of their encoding."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Shape:
 
     widths: Widths
     blocks: tuple[tuple[int, ...], ...]
+    sampling: Sampling | None = None
+    """None is what the student has that a shape is applied to."""
 
     @classmethod
     def of(cls, spec: StudentSpec) -> Shape:
@@ -37,6 +41,7 @@ class Shape:
         return cls(
             (spec.stream_width, *(stage.width for stage in spec.tail)),
             (spec.inner_widths, *(stage.inner_widths for stage in spec.tail)),
+            (spec.points, spec.frequencies),
         )
 
     def with_width(self, chain: int, width: int) -> Shape:
@@ -61,8 +66,8 @@ class Shape:
         return replace(self, blocks=tuple((0,) * len(chain) for chain in self.blocks))
 
     def applied_to(self, spec: StudentSpec) -> StudentSpec:
-        """The specification with these widths and without the dropped blocks; chains beyond the last
-        one are cut off.
+        """The specification with these widths and this sampling, without the dropped blocks; chains
+        beyond the last one are cut off.
 
         Raises:
             ConfigError: when the specification has fewer chains.
@@ -74,7 +79,15 @@ class Shape:
             replace(stage, width=width, inner_widths=inner)
             for stage, width, inner in zip(spec.tail, self.widths[1:], kept[1:], strict=False)
         )
-        return replace(spec, stream_width=self.widths[0], inner_widths=kept[0], tail=tail)
+        points, frequencies = self.sampling or (spec.points, spec.frequencies)
+        return replace(
+            spec,
+            points=points,
+            frequencies=frequencies,
+            stream_width=self.widths[0],
+            inner_widths=kept[0],
+            tail=tail,
+        )
 
 
 def every_block(spec: StudentSpec) -> Kept:

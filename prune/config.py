@@ -68,6 +68,8 @@ class PruneConfig:
     """Widths to choose from, at most, for the stream and for each tail stage."""
     inner_choices: int = 8
     """Widths to choose from, at most, for each block; the latency table grows with both."""
+    point_choices: int = 6
+    """Numbers of points per ray to choose from, at most."""
     pictures: int = 8
     """Pseudo pictures on which the worth of parts is measured."""
     margin: float = 0.03
@@ -92,8 +94,8 @@ class PruneConfig:
             raise ConfigError(
                 "candidates, turns, rounds, pictures and steps must be at least 1", where="prune"
             )
-        if min(self.stream_choices, self.inner_choices) < 2:
-            raise ConfigError("a choice of at least 2 widths is needed", where="prune")
+        if min(self.stream_choices, self.inner_choices, self.point_choices) < 2:
+            raise ConfigError("a choice of at least 2 is needed", where="prune")
         if min(self.tune_steps, self.look_steps, self.final_tune_steps) < 0:
             raise ConfigError("a negative number of fine-tuning steps", where="prune")
         if any(count < 0 for count in self.tail_blocks):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from lightfield.student import StudentSpec
 from prune.chains import Shape
-from prune.latency_table import LatencyTable, WidthChoices
+from prune.latency_table import Choices, LatencyTable
 from prune.proposals import ChoiceLosses, Proposal, evenly
 from prune.reshaping import deepened_spec, form_like, forms_of, stages_with_blocks
 
@@ -61,12 +61,13 @@ class Forms:
         return [self._deepened(proposal, aim_ms) for proposal in enough[:1]] + more[:1]
 
     def floors_ms(
-        self, base: StudentSpec, choices_of: Callable[[StudentSpec], WidthChoices]
+        self, base: StudentSpec, choices_of: Callable[[StudentSpec], Choices]
     ) -> list[float]:
         """The least latency that each other form of a student can take."""
 
         def least(form: StudentSpec) -> StudentSpec:
-            narrowest = replace(Shape.of(form), widths=choices_of(form).narrowest)
+            choices = choices_of(form)
+            narrowest = replace(Shape.of(form), widths=choices.narrowest, sampling=choices.coarsest)
             return narrowest.without_blocks().applied_to(form)
 
         return [self.time_ms(least(form)) for form in self.of(base)]

@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightfield.student import Student
+from lightfield.student import Student, StudentSpec
 from prune.chains import Shape
 from prune.slimming import Channels, Inputs, Keep, Masks, Statistics, masked_forward
 
 Batch = tuple[Float[Tensor, "_ _c _h _w"], Float[Tensor, "_ _rgb _sh _sw"]]
 """Inputs and their true pictures; batches may be of different sizes."""
+Batches = Callable[[StudentSpec], Sequence[Batch]]
+"""The same pictures with the rays of any student."""
 
 
 @dataclass(frozen=True)

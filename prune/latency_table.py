@@ -2,12 +2,13 @@
 
 A student's latency is modelled as
 
-    T = scale * (base[widths] + sum of its blocks) + offset
+    T = scale * (base[widths] - missing input channels * channel[width] + sum of its blocks) + offset
 
 where `base` is a student of these stream widths without residual blocks, and a block's cost is the
 slope of a chain of them: whole blocks as the runtime fuses them, never single operators. A chain is
 measured behind the narrowest earlier ones and with the later ones cut off, so that little else is in
-the time. Scale and offset are fitted again whenever a real student has been measured.
+the time; an input channel's cost is the slope of heads alone. Scale and offset are fitted again whenever
+a real student has been measured.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from lightfield.encoding import encodings_per_coordinate
 from lightfield.errors import BudgetError
 from lightfield.student import StudentSpec
-from prune.chains import Shape, Widths
+from prune.chains import Sampling, Shape, Widths
+from prune.sampling import samplings_of
 
 CHAIN_LENGTH = 5
 OFFSET_WEIGHT = 0.3
@@ -38,6 +41,10 @@ class LatencyTable:
     block_ms: dict[Block, float]
     floor_ms: tuple[float, ...]
     """The narrowest student without blocks, cut off behind each chain; the last is the whole."""
+    channel_ms: dict[int, float]
+    """What an input channel costs, by the width of the body's stream."""
+    channels: int
+    """How many of them `base_ms` and `floor_ms` are about."""
     scale: float = 1.0
     offset_ms: float = 0.0
     pairs: tuple[tuple[float, float], ...] = field(default=())
@@ -51,15 +58,20 @@ class LatencyTable:
         """
         shape = Shape.of(spec)
         try:
-            return self.base_ms[shape.widths] + sum(
+            blocks_ms = sum(
                 self.block_ms[chain, width, inner]
                 for chain, (width, inners) in enumerate(
                     zip(shape.widths, shape.blocks, strict=True)
                 )
                 for inner in inners
             )
+            return self.base_ms[shape.widths] - self.spared_ms(spec) + blocks_ms
         except KeyError as missing:
             raise BudgetError(f"the latency table has no entry for {missing}") from missing
+
+    def spared_ms(self, spec: StudentSpec) -> float:
+        """What fewer input channels than the dense ones make of difference, before scale and offset."""
+        return (self.channels - spec.input_channels) * self.channel_ms[spec.stream_width]
 
     def predict_ms(self, spec: StudentSpec) -> float:
         """Predicted median latency of a student."""
@@ -93,6 +105,8 @@ class LatencyTable:
             "base_ms": [[list(widths), ms] for widths, ms in self.base_ms.items()],
             "block_ms": [[*block, ms] for block, ms in self.block_ms.items()],
             "floor_ms": list(self.floor_ms),
+            "channel_ms": [[width, ms] for width, ms in self.channel_ms.items()],
+            "channels": self.channels,
             "scale": self.scale,
             "offset_ms": self.offset_ms,
             "pairs": [list(pair) for pair in self.pairs],
@@ -105,6 +119,8 @@ class LatencyTable:
             {tuple(widths): ms for widths, ms in data["base_ms"]},
             {(chain, width, inner): ms for chain, width, inner, ms in data["block_ms"]},
             tuple(data["floor_ms"]),
+            dict(data["channel_ms"]),
+            data["channels"],
             data["scale"],
             data["offset_ms"],
             tuple((parts, measured) for parts, measured in data["pairs"]),
@@ -112,23 +128,33 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
-class WidthChoices:
-    """The widths a search may choose from, chain by chain; each list falls from the dense width."""
+class Choices:
+    """What a search may choose from: widths, chain by chain, and samplings of the rays. Each list begins
+    with the dense student's own, and widths fall from there."""
 
     widths: tuple[tuple[int, ...], ...]
     inner: tuple[tuple[int, ...], ...]
     """Without 0, which drops a block and costs nothing."""
+    samplings: tuple[Sampling, ...]
     also: tuple[Widths, ...] = ()
     """Stream widths that belong together, beside those of `outers`."""
 
     @classmethod
     def of(
-        cls, spec: StudentSpec, *, multiple: int, smallest_share: float, streams: int, inners: int
-    ) -> WidthChoices:
+        cls,
+        spec: StudentSpec,
+        *,
+        multiple: int,
+        smallest_share: float,
+        streams: int,
+        inners: int,
+        points: int,
+    ) -> Choices:
         """The dense widths and multiples of the target's `multiple` below them.
 
         At most `streams` (`inners`) of them for each stream (inner) width: the next below the dense one,
         which costs least, then evenly spread. Stream widths stop at `smallest_share` of the dense ones.
+        At most `points` numbers of points per ray (`prune.sampling.samplings_of`).
         """
         shape = Shape.of(spec)
 
@@ -144,6 +170,7 @@ class WidthChoices:
         return cls(
             tuple(below((width,), smallest_share, streams) for width in shape.widths),
             tuple(below(inner, 0, inners) for inner in shape.blocks),
+            samplings_of(spec, points),
         )
 
     def outers(self) -> list[Widths]:
@@ -157,18 +184,19 @@ class WidthChoices:
         systematic = [(width, *rest) for width in body for rest in dict.fromkeys(tails)]
         return list(dict.fromkeys([*systematic, *self.also]))
 
-    def with_those_of(self, spec: StudentSpec) -> WidthChoices:
-        """The same, and a smaller student's own widths."""
+    def with_those_of(self, spec: StudentSpec) -> Choices:
+        """The same, and a smaller student's own."""
 
         def joined(mine: tuple[int, ...], its: Sequence[int]) -> tuple[int, ...]:
             return tuple(sorted({*mine, *its}, reverse=True))
 
         shape = Shape.of(spec)
-        return WidthChoices(
+        return Choices(
             tuple(
                 joined(mine, (its,)) for mine, its in zip(self.widths, shape.widths, strict=True)
             ),
             tuple(joined(mine, its) for mine, its in zip(self.inner, shape.blocks, strict=True)),
+            tuple(dict.fromkeys([*self.samplings, (spec.points, spec.frequencies)])),
             (shape.widths,),
         )
 
@@ -179,23 +207,31 @@ class WidthChoices:
             tuple(int(random.choice(inner)) if random.random() < share else 0 for _ in chain)
             for chain, inner in zip(Shape.of(spec).blocks, self.inner, strict=True)
         )
-        return Shape(outers[random.integers(len(outers))], blocks).applied_to(spec)
+        widths = outers[random.integers(len(outers))]
+        sampling = self.samplings[random.integers(len(self.samplings))]
+        return Shape(widths, blocks, sampling).applied_to(spec)
 
     @property
     def narrowest(self) -> Widths:
         """The last of every list."""
         return tuple(widths[-1] for widths in self.widths)
 
+    @property
+    def coarsest(self) -> Sampling:
+        """That of the fewest input channels."""
+        return min(self.samplings, key=lambda s: s[0] * encodings_per_coordinate(s[1]))
+
 
 def build_latency_table(
     spec: StudentSpec,
-    choices: WidthChoices,
+    choices: Choices,
     time_specs: Callable[[Sequence[StudentSpec]], list[float]],
 ) -> LatencyTable:
     """Measure base students and chains of blocks on the target.
 
     `time_specs` gives the median latencies of students in ms. One probe for each of
-    `choices.outers()`, one for each stream width of each chain, and one for each of its inner widths.
+    `choices.outers()`, one for each stream width of each chain, one for each of its inner widths, and
+    one for each of the body's stream widths with the fewest input channels.
     """
     narrowest = choices.narrowest
 
@@ -209,14 +245,22 @@ def build_latency_table(
     blocks = [(c, width, inner) for c, width in streams for inner in choices.inner[c]]
     probes = [*bases, *(chain_of(*stream) for stream in streams)]
     probes += [chain_of(c, width, *(inner,) * CHAIN_LENGTH) for c, width, inner in blocks]
+    fewest = choices.coarsest
+    probes += [Shape((width,), ((),), fewest).applied_to(spec) for width in choices.widths[0]]
     times = iter(time_specs(probes))
     base_ms = dict(zip(outers, itertools.islice(times, len(outers)), strict=True))
     stream_ms = dict(zip(streams, itertools.islice(times, len(streams)), strict=True))
     block_ms = {
         # Noise can make a cheap block's slope vanish; a block is never free.
         (c, width, inner): max((long - stream_ms[c, width]) / CHAIN_LENGTH, 1e-3 * long)
-        for (c, width, inner), long in zip(blocks, times, strict=True)
+        for (c, width, inner), long in zip(
+            blocks, itertools.islice(times, len(blocks)), strict=True
+        )
     }
-    return LatencyTable(
-        base_ms, block_ms, tuple(stream_ms[stream] for stream in enumerate(narrowest))
-    )
+    channels = max(1, spec.input_channels - probes[-1].input_channels)
+    channel_ms = {
+        width: max(0.0, (stream_ms[0, width] - few) / channels)
+        for width, few in zip(choices.widths[0], times, strict=True)
+    }
+    floor_ms = tuple(stream_ms[stream] for stream in enumerate(narrowest))
+    return LatencyTable(base_ms, block_ms, floor_ms, channel_ms, spec.input_channels)

@@ -255,13 +255,13 @@ class Moves:
             found = propose(spec, losses, self.space.table, aim_ms, count=SCREENED * count)
             if found:
                 new = [proposal for proposal in found if proposal.spec not in tried]
-                return screened(student, losses, new, count) + forms
+                return screened(losses, new, count) + forms
         smallest = self.space.fastest(spec)
         return forms or ([] if smallest.spec in tried else [smallest])
 
     def _made(self, student: Student, proposal: Proposal) -> Student:
         """What a proposal makes of the student, untrained."""
-        cut = self._losses_of(student).slimmed(student, proposal.shape)
+        cut = self._losses_of(student).slimmed(proposal.shape)
         return reshaped(cut, proposal.spec, self.bench.batches)
 
     def _try(
@@ -323,19 +323,21 @@ class Moves:
         surely = bool(self.config.final_tune_steps) and not self._uncut
         return self._weighed("verification", student, surely=surely)
 
-    def _weighed(self, kind: str, student: Student, *, surely: bool = False) -> Trial:
+    def _weighed(
+        self, kind: str, student: Student, *, surely: bool = False, before_ms: float | None = None
+    ) -> Trial:
         """Measured twice as long as a candidate before it is believed that it misses."""
-        predicted_ms = self.space.table.predict_ms(student.spec)
-        rounds = 2 * self.config.rounds
-        return self.scales.weighed(kind, student, predicted_ms, rounds, surely=surely)
+        known = self.space.table.predict_ms(student.spec), 2 * self.config.rounds
+        return self.scales.weighed(kind, student, *known, surely=surely, before_ms=before_ms)
 
     def _finish(self, student: Student, progress: Progress) -> Student:
-        """The long fine-tuning, and the last measurement; also of the best there is when no step is
-        left that would meet the budget."""
+        """The long fine-tuning, and the last measurement, which counts as much as that before it; also
+        of the best there is when no step is left that would meet the budget."""
         state = self.state
         changed = student.spec != self.dense.spec and not self._as_begun
         tuned = self._tuned(student, self.config.final_tune_steps if changed else 0, progress)
-        trial = self._weighed("final", tuned)
+        before_ms = state.current.latency_ms if state.verified else None
+        trial = self._weighed("final", tuned, before_ms=before_ms)
         if trial.verdict == "within budget" or state.stopped:
             trial = replace(trial, verdict="final")
         state.trials.append(trial)
@@ -371,7 +373,8 @@ class Moves:
 
     def _losses_of(self, student: Student) -> ChoiceLosses:
         if self._losses is None or self._losses[0] is not student:
-            losses = measure_choices(student, self.bench.batches(student.spec), self.space.choices)
+            bench = self.bench
+            losses = measure_choices(student, bench.batches, bench.rays, self.space.choices)
             self._losses = (student, losses)
         return self._losses[1]
 

@@ -1,10 +1,10 @@
 """Smaller students worth trying for a latency target.
 
-The loss of every single choice (a block at a width, a narrower chain) is measured by really slimming;
-choices are then combined as if losses added up, per set of stream widths by a knapsack over all
-blocks. The sum is a heuristic, and a poor one for a student that uses every channel it has. So proposals
-are of several kinds, the simplest student of all, evenly narrowed, among them; what the combinations
-really cost is measured (`screened`) before any is trained.
+The loss of every single choice (a block at a width, a narrower chain, fewer points per ray) is measured
+by really making it; choices are then combined as if losses added up, per set of stream widths by a
+knapsack over all blocks and the sampling. The sum is a heuristic, and a poor one for a student that uses
+every channel it has. So proposals are of several kinds, the simplest student of all, evenly narrowed,
+among them; what the combinations really cost is measured (`screened`) before any is trained.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lightfield.light_field import GOLDEN
 from lightfield.student import Student, StudentSpec
-from prune.chains import Shape, Widths
-from prune.importance import Batch, Ranking, input_statistics, mean_squared_error, rank_channels
+from prune.chains import Sampling, Shape, Widths
+from prune.importance import (
+    Batches,
+    Ranking,
+    input_statistics,
+    mean_squared_error,
+    rank_channels,
+)
 from prune.knapsack import Option, choose_options
-from prune.latency_table import LatencyTable, WidthChoices
+from prune.latency_table import Choices, LatencyTable
 from prune.reconciliation import reconciled
+from prune.sampling import Rays, resampled
 from prune.slimming import Statistics, slimmed
 
 Drop = Literal["any", "none", "only"]
-GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, spread evenly however many there are."""
 PROPOSED = ("channels", "mixed", "blocks", "narrow", "evenly", "fastest")
 
 
@@ -45,37 +51,52 @@ class Proposal:
 class ChoiceLosses:
     """Added mean squared error of every single choice for one student."""
 
+    seeing: dict[Sampling, Student]
+    """The student, under its own sampling first, and what it becomes with others (`resampled`)."""
     ranking: Ranking
     statistics: Statistics
-    batches: Sequence[Batch]
+    batches: Batches
     before: float
     """Mean squared error of the student itself."""
+    samplings: dict[Sampling, float]
     widths: dict[Widths, float]
     blocks: list[list[dict[int, float]]]
     """Chain by chain, per block, by inner width; 0 drops the block."""
 
-    def slimmed(self, student: Student, shape: Shape) -> Student:
+    def slimmed(self, shape: Shape) -> Student:
         """The student with the best-ranked channels of a shape, fitted to do what it did."""
-        keep = self.ranking.best(shape)
-        return reconciled(slimmed(student, keep, self.statistics), student, keep, self.batches)
+        own = next(iter(self.seeing))
+        student, keep = self.seeing[shape.sampling or own], self.ranking.best(shape)
+        smaller = slimmed(student, keep, self.statistics)
+        return reconciled(smaller, student, keep, self.batches(student.spec))
 
-    def added(self, student: Student, shape: Shape) -> float:
+    def added(self, shape: Shape) -> float:
         """What the student loses when it takes a shape; never less than nothing."""
-        error = mean_squared_error(self.slimmed(student, shape), self.batches)
-        return max(0.0, error - self.before)
+        student = self.slimmed(shape)
+        return max(0.0, mean_squared_error(student, self.batches(student.spec)) - self.before)
 
 
 def measure_choices(
-    student: Student, batches: Sequence[Batch], choices: WidthChoices
+    student: Student, batches: Batches, rays: Rays, choices: Choices
 ) -> ChoiceLosses:
     """Measure what each single choice costs."""
-    dense, before = Shape.of(student.spec), mean_squared_error(student, batches)
-    ranking, statistics = rank_channels(student, batches), input_statistics(student, batches)
-    losses = ChoiceLosses(ranking, statistics, batches, before, {}, [])
+    dense, pictures = Shape.of(student.spec), batches(student.spec)
+    own = dense.sampling
+    assert own is not None
+    fewer = [s for s in choices.samplings if all(map(int.__le__, s, own))]
+    losses = ChoiceLosses(
+        {s: resampled(student, s, rays) for s in dict.fromkeys([own, *fewer])},
+        rank_channels(student, pictures),
+        input_statistics(student, pictures),
+        batches,
+        mean_squared_error(student, pictures),
+        {}, {}, [],
+    )  # fmt: skip
 
     def added(shape: Shape) -> float:
-        return 0.0 if shape == dense else losses.added(student, shape)
+        return 0.0 if shape == dense else losses.added(shape)
 
+    losses.samplings.update({s: added(replace(dense, sampling=s)) for s in losses.seeing})
     # The body's and the tail's widths are measured apart, and their losses added.
     outers = [o for o in choices.outers() if all(map(int.__le__, o, dense.widths))]
     body = {w: added(dense.with_width(0, w)) for w in dict.fromkeys(o[0] for o in outers)}
@@ -110,7 +131,7 @@ def propose(
 
     `channels` keeps the stream widths and every block, `blocks` keeps the inner widths as well and drops
     whole blocks, `mixed` does both; `narrow` takes other stream widths; `evenly` narrows the body's
-    blocks alike and leaves all else. None when the target is out of reach.
+    blocks alike and leaves all else but the sampling. None when the target is out of reach.
     """
     now = Shape.of(spec).widths
 
@@ -131,20 +152,19 @@ def propose(
     return list(distinct.values())[:count]
 
 
-def screened(
-    student: Student, losses: ChoiceLosses, proposals: Sequence[Proposal], count: int
-) -> list[Proposal]:
+def screened(losses: ChoiceLosses, proposals: Sequence[Proposal], count: int) -> list[Proposal]:
     """The `count` proposals that lose least when made, one of each kind before a second of any."""
-    measured = [replace(p, predicted_loss=losses.added(student, p.shape)) for p in proposals]
+    measured = [replace(p, predicted_loss=losses.added(p.shape)) for p in proposals]
     measured.sort(key=lambda p: p.predicted_loss)
     firsts = {p.kind: p for p in reversed(measured)}
     return sorted(measured, key=lambda p: firsts[p.kind] is not p)[:count]
 
 
-def fastest(spec: StudentSpec, table: LatencyTable, choices: WidthChoices) -> Proposal:
-    """The fastest student a search could reach: narrowest, without residual blocks."""
-    now = Shape.of(spec)
-    shape = replace(now, widths=choices.narrowest).without_blocks()
+def fastest(spec: StudentSpec, table: LatencyTable, choices: Choices) -> Proposal:
+    """The fastest student a search could reach: narrowest, without residual blocks, with the fewest
+    points."""
+    now = replace(Shape.of(spec), widths=choices.narrowest, sampling=choices.coarsest)
+    shape = now.without_blocks()
     smallest = shape.applied_to(spec)
     return Proposal("fastest", shape, smallest, table.predict_ms(smallest), float("inf"))
 
@@ -157,8 +177,8 @@ def _best(
     widths: Widths,
     drop: Drop,
 ) -> Proposal | None:
-    """The best choice of blocks for one set of stream widths; blocks may be dropped, must not, or must
-    rather than be narrowed."""
+    """The best choice of blocks and sampling for one set of stream widths; blocks may be dropped, must
+    not, or must rather than be narrowed."""
     now = Shape.of(spec)
 
     def allowed(inner: int, full: int) -> bool:
@@ -173,13 +193,18 @@ def _best(
         for c, chain in enumerate(losses.blocks)
         for full, by_width in zip(now.blocks[c], chain, strict=True)
     ]
-    budget = table.parts_budget_ms(target_ms) - table.base_ms[widths]
-    indices = choose_options(options, budget)
+    channel_ms = table.channel_ms[widths[0]]
+    inputs = [replace(now, sampling=s).applied_to(spec).input_channels for s in losses.samplings]
+    by_sampling = zip(inputs, losses.samplings.values(), strict=True)
+    options.append([Option(n, channel_ms * n, loss) for n, loss in by_sampling])
+    without_ms = table.base_ms[widths] - channel_ms * table.channels
+    indices = choose_options(options, table.parts_budget_ms(target_ms) - without_ms)
     if indices is None:
         return None
     chosen = [opts[i] for opts, i in zip(options, indices, strict=True)]
-    shape = Shape(widths, _regrouped((o.width for o in chosen), now))
-    dropped = any(option.width == 0 for option in chosen)
+    inner = _regrouped((option.amount for option in chosen), now)
+    shape = Shape(widths, inner, list(losses.samplings)[indices[-1]])
+    dropped = any(option.amount == 0 for option in chosen)
     kept_widths = {"any": "mixed" if dropped else "channels", "none": "channels", "only": "blocks"}
     kind = kept_widths[drop] if widths == now.widths else "narrow"
     smaller = shape.applied_to(spec)
@@ -191,8 +216,21 @@ def evenly(
     spec: StudentSpec, losses: ChoiceLosses, table: LatencyTable, target_ms: float
 ) -> Proposal | None:
     """The body's blocks brought to one width, or to two neighbouring ones that alternate, so that the
-    target is predicted to be met; None when that is out of reach."""
-    now = Shape.of(spec)
+    target is predicted to be met with the sampling that makes the loss least; None when that is out of
+    reach."""
+    found = [_evenly(spec, losses, table, target_ms, s) for s in losses.samplings]
+    return min(filter(None, found), key=lambda p: p.predicted_loss, default=None)
+
+
+def _evenly(
+    spec: StudentSpec,
+    losses: ChoiceLosses,
+    table: LatencyTable,
+    target_ms: float,
+    sampling: Sampling,
+) -> Proposal | None:
+    """`evenly` with one sampling."""
+    now = replace(Shape.of(spec), sampling=sampling)
     body = list(now.blocks[0])
     turns = sorted(range(len(body)), key=lambda b: b * GOLDEN % 1)  # spread over the depth
     for width in sorted({w for of in losses.blocks[0] for w in of if w}, reverse=True):
@@ -202,6 +240,7 @@ def evenly(
             smaller = shape.applied_to(spec)
             if table.predict_ms(smaller) <= target_ms:
                 loss = sum(of[w] for of, w in zip(losses.blocks[0], body, strict=True))
+                loss += losses.samplings[sampling]
                 return Proposal("evenly", shape, smaller, table.predict_ms(smaller), loss)
     return None
 

@@ -12,7 +12,7 @@ adding nothing, and the rest is for training to find.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -25,7 +25,7 @@ from lightfield.errors import ConfigError
 from lightfield.student import ResidualBlock, Student, StudentSpec, TailStage
 from prune.chains import Kept, chains_of, entry_of
 from prune.conversion import shuffle_as_transposed
-from prune.importance import Batch
+from prune.importance import Batch, Batches
 from prune.reconciliation import Stream, colour_slopes, correct, covariance, regression, through
 
 Tail = Literal["kept", "short"]
@@ -138,9 +138,7 @@ def _new_blocks(before: StudentSpec, after: StudentSpec) -> list[int]:
 
 
 @torch.no_grad()
-def reshaped(
-    student: Student, spec: StudentSpec, batches: Callable[[StudentSpec], Sequence[Batch]]
-) -> Student:
+def reshaped(student: Student, spec: StudentSpec, batches: Batches) -> Student:
     """A student of `spec`, which is a `reshaped_spec` of the given one's, `deepened_spec` or not, in
     evaluation mode; the given one itself where it has that form.
 
@@ -160,9 +158,7 @@ def reshaped(
     return student if student.spec == spec else _deepened(student, spec)
 
 
-def _coarser(
-    student: Student, spec: StudentSpec, batches: Callable[[StudentSpec], Sequence[Batch]]
-) -> Student:
+def _coarser(student: Student, spec: StudentSpec, batches: Batches) -> Student:
     """With rays twice as far apart, and one more stage."""
     result = _with_body_of(student, spec)
     for old, new in zip(student.tail, result.tail[1:], strict=True):

@@ -43,10 +43,20 @@ class Scales:
         return steady(self.measured(student)).ratio * self.state.pinned_median_ms
 
     def weighed(
-        self, kind: str, student: Student, predicted_ms: float, rounds: int, *, surely: bool = False
+        self,
+        kind: str,
+        student: Student,
+        predicted_ms: float,
+        rounds: int,
+        *,
+        surely: bool = False,
+        before_ms: float | None = None,
     ) -> Trial:
         """Measure a student until it is clear whether it meets the budget, and judge it; on demand by
         the upper end of the percentile's 95 % interval.
+
+        Of one graph, two measurements differ by more than the turns of either tell: of a student whose
+        graph took `before_ms`, the mean of both counts.
 
         Raises:
             ParityError: when its exported graph computes something else.
@@ -54,19 +64,27 @@ class Scales:
         state = self.state
         self.bench.check(student)
 
+        def mean_ms(now_ms: float) -> float:
+            return now_ms if before_ms is None else (before_ms + now_ms) / 2
+
+        def interval_ms(turns: ComparedLatency) -> tuple[float, float]:
+            low, high = percentile_ratio_interval(turns, self.percentile)
+            return mean_ms(low * state.pinned_ms), mean_ms(high * state.pinned_ms)
+
         def decided(measured: ComparedLatency) -> bool:
             turns, clock = felt(measured)
-            low, high = percentile_ratio_interval(turns, self.percentile)
-            return clock != "processor" and not low <= state.budget_ms / state.pinned_ms <= high
+            low_ms, high_ms = interval_ms(turns)
+            return clock != "processor" and not low_ms <= state.budget_ms <= high_ms
 
         measured = measured_until(lambda: self.measured(student), decided, rounds=rounds)
         kept = state.current.kept
         trial = self.trial(kind, student, kept, measured, predicted_ms, state.goal_ms)
-        state.tail = trial.latency_ms / trial.median_ms
-        _, high = percentile_ratio_interval(felt(measured)[0], self.percentile)
-        most_ms = high * state.pinned_ms if surely else trial.latency_ms
-        within = max(most_ms, trial.latency_ms) <= state.budget_ms
-        return replace(trial, verdict="within budget" if within else "over budget")
+        latency_ms = mean_ms(trial.latency_ms)
+        state.tail = latency_ms / trial.median_ms
+        most_ms = interval_ms(felt(measured)[0])[1] if surely else latency_ms
+        within = max(most_ms, latency_ms) <= state.budget_ms
+        verdict = "within budget" if within else "over budget"
+        return replace(trial, latency_ms=latency_ms, verdict=verdict)
 
     def trial(
         self,

@@ -7,7 +7,7 @@ import statistics
 from lightfield.student import StudentSpec
 from prune.config import PruneConfig
 from prune.forms import FORM
-from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
+from prune.latency_table import Choices, LatencyTable, build_latency_table
 from prune.proposals import PROPOSED, Proposal, fastest
 from prune.search_state import SearchState
 from prune.workbench import Workbench
@@ -44,14 +44,15 @@ class SearchSpace:
         assert self._state.table is not None
         return self._state.table
 
-    def choices_of(self, base: StudentSpec) -> WidthChoices:
-        """The widths to choose from in a form."""
-        return WidthChoices.of(
+    def choices_of(self, base: StudentSpec) -> Choices:
+        """What there is to choose from in a form."""
+        return Choices.of(
             base,
             multiple=self._bench.width_multiple,
             smallest_share=self._config.smallest_share,
             streams=self._config.stream_choices,
             inners=self._config.inner_choices,
+            points=self._config.point_choices,
         )
 
     def holds(self, spec: StudentSpec) -> bool:
@@ -91,8 +92,8 @@ class SearchSpace:
         smallest_ms = self.fastest().predicted_ms * self._state.tail
         name, share = self.table.floor_part()
         return (
-            f"without residual blocks, at the narrowest widths, this student is still predicted to take "
-            f"{smallest_ms:.2f} ms, {share:.0%} of it in {name}"
+            f"without residual blocks, at the narrowest widths and with the fewest points, this student "
+            f"is still predicted to take {smallest_ms:.2f} ms, {share:.0%} of it in {name}"
         )
 
 

@@ -25,7 +25,7 @@ from prune.trial import CURRENT, Trial
 STATE = "search.safetensors"
 """Serves resuming only; not needed once the search has ended."""
 HISTORY = "search.json"
-FORMAT = "nelf-search-2"
+FORMAT = "nelf-search-3"
 REMEDY = "delete it to start the search over"
 SMALLEST_STEP = 0.03
 """Share of the latency below which a gain drowns in noise."""

@@ -44,7 +44,8 @@ class Trial:
     median_ms: float
     """Ratio times the dense student's median latency."""
     latency_ms: float
-    """Percentile that budgets are held against."""
+    """Percentile that budgets are held against; of a `final` that was found within its budget before its
+    last fine-tuning, the mean of both measurements."""
     clock: Clock
     """What `latency_ms` is a percentile of."""
     ratio: float

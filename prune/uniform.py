@@ -6,6 +6,7 @@ both by the same share.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ def uniform_shapes(spec: StudentSpec, kind: Uniform, *, multiple: int) -> list[S
         kept = set(np.linspace(0, depth - 1, blocks).round().astype(int).tolist())
         inner = [narrowed(chain, width_share) for chain in shape.blocks]
         inner[0] = tuple(width if b in kept else 0 for b, width in enumerate(inner[0]))
-        return Shape(narrowed(shape.widths, width_share), tuple(inner))
+        return replace(shape, widths=narrowed(shape.widths, width_share), blocks=tuple(inner))
 
     if kind == "width":
         shares = [width / stream for width in range(stream, 0, -multiple)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightfield.progress import Progress
 from lightfield.student import Student, StudentSpec
-from prune.importance import Batch
+from prune.importance import Batches
 from prune.measurements import Measure, TimeSpecs
+from prune.sampling import Rays
 
 
 @runtime_checkable
@@ -42,8 +43,10 @@ class Workbench:
     """Held-out PSNR in dB."""
     check: Callable[[Student], None]
     """Export, and refuse with ParityError a graph that computes something else than the student."""
-    batches: Callable[[StudentSpec], Sequence[Batch]]
-    """Whole pictures for measuring importance, the same ones with the rays of any student."""
+    batches: Batches
+    """Whole pictures for measuring importance."""
+    rays: Rays
+    """Rays of more poses than these pictures have."""
     fits: Callable[[StudentSpec], bool]
     """Whether the pictures have whole rays for a student, enough of them to be one."""
     width_multiple: int

@@ -199,6 +199,7 @@ def _inner_widths(spec: StudentSpec) -> list[tuple[int, ...]]:
 def _shape(chain: Chain, stage: str, spec: StudentSpec) -> list[tuple[str, str]]:
     tail = [stage.inner_widths for stage in spec.tail]
     return [
+        ("Points per ray, octaves", f"{spec.points}, {spec.frequencies}"),
         ("Body blocks", whole(len(spec.inner_widths))),
         ("Body stream width", whole(spec.stream_width)),
         ("Body inner channels, all blocks", whole(sum(spec.inner_widths))),

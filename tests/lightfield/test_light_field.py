@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ import torch
 from lightfield.camera import Intrinsics, look_at
 from lightfield.encoding import encode
 from lightfield.errors import ConfigError
-from lightfield.light_field import LightField, ray_grid
+from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered_rays
 from lightfield.rays import RaySpace, camera_directions
-from lightfield.student import Student, mobile_r2l_spec
+from lightfield.student import Student, StudentSpec, mobile_r2l_spec
 
 PICTURE = Intrinsics(48, 36, 60.0, 55.0, 22.5, 19.0)
 SPEC = mobile_r2l_spec((2, 3), stream_width=8, blocks=2, tail_widths=(6, 4))
@@ -52,6 +54,25 @@ def test_the_input_is_the_encoding_of_each_ray_by_hand():
     torch.testing.assert_close(
         encoded[0, :, row, column], encode(points.flatten(), 6), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_scattered_rays_are_some_of_each_pose_whatever_the_sampling(space):
+    def places(spec: StudentSpec) -> torch.Tensor:
+        """Which ray of its pose's picture each of them is."""
+        some = scattered_rays(poses, PICTURE, space, spec, each=7)
+        assert some.shape == (4 * 7, spec.input_channels)
+        pictures = [encoded_rays(p, PICTURE, space, spec)[0].flatten(1).T for p in poses]
+        distances = (some.view(4, 7, 1, -1) - torch.stack(pictures)[:, None]).norm(dim=-1)
+        assert distances.amin(2).max() < 1e-3
+        return distances.argmin(2)
+
+    poses = torch.stack([pose(), pose(), pose(), pose()])
+    poses[:, :, 3] += torch.arange(4)[:, None] * 0.1
+    found = places(SPEC)
+    assert torch.equal(found, places(replace(SPEC, points=5, frequencies=3)))
+    assert all(len(set(row)) == 7 for row in found.tolist())
+    assert len(set(found.flatten().tolist())) > 20  # of 28
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)

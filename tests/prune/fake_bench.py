@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from toy_students import pictures
+from toy_students import nothing_else, pictures
 
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.metrics import mse_to_psnr
@@ -63,6 +63,7 @@ class FakeTarget:
     """Measures by formula, and counts what it was asked."""
 
     latency_ms: Callable[[StudentSpec], float] = synthetic_ms
+    dense: StudentSpec = DENSE
     noise: float = 0.02
     tail: Callable[[StudentSpec], float] = lambda spec: 1.2
     """How much slower every tenth run is."""
@@ -92,7 +93,7 @@ class FakeTarget:
     def measure(self, students: Sequence[Student]) -> Iterator[ComparedLatency]:
         for student in students:
             self._count("measure")
-            yield ComparedLatency(self._record(student.spec), self._record(DENSE))
+            yield ComparedLatency(self._record(student.spec), self._record(self.dense))
 
     def time_specs(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
         self._count("fresh table" if fresh else "table")
@@ -129,6 +130,7 @@ def bench(target: FakeTarget, **changes) -> Workbench:
         score,
         check,
         batches_of,
+        nothing_else,
         fits,
         MULTIPLE,
     )

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from toy_students import encoded
 
 from export.graph import operators_of
 from export.lens_models import STUDENT_OPERATORS
@@ -16,13 +17,15 @@ from lightfield.student import Student, mobile_r2l_spec
 from prune.chains import Shape
 from prune.conversion import converted_spec
 from prune.importance import Ranking
-from prune.latency_table import WidthChoices
+from prune.latency_table import Choices
 from prune.reshaping import reshaped_spec
+from prune.sampling import MULTIPLE as POINTS
+from prune.sampling import resampled
 from prune.slimming import slimmed
 
 MULTIPLE = 16
 DENSE = mobile_r2l_spec(
-    (2, 2), stream_width=96, blocks=5, tail_widths=(48, 32), points=4, frequencies=2
+    (2, 2), stream_width=96, blocks=5, tail_widths=(48, 32), points=24, frequencies=2
 )
 RUNTIME_NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 
@@ -34,7 +37,7 @@ def pruned(seed: int, operator: str, norm: str, spacing: int = 1, tail: str = "k
     student = Student(spec).train()
     with torch.no_grad():
         student(torch.randn(2, spec.input_channels, 6, 6))
-    choices = WidthChoices.of(spec, multiple=MULTIPLE, smallest_share=0.3, streams=4, inners=4)
+    choices = Choices.of(spec, multiple=MULTIPLE, smallest_share=0.3, streams=4, inners=4, points=4)
     random, shape = np.random.default_rng(seed), Shape.of(spec)
     outers = choices.outers()
     blocks = tuple(
@@ -46,7 +49,12 @@ def pruned(seed: int, operator: str, norm: str, spacing: int = 1, tail: str = "k
         tuple(tuple(random.permutation(width).tolist()) for width in shape.widths),
         tuple(tuple(tuple(random.permutation(i).tolist()) for i in c) for c in shape.blocks),
     )
-    return slimmed(student.eval(), order.best(target))
+    seen = resampled(student.eval(), choices.samplings[1 + seed], encoded_rays)
+    return slimmed(seen, order.best(target))
+
+
+def encoded_rays(spec):
+    return encoded(spec, batch=20).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -62,6 +70,8 @@ def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(
     tmp_path, seed, spacing, tail, operator, norm
 ):
     student = pruned(seed, operator, norm, spacing, tail)
+    assert student.spec.points < DENSE.points
+    assert student.spec.input_channels % POINTS == 0
     path = write_student_onnx(student, 6, 7, tmp_path / "pruned.onnx")
     files = [onnx.load(path), student_model(student, 6, 7, SNAP_ML)]
     for model in files:

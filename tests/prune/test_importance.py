@@ -75,7 +75,7 @@ def test_the_best_channels_of_a_shape():
     ranking = rank_channels(student, pictures(student.spec))
     shape = Shape.of(student.spec).with_width(0, 4).with_block(0, 1, 0).with_block(2, 0, 3)
     keep = ranking.best(shape)
-    assert keep.shape == shape
+    assert keep.shape == replace(shape, sampling=None)
     assert keep.widths[0] == tuple(sorted(ranking.widths[0][:4]))
     assert keep.blocks[2][0] == tuple(sorted(ranking.blocks[2][0][:3]))
     assert keep.applied_to(student.spec) == shape.applied_to(student.spec)

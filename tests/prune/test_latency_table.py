@@ -7,10 +7,10 @@ import pytest
 from lightfield.errors import BudgetError, ConfigError
 from lightfield.student import StudentSpec, mobile_r2l_spec
 from prune.chains import Shape
-from prune.latency_table import LatencyTable, WidthChoices, build_latency_table
+from prune.latency_table import Choices, LatencyTable, build_latency_table
 
 DENSE = mobile_r2l_spec((2, 2), stream_width=96, blocks=6, tail_widths=(32, 16), norm="none")
-CHOICES = WidthChoices.of(DENSE, multiple=16, smallest_share=0.5, streams=5, inners=8)
+CHOICES = Choices.of(DENSE, multiple=16, smallest_share=0.5, streams=5, inners=8, points=4)
 
 
 def additive_ms(spec: StudentSpec) -> float:
@@ -39,7 +39,7 @@ def random_spec(seed: int) -> StudentSpec:
         tuple(random.choice((0, *CHOICES.inner[c])) for _ in chain)
         for c, chain in enumerate(dense.blocks)
     )
-    return Shape(widths, blocks).applied_to(DENSE)
+    return Shape(widths, blocks, random.choice(CHOICES.samplings)).applied_to(DENSE)
 
 
 def test_costs_that_add_up_are_recovered_exactly():
@@ -134,8 +134,8 @@ def test_json_and_back():
 def test_every_choice_is_dense_or_a_multiple():
     for multiple, streams, inners in ((16, 5, 8), (32, 3, 4), (8, 9, 2)):
         spec = replace(DENSE, stream_width=100, inner_widths=(100, 60))
-        choices = WidthChoices.of(
-            spec, multiple=multiple, smallest_share=0.4, streams=streams, inners=inners
+        choices = Choices.of(
+            spec, multiple=multiple, smallest_share=0.4, streams=streams, inners=inners, points=4
         )
         for dense, widths in zip(Shape.of(spec).widths, choices.widths, strict=True):
             assert widths[0] == dense
@@ -148,8 +148,8 @@ def test_every_choice_is_dense_or_a_multiple():
 
 
 def test_few_choices_still_span_the_range():
-    choices = WidthChoices.of(
-        mobile_r2l_spec(), multiple=16, smallest_share=0.5, streams=5, inners=8
+    choices = Choices.of(
+        mobile_r2l_spec(), multiple=16, smallest_share=0.5, streams=5, inners=8, points=4
     )
     assert choices.widths[0] == (256, 240, 208, 160, 128)
     assert choices.widths[1:] == ((64, 48, 32), (64, 48, 32), (16,))
@@ -161,7 +161,7 @@ def test_few_choices_still_span_the_range():
 
 def test_widths_below_the_multiple_stay():
     spec = mobile_r2l_spec((2,), stream_width=24, blocks=1, tail_widths=(8,))
-    choices = WidthChoices.of(spec, multiple=16, smallest_share=0.5, streams=5, inners=8)
+    choices = Choices.of(spec, multiple=16, smallest_share=0.5, streams=5, inners=8, points=4)
     assert choices.widths == ((24, 16), (8,))
     assert choices.inner == ((24, 16), (8,))
 
@@ -172,11 +172,11 @@ def test_the_number_of_probes_of_the_tiny_and_the_paper_network():
         DENSE, CHOICES, lambda specs: asked.append(len(specs)) or [1.0] * len(specs)
     )
     paper = mobile_r2l_spec()
-    choices = WidthChoices.of(paper, multiple=16, smallest_share=0.5, streams=5, inners=8)
+    choices = Choices.of(paper, multiple=16, smallest_share=0.5, streams=5, inners=8, points=4)
     build_latency_table(
         paper, choices, lambda specs: asked.append(len(specs)) or [1.0] * len(specs)
     )
-    assert asked == [44, 92]
+    assert asked == [48, 97]
 
 
 def test_a_shape_with_more_chains_than_the_student_is_refused():

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_bench import DENSE, dense_student, synthetic_ms
-from toy_students import pictures
+from toy_students import nothing_else, pictures
 
 from prune.chains import Shape
 from prune.importance import mean_squared_error
-from prune.latency_table import WidthChoices, build_latency_table
+from prune.latency_table import Choices, build_latency_table
 from prune.proposals import fastest, measure_choices, propose, screened
 
-CHOICES = WidthChoices.of(DENSE, multiple=4, smallest_share=0.5, streams=5, inners=8)
+CHOICES = Choices.of(DENSE, multiple=4, smallest_share=0.5, streams=5, inners=8, points=4)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,13 @@ def student():
     return dense_student()
 
 
+def measured(student):
+    return measure_choices(student, lambda _: pictures(DENSE), nothing_else, CHOICES)
+
+
 @pytest.fixture(scope="module")
 def losses(student):
-    return measure_choices(student, pictures(DENSE), CHOICES)
+    return measured(student)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.4])
@@ -57,16 +61,16 @@ def test_proposals_are_of_different_kinds(table, losses):
 def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(student, table, losses):
     proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
     kinds = {proposal.kind for proposal in proposals}
-    best = screened(student, losses, proposals, len(kinds) + 2)
+    best = screened(losses, proposals, len(kinds) + 2)
     before = mean_squared_error(student, pictures(DENSE))
     for proposal in best:
-        made = mean_squared_error(losses.slimmed(student, proposal.shape), pictures(DENSE))
+        made = mean_squared_error(losses.slimmed(proposal.shape), pictures(DENSE))
         assert proposal.predicted_loss == max(0, made - before)
     firsts, further = best[: len(kinds)], best[len(kinds) :]
     assert {proposal.kind for proposal in firsts} == kinds
     for group in (firsts, further):
         assert [p.predicted_loss for p in group] == sorted(p.predicted_loss for p in group)
-    every = screened(student, losses, proposals, 20)
+    every = screened(losses, proposals, 20)
     for first in firsts:
         same_kind = [p.predicted_loss for p in every if p.kind == first.kind]
         assert first.predicted_loss == min(same_kind)
@@ -118,11 +122,11 @@ def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
     batches = pictures(DENSE)
     before = mean_squared_error(student, batches)
     dense = Shape.of(DENSE)
-    without = losses.slimmed(student, dense.with_block(0, 2, 0))
+    without = losses.slimmed(dense.with_block(0, 2, 0))
     assert len(without.spec.inner_widths) == 3
     assert losses.blocks[0][2][0] == max(0, mean_squared_error(without, batches) - before)
     assert losses.blocks[0][2][12] == 0
-    narrow = losses.slimmed(student, dense.with_width(0, 8))
+    narrow = losses.slimmed(dense.with_width(0, 8))
     expected = max(0, mean_squared_error(narrow, batches) - before)
     assert losses.widths[(8, 8)] == pytest.approx(expected)
     assert losses.widths[dense.widths] == 0
@@ -133,7 +137,7 @@ def test_a_block_that_does_nothing_goes_first(table):
     with torch.no_grad():
         student.body[1].contract.weight.zero_()
         student.body[1].contract.bias.zero_()
-    losses = measure_choices(student, pictures(DENSE), CHOICES)
+    losses = measured(student)
     proposal = propose(DENSE, losses, table, 0.9 * table.predict_ms(DENSE), count=1)[0]
     assert proposal.shape.blocks[0][1] == 0
     assert proposal.predicted_loss == pytest.approx(0, abs=1e-9)
@@ -141,7 +145,7 @@ def test_a_block_that_does_nothing_goes_first(table):
 
 def test_an_already_pruned_student_only_gets_smaller(table, student):
     smaller_spec = replace(DENSE, stream_width=8, inner_widths=(8, 12))
-    losses = measure_choices(type(student)(smaller_spec), pictures(DENSE), CHOICES)
+    losses = measured(type(student)(smaller_spec))
     now_ms = table.predict_ms(smaller_spec)
     for proposal in propose(smaller_spec, losses, table, 0.8 * now_ms, count=5):
         assert proposal.spec.stream_width <= 8

@@ -16,6 +16,7 @@ from fake_bench import (
 )
 
 from lightfield.errors import BudgetError, CheckpointError, ConfigError, ParityError
+from lightfield.latency import ComparedLatency
 from lightfield.progress import silent
 from lightfield.student import mac_count
 from prune.chains import Shape, every_block
@@ -348,9 +349,9 @@ def test_before_a_long_fine_tuning_a_student_must_surely_be_fast_enough(
 ):
     asked, weighed = [], Scales.weighed
 
-    def noted(scales, kind, *words, surely):
-        asked.append((kind, surely))
-        return weighed(scales, kind, *words, surely=surely)
+    def noted(scales, kind, *words, **how):
+        asked.append((kind, how.get("surely", False)))
+        return weighed(scales, kind, *words, **how)
 
     monkeypatch.setattr(Scales, "weighed", noted)
     result = run(tmp_path, config=replace(CONFIG, **changes))
@@ -443,6 +444,7 @@ def test_every_trial_is_logged_once(tmp_path):
         {"candidates": 0},
         {"rounds": 0},
         {"inner_choices": 1},
+        {"point_choices": 1},
         {"tune_steps": -1},
         {"max_loss_db": -0.1},
     ],
@@ -564,3 +566,53 @@ def test_a_table_that_predicts_badly_is_measured_anew(half, tmp_path, monkeypatc
     assert len(table.pairs) == 1 + len(real)  # the dense student, and what was measured before
     expected = [(table.parts_ms(trial.spec), trial.median_ms) for trial in real]
     assert sorted(table.pairs[1:]) == sorted(expected)
+
+
+class Drifting(FakeTarget):
+    """From some measurement on, smaller students take longer by a few percent."""
+
+    later: float = 1.0
+    begins: int = 10**9
+
+    def measure(self, students):
+        for student in students:
+            slow = self.later if len(self.asked) >= self.begins else 1.0
+            self._count("measure")
+            samples = tuple(ms * slow for ms in self._samples(student.spec))
+            slower = replace(self._record(student.spec), samples_ms=samples)
+            yield ComparedLatency(slower, self._record(self.dense))
+
+
+def drifting(later: float, begins: int) -> Drifting:
+    target = Drifting()
+    target.later, target.begins = later, begins
+    return target
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory):
+    """A search under a target that does not drift, and what it had asked before its last measurement."""
+    target = drifting(1.0, 10**9)
+    result = run(tmp_path_factory.mktemp("verified"), target)
+    *_, verification, final = result.state.trials
+    assert (verification.verdict, final.verdict) == ("within budget", "final")
+    asked = len(target.asked) - final.turns // target.turns
+    return result, asked
+
+
+def test_a_final_student_is_judged_by_the_measurement_before_its_fine_tuning_too(
+    verified, tmp_path
+):
+    """Of one graph, two measurements differ by more than either says."""
+    whole, asked = verified
+    *_, verification, final = whole.state.trials
+    budget_ms, after_ms = whole.state.budget_ms, 2 * final.latency_ms - verification.latency_ms
+    drifted = run(tmp_path / "a", drifting(1.02 * budget_ms / after_ms, asked))
+    assert len(drifted.state.trials) == len(whole.state.trials)
+    assert drifted.final.verdict == "final"
+    assert drifted.final.latency_ms == pytest.approx(
+        (verification.latency_ms + 1.02 * budget_ms) / 2, rel=0.03
+    )
+    slow = drifting(1.5 * budget_ms / after_ms, asked)  # the mean of both does not hide this
+    ended = run(tmp_path / "b", slow).state.trials[len(whole.state.trials) - 1]
+    assert (ended.kind, ended.verdict) == ("final", "over budget")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.nn import functional
 
+from lightfield.encoding import encode
+from lightfield.rays import RaySpace, points_along
 from lightfield.student import Student, StudentSpec, TailStage, folded
 from prune.importance import Batch
 
@@ -26,6 +29,22 @@ def small_spec(operator: str = "conv_transpose", norm: str = "none") -> StudentS
 def rays(spec: StudentSpec, *, batch: int = 2, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, spec.input_channels, 4, 5, generator=generator)
+
+
+SPACE = RaySpace("world", 0.5, 2.5)
+
+
+def encoded(spec: StudentSpec, *, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    """The input of real rays, each with an origin and a unit direction of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    origins, towards = torch.randn(2, batch, 4, 5, 3, generator=generator)
+    points = points_along(origins, functional.normalize(towards, dim=-1), SPACE, spec.points)
+    return encode(points, spec.frequencies).permute(0, 3, 1, 2)
+
+
+def nothing_else(spec: StudentSpec) -> torch.Tensor:
+    """In place of rays, for students of two points, whose sampling nothing can change."""
+    raise AssertionError(spec)
 
 
 def pictures(spec: StudentSpec, *, count: int = 3, seed: int = 1) -> list[Batch]:
