@@ -137,7 +137,7 @@ def _tiny(kind: SceneKind) -> Preset:
     embedded = Preset(
         "tiny",
         teacher=TINY_TEACHER,
-        pseudo=PseudoConfig(1000),
+        pseudo=PseudoConfig(2000),
         # Deep, so that pruning has something to take: head and up-sampling cost what they cost.
         network=NetworkConfig(blocks=12),
         distil=DistilConfig(steps=3000),
