@@ -481,7 +481,7 @@ def test_a_search_for_several_budgets_leaves_a_student_at_each(way):
         assert student.spec == trial.spec
         assert state.trials[-1] == trial
         assert trial.verdict == "final"
-        assert 0.8 * ratio < trial.latency_ms / result.state.pinned_ms <= ratio
+        assert 0.75 * ratio < trial.latency_ms / result.state.pinned_ms <= ratio
 
 
 def test_a_long_step_may_meet_several_budgets(tmp_path):
