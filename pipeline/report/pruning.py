@@ -84,7 +84,7 @@ def _introduction(chain: Chain) -> Html:
         "The search proposes smaller networks that should meet the next latency, fine-tunes and exports "
         f"each, measures it {where}, and keeps the best that really got there. Every measurement takes "
         "turns with the dense student, so that a device that slows down slows both. Steps go by the "
-        f"median; the budget is held against the {percentile_name(chain)} of the runs, for the result as "
+        f"median; the budget is held against the {percentile_name(chain)} of the runs: for the result, "
         "the mean of two measurements, before and after its long fine-tuning.",
     )
 
