@@ -327,8 +327,10 @@ class Moves:
         self, kind: str, student: Student, *, surely: bool = False, before_ms: float | None = None
     ) -> Trial:
         """Measured twice as long as a candidate before it is believed that it misses."""
-        known = self.space.table.predict_ms(student.spec), 2 * self.config.rounds
-        return self.scales.weighed(kind, student, *known, surely=surely, before_ms=before_ms)
+        predicted_ms, rounds = self.space.table.predict_ms(student.spec), 2 * self.config.rounds
+        return self.scales.weighed(
+            kind, student, predicted_ms, rounds, surely=surely, before_ms=before_ms
+        )
 
     def _finish(self, student: Student, progress: Progress) -> Student:
         """The long fine-tuning, and the last measurement, which counts as much as that before it; also
