@@ -38,7 +38,9 @@ class PruneConfig:
     ray_spacing: Literal[1, 2, 4] = 1
     """How many times as far apart the pruned student's rays are, by more up-sampling; likewise."""
     tail: Tail = "kept"
-    """`short`: from the first stage to the colours by one pixel shuffle; likewise."""
+    """`short`: from one of its stages to the colours by one pixel shuffle; likewise."""
+    tail_stages: int = 1
+    """Stages of the dense student's tail that a short one still has."""
     tail_blocks: tuple[int, ...] = ()
     """Residual blocks to begin with, at least, in each stage of the tail, from the rays on; new ones
     begin by adding nothing."""
@@ -88,11 +90,13 @@ class PruneConfig:
         if not 0 <= self.margin < 1:
             raise ConfigError("margin lies in [0, 1)", where="prune.margin")
         counts = (
-            self.candidates, self.turns, self.rounds, self.table_turns, self.pictures, self.max_steps
+            self.candidates, self.turns, self.rounds, self.table_turns, self.pictures, self.max_steps,
+            self.tail_stages,
         )  # fmt: skip
         if min(counts) < 1:
             raise ConfigError(
-                "candidates, turns, rounds, pictures and steps must be at least 1", where="prune"
+                "candidates, turns, rounds, pictures, steps and tail_stages must be at least 1",
+                where="prune",
             )
         if min(self.stream_choices, self.inner_choices, self.point_choices) < 2:
             raise ConfigError("a choice of at least 2 is needed", where="prune")
@@ -137,7 +141,8 @@ class PruneConfig:
 
     def base_of(self, dense: StudentSpec) -> StudentSpec:
         """The shape that the search begins with."""
-        form = reshaped_spec(self.operators_of(dense), self.ray_spacing, self.tail)
+        before = self.operators_of(dense)
+        form = reshaped_spec(before, self.ray_spacing, self.tail, self.tail_stages)
         return deepened_spec(form, self.tail_blocks)
 
     @property

@@ -1,8 +1,9 @@
 """Proposals that take another form: wider spacings of rays, short tails.
 
-The latency table is about one form. What another one takes is measured; where that is not yet within the
-target, the body is evenly narrowed as well, and where it leaves some of the target, the tail gets as
-many more residual blocks as that allows.
+What a form takes is measured, and held against the whole budget rather than against the next step: forms
+differ by so much that one of them usually meets it at once. Where it leaves some of the budget, the tail
+gets as many more residual blocks as that allows, by a small latency table of the form's own; the form
+that misses the budget by least has its body evenly narrowed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from prune.reshaping import deepened_spec, form_like, forms_of, stages_with_bloc
 
 FORM = "form"
 """The kind of these proposals."""
-NARROWINGS = 3
-"""Times at most that a form is narrowed and measured until it fits."""
-BLOCKS = (4, 8, 16)
+ATTEMPTS = 3
+"""Times at most that a form is changed and measured until it fits."""
+BLOCKS = (3, 4, 6, 8, 12, 16)
 """Numbers of blocks that a stage of the tail may get to have."""
 
 
@@ -34,6 +35,8 @@ class Forms:
     """Whether the pictures have whole rays for a student."""
     time_ms: Callable[[StudentSpec], float]
     """Measures the median latency of a student in ms."""
+    table_of: Callable[[StudentSpec], LatencyTable]
+    """Measures what the parts of a student take, in the widths that it has."""
 
     def of(self, spec: StudentSpec) -> list[StudentSpec]:
         """Those that a student can still take."""
@@ -44,21 +47,22 @@ class Forms:
         spec: StudentSpec,
         losses: ChoiceLosses,
         table: LatencyTable,
-        target_ms: float,
+        goal_ms: float,
         aim_ms: float,
+        *,
+        count: int,
     ) -> list[Proposal]:
-        """A student in the slowest of its forms that meet the target, and in that which takes least
-        narrowing of those that do not; what is changed aims a little below the target."""
-        enough, more = list[Proposal](), list[Proposal]()
-        for form in self.of(spec):
-            form_ms = self.time_ms(form)
-            if form_ms <= target_ms:
-                enough.append(Proposal(FORM, Shape.of(spec), form, form_ms, float("inf")))
-            elif found := self._narrowed(spec, form, form_ms, losses, table, aim_ms):
-                more.append(found)
-        enough.sort(key=lambda proposal: -proposal.predicted_ms)
-        more.sort(key=lambda proposal: -sum(proposal.shape.blocks[0]))
-        return [self._deepened(proposal, aim_ms) for proposal in enough[:1]] + more[:1]
+        """A student in each of the `count` slowest of its forms that meet the goal, and in that which
+        misses it by least if it can be narrowed enough, or none meets it; what is changed aims a little
+        below the goal."""
+        timed = sorted(((self.time_ms(form), form) for form in self.of(spec)), key=lambda t: t[0])
+        enough = [(ms, form) for ms, form in timed if ms <= goal_ms]
+        found = [self._deepened(spec, form, ms, aim_ms) for ms, form in enough[-count:]]
+        for form_ms, form in timed[len(enough) :][:1]:
+            narrowed = self._narrowed(spec, form, form_ms, losses, table, aim_ms)
+            if narrowed.predicted_ms <= goal_ms or not found:
+                found.append(narrowed)
+        return found
 
     def floors_ms(
         self, base: StudentSpec, choices_of: Callable[[StudentSpec], Choices]
@@ -72,21 +76,23 @@ class Forms:
 
         return [self.time_ms(least(form)) for form in self.of(base)]
 
-    def _deepened(self, proposal: Proposal, aim_ms: float) -> Proposal:
-        """With as many blocks in the stages of the tail, of a few numbers and evenly, as the aim leaves
-        time for; stages nearer to the rays, with fewer pixels, come first."""
-        full = set[int]()
-        stages = stages_with_blocks(proposal.spec)
-        for count, stage in itertools.product(BLOCKS, range(stages)):
-            deeper = deepened_spec(proposal.spec, (0,) * stage + (count,))
-            if stage in full or deeper == proposal.spec:
-                continue
+    def _deepened(
+        self, spec: StudentSpec, form: StudentSpec, form_ms: float, aim_ms: float
+    ) -> Proposal:
+        """With as many blocks in the tail's stages, evenly, as the aim leaves time for; those nearer to
+        the rays, with fewer pixels, come first."""
+        plain = Proposal(FORM, Shape.of(spec), form, form_ms, float("inf"))
+        table = self.table_of(form).corrected(form, form_ms)
+        most_ms = aim_ms
+        for _ in range(ATTEMPTS):
+            deeper = _filled(form, table, most_ms)
+            if deeper == form:
+                break
             median_ms = self.time_ms(deeper)
-            if median_ms > aim_ms:
-                full.add(stage)
-            else:
-                proposal = replace(proposal, spec=deeper, predicted_ms=median_ms)
-        return proposal
+            if median_ms <= aim_ms:
+                return replace(plain, spec=deeper, predicted_ms=median_ms)
+            most_ms -= median_ms - aim_ms
+        return plain
 
     def _narrowed(
         self,
@@ -96,12 +102,13 @@ class Forms:
         losses: ChoiceLosses,
         table: LatencyTable,
         aim_ms: float,
-    ) -> Proposal | None:
+    ) -> Proposal:
         """Narrowed by as much as the form misses its aim: first by what the table says that saves, of a
-        body that rays further apart make cheaper, then by what it was found to save."""
+        body that rays further apart make cheaper, then by what it was found to save. As it is where no
+        narrowing saves that much."""
         times, now_ms = (form.factor // spec.factor) ** 2, table.predict_ms(spec)
         missing_ms, found = form_ms - aim_ms, list[Proposal]()
-        for _ in range(NARROWINGS):
+        for _ in range(ATTEMPTS):
             cut = evenly(spec, losses, table, now_ms - times * missing_ms)
             if cut is None:
                 break
@@ -114,5 +121,14 @@ class Forms:
         return min(
             found,
             key=lambda p: (p.predicted_ms > aim_ms, abs(p.predicted_ms - aim_ms)),
-            default=None,
+            default=Proposal(FORM, Shape.of(spec), form, form_ms, float("inf")),
         )
+
+
+def _filled(form: StudentSpec, table: LatencyTable, most_ms: float) -> StudentSpec:
+    """A form with as many blocks in its tail as it is predicted to have time for."""
+    for count, stage in itertools.product(BLOCKS, range(stages_with_blocks(form))):
+        deeper = deepened_spec(form, (0,) * stage + (count,))
+        if table.predict_ms(deeper) <= most_ms:
+            form = deeper
+    return form

@@ -173,6 +173,17 @@ class Choices:
             samplings_of(spec, points),
         )
 
+    @classmethod
+    def only(cls, spec: StudentSpec) -> Choices:
+        """No choice but how many blocks there are, as wide as a student's own or as their stream."""
+        shape = Shape.of(spec)
+        inner = (
+            tuple(sorted({*blocks, width}, reverse=True))
+            for width, blocks in zip(shape.widths, shape.blocks, strict=True)
+        )
+        widths = tuple((width,) for width in shape.widths)
+        return cls(widths, tuple(inner), ((spec.points, spec.frequencies),))
+
     def outers(self) -> list[Widths]:
         """Every body width with every tail, widest first.
 

@@ -1,4 +1,4 @@
-"""The moves that a search is made of: begin, start, step, verify, finish.
+"""The moves that a search is made of: begin, start, race, step, verify, finish.
 
 Each looks at the state, works, and appends trials to it; between moves a search can be interrupted.
 """
@@ -28,6 +28,7 @@ from prune.proposals import (
     PROPOSED,
     ChoiceLosses,
     Proposal,
+    evenly,
     measure_choices,
     propose,
     screened,
@@ -36,9 +37,8 @@ from prune.reconciliation import reconciled
 from prune.reshaping import (
     blocks_in_form,
     form_like,
-    form_of,
+    in_form_of,
     reshaped,
-    reshaped_spec,
 )
 from prune.scales import Scales
 from prune.search_space import ENTRIES, SearchSpace
@@ -74,7 +74,7 @@ def base_spec(dense: StudentSpec, config: PruneConfig, start: Start | None) -> S
         return start.base
     spec = start.student.spec
     base = converted_spec(dense, spec.activation, spec.tail[0].operator)
-    return reshaped_spec(base, *form_of(spec, dense))
+    return in_form_of(base, dense, spec)
 
 
 class Moves:
@@ -92,12 +92,12 @@ class Moves:
         self.folder = folder
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
         self.scales = Scales(bench, state, config.percent)
-        self.forms = Forms(dense.spec, bench.fits, self.scales.untrained_ms)
         self.start = start
         entered = [t.spec for t in state.trials if t.kind in ENTRIES and t.verdict in CURRENT]
         if not entered and start is not None:
             entered = [start.student.spec]
         self.space = SearchSpace(bench, config, state)
+        self.forms = Forms(dense.spec, bench.fits, self.scales.untrained_ms, self.space.table_of)
         self.space.enter(state.base or base_spec(dense.spec, config, start), *entered[-1:])
         self._losses: tuple[Student, ChoiceLosses] | None = None
 
@@ -120,6 +120,8 @@ class Moves:
             state.trials.append(self._verified(student))
         elif state.step - state.begun >= config.max_steps:
             state.stopped = f"{config.max_steps} steps were not enough"
+        elif config.forms and not state.raced:
+            return self._race(student)
         else:
             return self._step(student)
         return student
@@ -142,7 +144,7 @@ class Moves:
         smallest = self.space.fastest()
         last_ms = [state.budget_ms, *state.further_ms][-1]
         floors_ms = [smallest.predicted_ms]
-        if config.forms:
+        if config.forms and smallest.predicted_ms > last_ms / state.tail:
             floors_ms += self.forms.floors_ms(self.space.base, self.space.choices_of)
         if min(floors_ms) > last_ms / state.tail:
             raise BudgetError(
@@ -187,6 +189,29 @@ class Moves:
             student = reshaped(student, self.space.base, self.bench.batches)
         return student
 
+    def _race(self, student: Student) -> Student:
+        """Let students in other forms, made for the whole way to the budget, run against one that is
+        only narrowed for it: the best pictures at one latency win. Where the narrowed one does, the
+        student keeps its form, and steps find a better way than narrowing."""
+        state, config = self.state, self.config
+        state.raced = True
+        aim_ms = state.goal_ms * (1 - config.margin)
+        known = (student.spec, self._losses_of(student), self.space.table)
+        forms = self.forms.proposals(*known, state.goal_ms, aim_ms, count=config.candidates)
+        if not forms:
+            return student
+        state.step += 1
+        narrowed = evenly(*known, aim_ms)
+        proposals = forms if narrowed is None else [*forms, narrowed]
+        chosen, others = self._chosen(self._try(student, proposals, state.goal_ms))
+        state.trials += others
+        if chosen is None:
+            return student
+        if chosen[0].kind != FORM or self._loses_too_much(chosen[0]):
+            state.trials.append(replace(chosen[0], verdict="passed over"))
+            return student
+        return self._taken(student, *chosen)
+
     def _step(self, student: Student) -> Student:
         """Propose, tune and measure; keep the best candidate, or roll back and aim nearer."""
         state, config = self.state, self.config
@@ -203,13 +228,20 @@ class Moves:
             state.shorten(nearer, reason)
             return student
         trial, candidate = chosen
-        allowance = config.max_loss_db
-        if allowance is not None and state.trials[0].psnr_db - trial.psnr_db > allowance:
+        if self._loses_too_much(trial):
             state.trials.append(replace(trial, verdict="rolled back"))
-            state.shorten(nearer, f"the next step would lose more than {allowance:g} dB")
+            state.shorten(nearer, f"the next step would lose more than {config.max_loss_db:g} dB")
             state.allowance_spent = bool(state.stopped)
             return student
-        state.trials.append(replace(trial, verdict="kept"))
+        return self._taken(student, trial, candidate)
+
+    def _loses_too_much(self, trial: Trial) -> bool:
+        allowance = self.config.max_loss_db
+        return allowance is not None and self.state.trials[0].psnr_db - trial.psnr_db > allowance
+
+    def _taken(self, student: Student, trial: Trial, candidate: Student) -> Student:
+        """The candidate that was made of a student, to go on with."""
+        self.state.trials.append(replace(trial, verdict="kept"))
         if not self.space.holds(trial.spec):
             self.space.enter(form_like(self.space.base, student.spec, trial.spec), trial.spec)
             self.space.measure_table()
@@ -246,18 +278,13 @@ class Moves:
         student that there can be."""
         losses, spec, count = self._losses_of(student), student.spec, self.config.candidates
         tried = {spec, *self.state.tried()}
-        forms = []
-        if self.config.forms:
-            aims = (target_ms, target_ms * (1 - self.config.margin))
-            forms = self.forms.proposals(spec, losses, self.space.table, *aims)
-        forms = [proposal for proposal in forms if proposal.spec not in tried]
         for aim_ms in (target_ms * (1 - self.config.margin), target_ms):
             found = propose(spec, losses, self.space.table, aim_ms, count=SCREENED * count)
             if found:
                 new = [proposal for proposal in found if proposal.spec not in tried]
-                return screened(losses, new, count) + forms
+                return screened(losses, new, count)
         smallest = self.space.fastest(spec)
-        return forms or ([] if smallest.spec in tried else [smallest])
+        return [] if smallest.spec in tried else [smallest]
 
     def _made(self, student: Student, proposal: Proposal) -> Student:
         """What a proposal makes of the student, untrained."""

@@ -37,7 +37,7 @@ MOST_LOGIT = 8.0
 
 def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -> StudentSpec:
     """The specification with rays `spacing` times as far apart, a power of two, and another tail; in a
-    short one its first stages stay, one of a dense student's. It cannot be shorter than that."""
+    short one its first stages stay. A tail that is as short already stays as it is."""
     stages = spec.tail
     if tail == "short" and len(stages) > stays:
         factor = math.prod(stage.factor for stage in stages[stays:])
@@ -80,26 +80,30 @@ def _is_short(spec: StudentSpec) -> bool:
     )
 
 
-def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail]:
-    """In which form a student is that came from a dense one: spacing and tail."""
-    shorter = _is_short(spec) and not _is_short(dense)
-    return spec.factor // dense.factor, "short" if shorter else "kept"
+def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail, int]:
+    """In which form a student is that came from a dense one: spacing, tail, and how many of the dense
+    one's stages a short tail still has."""
+    spacing = spec.factor // dense.factor
+    left = len(spec.tail) - (spacing.bit_length() - 1)  # but for the stages that lead to them
+    shorter = left < len(dense.tail) or (_is_short(spec) and not _is_short(dense))
+    return (spacing, "short", left - 1) if shorter else (spacing, "kept", left)
 
 
 def forms_of(spec: StudentSpec, dense: StudentSpec) -> list[StudentSpec]:
     """All forms that a student, which came from a dense one, can still take; not its own."""
-    spacing, tail = form_of(spec, dense)
-    tails: tuple[Tail, ...] = ("kept",) if tail == "short" else ("kept", "short")
-    more = (n for n in (1, 2, 4) if n * spacing <= WIDEST_SPACING)
-    stays = spacing.bit_length()  # the dense student's first stage, and those that led to it since
-    forms = [reshaped_spec(spec, n, tail, stays) for n in more for tail in tails]
+    spacing = spec.factor // dense.factor
+    # At least the dense student's first stage stays, and those that led to it since.
+    stays = range(spacing.bit_length(), len(spec.tail))
+    more = [n for n in (1, 2, 4) if n * spacing <= WIDEST_SPACING]
+    forms = [reshaped_spec(spec, n, "kept") for n in more]
+    forms += [reshaped_spec(spec, n, "short", count) for n in more for count in stays]
     return [form for form in dict.fromkeys(forms) if form != spec]
 
 
 def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
     """What becomes of a larger student when a smaller one of its form takes another form, and perhaps
     gets more blocks in its tail."""
-    form = _same_change(base, before, after)
+    form = in_form_of(base, before, after)
     added = _new_blocks(before, after)
     counts = [len(s.inner_widths) + n for s, n in zip(form.tail, added, strict=True)]
     return deepened_spec(form, counts[: stages_with_blocks(form)])
@@ -111,12 +115,11 @@ def blocks_in_form(kept: Kept, base: StudentSpec, before: StudentSpec, after: St
     if before.tail == after.tail:
         return kept
     body, *old = kept
-    spacing, tail = form_of(after, before)
-    leading = spacing.bit_length() - 1
+    spacing, tail, stays = form_of(after, before)
     if tail == "short":
-        old = [*old[: len(after.tail) - 1 - leading], ()]
-    chains = (*old[:1] * leading, *old)
-    known = _same_change(base, before, after).tail
+        old = [*old[:stays], ()]
+    chains = (*old[:1] * (spacing.bit_length() - 1), *old)
+    known = in_form_of(base, before, after).tail
     new = [
         range(len(stage.inner_widths), len(stage.inner_widths) + count)
         for stage, count in zip(known, _new_blocks(before, after), strict=True)
@@ -124,15 +127,14 @@ def blocks_in_form(kept: Kept, base: StudentSpec, before: StudentSpec, after: St
     return (body, *((*chain, *more) for chain, more in zip(chains, new, strict=True)))
 
 
-def _same_change(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
+def in_form_of(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
     """What becomes of a student when another takes another form, new blocks left out."""
-    spacing, tail = form_of(after, before)
-    return reshaped_spec(base, spacing, tail, len(after.tail) - spacing.bit_length())
+    return reshaped_spec(base, *form_of(after, before))
 
 
 def _new_blocks(before: StudentSpec, after: StudentSpec) -> list[int]:
     """By how many blocks each stage is deeper than the form alone makes it."""
-    form = _same_change(before, before, after)
+    form = in_form_of(before, before, after)
     pairs = zip(after.tail, form.tail, strict=True)
     return [len(deeper.inner_widths) - len(stage.inner_widths) for deeper, stage in pairs]
 
@@ -148,7 +150,7 @@ def reshaped(student: Student, spec: StudentSpec, batches: Batches) -> Student:
         batches: the same pictures with the rays of any student.
     """
     kept = student.spec.tail[:1]
-    form = _same_change(student.spec, student.spec, spec)
+    form = in_form_of(student.spec, student.spec, spec)
     short = form.tail[-1:] != student.spec.tail[-1:]
     while spec.factor > student.spec.factor:
         further = replace(student.spec, tail=(replace(kept[0], factor=2), *student.spec.tail))

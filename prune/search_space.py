@@ -68,6 +68,10 @@ class SearchSpace:
         )
         self._state.renewed = len(self._state.trials)
 
+    def table_of(self, spec: StudentSpec) -> LatencyTable:
+        """A table of what a student in any form has, and of blocks as wide as its streams."""
+        return build_latency_table(spec, Choices.only(spec), self._bench.time_specs)
+
     def correct(self, spec: StudentSpec, median_ms: float) -> None:
         """Let the table learn from a measured student."""
         self._state.table = self.table.corrected(spec, median_ms)

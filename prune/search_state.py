@@ -51,6 +51,8 @@ class SearchState:
     step: int = 0
     begun: int = 0
     """The step with which the way to this budget began."""
+    raced: bool = False
+    """Whether other forms have been tried on the way to this budget."""
     tuned: int = 0
     """Optimiser steps spent on candidates and results so far."""
     renewed: int = 0
@@ -103,7 +105,7 @@ class SearchState:
     def go_further(self, share: float) -> None:
         """On to the next budget."""
         self.budget_ms, *self.further_ms = self.further_ms
-        self.share, self.begun = share, self.step
+        self.share, self.begun, self.raced = share, self.step, False
         self.mark_waypoint()  # a long step may have met this budget too
 
     def mark_waypoint(self) -> None:

@@ -102,11 +102,12 @@ def test_a_search_goes_over_to_a_form_that_has_the_better_pictures(formed):
     state, trials = result.state, result.state.trials
     taken = [t for t in trials if t.kind == FORM and t.verdict == "kept"]
     assert taken
-    assert form_of(result.student.spec, DENSE) == form_of(taken[-1].spec, DENSE) != (1, "kept")
+    assert form_of(result.student.spec, DENSE) == form_of(taken[-1].spec, DENSE) != (1, "kept", 2)
     assert form_of(state.base, DENSE) == form_of(result.student.spec, DENSE)
     assert result.final.latency_ms <= state.budget_ms
-    step = [t for t in trials if t.step == taken[0].step and t.verdict in ("kept", "passed over")]
-    assert taken[0].psnr_db == max(t.psnr_db for t in step)
+    assert taken[0].step == 1  # ahead of any step
+    rivals = [t for t in trials if t.step == 1 and t.verdict in ("kept", "passed over")]
+    assert taken[0].psnr_db == max(t.psnr_db for t in rivals)
     for trial in trials:
         side = PIXELS // trial.spec.factor
         assert trial.macs == mac_count(trial.spec, side, side)
@@ -128,6 +129,38 @@ def test_what_a_form_leaves_of_the_target_goes_into_blocks_of_the_tail(tmp_path)
         further = [count for count in BLOCKS if count > counts[stage]]
         more = deepened_spec(trial.spec, (0,) * stage + (*further[:1],))
         assert not further or latency_ms(more) > 0.98 * aim_ms
+
+
+def test_all_forms_race_at_the_budget_with_a_student_that_is_only_narrowed(tmp_path):
+    result = run(tmp_path, config=replace(CONFIG, budget_ratio=(0.95,), candidates=2))
+    race = [t for t in result.state.trials if t.step == 1 and t.turns]
+    assert {t.kind for t in race if t.verdict in ("kept", "passed over")} == {FORM, "evenly"}
+    assert all(t.target_ms == race[0].target_ms for t in race if t.kind in (FORM, "evenly"))
+    assert len({form_of(t.spec, DENSE) for t in race if t.kind == FORM}) > 1
+    steps = [t for t in result.state.trials if t.step > 1]
+    assert all(t.kind != FORM for t in steps)
+
+
+def test_forms_race_anew_on_the_way_to_each_budget(tmp_path):
+    result = run(tmp_path, config=replace(CONFIG, budget_ratio=(0.7, 0.25)))
+    first, second = (
+        {t.step for t in result.state.trials if t.kind == FORM and goal(t)}
+        for goal in (
+            lambda t: t.target_ms > 0.5 * result.state.pinned_ms,
+            lambda t: t.target_ms < 0.5 * result.state.pinned_ms,
+        )
+    )
+    assert len(first) == len(second) == 1
+
+
+def test_a_form_that_loses_too_much_is_not_taken(tmp_path):
+    config = replace(CONFIG, budget_ratio=(0.7,), max_loss_db=0.0)
+    scores = iter([30.0, *[20.0] * 100])
+    result = run(tmp_path, config=config, score=lambda _: next(scores))
+    forms = [t for t in result.state.trials if t.kind == FORM]
+    assert forms
+    assert all(t.verdict != "kept" for t in forms)
+    assert result.state.allowance_spent
 
 
 def test_only_what_the_pictures_allow_and_the_settings_want_is_tried(tmp_path):
@@ -170,14 +203,14 @@ def test_a_search_can_begin_in_a_form_and_stay_in_it(tmp_path):
     first = run(tmp_path / "first", config=config)
     assert first.state.trials[1].kind == "start"
     assert first.state.trials[1].kept == every_block(first.state.base)
-    assert form_of(first.student.spec, DENSE) == (2, "short")
+    assert form_of(first.student.spec, DENSE) == (2, "short", 1)
     assert first.final.latency_ms <= first.state.budget_ms
 
     start = Start(first.student, first.state.current.kept)
     plain = replace(CONFIG, forms=False, budget_ratio=(0.15,))
     second = run(tmp_path / "second", config=plain, start=start)
     assert second.state.base == first.state.base
-    assert form_of(second.student.spec, DENSE) == (2, "short")
+    assert form_of(second.student.spec, DENSE) == (2, "short", 1)
 
 
 def test_a_search_can_go_on_from_a_tail_with_more_blocks(tmp_path):

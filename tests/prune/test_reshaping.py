@@ -22,10 +22,19 @@ PUBLISHED = mobile_r2l_spec()
 SMALL = mobile_r2l_spec(
     (2, 2), stream_width=12, blocks=2, tail_widths=(8, 6), tail_blocks=1, points=2, frequencies=1
 )
+MIDDLE = mobile_r2l_spec(
+    (2, 2, 2),
+    stream_width=12,
+    blocks=2,
+    tail_widths=(8, 8, 6),
+    tail_blocks=1,
+    points=2,
+    frequencies=1,
+)
 FORMS = [(2, "kept"), (4, "kept"), (1, "short"), (2, "short")]
 
 
-def test_coarser_spacingadd_a_stage_like_the_first():
+def test_coarser_spacings_add_a_stage_like_the_first():
     spec = reshaped_spec(PUBLISHED, 2, "kept")
     assert spec.factor == 16
     assert spec.tail == (PUBLISHED.tail[0], *PUBLISHED.tail)
@@ -40,15 +49,43 @@ def test_a_short_tail_goes_from_the_first_stage_to_the_colours():
     assert reshaped_spec(one_stage, 1, "short") == one_stage
 
 
-@pytest.mark.parametrize(("spacing", "tail"), [(1, "kept"), *FORMS])
+def test_a_short_tail_may_keep_more_stages():
+    spec = reshaped_spec(PUBLISHED, 2, "short", 2)
+    first, second, _ = PUBLISHED.tail
+    assert spec.tail == (first, first, second, TailStage(2, 3, (), "pixel_shuffle"))
+    assert PruneConfig(ray_spacing=2, tail="short", tail_stages=2).base_of(PUBLISHED) == spec
+    assert reshaped_spec(PUBLISHED, 2, "short", 3) == reshaped_spec(PUBLISHED, 2, "kept")
+    with pytest.raises(ConfigError, match="tail_stages"):
+        PruneConfig(tail_stages=0)
+
+
+@pytest.mark.parametrize("spacing", [1, 2, 4])
+@pytest.mark.parametrize("tail", [("kept", 3), ("short", 1), ("short", 2)])
 def test_a_form_is_recognised(spacing, tail):
-    assert form_of(reshaped_spec(PUBLISHED, spacing, tail), PUBLISHED) == (spacing, tail)
+    spec = reshaped_spec(PUBLISHED, spacing, *tail)
+    assert form_of(spec, PUBLISHED) == (spacing, *tail)
+    assert form_of(deepened_spec(spec, (4,)), PUBLISHED) == (spacing, *tail)
+
+
+def test_a_short_tail_can_become_shorter():
+    longer, shorter = (reshaped_spec(PUBLISHED, 2, "short", n) for n in (2, 1))
+    assert form_of(shorter, longer) == (
+        1,
+        "short",
+        2,
+    )  # the one that leads, and the dense one's first
+    assert shorter in forms_of(longer, PUBLISHED)
+    assert longer not in forms_of(shorter, PUBLISHED)
+    deeper = deepened_spec(shorter, (1, 5))
+    assert form_like(longer, longer, deeper) == deeper
+    kept = ((0,), (0, 1), (1,), (0,), ())
+    assert blocks_in_form(kept, longer, longer, shorter) == ((0,), (0, 1), (1,), ())
 
 
 def test_the_forms_that_are_left():
     small = replace(PUBLISHED, stream_width=128)
     forms = forms_of(small, PUBLISHED)
-    assert len(set(forms)) == 5
+    assert len(set(forms)) == 8
     assert {form.factor for form in forms} == {8, 16, 32}
     assert small not in forms
     wide_and_short = reshaped_spec(small, 2, "short")
@@ -104,7 +141,7 @@ def test_stages_of_a_tail_may_have_more_blocks_but_never_get_fewer():
     assert [stage.inner_widths for stage in spec.tail] == [(64,) * 5, (64,) * 2, ()]
     assert deepened_spec(spec, ()) == spec
     assert PruneConfig(ray_spacing=2, tail="short", tail_blocks=(5, 1)).base_of(PUBLISHED) == spec
-    assert form_of(spec, PUBLISHED) == (2, "short")
+    assert form_of(spec, PUBLISHED) == (2, "short", 1)
     with pytest.raises(ConfigError, match="blocks for 3 stages of a tail in which 2 may"):
         deepened_spec(short, (2, 2, 2))
     with pytest.raises(ConfigError, match="negative"):
@@ -150,17 +187,20 @@ def sampled(truth: torch.Tensor):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
-@pytest.mark.parametrize(("spacing", "tail"), FORMS)
-def test_another_form_begins_near_what_the_student_computed(spacing, tail, operator, norm):
-    stages = tuple(replace(stage, operator=operator) for stage in SMALL.tail)
-    spec = replace(SMALL, tail=stages, norm=norm)
+@pytest.mark.parametrize(
+    ("spec", "form"),
+    [*((SMALL, form) for form in FORMS), (MIDDLE, (1, "short", 2)), (MIDDLE, (2, "short", 2))],
+)
+def test_another_form_begins_near_what_the_student_computed(spec, form, operator, norm):
+    stages = tuple(replace(stage, operator=operator) for stage in spec.tail)
+    spec = replace(spec, tail=stages, norm=norm)
     torch.manual_seed(0)
     student = Student(spec).eval()
     with torch.no_grad():
         student.colour.weight.mul_(10)  # colours that differ
         truth = student(smooth(16, spec.input_channels))
         batches = sampled(truth)
-        wanted = reshaped_spec(spec, spacing, tail)
+        wanted = reshaped_spec(spec, *form)
         own = batches(wanted)[0][0]
         weights = {name: value.clone() for name, value in student.state_dict().items()}
         result = reshaped(student, wanted, batches)
