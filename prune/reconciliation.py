@@ -22,11 +22,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightfield.light_field import GOLDEN
 from lightfield.student import ResidualBlock, Student
 from prune.chains import chains_of, entry_of
 from prune.importance import Batch
-from prune.slimming import RIDGE, Channels, Keep
+from prune.slimming import Channels, Keep
 
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e6)
+"""By what a fit's diagonal may be raised, relative to itself; the last leaves hardly a slope."""
 LEAST_WEIGHT = 1e-3
 """Of a saturated pixel; of one in the middle of the sigmoid it is a quarter."""
 MOST_PIXELS = 1 << 15
@@ -207,37 +210,98 @@ def _read_guess(
 
 
 def regression(inputs: Stream, targets: Stream, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Weighted least squares over all pixels: a matrix [targets, inputs] and a constant [targets]."""
+    """Weighted least squares over all pixels: a matrix [targets, inputs] and a constant [targets].
+
+    How much ridge it takes is decided by the half of the pixels that a first fit leaves out. Layer
+    after layer goes by what came of the one before: a fit that fails on pixels it has not seen would let
+    their streams grow without bounds.
+    """
     count = inputs[0].shape[1]
-    mean, square = _moments(weights, inputs, targets)
-    among, between = square[:count, :count], square[:count, count:]
-    ridge = RIDGE * among.diagonal() + 1e-8
-    slope = torch.linalg.solve(among + torch.diag(ridge), between).T
-    constant = mean[count:] - slope @ mean[:count]
+    seen, left_out = _moments(weights, inputs, targets)
+    ridges = torch.tensor(RIDGES, dtype=torch.float64, device=seen.mean.device)
+    errors = left_out.errors(*seen.fitted(count, ridges))
+    chosen = ridges[errors.argmin()][None]
+    (slope,), (constant,) = seen.plus(left_out).fitted(count, chosen)
     return slope.to(inputs[0].dtype), constant.to(inputs[0].dtype)
 
 
 def covariance(stream: Stream, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Weighted mean [c] and covariance [c, c] of a stream over all pixels, in double precision."""
-    return _moments(weights, stream)
+    half, other = _moments(weights, stream)
+    both = half.plus(other)
+    return both.mean, both.covariance
 
 
-def _moments(weights: Sequence[Tensor], *streams: Stream) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the channels of streams of one size, put behind one another."""
+@dataclass(frozen=True)
+class _Moments:
+    """Weighted first and second moments of channels, in double precision."""
+
+    total: Float[Tensor, ""]
+    mean: Float[Tensor, " c"]
+    square: Float[Tensor, "c c"]
+    """Means of products, not centred."""
+
+    @property
+    def covariance(self) -> Float[Tensor, "c c"]:
+        return self.square - torch.outer(self.mean, self.mean)
+
+    def plus(self, other: _Moments) -> _Moments:
+        """Of both together."""
+        total = self.total + other.total
+        mine, its = self.total / total, other.total / total
+        mean = mine * self.mean + its * other.mean
+        return _Moments(total, mean, mine * self.square + its * other.square)
+
+    def fitted(self, count: int, ridges: Float[Tensor, " r"]) -> tuple[Tensor, Tensor]:
+        """By each ridge a linear guess of all further channels from the first `count`: slopes
+        [r, targets, count] and constants [r, targets]."""
+        spread = self.covariance
+        among, between = spread[:count, :count], spread[:count, count:]
+        raised = torch.diag_embed(ridges[:, None] * among.diagonal() + 1e-8)
+        slopes = torch.linalg.solve(among + raised, between).mT
+        return slopes, self.mean[count:] - slopes @ self.mean[:count]
+
+    def errors(
+        self, slopes: Float[Tensor, "r targets count"], constants: Float[Tensor, "r targets"]
+    ) -> Float[Tensor, " r"]:
+        """The summed mean squared error of each such guess here."""
+        count = slopes.shape[2]
+        among, between = self.square[:count, :count], self.square[:count, count:]
+        its, mean = self.square[count:, count:].diagonal(), self.mean
+        wrong = its + ((slopes @ among - 2 * between.T) * slopes).sum(2) + constants.square()
+        wrong += 2 * constants * (slopes @ mean[:count] - mean[count:])
+        return wrong.sum(1)
+
+
+def _moments(weights: Sequence[Tensor], *streams: Stream) -> tuple[_Moments, _Moments]:
+    """Moments of the channels of streams of one size, put behind one another, over either half of the
+    pixels."""
     first = streams[0]
     pixels = sum(x[:, 0].numel() for x in first)
     every = -(-pixels // MOST_PIXELS) | 1  # odd: factors of two are the up-sampling's phases
-    total = mean = square = torch.zeros((), dtype=torch.float64, device=first[0].device)
+    halves: list[list[Tensor]] = [[], []]
+    count = 0
     for *parts, weight in zip(*streams, weights, strict=True):
         share = functional.adaptive_avg_pool2d(weight, (parts[0].shape[2], parts[0].shape[3]))
-        share = _columns(share, every)[0]
-        columns = torch.cat([_columns(x, every) for x in parts])
+        columns = torch.cat([_columns(x, every) for x in (*parts, share)])
+        at = torch.arange(columns.shape[1], dtype=torch.float64, device=columns.device) + count
+        here = at * GOLDEN % 1 < 0.5  # neighbours of all kinds fall into both
+        count += len(at)
+        halves[0].append(columns[:, here])
+        halves[1].append(columns[:, ~here])
+    return _moments_of(halves[0]), _moments_of(halves[1])
+
+
+def _moments_of(parts: Sequence[Float[Tensor, "channels_and_weight _"]]) -> _Moments:
+    """Of columns of channels and, last, their weight."""
+    total = mean = square = torch.zeros((), dtype=torch.float64, device=parts[0].device)
+    for part in parts:
+        columns, share = part[:-1], part[-1]
         weighted = columns * share
         total, mean, square = (
             total + share.sum(), mean + weighted.sum(1), square + weighted @ columns.T
         )  # fmt: skip
-    mean = mean / total
-    return mean, square / total - torch.outer(mean, mean)
+    return _Moments(total, mean / total, square / total)
 
 
 def _columns(x: Float[Tensor, "n c h w"], every: int) -> Float[Tensor, "c pixels"]:

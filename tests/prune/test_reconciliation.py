@@ -13,7 +13,7 @@ from prune import reconciliation
 from prune.chains import chains_of
 from prune.conversion import converted, converted_spec
 from prune.importance import Batch, input_statistics
-from prune.reconciliation import reconciled
+from prune.reconciliation import covariance, reconciled, regression
 from prune.slimming import Keep, slimmed
 
 RECOVERED = 1e-5
@@ -81,15 +81,18 @@ def test_a_student_that_kept_everything_is_left_as_it_is(operator, norm):
 
 
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
-def test_layers_ahead_of_the_first_cut_stay_and_all_that_read_streams_behind_it_change(
+def test_layers_ahead_of_the_first_cut_stay_and_most_that_read_streams_behind_it_change(
     operator, norm
 ):
     student = deep(operator, norm)
     before, after = (make(student, without(student, {2}), seen(student)) for make in (cut, fitted))
+    same: dict[bool, list[bool]] = {True: [], False: []}
     for name, module in before.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not name.endswith("contract"):
-            same = torch.equal(after.get_submodule(name).weight, module.weight)
-            assert same == name.startswith(("head", "body.0.", "body.1.")), name
+            ahead = name.startswith(("head", "body.0.", "body.1."))
+            same[ahead].append(torch.equal(after.get_submodule(name).weight, module.weight))
+    assert all(same[True])
+    assert sum(same[False]) < 0.5 * len(same[False])  # some have nothing to gain
     for name, value in student.state_dict().items():
         if name.startswith(("head.", "body.0.", "body.1.expand")):
             assert torch.equal(after.state_dict()[name], value), name
@@ -230,3 +233,36 @@ def test_a_student_without_a_tail_or_without_blocks_can_be_fitted(change):
     keep, batches = random_keep(student.spec, 1, drop=0), seen(student)
     before, after = cut(student, keep, batches), fitted(student, keep, batches)
     assert difference(after, batches) < 1.02 * difference(before, batches)
+
+
+def test_a_fit_follows_what_is_there_and_not_what_is_noise():
+    torch.manual_seed(0)
+    matrix = torch.randn(3, 24)
+
+    def streams(noise):
+        inputs = torch.randn(1, 24, 7, 9)  # hardly more pixels than unknowns
+        return [inputs], [torch.einsum("oi,nihw->nohw", matrix, inputs) + noise(1, 3, 7, 9)]
+
+    weights = [torch.ones(1, 1, 7, 9)]
+    slope, constant = regression(*streams(torch.zeros), weights)
+    assert torch.allclose(slope, matrix, atol=0.01)
+    assert constant.abs().max() < 0.01
+
+    inputs, targets = streams(lambda *size: 30 * torch.randn(*size))
+    slope, _ = regression(inputs, targets, weights)
+    columns = inputs[0].flatten(2)[0].T
+    plain = torch.linalg.lstsq(columns, targets[0].flatten(2)[0].T).solution.T
+    fresh, truth = (x[0].flatten(2)[0].T for x in streams(torch.zeros))
+    assert (fresh @ slope.T - truth).square().mean() < 0.5 * (
+        fresh @ plain.T - truth
+    ).square().mean()
+
+
+def test_covariance_is_that_of_all_pixels():
+    torch.manual_seed(1)
+    stream = [torch.randn(2, 4, 5, 3), torch.randn(1, 4, 5, 3) + 1]
+    ones = [torch.ones(2, 1, 5, 3), torch.ones(1, 1, 5, 3)]
+    mean, spread = covariance(stream, ones)
+    columns = torch.cat([x.permute(1, 0, 2, 3).flatten(1) for x in stream], 1).double()
+    assert torch.allclose(mean, columns.mean(1))
+    assert torch.allclose(spread, torch.cov(columns, correction=0))
