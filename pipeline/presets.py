@@ -197,7 +197,7 @@ def _paper(kind: SceneKind) -> Preset:
             max_rays_per_step=1 << 18,
             distortion=1e-3 if forward else 0.0,
         ),
-        pseudo=PseudoConfig(8_000 if forward else 10_000),
+        pseudo=PseudoConfig(8_000 if forward else 20_000),
         # Published: 8 points, 6 octaves, batch norm. More points train faster, for 3 % of the MACs.
         network=NetworkConfig(
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5

@@ -28,7 +28,6 @@ from prune.proposals import (
     PROPOSED,
     ChoiceLosses,
     Proposal,
-    evenly,
     measure_choices,
     propose,
     screened,
@@ -190,9 +189,9 @@ class Moves:
         return student
 
     def _race(self, student: Student) -> Student:
-        """Let students in other forms, made for the whole way to the budget, run against one that is
-        only narrowed for it: the best pictures at one latency win. Where the narrowed one does, the
-        student keeps its form, and steps find a better way than narrowing."""
+        """Let students in other forms, made for the whole way to the budget, run against cuts that go
+        there at once: the best pictures at one latency win. Where that is a cut, the student keeps its
+        form, and steps find a better way."""
         state, config = self.state, self.config
         state.raced = True
         aim_ms = state.goal_ms * (1 - config.margin)
@@ -201,9 +200,8 @@ class Moves:
         if not forms:
             return student
         state.step += 1
-        narrowed = evenly(*known, aim_ms)
-        proposals = forms if narrowed is None else [*forms, narrowed]
-        chosen, others = self._chosen(self._try(student, proposals, state.goal_ms))
+        cuts = self._proposals(student, state.goal_ms)
+        chosen, others = self._chosen(self._try(student, [*forms, *cuts], state.goal_ms))
         state.trials += others
         if chosen is None:
             return student

@@ -58,7 +58,7 @@ def test_the_paper_preset_is_the_published_network_but_for_points_and_norms(kind
 def test_the_paper_preset_has_the_published_pictures():
     assert preset("paper", "object").scene.resolution == 800
     assert preset("paper", "forward").scene.resolution == 1008
-    assert preset("paper", "object").pseudo.pictures == 10_000
+    assert preset("paper", "object").pseudo.pictures == 20_000
 
 
 @pytest.mark.usefixtures("unchecked")

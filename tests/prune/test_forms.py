@@ -27,7 +27,7 @@ DENSE = mobile_r2l_spec(
 )  # fmt: skip
 PIXELS = 32
 CONFIG = PruneConfig(
-    budget_ratio=(0.4,), candidates=1, rounds=3, tune_steps=30, final_tune_steps=10, max_steps=12
+    budget_ratio=(0.5,), candidates=1, rounds=3, tune_steps=30, final_tune_steps=10, max_steps=12
 )
 
 
@@ -131,14 +131,15 @@ def test_what_a_form_leaves_of_the_target_goes_into_blocks_of_the_tail(tmp_path)
         assert not further or latency_ms(more) > 0.98 * aim_ms
 
 
-def test_all_forms_race_at_the_budget_with_a_student_that_is_only_narrowed(tmp_path):
-    result = run(tmp_path, config=replace(CONFIG, budget_ratio=(0.95,), candidates=2))
-    race = [t for t in result.state.trials if t.step == 1 and t.turns]
-    assert {t.kind for t in race if t.verdict in ("kept", "passed over")} == {FORM, "evenly"}
-    assert all(t.target_ms == race[0].target_ms for t in race if t.kind in (FORM, "evenly"))
-    assert len({form_of(t.spec, DENSE) for t in race if t.kind == FORM}) > 1
-    steps = [t for t in result.state.trials if t.step > 1]
-    assert all(t.kind != FORM for t in steps)
+def test_all_forms_race_at_the_budget_with_cuts_that_go_there_at_once(tmp_path):
+    result = run(tmp_path, config=replace(CONFIG, budget_ratio=(0.7,), candidates=2))
+    race = [t for t in result.state.trials if t.step == 1 and t.verdict in ("kept", "passed over")]
+    forms, cuts = ([t for t in race if (t.kind == FORM) == is_form] for is_form in (True, False))
+    assert forms
+    assert cuts
+    assert len({t.target_ms for t in race}) == 1
+    assert all(form_of(t.spec, DENSE) == (1, "kept", 2) for t in cuts)
+    assert all(t.kind != FORM for t in result.state.trials if t.step > 1)
 
 
 def test_forms_race_anew_on_the_way_to_each_budget(tmp_path):
