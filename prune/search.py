@@ -1,12 +1,14 @@
 """The search: smaller and smaller students until the measured latency meets the budget.
 
-Each step (after NetAdapt, Yang et al. 2018) aims at the next latency on the way to the budget, takes
-several proposals that are predicted to reach it, fine-tunes each for a moment, exports and measures
-it on the target in turns with the pinned dense student, and keeps the best that really got there.
-Steps go by the median, which a few turns determine; a student that should meet the budget is then
-measured for longer, by the percentile that the budget is about, before and after the long fine-tuning,
-and both count alike. If it misses, the search goes on with what it has learnt about percentile and
-median. Of several budgets each next one is approached from the finished student at the one before.
+First students in other forms (`prune.forms`) race with cuts, all made for the whole way to the budget.
+Unless one of them wins, steps follow. Each (after NetAdapt, Yang et al. 2018) aims at the next latency
+on the way to the budget, takes several proposals that are predicted to reach it, fine-tunes each for a
+moment, exports and measures it on the target in turns with the pinned dense student, and keeps the best
+that really got there. Steps go by the median, which a few turns determine; a student that should meet
+the budget is then measured for longer, by the percentile that the budget is about, before and after the
+long fine-tuning, and both count alike. If it misses, the search goes on with what it has learnt about
+percentile and median. Of several budgets each next one is approached from the finished student at the
+one before.
 
 The search knows neither exporter, device nor trainer: they come in as `Workbench`. Given the same
 measurements, which are recorded, and a deterministic bench it always takes the same way.
