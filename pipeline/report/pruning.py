@@ -33,11 +33,12 @@ from pipeline.report.quantities import (
     whole,
 )
 from pipeline.report.summary import RUNS_OF_CLOCK, device_name, final_trial, percentile_name
+from prune.forms import FORM
 
 VERDICT_MEANINGS = {
     "dense": "the student before pruning",
     "kept": "the search went on from it",
-    "passed over": "fast enough, but another was better",
+    "passed over": "fast enough, but not the one taken",
     "missed": "not fast enough when measured",
     "rolled back": "lost too much quality",
     "within budget": "measured for longer and fast enough",
@@ -51,6 +52,10 @@ NOT_PROPOSED = ("dense", "within budget", "over budget", "final")
 OTHER_FORM = (
     " The search went over to rays further apart or a shorter tail; the outline is the dense network in "
     "that form."
+)
+RACE = (
+    "First, students in other forms raced against cuts, all made for the whole way to the budget; "
+    "unless a form won, steps followed. "
 )
 CLOCK_MARKS = {"quiet": "\u2009*", "processor": "\u2009†"}
 
@@ -79,12 +84,14 @@ def _content(chain: Chain) -> Html:
 def _introduction(chain: Chain) -> Html:
     device = chain.device("prune")
     where = f"on {device_name(device)}" if device else "on a device the record does not name"
+    raced = any(trial.kind == FORM for trial in chain.trials())
     return element(
         "p",
-        "The search proposes smaller networks that should meet the next latency, fine-tunes and exports "
-        f"each, measures it {where}, and keeps the best that really got there. Every measurement takes "
-        "turns with the dense student, so that a device that slows down slows both. Steps go by the "
-        f"median; the budget is held against the {percentile_name(chain)} of the runs.",
+        (RACE if raced else "")
+        + "The search proposes smaller networks that should meet the next latency, fine-tunes and "
+        f"exports each, measures it {where}, and keeps the best that really got there. Every "
+        "measurement takes turns with the dense student, so that a device that slows down slows both. "
+        f"Steps go by the median; the budget is held against the {percentile_name(chain)} of the runs.",
     )
 
 
@@ -104,8 +111,8 @@ def _outcome(chain: Chain) -> Html:
     return element(
         "p",
         f"Result: {milliseconds(final.latency_ms)} with a budget of {milliseconds(budget_ms)}, the "
-        f"{percentile_name(chain)} of {clock}{mean}. That is {share(final.ratio)} of the dense student by "
-        f"the median, 95% interval {interval(final.ratio_low, final.ratio_high)} over "
+        f"{percentile_name(chain)} of {clock}{mean}. That is {share(final.ratio)} of the dense student "
+        f"by the median, 95% interval {interval(final.ratio_low, final.ratio_high)} over "
         f"{plural(final.turns, 'turn')}.{ending}",
     )
 
