@@ -5,40 +5,21 @@ Each looks at the state, works, and appends trials to it; between moves a search
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightfield.errors import BudgetError, ParityError
-from lightfield.latency import ComparedLatency
+from lightfield.errors import BudgetError
 from lightfield.progress import Progress
 from lightfield.student import Student, StudentSpec
+from prune.candidates import Candidates
 from prune.chains import Kept, every_block
 from prune.config import PruneConfig
 from prune.conversion import converted, converted_spec
-from prune.evidence import (
-    felt,
-    measured_until,
-    steady,
-)
+from prune.evidence import felt, measured_until
 from prune.forms import FORM, Forms
-from prune.proposals import (
-    PROPOSED,
-    ChoiceLosses,
-    Proposal,
-    measure_choices,
-    propose,
-    screened,
-)
+from prune.proposals import PROPOSED
 from prune.reconciliation import reconciled
-from prune.reshaping import (
-    blocks_in_form,
-    form_like,
-    in_form_of,
-    reshaped,
-)
+from prune.reshaping import form_like, in_form_of, reshaped
 from prune.scales import Scales
 from prune.search_space import ENTRIES, SearchSpace
 from prune.search_state import SearchState
@@ -48,8 +29,6 @@ from prune.workbench import Workbench
 
 TUNING = "tuning-"
 """Folders of long fine-tunings under way."""
-SCREENED = 4
-"""Proposals that are made and scored, untrained, for each one that is tried."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +39,6 @@ class Start:
     student: Student
     kept: Kept
     base: StudentSpec | None = None
-
-
-Tried = tuple[Trial, Student]
 
 
 def base_spec(dense: StudentSpec, config: PruneConfig, start: Start | None) -> StudentSpec:
@@ -98,7 +74,9 @@ class Moves:
         self.space = SearchSpace(bench, config, state)
         self.forms = Forms(dense.spec, bench.fits, self.scales.untrained_ms, self.space.table_of)
         self.space.enter(state.base or base_spec(dense.spec, config, start), *entered[-1:])
-        self._losses: tuple[Student, ChoiceLosses] | None = None
+        self.candidates = Candidates(
+            bench, config, state, self.space, self.forms, lambda s, n: self._tuned(s, n, None)
+        )
 
     def next(self, student: Student, progress: Progress) -> Student:
         """Make the next move; the student to go on with.
@@ -192,16 +170,15 @@ class Moves:
         """Let students in other forms, made for the whole way to the budget, run against cuts that go
         there at once: the best pictures at one latency win. Where that is a cut, the student keeps its
         form, and steps find a better way."""
-        state, config = self.state, self.config
+        state = self.state
         state.raced = True
-        aim_ms = state.goal_ms * (1 - config.margin)
-        known = (student.spec, self._losses_of(student), self.space.table)
-        forms = self.forms.proposals(*known, state.goal_ms, aim_ms, count=config.candidates)
+        forms = self.candidates.in_other_forms(student)
         if not forms:
             return student
         state.step += 1
-        cuts = self._proposals(student, state.goal_ms)
-        chosen, others = self._chosen(self._try(student, [*forms, *cuts], state.goal_ms))
+        rivals = [*forms, *self.candidates.cuts(student, state.goal_ms)]
+        tried = self.candidates.tried(student, rivals, state.goal_ms)
+        chosen, others = self.candidates.chosen(tried)
         state.trials += others
         if chosen is None:
             return student
@@ -217,9 +194,10 @@ class Moves:
         state.step += 1
         now, target_ms = state.current, state.next_target_ms()
         nearer = 0.5 * (1 - target_ms / now.median_ms)
-        tried = self._try(student, self._proposals(student, target_ms), target_ms)
+        cuts = self.candidates.cuts(student, target_ms)
+        tried = self.candidates.tried(student, cuts, target_ms)
         state.share *= config.step_decay
-        chosen, others = self._chosen(tried)
+        chosen, others = self.candidates.chosen(tried)
         state.trials += others
         if chosen is None:
             reason = "no gain that was predicted could be measured" if tried else "nothing is left"
@@ -245,102 +223,6 @@ class Moves:
             self.space.measure_table()
             self.space.correct(trial.spec, trial.median_ms)
         return candidate
-
-    def _chosen(self, tried: Sequence[Tried]) -> tuple[Tried | None, list[Trial]]:
-        """The best candidate whose graph computes the same, and what became of the others; where the
-        budget is reached, the two best are trained for longer before."""
-        good = acceptable(tried, self.state.current)
-        others = [_judged(pair[0]) for pair in tried if pair not in good]
-        rivals, further = good[:2], good[2:]
-        reached = any(trial.median_ms <= self.state.goal_ms for trial, _ in rivals)
-        if reached and len(rivals) == 2 and self.config.look_steps:
-            rivals = [self._looked_at(pair) for pair in rivals]
-            good = sorted(rivals, key=lambda pair: -pair[0].psnr_db) + further
-        for i, (trial, candidate) in enumerate(good):
-            try:
-                self.bench.check(candidate)
-            except ParityError:
-                others.append(replace(trial, verdict="not exported"))
-            else:
-                return (trial, candidate), others + [_judged(pair[0]) for pair in good[i + 1 :]]
-        return None, others
-
-    def _looked_at(self, tried: Tried) -> Tried:
-        """A candidate after more training."""
-        trial, candidate = tried
-        candidate = self._tuned(candidate, self.config.look_steps, None)
-        return replace(trial, psnr_db=self.bench.score(candidate)), candidate
-
-    def _proposals(self, student: Student, target_ms: float) -> list[Proposal]:
-        """What has not been tried yet; when nothing is predicted to reach the target, the fastest
-        student that there can be."""
-        losses, spec, count = self._losses_of(student), student.spec, self.config.candidates
-        tried = {spec, *self.state.tried()}
-        for aim_ms in (target_ms * (1 - self.config.margin), target_ms):
-            found = propose(spec, losses, self.space.table, aim_ms, count=SCREENED * count)
-            if found:
-                new = [proposal for proposal in found if proposal.spec not in tried]
-                return screened(losses, new, count)
-        smallest = self.space.fastest(spec)
-        return [] if smallest.spec in tried else [smallest]
-
-    def _made(self, student: Student, proposal: Proposal) -> Student:
-        """What a proposal makes of the student, untrained."""
-        cut = self._losses_of(student).slimmed(proposal.shape)
-        return reshaped(cut, proposal.spec, self.bench.batches)
-
-    def _try(
-        self, student: Student, proposals: Sequence[Proposal], target_ms: float
-    ) -> list[Tried]:
-        """Cut, measure and train proposals, and correct the table by each."""
-        state, tried = self.state, list[Tried]()
-        candidates = [self._made(student, proposal) for proposal in proposals]
-        for candidate in candidates:
-            self.bench.recalibrate(candidate)
-        measured, tuned = self._measured_and_tuned(candidates)
-        for proposal, comparison, candidate in zip(proposals, measured, tuned, strict=True):
-            left = proposal.shape.blocks_left(state.current.kept)
-            cut = proposal.shape.applied_to(student.spec)
-            kept = blocks_in_form(left, self.space.base, cut, proposal.spec)
-            figures = (comparison, proposal.predicted_ms, target_ms)
-            trial = self.scales.trial(proposal.kind, candidate, kept, *figures)
-            if self.space.holds(candidate.spec):
-                self.space.correct(trial.spec, trial.median_ms)
-            tried.append((trial, candidate))
-        return tried
-
-    def _measured_and_tuned(
-        self, candidates: Sequence[Student]
-    ) -> tuple[list[ComparedLatency], list[Student]]:
-        """Latency is a matter of the shape, so candidates are measured as they were cut: while they are
-        trained, where that does not disturb, else before."""
-        as_cut = [copy.deepcopy(candidate).cpu() for candidate in candidates]
-
-        def measured() -> list[ComparedLatency]:
-            return [
-                measured_until(
-                    lambda s=student: self.scales.measured(s),
-                    self._decided,
-                    rounds=self.config.rounds,
-                    first=first,
-                )
-                for student, first in zip(as_cut, list(self.bench.measure(as_cut)), strict=True)
-            ]
-
-        def tuned() -> list[Student]:
-            return [self._tuned(student, self.config.tune_steps, None) for student in candidates]
-
-        if not self.bench.beside:
-            return measured(), tuned()
-        with ThreadPoolExecutor(1) as aside:
-            measuring = aside.submit(measured)
-            results = tuned()
-            return measuring.result(), results
-
-    def _decided(self, measured: ComparedLatency) -> bool:
-        """Whether a candidate is surely faster, or surely slower, than the current student."""
-        low, high = steady(measured).ratio_interval()
-        return not low <= self.state.current.ratio <= high
 
     def _verified(self, student: Student) -> Trial:
         """Surely within the budget, where a long fine-tuning follows, which a miss would cost again; one
@@ -398,13 +280,6 @@ class Moves:
         seed = self.config.seed + self.state.step
         return self.bench.tune(student, steps, seed, progress, folder)
 
-    def _losses_of(self, student: Student) -> ChoiceLosses:
-        if self._losses is None or self._losses[0] is not student:
-            bench = self.bench
-            losses = measure_choices(student, bench.batches, bench.rays, self.space.choices)
-            self._losses = (student, losses)
-        return self._losses[1]
-
     def _why_not(self) -> str:
         state, now, dense = self.state, self.state.current, self.state.trials[0]
         return (
@@ -412,21 +287,3 @@ class Moves:
             f"found takes {now.latency_ms:.2f} ms at {now.psnr_db:.2f} dB, the dense one "
             f"{state.pinned_ms:.2f} ms at {dense.psnr_db:.2f} dB; {self.space.floor()}"
         )
-
-
-def acceptable(tried: Sequence[Tried], now: Trial) -> list[Tried]:
-    """The candidates that are surely faster than the current student and met their target; failing that,
-    those that gained at least half of what was predicted. The best pictures first."""
-    faster = [pair for pair in tried if pair[0].ratio_high < now.ratio]
-    met = [pair for pair in faster if pair[0].met]
-    gained = [
-        pair
-        for pair in faster
-        if now.median_ms - pair[0].median_ms >= 0.5 * (now.median_ms - pair[0].predicted_ms)
-    ]
-    return sorted(met or gained, key=lambda pair: -pair[0].psnr_db)
-
-
-def _judged(trial: Trial) -> Trial:
-    """A candidate that was not taken."""
-    return replace(trial, verdict="passed over") if trial.met else trial
