@@ -1,8 +1,10 @@
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import onnxsim
 import pytest
+from onnx import numpy_helper
 
 from export.graph import Contract, GraphBuilder, check_file, load_model, save_model, simplified
 from lightfield.errors import ExportError
@@ -48,6 +50,14 @@ def test_a_wrong_ir_version_is_refused(tmp_path):
     save_model(model, tmp_path / "a.onnx")
     with pytest.raises(ExportError, match="at IR 13"):
         check_file(tmp_path / "a.onnx", CONTRACT)
+
+
+def test_numbers_too_small_to_be_normal_become_zero():
+    builder = GraphBuilder(17)
+    values = np.array([1e-39, -1e-40, 2e-38, -3.0, 0.0], np.float32)
+    written = numpy_helper.to_array(builder.weights[builder.constant("w", values)])
+    assert written.dtype == np.float32
+    assert np.array_equal(written, np.array([0, 0, 2e-38, -3.0, 0], np.float32))
 
 
 def test_shapes_that_contradict_the_nodes_are_refused(tmp_path):
