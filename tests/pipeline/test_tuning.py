@@ -141,8 +141,9 @@ def test_two_processes_prune_as_one(together, alone):
 def test_the_first_process_alone_speaks_and_writes(together, alone, finished):
     run, (first, second) = together
     assert second == Outcome(0, "", "")
-    assert first.done.startswith("prune: ")
-    assert first.done.count("\n") == 1
+    *on_the_way, last = first.done.splitlines()  # on a slow machine it says how far it is
+    assert last.startswith("prune: ")
+    assert all(line.startswith("  prune: ") for line in on_the_way)
     for name in ("measurements.jsonl", "metrics.jsonl"):
         lines = [(folder / "prune" / name).read_text().splitlines() for folder in (alone, run)]
         assert len(lines[0]) == len(lines[1])
