@@ -31,7 +31,7 @@ from prune.chains import Shape
 from prune.config import PruneConfig
 from prune.evidence import steady
 from prune.importance import input_statistics, rank_channels
-from prune.reconciliation import reconciled
+from prune.reconciliation import Original, reconciled
 from prune.slimming import slimmed
 from prune.uniform import Uniform, uniform_shapes
 from prune.workbench import Workbench
@@ -153,6 +153,6 @@ def _begun(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: int
     batches = bench.batches(dense.spec)
     keep = rank_channels(dense, batches).best(shape)
     student = slimmed(dense, keep, input_statistics(dense, batches))
-    student = reconciled(student, dense, keep, batches)
+    student = reconciled(student, Original(dense, batches), keep)
     bench.recalibrate(student)
     return student

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+from lightfield.memory import keep_freed_memory
+
 INTERRUPTED = "interrupted; finished stages are kept, the same command goes on from here"
 UNREAD_EXIT_CODE = 141
 """Of a command whose output nobody reads any more, as after `| head`: 128 and the number of SIGPIPE."""
@@ -27,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
     with _ending_when_interrupted():
         from pipeline.commands.command_line import perform
         from pipeline.mishaps import in_one_line

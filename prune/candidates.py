@@ -68,7 +68,11 @@ class Candidates:
     ) -> list[Tried]:
         """Cut, measure and train proposals, and correct the table by each."""
         state, found = self.state, list[Tried]()
-        candidates = [self._made(student, proposal) for proposal in proposals]
+        cuts = self._losses_of(student).slimmed(proposal.shape for proposal in proposals)
+        candidates = [
+            reshaped(cut, proposal.spec, self.bench.batches)
+            for cut, proposal in zip(cuts, proposals, strict=True)
+        ]
         for candidate in candidates:
             self.bench.recalibrate(candidate)
         measured, tuned = self._measured_and_tuned(candidates)
@@ -107,11 +111,6 @@ class Candidates:
         trial, candidate = tried
         candidate = self.tune(candidate, self.config.look_steps)
         return replace(trial, psnr_db=self.bench.score(candidate)), candidate
-
-    def _made(self, student: Student, proposal: Proposal) -> Student:
-        """What a proposal makes of the student, untrained."""
-        cut = self._losses_of(student).slimmed(proposal.shape)
-        return reshaped(cut, proposal.spec, self.bench.batches)
 
     def _measured_and_tuned(
         self, candidates: Sequence[Student]

@@ -18,7 +18,7 @@ from prune.conversion import converted, converted_spec
 from prune.evidence import felt, measured_until
 from prune.forms import FORM, Forms
 from prune.proposals import PROPOSED
-from prune.reconciliation import reconciled
+from prune.reconciliation import Original, reconciled
 from prune.reshaping import form_like, in_form_of, reshaped
 from prune.scales import Scales
 from prune.search_space import ENTRIES, SearchSpace
@@ -161,7 +161,8 @@ class Moves:
         spec = self.config.operators_of(student.spec)
         if spec != student.spec:
             everything = Keep.everything(student.spec)
-            student = reconciled(converted(student, spec), student, everything, before)
+            original = Original(student, before)
+            student = reconciled(converted(student, spec), original, everything)
         if spec != self.space.base:
             student = reshaped(student, self.space.base, self.bench.batches)
         return student

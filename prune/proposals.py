@@ -9,7 +9,7 @@ among them; what the combinations really cost is measured (`screened`) before an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +25,7 @@ from prune.importance import (
 )
 from prune.knapsack import Option, choose_options
 from prune.latency_table import Choices, LatencyTable
-from prune.reconciliation import reconciled
+from prune.reconciliation import Original, reconciled
 from prune.sampling import Rays, resampled
 from prune.slimming import Statistics, slimmed
 
@@ -63,17 +63,21 @@ class ChoiceLosses:
     blocks: list[list[dict[int, float]]]
     """Chain by chain, per block, by inner width; 0 drops the block."""
 
-    def slimmed(self, shape: Shape) -> Student:
-        """The student with the best-ranked channels of a shape, fitted to do what it did."""
-        own = next(iter(self.seeing))
-        student, keep = self.seeing[shape.sampling or own], self.ranking.best(shape)
-        smaller = slimmed(student, keep, self.statistics)
-        return reconciled(smaller, student, keep, self.batches(student.spec))
+    def slimmed(self, shapes: Iterable[Shape]) -> Iterator[Student]:
+        """The student with the best-ranked channels of each shape, fitted to do what it did."""
+        own, original = next(iter(self.seeing)), None
+        for shape in shapes:
+            student, keep = self.seeing[shape.sampling or own], self.ranking.best(shape)
+            if original is None or original.student is not student:
+                original = Original(student, self.batches(student.spec))
+            yield reconciled(slimmed(student, keep, self.statistics), original, keep)
 
-    def added(self, shape: Shape) -> float:
-        """What the student loses when it takes a shape; never less than nothing."""
-        student = self.slimmed(shape)
-        return max(0.0, mean_squared_error(student, self.batches(student.spec)) - self.before)
+    def added(self, shapes: Sequence[Shape]) -> list[float]:
+        """What the student loses when it takes each shape; never less than nothing."""
+        return [
+            max(0.0, mean_squared_error(student, self.batches(student.spec)) - self.before)
+            for student in self.slimmed(shapes)
+        ]
 
 
 def measure_choices(
@@ -93,29 +97,28 @@ def measure_choices(
         {}, {}, [],
     )  # fmt: skip
 
-    def added(shape: Shape) -> float:
-        return 0.0 if shape == dense else losses.added(shape)
-
-    losses.samplings.update({s: added(replace(dense, sampling=s)) for s in losses.seeing})
     # The body's and the tail's widths are measured apart, and their losses added.
     outers = [o for o in choices.outers() if all(map(int.__le__, o, dense.widths))]
-    body = {w: added(dense.with_width(0, w)) for w in dict.fromkeys(o[0] for o in outers)}
-    tails = {
-        tail: added(replace(dense, widths=(dense.widths[0], *tail)))
-        for tail in dict.fromkeys(o[1:] for o in outers)
-    }
-    losses.widths.update({o: body[o[0]] + tails[o[1:]] for o in outers})
-    for c, chain in enumerate(dense.blocks):
-        losses.blocks.append(
-            [
-                {
-                    inner: added(dense.with_block(c, b, inner))
-                    for inner in (*choices.inner[c], 0)
-                    if inner <= full
-                }
-                for b, full in enumerate(chain)
-            ]
-        )
+    samplings = {s: replace(dense, sampling=s) for s in losses.seeing}
+    bodies = {o[0]: dense.with_width(0, o[0]) for o in outers}
+    tails = {o[1:]: replace(dense, widths=(dense.widths[0], *o[1:])) for o in outers}
+    blocks = [
+        [
+            {i: dense.with_block(c, b, i) for i in (*choices.inner[c], 0) if i <= full}
+            for b, full in enumerate(chain)
+        ]
+        for c, chain in enumerate(dense.blocks)
+    ]
+    of_blocks = [shape for chain in blocks for of in chain for shape in of.values()]
+    shapes = dict.fromkeys([*bodies.values(), *tails.values(), *of_blocks, *samplings.values()])
+    shapes.pop(dense)
+    added = {dense: 0.0, **dict(zip(shapes, losses.added(list(shapes)), strict=True))}
+
+    losses.samplings.update({s: added[shape] for s, shape in samplings.items()})
+    losses.widths.update({o: added[bodies[o[0]]] + added[tails[o[1:]]] for o in outers})
+    losses.blocks.extend(
+        [{i: added[shape] for i, shape in of.items()} for of in chain] for chain in blocks
+    )
     return losses
 
 
@@ -154,7 +157,8 @@ def propose(
 
 def screened(losses: ChoiceLosses, proposals: Sequence[Proposal], count: int) -> list[Proposal]:
     """The `count` proposals that lose least when made, one of each kind before a second of any."""
-    measured = [replace(p, predicted_loss=losses.added(p.shape)) for p in proposals]
+    added = losses.added([p.shape for p in proposals])
+    measured = [replace(p, predicted_loss=loss) for p, loss in zip(proposals, added, strict=True)]
     measured.sort(key=lambda p: p.predicted_loss)
     firsts = {p.kind: p for p in reversed(measured)}
     return sorted(measured, key=lambda p: firsts[p.kind] is not p)[:count]

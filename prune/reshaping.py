@@ -26,7 +26,8 @@ from lightfield.student import ResidualBlock, Student, StudentSpec, TailStage
 from prune.chains import Kept, chains_of, entry_of
 from prune.conversion import shuffle_as_transposed
 from prune.importance import Batch, Batches
-from prune.reconciliation import Stream, colour_slopes, correct, covariance, regression, through
+from prune.least_squares import Stream, covariance, regression
+from prune.reconciliation import colour_slopes, correct, through
 
 Tail = Literal["kept", "short"]
 WIDEST_SPACING = 4

@@ -64,7 +64,8 @@ def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(stud
     best = screened(losses, proposals, len(kinds) + 2)
     before = mean_squared_error(student, pictures(DENSE))
     for proposal in best:
-        made = mean_squared_error(losses.slimmed(proposal.shape), pictures(DENSE))
+        (alone,) = losses.slimmed([proposal.shape])
+        made = mean_squared_error(alone, pictures(DENSE))
         assert proposal.predicted_loss == max(0, made - before)
     firsts, further = best[: len(kinds)], best[len(kinds) :]
     assert {proposal.kind for proposal in firsts} == kinds
@@ -122,11 +123,10 @@ def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
     batches = pictures(DENSE)
     before = mean_squared_error(student, batches)
     dense = Shape.of(DENSE)
-    without = losses.slimmed(dense.with_block(0, 2, 0))
+    without, narrow = losses.slimmed([dense.with_block(0, 2, 0), dense.with_width(0, 8)])
     assert len(without.spec.inner_widths) == 3
     assert losses.blocks[0][2][0] == max(0, mean_squared_error(without, batches) - before)
     assert losses.blocks[0][2][12] == 0
-    narrow = losses.slimmed(dense.with_width(0, 8))
     expected = max(0, mean_squared_error(narrow, batches) - before)
     assert losses.widths[(8, 8)] == pytest.approx(expected)
     assert losses.widths[dense.widths] == 0

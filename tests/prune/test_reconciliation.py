@@ -9,11 +9,12 @@ from torch import nn
 from toy_students import rays, small_spec, trained
 
 from lightfield.student import ResidualBlock, Student, TailStage
-from prune import reconciliation
+from prune import least_squares, reconciliation
 from prune.chains import chains_of
 from prune.conversion import converted, converted_spec
 from prune.importance import Batch, input_statistics
-from prune.reconciliation import covariance, reconciled, regression
+from prune.least_squares import covariance, regression
+from prune.reconciliation import Original, reconciled
 from prune.slimming import Keep, slimmed
 
 RECOVERED = 1e-5
@@ -44,7 +45,7 @@ def cut(student: Student, keep: Keep, batches: list[Batch]) -> Student:
 
 
 def fitted(student: Student, keep: Keep, batches: list[Batch]) -> Student:
-    return reconciled(cut(student, keep, batches), student, keep, batches)
+    return reconciled(cut(student, keep, batches), Original(student, batches), keep)
 
 
 def difference(student: Student, batches: list[Batch]) -> float:
@@ -153,7 +154,9 @@ def test_a_hidden_channel_that_is_another_one_once_more_is_made_up_for():
     keep, batches = replace(everything, blocks=blocks), seen(student)
     plain = slimmed(student, keep)
     lost = difference(plain, batches)
-    assert difference(reconciled(plain, student, keep, batches), batches) < RECOVERED * lost
+    assert (
+        difference(reconciled(plain, Original(student, batches), keep), batches) < RECOVERED * lost
+    )
 
 
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
@@ -186,7 +189,7 @@ def test_a_student_in_another_form_is_nearer_to_what_it_was(form, norm):
     student = deep(norm=norm)
     spec, batches = converted_spec(student.spec, *form), seen(student)
     everything = Keep.everything(student.spec)
-    after = reconciled(converted(student, spec), student, everything, batches)
+    after = reconciled(converted(student, spec), Original(student, batches), everything)
     assert after.spec == spec
     assert difference(after, batches) < 0.5 * difference(converted(student, spec), batches)
 
@@ -209,7 +212,8 @@ def test_it_does_not_matter_how_pictures_are_batched(operator):
     keep, batches = without(student, {0, 2}), seen(student)
     singly = [pair for x, y in batches for pair in zip(x.split(1), y.split(1), strict=True)]
     whole, single = (
-        reconciled(cut(student, keep, batches), student, keep, each) for each in (batches, singly)
+        reconciled(cut(student, keep, batches), Original(student, each), keep)
+        for each in (batches, singly)
     )
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(single.state_dict()[name], value, rtol=1e-3, atol=1e-4)
@@ -219,7 +223,7 @@ def test_it_does_not_matter_how_pictures_are_batched(operator):
 def test_of_many_pixels_some_will_do(operator, norm, monkeypatch):
     student = deep(operator, norm)
     keep, batches = without(student, {0, 2, 3}), seen(student)
-    monkeypatch.setattr(reconciliation, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(least_squares, "MOST_PIXELS", 1000)
     assert sum(picture[:, 0].numel() for _, picture in batches) > 5000
     before, after = cut(student, keep, batches), fitted(student, keep, batches)
     assert difference(after, batches) < difference(before, batches)

@@ -79,7 +79,7 @@ def test_the_loss_of_a_sampling_is_that_of_the_student_made_for_it(losses):
     before, dense = mean_squared_error(student(), batches(SEEING)), Shape.of(SEEING)
     assert losses.samplings[16, 2] == 0
     for sampling in CHOICES.samplings[1:]:
-        made = losses.slimmed(replace(dense, sampling=sampling))
+        (made,) = losses.slimmed([replace(dense, sampling=sampling)])
         assert (made.spec.points, made.spec.frequencies) == sampling
         error = mean_squared_error(made, batches(made.spec))
         assert losses.samplings[sampling] == max(0, error - before)
@@ -109,12 +109,13 @@ def test_every_kind_of_proposal_spares_points(losses, table, share):
     target_ms = share * table.predict_ms(SEEING)
     found = propose(SEEING, losses, table, target_ms, count=20)
     assert len({p.kind for p in found}) >= 3
-    for proposal in found:
+    made = losses.slimmed(proposal.shape for proposal in found)
+    for proposal, smaller in zip(found, made, strict=True):
         assert proposal.spec.points <= 8
         assert proposal.predicted_ms <= target_ms
         assert proposal.predicted_ms == pytest.approx(table.predict_ms(proposal.spec))
         assert proposal.shape.applied_to(SEEING) == proposal.spec
-        assert losses.slimmed(proposal.shape).spec == proposal.spec
+        assert smaller.spec == proposal.spec
 
 
 def test_the_floor_is_that_of_the_fewest_points(table):
