@@ -98,6 +98,8 @@ class Preset:
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
+    tune: DistilConfig | None = None
+    """How students made of a trained one are trained; None is as that was."""
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     bench: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -186,6 +188,14 @@ def _small(kind: SceneKind) -> Preset:
 def _paper(kind: SceneKind) -> Preset:
     """The published size: 800 x 800, or 1008 x 756 for forward-facing scenes."""
     forward = kind == "forward"
+    distil = DistilConfig(
+        steps=360_000,
+        windows=108,
+        window_rays=25,
+        learning_rate=2e-3,
+        muon_learning_rate=0.005,
+        muon_ends=True,
+    )
     return Preset(
         "paper",
         scene=SceneConfig(1008 if forward else 800, train_views=100, val_views=10, test_views=25),
@@ -202,14 +212,8 @@ def _paper(kind: SceneKind) -> Preset:
         network=NetworkConfig(
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
-        distil=DistilConfig(
-            steps=360_000,
-            windows=108,
-            window_rays=25,
-            learning_rate=2e-3,
-            muon_learning_rate=0.005,
-            muon_ends=True,
-        ),
+        distil=distil,
+        tune=replace(distil, learning_rate=1.5e-3, muon_learning_rate=0.003),
         fine_tune=FineTuneConfig(steps=1000),
         prune=PruneConfig(
             first_step=0.25,
@@ -222,7 +226,7 @@ def _paper(kind: SceneKind) -> Preset:
             inner_choices=5,
             tune_steps=500,
             look_steps=1500,
-            final_tune_steps=40_000,
+            final_tune_steps=120_000,
             max_steps=12,
         ),
     )

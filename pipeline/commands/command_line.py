@@ -71,6 +71,7 @@ def _parsed(words: list[str], chosen: Preset) -> Any:
 def _commands(chosen: Preset) -> Any:
     """The union of all subcommands, with the preset's values as defaults."""
     missing: Any = tyro.MISSING
+    tune = chosen.tune or chosen.distil
     defaults: dict[str, Any] = {
         "scene": Scene(missing, config=chosen.scene),
         "teacher": Teacher(missing, config=chosen.teacher),
@@ -78,12 +79,8 @@ def _commands(chosen: Preset) -> Any:
         "student": Student(
             missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
         ),
-        "prune": Prune(
-            missing, config=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
-        ),
-        "baseline": Baseline(
-            missing, prune=chosen.prune, distil=chosen.distil, fine_tune=chosen.fine_tune
-        ),
+        "prune": Prune(missing, config=chosen.prune, distil=tune, fine_tune=chosen.fine_tune),
+        "baseline": Baseline(missing, prune=chosen.prune, distil=tune, fine_tune=chosen.fine_tune),
         "check-table": CheckTable(missing, prune=chosen.prune),
         "export": Export(missing),
         "lens": Lens(missing),

@@ -123,6 +123,12 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
     assert "--distil.stepsINTOptimisersteps.(default:40000)" in said  # the preset's
 
 
+@pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
+def test_a_preset_may_tune_students_at_other_rates_than_it_trains_them(command, rate):
+    said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
+    assert f"--distil.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate})" in said
+
+
 def test_options_override_the_preset(finished):
     config = manifest(finished, "teacher")["config"]
     assert (config["steps"], config["levels"]) == (60, 4)
