@@ -9,7 +9,7 @@ that misses the budget by least has its body evenly narrowed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lightfield.student import StudentSpec
@@ -33,8 +33,8 @@ class Forms:
     dense: StudentSpec
     fits: Callable[[StudentSpec], bool]
     """Whether the pictures have whole rays for a student."""
-    time_ms: Callable[[StudentSpec], float]
-    """Measures the median latency of a student in ms."""
+    times_ms: Callable[[Sequence[StudentSpec]], list[float]]
+    """Measures the median latencies of students in ms."""
     table_of: Callable[[StudentSpec], LatencyTable]
     """Measures what the parts of a student take, in the widths that it has."""
 
@@ -55,7 +55,8 @@ class Forms:
         """A student in each of the `count` slowest of its forms that meet the goal, and in that which
         misses it by least if it can be narrowed enough, or none meets it; what is changed aims a little
         below the goal."""
-        timed = sorted(((self.time_ms(form), form) for form in self.of(spec)), key=lambda t: t[0])
+        forms = self.of(spec)
+        timed = sorted(zip(self.times_ms(forms), forms, strict=True), key=lambda t: t[0])
         enough = [(ms, form) for ms, form in timed if ms <= goal_ms]
         found = [self._deepened(spec, form, ms, aim_ms) for ms, form in enough[-count:]]
         for form_ms, form in timed[len(enough) :][:1]:
@@ -74,7 +75,7 @@ class Forms:
             narrowest = replace(Shape.of(form), widths=choices.narrowest, sampling=choices.coarsest)
             return narrowest.without_blocks().applied_to(form)
 
-        return [self.time_ms(least(form)) for form in self.of(base)]
+        return self.times_ms([least(form) for form in self.of(base)])
 
     def _deepened(
         self, spec: StudentSpec, form: StudentSpec, form_ms: float, aim_ms: float
@@ -88,7 +89,7 @@ class Forms:
             deeper = _filled(form, table, most_ms)
             if deeper == form:
                 break
-            median_ms = self.time_ms(deeper)
+            (median_ms,) = self.times_ms([deeper])
             if median_ms <= aim_ms:
                 return replace(plain, spec=deeper, predicted_ms=median_ms)
             most_ms -= median_ms - aim_ms
@@ -115,7 +116,7 @@ class Forms:
             smaller = form_like(cut.spec, spec, form)
             if any(proposal.spec == smaller for proposal in found):
                 break
-            median_ms = self.time_ms(smaller)
+            (median_ms,) = self.times_ms([smaller])
             found.append(replace(cut, kind=FORM, spec=smaller, predicted_ms=median_ms))
             missing_ms += median_ms - aim_ms
         return min(

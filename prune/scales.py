@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,12 +36,13 @@ class Scales:
         (measured,) = self.bench.measure([student])
         return measured
 
-    def untrained_ms(self, spec: StudentSpec) -> float:
-        """The median latency of a student with random weights."""
+    def untrained_ms(self, specs: Sequence[StudentSpec]) -> list[float]:
+        """The median latencies of students with random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            student = Student(spec).eval()
-        return steady(self.measured(student)).ratio * self.state.pinned_median_ms
+            students = [Student(spec).eval() for spec in specs]
+        measured = self.bench.measure(students)
+        return [steady(each).ratio * self.state.pinned_median_ms for each in measured]
 
     def weighed(
         self,

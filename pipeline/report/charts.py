@@ -57,15 +57,6 @@ def training_chart(
         axes.plot(steps, psnr_db, color=colour, marker="" if len(steps) > 12 else ".")
         if test_db is not None:
             axes.axhline(test_db, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                f"test views {decibels(test_db)}",
-                (1, test_db),
-                (0, -4),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-            )
         axes.set_xlabel("training step")
         axes.set_ylabel("PSNR of training pixels, dB")
         axes.set_xlim(left=0)

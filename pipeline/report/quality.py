@@ -171,7 +171,9 @@ def _curves(chain: Chain) -> Html:
             return unavailable(error.what, f"{name}'s training curve")
         test_db = as_number(chain.metric(stage, "psnr_db"))
         drawn = training_chart(curve, name=name, colour=colour, test_db=test_db)
-        text = f"{name}: PSNR while training on {source}. Dashed: the finished one on test views."
+        text = f"{name}: PSNR while training on {source}."
+        if test_db is not None:
+            text += f" Dashed: the finished one on test views, {decibels(test_db)}."
         return figure(drawn, text)
 
     return side_by_side(*(chart(stage) for stage in captions))
