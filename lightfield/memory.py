@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, for what it allocates next.
 
     By default glibc hands large blocks back to the system as soon as they are freed, which then clears
-    every page of the next ones: a fault per 4 KiB of each tensor that comes and goes. The process grows
-    no larger for it than it once was.
+    every page of the next ones: a fault per 4 KiB of each tensor that comes and goes. In exchange the
+    process stays as large as it once was.
 
     Returns:
         Whether that was possible; C libraries other than glibc have their own ways.
