@@ -98,7 +98,9 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
 
     def work(stage: StageWriter) -> None:
         with console.progress("pseudo pictures") as progress:
-            pictures, _ = load_published_pseudo(folder, stage.path, progress=progress)
+            pictures, _ = load_published_pseudo(
+                folder, stage.path, transform=scene.transform, progress=progress
+            )
         stage.details |= {"space": scene.space.to_json(), "rendered": "by the published code"}
         stage.metrics["pictures"] = len(pictures)
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}

@@ -6,7 +6,7 @@ Each function takes a run and its config, does nothing when the artifact is curr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightfield.errors import CheckpointError, NelfError, SceneError
+from lightfield.errors import CheckpointError, NelfError
 from lightfield.metrics import Quality, mean_quality
 from lightfield.progress import Progress
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
-from lightfield.scenes.bricks import bricks_scene, one_ray_reference_db
-from lightfield.scenes.formats import load_scene_folder
-from lightfield.scenes.pictures import EnlargementError
-from lightfield.scenes.scene import Scene, Views, load_scene, save_scene
+from lightfield.scenes.scene import Scene, Views, load_scene
 from lightfield.student import parameter_count
 from pipeline.console import Console
-from pipeline.presets import SceneConfig
 from train.gpu.availability import usable
 from train.teacher import Teacher, TeacherConfig, render_picture
 from train.teacher_training import train_teacher
 
 SHOWN_VIEWS = 8
 RENDERS = "renders.npy"
-HELD_OUT_EVERY = 8
-EMBEDDED = "bricks"
 
 
 def compute_device() -> torch.device:
@@ -45,94 +39,6 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return f"{torch.get_num_threads()} CPU cores"
-
-
-def make_scene(
-    run: Run,
-    source: str,
-    name: str,
-    config: SceneConfig,
-    factor: int,
-    preset: str,
-    console: Console,
-) -> Artifact:
-    """Load (or render) the scene's pictures into the run; `source` is a folder or `bricks`.
-
-    Raises:
-        SceneError: when the folder holds no scene, or a damaged one.
-    """
-    settings = {**asdict(config), "factor": factor, "name": name, "preset": preset}
-    settings["source"] = source if source == EMBEDDED else _source_identity(Path(source))
-
-    def work(stage: StageWriter) -> None:
-        with console.progress("scene") as progress:
-            if source == EMBEDDED:
-                scene = replace(_embedded_scene(config, factor, progress), name=name)
-                stage.metrics["one_ray_reference_db"] = one_ray_reference_db(scene)
-            else:
-                scene = _pictured_scene(Path(source), name, config, factor, console, progress)
-        save_scene(scene, stage.path)
-        stage.metrics |= {
-            "width": scene.intrinsics.width,
-            "height": scene.intrinsics.height,
-            "train_views": len(scene.train),
-            "val_views": len(scene.val),
-            "test_views": len(scene.test),
-        }
-        stage.details |= {"preset": preset, "source": scene.source, "name": name}
-
-    return run.perform("scene", settings, {}, work)[0]
-
-
-def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Scene:
-    side = max(1, config.resolution // factor) * factor
-    return bricks_scene(
-        side,
-        side,
-        train_views=config.train_views,
-        val_views=config.val_views,
-        test_views=config.test_views,
-        seed=config.seed,
-        progress=progress,
-    )
-
-
-def _pictured_scene(
-    folder: Path, name: str, config: SceneConfig, factor: int, console: Console, progress: Progress
-) -> Scene:
-    """The folder's scene, at the pictures' own size where they are smaller than asked for."""
-
-    def load(resolution: int) -> Scene:
-        return load_scene_folder(
-            folder,
-            name=name,
-            resolution=resolution,
-            multiple=factor,
-            test_every=config.test_every,
-            progress=progress,
-        )
-
-    try:
-        return load(config.resolution)
-    except EnlargementError as small:
-        console.say(
-            f"scene: the pictures' longest side is {small.longest} pixels, which is taken in place of "
-            f"the {config.resolution} asked for"
-        )
-        return load(small.longest)
-
-
-def _source_identity(folder: Path) -> list[list[Any]]:
-    """Names, sizes and times of a scene's files: enough to notice that it changed."""
-    if not folder.is_dir():
-        raise SceneError(
-            "no such folder",
-            where=folder,
-            remedy="give DATA=path/to/a/scene, or none for the embedded scene",
-        )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def ingredient(run: Run, stage: str) -> Artifact:

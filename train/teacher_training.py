@@ -23,13 +23,13 @@ from lightfield.metrics import mse_to_psnr
 from lightfield.progress import Progress
 from lightfield.rays import RaySpace
 from lightfield.scenes.scene import Scene
+from lightfield.scenes.visual_hull import candidate_cells
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.gpu import availability
 from train.marching import march, rays_in_box
 from train.pixels import PixelPool
 from train.rendering import render_samples
 from train.teacher import Teacher, TeacherConfig
-from train.visual_hull import candidate_cells
 from train.volume_rendering import distortion, opacity_entropy
 
 CHECKPOINT = "checkpoint.safetensors"

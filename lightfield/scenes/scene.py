@@ -18,6 +18,7 @@ from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError, SceneError
 from lightfield.files import read_json, write_json
 from lightfield.rays import RaySpace
+from lightfield.transform import SceneTransform
 
 SPLITS = ("train", "val", "test")
 
@@ -49,9 +50,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene in the project's world frame.
+    """A scene in the project's world frame, in normalized coordinates.
 
-    `box` bounds the teacher's field and lives in `space`, like the rays. `val` may be empty; then
+    `box` bounds the teacher's field and lives in `space`, like the rays. `transform` leads from the
+    source's own coordinates to the scene's. `val` may be empty; then
     whoever needs held-out views takes them from `train`.
     """
 
@@ -65,6 +67,9 @@ class Scene:
     train: Views
     val: Views
     test: Views
+    transform: SceneTransform = field(default_factory=SceneTransform)
+    notes: tuple[str, ...] = ()
+    """What loading found that the user should be told: one plain sentence each."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How the source was converted, and hashes of what was read."""
 
@@ -91,6 +96,8 @@ def save_scene(scene: Scene, folder: Path) -> None:
             "space": scene.space.to_json(),
             "box": {"centre": list(scene.box.centre), "half_extent": scene.box.half_extent},
             "background": list(scene.background),
+            "transform": scene.transform.to_json(),
+            "notes": list(scene.notes),
             "names": {split: list(getattr(scene, split).names) for split in SPLITS},
             "provenance": scene.provenance,
         },
@@ -117,6 +124,8 @@ def load_scene(folder: Path) -> Scene:
             space=RaySpace.from_json(data["space"]),
             box=Box(tuple(data["box"]["centre"]), data["box"]["half_extent"]),
             background=tuple(data["background"]),
+            transform=SceneTransform.from_json(data["transform"]),
+            notes=tuple(data["notes"]),
             provenance=data["provenance"],
             **views,
         )
