@@ -91,7 +91,7 @@ def make_export(run: Run, console: Console) -> Artifact:
             )
         write_json(stage.path / GRAPHS, [graph.to_json() for graph in graphs])
         stage.metrics |= _summary(graphs)
-        stage.details["student"] = stage_name
+        stage.details |= {"student": stage_name, "transform": scene.transform.to_json()}
 
     return run.perform("export", settings, {"scene": source, stage_name: student}, work)[0]
 

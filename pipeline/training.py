@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightfield.errors import CheckpointError, NelfError
-from lightfield.metrics import Quality, mean_quality
+from lightfield.errors import CheckpointError, NelfError, SceneError
+from lightfield.metrics import Quality, mean_quality, psnr
 from lightfield.progress import Progress
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
 from lightfield.scenes.scene import Scene, Views, load_scene
@@ -26,6 +26,9 @@ from train.teacher import Teacher, TeacherConfig, render_picture
 from train.teacher_training import train_teacher
 
 SHOWN_VIEWS = 8
+BLANK_MARGIN_DB = 0.25
+FEWEST_TELLING_STEPS = 200
+"""Steps after which a teacher that shows nothing will hardly show more."""
 RENDERS = "renders.npy"
 
 
@@ -81,10 +84,38 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
         render = teacher_renderer(teacher, scene, device)
         with console.progress("teacher, test views") as progress:
             quality = score(render, scene.test, stage.path / RENDERS, progress)
+        check_more_than_blank(quality.psnr_db, scene, config.steps, console)
         stage.metrics |= quality.to_json() | {"parameters": parameter_count(teacher)}
         stage.discard.add("checkpoint.safetensors")
 
     return run.perform("teacher", asdict(config), {"scene": source}, work)[0]
+
+
+def check_more_than_blank(psnr_db: float, scene: Scene, steps: int, console: Console) -> None:
+    """Refuse a teacher that shows no more than an image of one color; say so after a short training.
+
+    Raises:
+        SceneError: when that is what it is worth.
+    """
+    blank_db = blank_score(scene)
+    if psnr_db > blank_db + BLANK_MARGIN_DB:
+        return
+    what = f"the teacher scores {psnr_db:.2f} dB, and an image of one color {blank_db:.2f} dB"
+    remedy = "check the poses, and --background, --box and --centre of `nelf scene`"
+    if steps >= FEWEST_TELLING_STEPS:
+        raise SceneError(f"{what}: it has learned nothing", where=scene.name, remedy=remedy)
+    console.say(f"teacher: {what}; train for longer, or {remedy}")
+
+
+def blank_score(scene: Scene) -> float:
+    """Mean PSNR in dB over the test views of the better image of one color: the background, or the
+    training images' mean. Test views that are of such a color themselves do not count."""
+    mean = scene.train.images.mean((0, 1, 2), dtype=np.float64) / 255
+    truth = [torch.from_numpy(scene.test.image(index)) for index in range(len(scene.test))]
+    colors = torch.tensor([scene.background, mean.tolist()], dtype=torch.float32)
+    scores = np.array([[float(psnr(c.expand_as(i), i)) for i in truth] for c in colors])
+    told = np.isfinite(scores).all(0)
+    return float(scores[:, told].mean(1).max()) if told.any() else -np.inf
 
 
 def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:

@@ -73,7 +73,7 @@ def test_reads_every_split_with_the_published_geometry(tmp_path):
     assert scene.transform.is_identity
     assert scene.box.centre == pytest.approx((0, 0, 0), abs=0.1)
     assert scene.box.half_extent == pytest.approx(RADIUS / 3, rel=0.1)
-    assert (scene.space.near, scene.space.far) == pytest.approx((2, 6), abs=0.2)
+    assert (scene.space.near, scene.space.far) == pytest.approx((2, 6), abs=0.4)
 
 
 def test_pictures_are_composited_on_the_background(tmp_path):
