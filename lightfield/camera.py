@@ -148,22 +148,28 @@ def nearest_point(
 ) -> Float[np.ndarray, "3"]:
     """The point nearest to nearly all lines (float64); a few lines that pass far away hardly count.
 
-    Least squares, reweighted with Cauchy's weights in units of the lines' median distance. Where the
+    Least squares, reweighted with Cauchy's weights in units of the lines' median distance; at first in
+    units of the origins' median distance from their median. Where the
     lines are (nearly) parallel, the point is (nearly) undetermined; the one nearest to `around` is
     returned, which should not be far from the origins, for the sake of precision.
     """
     origin = origins.astype(np.float64) - around
     along = directions / np.linalg.norm(directions, axis=-1, keepdims=True).astype(np.float64)
     projector = np.eye(3) - along[:, :, None] * along[:, None, :]
-    reach = np.abs(origin).max(initial=0.0)
-    weight, point = np.ones(len(origin)), np.zeros(3)
+    weight = _cauchy(np.linalg.norm(origin - np.median(origin, axis=0), axis=-1))
+    reach, point = np.median(np.abs(origin)), np.zeros(3)
     for _ in range(REWEIGHTINGS):
         weighted = projector * weight[:, None, None]
         rhs = (weighted @ origin[:, :, None]).sum(0)[:, 0]
         point = np.linalg.lstsq(weighted.sum(0), rhs, rcond=1e-6)[0]
         distance = np.linalg.norm((projector @ (point - origin)[:, :, None])[:, :, 0], axis=-1)
-        scale = np.median(distance)
-        if scale <= 1e-9 * reach:
+        if np.median(distance) <= 1e-9 * reach:
             break
-        weight = 1 / (1 + (distance / scale) ** 2)
+        weight = _cauchy(distance)
     return point + around
+
+
+def _cauchy(distance: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Weights that fall with the square of distances beyond their median."""
+    scale = np.median(distance)
+    return 1 / (1 + (distance / scale) ** 2) if scale > 0 else np.ones(len(distance))

@@ -26,6 +26,8 @@ from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
 NDC_NEAR = 1.0
+FARTHEST_RATIO = 1000.0
+"""How many times as far away as most a camera may be."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silen
     color, plain = _background(capture, views["train"], choice)
     transform, space, box, notes = _placed(capture, camera, views["train"], plain, choice)
     views = {
-        split: replace(view, poses=transform.to_scene(view.poses).astype(np.float32))
-        for split, view in views.items()
+        split: replace(view, poses=transform.to_scene(view.poses)) for split, view in views.items()
+    }
+    _check_distances(views, box, capture)
+    views = {
+        split: replace(view, poses=view.poses.astype(np.float32)) for split, view in views.items()
     }
     return Scene(
         name=choice.name or capture.folder.resolve().name,
@@ -90,6 +95,25 @@ def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silen
         val=views["val"],
         test=views["test"],
     )
+
+
+def _check_distances(views: dict[str, Views], box: Box, capture: Capture) -> None:
+    """Refuse a camera so far away that its pose must be damaged.
+
+    Raises:
+        SceneError: naming the first one.
+    """
+    center = np.array(box.centre) if capture.kind == "object" else np.zeros(3)
+    usual = np.median(np.linalg.norm(views["train"].poses[:, :, 3] - center, axis=-1))
+    for view in views.values():
+        distances = np.linalg.norm(view.poses[:, :, 3] - center, axis=-1)
+        for index in np.flatnonzero(distances > FARTHEST_RATIO * max(usual, box.half_extent)):
+            raise SceneError(
+                f"the camera of {view.names[index]} is {distances[index] / usual:.2g} times as far "
+                "away as most",
+                where=capture.where,
+                remedy="correct its pose, or remove the frame",
+            )
 
 
 def _background(

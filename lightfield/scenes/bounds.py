@@ -37,11 +37,12 @@ REACH_QUANTILE = 0.9
 """Share of the views whose outlines the first box holds; a camera far away sees much further."""
 REACH_MARGIN = 1.05
 HULL_RESOLUTION = 64
-HULL_MARGIN_CELLS = 1.0
 GROWTH, LARGEST_GROWTH = 1.1, 6.0
 ACCEPTED_SHARE = 0.01
 """Share of the rays that show something which may miss the box unsaid."""
 RAYS_PER_VIEW = 2000
+LEAST_DEPTH = 1e-6
+"""Median depth of the center, as a share of the cameras' spread, from which they look at it."""
 NEAREST_SHARE = 0.05
 """Nearest t, as a share of the least depth of the center, where cameras stand inside the box."""
 STANDARD_HALF_EXTENT = 4 / 3
@@ -147,10 +148,12 @@ def _seen_region(
     """What most outlines reach, around the point that all cameras look at."""
     used = shown.any((1, 2))
     outlines = np.array([_outline(mask, directions) for mask in shown[used]])
+    pixel_slope = np.abs(np.diff(directions[0, :, 0])).max(initial=0.0)
+    outlines += np.array([[-1], [1]]) * pixel_slope  # a pixel shows more than its middle
     poses = poses[used]
     middles = np.append(outlines.mean(1), -np.ones((len(poses), 1)), axis=1)
     towards = (poses[:, :, :3] @ middles[:, :, None])[:, :, 0]
-    center = nearest_point(poses[:, :, 3], towards, around=poses[:, :, 3].mean(0))
+    center = nearest_point(poses[:, :, 3], towards, around=np.median(poses[:, :, 3], axis=0))
     depths = _depths(center, poses)
     _check_common_point(depths, center, poses, where)
     sides = (outlines[:, 1] - outlines[:, 0]).max(1) / 2
@@ -181,7 +184,8 @@ def _check_common_point(
     where: object,
 ) -> None:
     distances = np.linalg.norm(poses[:, :, 3] - center, axis=-1)
-    if np.median(depths) > 1e-6 * np.ptp(poses[:, :, 3], axis=0).max() and distances.min() > 0:
+    spread = np.median(np.abs(poses[:, :, 3] - np.median(poses[:, :, 3], axis=0)))
+    if np.median(depths) > LEAST_DEPTH * spread and distances.min() > 0:
         return
     if np.median(depths) < 0:
         raise SceneError(
@@ -217,8 +221,11 @@ def _hull(
             where=str(where),
             remedy="check the alpha channels or masks, and that every image has its own pose",
         )
-    low = (inside.min(0) - HULL_MARGIN_CELLS) / HULL_RESOLUTION * 2 - 1
-    high = (inside.max(0) + 1 + HULL_MARGIN_CELLS) / HULL_RESOLUTION * 2 - 1
+    depth = float(np.median(_depths(region.center, poses)))
+    pixel = depth / intrinsics.fx / region.half_extent
+    margin = max(2 / HULL_RESOLUTION, pixel)
+    low = inside.min(0) / HULL_RESOLUTION * 2 - 1 - margin
+    high = (inside.max(0) + 1) / HULL_RESOLUTION * 2 - 1 + margin
     half = float((high - low).max()) / 2
     return Region(
         region.center + region.half_extent * (low + high) / 2, region.half_extent * min(half, 1.0)

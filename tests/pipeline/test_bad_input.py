@@ -114,7 +114,7 @@ def test_a_bad_scene_is_refused_and_the_last_one_kept(good_scene, tmp_path, what
 def test_pictures_smaller_than_the_preset_lower_the_resolution_and_say_so(tmp_path):
     write_blender_scene(tmp_path / "pictures", side=26)
     said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "pictures").done
-    assert "the pictures' longest side is 26 pixels, which is taken in place of the 200" in said
+    assert "the images' longest side is 26 pixels, which is taken in place of the 200" in said
     assert "24 x 24 pixels" in said  # whole rays of a student that up-samples 8 times
 
 

@@ -118,7 +118,7 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
         command_line.preset_for(["teacher", "--run", str(tmp_path), "--preset=tiny"]).name == "tiny"
     )
     assert command_line.preset_for(["teacher", "--run", str(tmp_path / "x")]).name == "paper"
-    assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "paper"
+    assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "small"
     said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
     assert "--distil.stepsINTOptimisersteps.(default:40000)" in said  # the preset's
 
@@ -166,7 +166,7 @@ def test_debug_shows_the_trace(tmp_path):
 
 
 def test_our_own_mistakes_are_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line.training, "make_scene", lambda *_: 1 / 0)
+    monkeypatch.setattr(command_line.scenes, "make_scene", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         nelf("scene", "--run", tmp_path)
 
