@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from lightfield.errors import SceneError
 from lightfield.files import sha256_of
 from lightfield.light_field import ray_grid
 from lightfield.rays import RaySpace
@@ -29,12 +30,19 @@ def bring_student(run: Run, file: Path, network: PublishedNetwork, console: Cons
     Raises:
         CheckpointError: when the file is no such checkpoint.
         ConfigError: when the scene's pictures are not a whole number of its rays.
+        SceneError: when the scene's coordinates have been normalized: the student sees the source's own.
     """
     source, scene = scene_of(run)
     network = replace(network, activation=network.activation or published_activation(file))
     student = published_student(read_published_weights(file), network, where=file)
     ray_grid(scene.intrinsics, student.spec)
     if scene.space.kind == "world":
+        if not scene.transform.is_identity:
+            raise SceneError(
+                "the scene's coordinates are normalized, but a published student sees the poses' own",
+                where=run.path,
+                remedy=f"run `nelf scene --run {run.path} --keep-units` first",
+            )
         scene = replace(scene, space=RaySpace("world", network.near, network.far))
 
     def work(stage: StageWriter) -> None:

@@ -24,12 +24,13 @@ from lightfield.scenes.formats import read_capture
 from lightfield.scenes.pictures import EnlargementError
 from lightfield.scenes.scene import Scene, save_scene
 from pipeline.console import Console
-from pipeline.presets import PresetName, SceneConfig
+from pipeline.presets import Preset, PresetName, SceneConfig
 
 EMBEDDED = "bricks"
 EXAMPLES = (Path("data/nerf_synthetic"), Path("data/nerf_llff_data"))
 """Where `make data` puts example scenes; a run takes the one of its name."""
 HASHING_THREADS = 4
+SETTINGS_OF_THE_DATA = ("background", "box", "centre", "near", "far", "keep_units")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class BegunScene:
     config: SceneConfig
     identity: Any
     """What tells whether the files that were read have changed."""
+
+    def settings_for(self, chosen: Preset) -> SceneConfig:
+        """The settings with which the scene is made again: all of them with the same preset, and what
+        was said of the data with another one."""
+        if chosen.name == self.preset:
+            return self.config
+        kept = {name: getattr(self.config, name) for name in SETTINGS_OF_THE_DATA}
+        return replace(chosen.scene, **kept)
 
 
 def begun_scene(run: Run) -> BegunScene | None:
@@ -122,11 +131,10 @@ def make_scene(
         else:
             capture = read_capture(folder, config.resolution)
             identity = _identity(capture)
-    if begun is not None and (begun.data, begun.identity) != (data, identity):
+    if begun is not None and begun.identity != identity:
+        changed = "which has changed" if begun.data == data else f"and is now made from {data}"
         console.say(
-            f"scene: this run was made from {begun.data}"
-            + (", which has changed" if begun.data == data else f" and is now made from {data}")
-            + ("; all later stages will be made again" if begun.identity != identity else "")
+            f"scene: this run was made from {begun.data}, {changed}; all later stages will be made again"
         )
     settings = {**asdict(config), "factor": factor, "name": name, "preset": preset}
     settings["source"] = identity

@@ -26,6 +26,10 @@ from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
 NDC_NEAR = 1.0
+NOT_FOR_FORWARD = (
+    "--box, --centre, --near, --far and --keep-units are not used: a forward-facing capture has bounds of "
+    "its own"
+)
 FARTHEST_RATIO = 1000.0
 """How many times as far away as most a camera may be."""
 
@@ -146,7 +150,8 @@ def _placed(
     if capture.kind == "forward":
         transform = capture.forward_frame
         poses = transform.to_scene(train.poses)
-        return transform, *forward_bounds(poses, camera, NDC_NEAR, where=capture.where), []
+        notes = [NOT_FOR_FORWARD] if choice.bounds != BoundsChoice() or choice.keep_units else []
+        return transform, *forward_bounds(poses, camera, NDC_NEAR, where=capture.where), notes
     bounds = object_bounds(
         train,
         train.poses,

@@ -115,8 +115,7 @@ def preset_for(words: list[str]) -> Preset:
     if begun is None or not scenes.is_same_data(data, begun):
         return preset(name, _scene_kind(data))
     chosen = preset(name, _kind_of_source(begun.source))
-    # A scene made again keeps what was said of its data: its box, its background, its size.
-    return chosen if name != begun.preset else replace(chosen, scene=begun.config)
+    return replace(chosen, scene=begun.settings_for(chosen))
 
 
 def _kind_of_source(source: str) -> SceneKind:
