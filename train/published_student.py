@@ -22,13 +22,14 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from lightfield.encoding import encodings_per_coordinate
 from lightfield.errors import CheckpointError, ConfigError, NelfError
+from lightfield.ranges import Range, check_ranges
 from lightfield.student import Activation, Student, StudentSpec, TailStage
 
 LARGEST_FILE_BYTES = 1 << 30
@@ -61,18 +62,21 @@ ACTIVATIONS: dict[str, Activation] = {
 class PublishedNetwork:
     """What a published checkpoint does not say of itself."""
 
-    points: int = 8
+    points: Annotated[int, Range(2, 1024)] = 8
     """Points per ray (`n_sample_per_ray`)."""
     activation: Activation | None = None
     """Activation (`activation_fn`); by default what the file names beside its weights, or gelu."""
-    near: float = 2.0
+    near: Annotated[float, Range(0, 1_000_000)] = 2.0
     """Depth of the first point; forward-facing scenes have their own."""
-    far: float = 6.0
+    far: Annotated[float, Range(0, 1_000_000)] = 6.0
     """Depth of the last point."""
 
     def __post_init__(self) -> None:
-        if self.points < 2 or not 0 <= self.near < self.far:
-            raise ConfigError("at least 2 points, and near before far", where="published network")
+        check_ranges(self, "published_network")
+        if not self.near < self.far:
+            raise ConfigError(
+                f"near {self.near:g} is not before far {self.far:g}", where="published_network"
+            )
 
 
 class _StandIn:

@@ -16,13 +16,14 @@ import tyro
 from rich.console import Console as RichConsole
 
 from device.tools import ToolConfig
-from lightfield.errors import CheckpointError
+from lightfield.errors import CheckpointError, ConfigError
 from lightfield.run import Run
 from lightfield.scenes.llff import POSES_FILE
 from pipeline import training
 from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
+from pipeline.commands.option_help import OPTION_RULES, first_statement
 from pipeline.console import Console
 from pipeline.presets import (
     Preset,
@@ -65,7 +66,18 @@ def perform(words: list[str]) -> None:
 
 
 def _parsed(words: list[str], chosen: Preset) -> Any:
-    return tyro.cli(_commands(chosen), args=words, prog="nelf", description=ABOUT)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                _commands(chosen), args=words, prog="nelf", description=ABOUT, registry=OPTION_RULES
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise ConfigError(
+            first_statement(said.getvalue()), remedy="`nelf COMMAND --help` lists the options"
+        ) from None
 
 
 def _commands(chosen: Preset) -> Any:
