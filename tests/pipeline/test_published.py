@@ -51,7 +51,7 @@ def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, 
         (tmp_path / "text.tar", NETWORK, "no checkpoint as torch.save writes it"),
         (tmp_path / "gone.tar", NETWORK, "file is missing"),
         (checkpoint, (), "84 input channels are not 8 points"),
-        (checkpoint, ("--published-network.far", 1), "near before far"),
+        (checkpoint, ("--published-network.far", 1), "near 2 is not before far 1"),
     ):
         assert reason in nelf("student", "--run", run, "--published", file, *options).refusal
     assert tree(run) == before

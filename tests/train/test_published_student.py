@@ -162,7 +162,7 @@ def expanded(state: dict) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "file is missing"),
     "text": (lambda path: path.write_text("no"), "no checkpoint as torch.save writes it"),
-    "a folder": (lambda path: path.mkdir(), "no checkpoint as torch.save writes it"),
+    "a folder": (lambda path: path.mkdir(), "is not a regular file"),
     "a pickle": (whole_pickle, "no checkpoint as torch.save writes it"),
     "a command": (with_bomb(Bomb(os.system, "touch pwned")), "asks for posix.system"),
     "an evaluation": (with_bomb(Bomb(eval, "open('pwned', 'w')")), "asks for __builtin__.eval"),
@@ -177,9 +177,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         rewritten(lambda name, data: data[:-9] if name.endswith(".pkl") else data), "damaged pickle",
     ),
     "a cut tensor": (
-        rewritten(lambda name, data: data[:2] if name.endswith("data/0") else data), "cannot be read",
+        rewritten(lambda name, data: data[:2] if name.endswith("data/0") else data), "has 2 bytes where",
     ),
-    "sizes beyond the file": (rewritten(huge_sizes), "cannot be read"),
+    "sizes beyond the file": (rewritten(huge_sizes), "beyond its storage"),
     "a tensor that repeats itself": (changed(expanded), "larger than the file"),
     "a shape that would be huge": (changed(widened), "not the published network"),
     "no weights": (lambda path: torch.save({"a": torch.zeros(1)}, path), "holds no `network_fn_"),
@@ -233,5 +233,5 @@ def test_other_points_are_said(tmp_path):
     assert published_activation(bare) == "gelu"
     relu = imported(path, PublishedNetwork(points=4, activation="relu"))
     assert isinstance(relu.head_activation, nn.ReLU)
-    with pytest.raises(ConfigError, match="near before far"):
+    with pytest.raises(ConfigError, match="near 6 is not before far 2"):
         PublishedNetwork(near=6.0, far=2.0)
