@@ -40,6 +40,9 @@ class Scene:
     """Name of the scene; by default the run folder's, or `bricks` for the embedded scene."""
     config: Flat[SceneConfig] = field(default_factory=SceneConfig)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "scene")
+
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the scene."""
         embedded = self.data == training.EMBEDDED

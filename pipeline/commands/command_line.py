@@ -80,11 +80,11 @@ def _parsed(words: list[str], chosen: Preset) -> Any:
         ) from None
 
 
-def _commands(chosen: Preset) -> Any:
-    """The union of all subcommands, with the preset's values as defaults."""
+def commands(chosen: Preset) -> dict[str, Any]:
+    """All subcommands by name, with the preset's values as their options' defaults."""
     missing: Any = tyro.MISSING
     tune = chosen.tune or chosen.distil
-    defaults: dict[str, Any] = {
+    return {
         "scene": Scene(missing, config=chosen.scene),
         "teacher": Teacher(missing, config=chosen.teacher),
         "pseudo": Pseudo(missing, config=chosen.pseudo),
@@ -105,6 +105,11 @@ def _commands(chosen: Preset) -> Any:
         "data": Data(),
         "bench-gpu": BenchGpu(),
     }
+
+
+def _commands(chosen: Preset) -> Any:
+    """The union of all subcommands."""
+    defaults = commands(chosen)
     return tyro.extras.subcommand_type_from_defaults(
         defaults, {name: type(default).__doc__ or "" for name, default in defaults.items()}
     )
@@ -119,6 +124,9 @@ def preset_for(words: list[str]) -> Preset:
     known = argparse.Namespace(run=None, preset=None, data=None)
     with contextlib.suppress(argparse.ArgumentError):  # the whole parser will say what is wrong
         known, _ = parser.parse_known_args(words)
+    for option in ("run", "data"):  # a shell's unset variable would be the working folder
+        if getattr(known, option) == "":
+            raise ConfigError("an empty path", where=f"--{option}", remedy="name a folder")
     begun = None
     if known.run is not None and words[:1] != ["scene"]:
         with contextlib.suppress(CheckpointError):
