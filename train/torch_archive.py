@@ -32,7 +32,7 @@ LARGEST_FILE_BYTES = 1 << 29
 LARGEST_READ_BYTES = 1 << 20
 """Read at a time, which is a zip's whole directory."""
 LARGEST_PICKLE_BYTES = 1 << 22
-MOST_OPERATIONS = 1 << 19
+MOST_OPERATIONS = 1 << 18
 MOST_DIMENSIONS = 8
 LARGEST_KEY, LARGEST_SIZE = 1 << 32, 1 << 62
 """Of a dictionary's keys, and of a tensor's sizes and strides."""
