@@ -12,10 +12,9 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from lightfield.errors import ConfigError
+from lightfield.errors import ConfigError, quoted
 
 LONGEST_TEXT = 4096
-LONGEST_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def _check_numbers(items: tuple[Any, ...], allowed: Range, whole: bool, place: s
     for item in items:
         number = isinstance(item, int if whole else int | float)
         if item is not None and not (number and item in allowed):
-            shown = repr(item)
-            short = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
             kind = "a whole number" if whole else "a number"
             raise ConfigError(
-                f"{short} is out of range", where=place, remedy=f"give {kind}, {allowed}"
+                f"{quoted(repr(item))} is out of range",
+                where=place,
+                remedy=f"give {kind}, {allowed}",
             )
 
 

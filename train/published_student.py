@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 
 from lightfield.encoding import encodings_per_coordinate
-from lightfield.errors import CheckpointError, ConfigError, NelfError
+from lightfield.errors import CheckpointError, ConfigError, NelfError, quoted
 from lightfield.ranges import Range, check_ranges
 from lightfield.student import Activation, Student, StudentSpec, TailStage
 from train.torch_archive import (
     ArchiveError,
     Contents,
     StoredTensor,
-    quoted,
     read_contents,
     read_tensors,
 )

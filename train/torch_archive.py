@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightfield.errors import CheckpointError
+from lightfield.errors import CheckpointError, quoted
 from lightfield.files import require_regular_file
 
 LARGEST_FILE_BYTES = 1 << 29
@@ -36,7 +36,6 @@ MOST_OPERATIONS = 1 << 18
 MOST_DIMENSIONS = 8
 LARGEST_KEY, LARGEST_SIZE = 1 << 32, 1 << 62
 """Of a dictionary's keys, and of a tensor's sizes and strides."""
-LONGEST_QUOTE = 80
 
 DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
@@ -92,12 +91,6 @@ class Contents:
     """Dictionaries, lists, tuples, numbers, texts, `Name` and `StoredTensor`."""
     names: frozenset[str]
     """All classes and functions that it names."""
-
-
-def quoted(text: str) -> str:
-    """A text of a file as a message may show it: short, and on one line."""
-    plain = text if text.isprintable() else ascii(text)
-    return plain if len(plain) <= LONGEST_QUOTE else f"{plain[:LONGEST_QUOTE]}..."
 
 
 def read_contents(path: Path, allowed: Callable[[str], bool]) -> Contents:

@@ -138,7 +138,7 @@ def test_no_number_is_without_a_range(holder, name):
     [
         ("teacher --steps 1e30", "Error parsing --steps: invalid literal"),
         ("teacher --steps=-5", "teacher.steps: -5 is out of range; give a whole number, 1 to"),
-        ("pseudo --seed " + 3000 * "9", "pseudo.seed: " + 40 * "9" + "... is out of range"),
+        ("pseudo --seed " + 3000 * "9", "pseudo.seed: " + 80 * "9" + "... is out of range"),
         ("lens --drift nan", "lens.drift: nan is out of range"),
         ("student --network.blocks=-1", "network.blocks: -1 is"),
         ("student --network.tail-widths " + 9 * " 8", "network.tail_widths: 9 values"),
