@@ -48,8 +48,8 @@ class Intrinsics:
             )
         if not all(abs(x) <= LARGEST for x in numbers) or self.fx <= 0 or self.fy <= 0:
             raise SceneError(
-                f"invalid intrinsics {', '.join(quoted(str(x)) for x in numbers)}: focal lengths must be "
-                "positive, and all numbers finite",
+                "invalid intrinsics: focal lengths must be positive, and all numbers finite "
+                f"(got {', '.join(quoted(str(x)) for x in numbers)})",
                 where="intrinsics",
             )
         if len(self.distortion) not in (0, 4):
@@ -73,9 +73,9 @@ class Intrinsics:
                     where="intrinsics",
                 )
         if self.distortion and not self._bending() <= 1:
+            terms = " ".join(f"{term:g}" for term in self.distortion)
             raise SceneError(
-                f"the distortion {' '.join(f'{term:g}' for term in self.distortion)} moves points of the "
-                "image by more than their distance from its center",
+                f"the distortion {terms} moves points by more than their distance from the center",
                 where="intrinsics",
             )
 

@@ -64,7 +64,7 @@ def test_intrinsics_survive_json():
         {"distortion": (1e300, 0.0, 0.0, 0.0)},
         {"distortion": (0.0, -1e300, 0.0, 0.0)},
         {"distortion": (0.0, 0.0, 40.0, 0.0)},
-        {"distortion": (-12.0, 0.0, 0.0, 0.0)},
+        {"distortion": (-20.0, 0.0, 0.0, 0.0)},
     ],
     ids=str,
 )
