@@ -42,7 +42,8 @@ class Range:
         return f"{low}, {'less than' if self.below else 'at most'} {high}"
 
 
-SEED = Range(0, 2**32 - 1)
+SEEDS = 2**32
+SEED = Range(0, SEEDS - 1)
 """Seeds that every random generator takes."""
 STEPS = Range(1, 100_000_000)
 """Steps of a training."""
@@ -50,6 +51,11 @@ THREADS = Range(1, 1024)
 """Threads of one operator."""
 SHARE = Range(0, 1, above=True)
 """Shares of a whole, of which something is left."""
+
+
+def later_seed(seed: int, count: int) -> int:
+    """The seed `count` places behind another; after the last one comes 0 again."""
+    return (seed + count) % SEEDS
 
 
 def range_of(annotation: Any) -> Range | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from lightfield.progress import Progress
-from lightfield.ranges import STEPS, Range, check_ranges
+from lightfield.ranges import STEPS, Range, check_ranges, later_seed
 from lightfield.student import Student
 from train.distil import DistilConfig, distil
 from train.picture_pool import PicturePool
@@ -28,7 +28,7 @@ class FineTuneConfig:
     """Steps between two looks at the held-out pictures."""
     patience: Annotated[int, Range(1, 1_000_000)] = 2
     """Looks without an improvement after which it stops."""
-    rate_share: Annotated[float, Range(0, 100, above=True)] = 0.1
+    rate_share: Annotated[float, Range(1e-6, 1)] = 0.1
     """Constant share of distillation's peak learning rates."""
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ def fine_tune(
             final_share=1.0,
             warmup_steps=10,
             ema_decay=0.98,
-            seed=distil_config.seed + 1 + done,
+            seed=later_seed(distil_config.seed, 1 + done),
         )
         averaged = distil(current, pool, settings, progress=_shifted(progress, done, config.steps))
         done += steps

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 
 from lightfield.errors import ConfigError
-from lightfield.ranges import Range, check_ranges, range_of
+from lightfield.ranges import SEED, SEEDS, Range, check_ranges, later_seed, range_of
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,9 @@ def test_an_annotation_without_a_range_has_none():
     assert range_of(int) is None
     assert range_of(Annotated[int, "minutes"]) is None
     assert range_of(Annotated[int, Range(2, 3)]) == Range(2, 3)
+
+
+def test_a_later_seed_is_a_seed():
+    assert later_seed(3, 4) == 7
+    assert later_seed(SEEDS - 1, 1) == 0
+    assert later_seed(SEEDS - 1, 10**12) in SEED
