@@ -43,6 +43,7 @@ class Range:
 
 
 SEEDS = 2**32
+"""Number of seeds."""
 SEED = Range(0, SEEDS - 1)
 """Seeds that every random generator takes."""
 STEPS = Range(1, 100_000_000)
@@ -86,8 +87,9 @@ def check_ranges(config: Any, where: str) -> None:
 
 def _check_numbers(items: tuple[Any, ...], allowed: Range, whole: bool, place: str) -> None:
     if len(items) > allowed.most_items:
-        raise ConfigError(f"{len(items)} values are given, and at most {allowed.most_items} fit",
-                          where=place)  # fmt: skip
+        raise ConfigError(
+            f"{len(items)} values are given, and at most {allowed.most_items} fit", where=place
+        )
     for item in items:
         number = isinstance(item, int if whole else int | float)
         if item is not None and not (number and item in allowed):
