@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from device.yardstick import write_yardstick
 from lightfield.errors import AdbError, ConfigError, DeviceError
 from lightfield.latency import LatencyRecord
 from lightfield.progress import Progress, silent
+from lightfield.ranges import THREADS, Range, check_ranges
 from lightfield.run import tool_versions
 
 SUSTAINED_ON_A_PHONE_SECONDS = 60
@@ -41,11 +42,11 @@ class BenchmarkConfig:
 
     target: TargetKind = "auto"
     """`phone`, `host`, or `auto`: the phone when exactly one is attached, else this machine."""
-    runs: int = 50
+    runs: Annotated[int, Range(1, 1_000_000)] = 50
     """Measured runs of each graph."""
-    warmup: int = 5
+    warmup: Annotated[int, Range(0, 1_000_000)] = 5
     """Runs before them that do not count."""
-    threads: int = 1
+    threads: Annotated[int, THREADS] = 1
     """Threads that one operator may use."""
     serial: str | None = None
     """Which phone, when several are attached."""
@@ -55,11 +56,11 @@ class BenchmarkConfig:
     """What runs the graphs, where the device's ONNX Runtime has it; the CPU runs what it leaves over."""
     provider_options: tuple[str, ...] = ()
     """Of the provider, each as KEY=VALUE, by ONNX Runtime's names."""
-    sustained_seconds: int | None = None
+    sustained_seconds: Annotated[int | None, Range(0, 86_400)] = None
     """How long the sustained pass goes on; by default a minute on a phone, and none on this machine."""
-    poses: int = 2
+    poses: Annotated[int, Range(1, 10_000)] = 2
     """Test poses on which the device's pictures are held against the host's."""
-    yardstick_turns: int = 20
+    yardstick_turns: Annotated[int, Range(0, 100_000)] = 20
     """Turns of each graph with the graph that never changes; 0 leaves the yardstick out."""
     profile: bool = True
     """Time every operator, in a pass of its own."""
@@ -69,12 +70,7 @@ class BenchmarkConfig:
     """When a phone is fit to be measured."""
 
     def __post_init__(self) -> None:
-        if self.runs < 1 or self.warmup < 0 or self.threads < 1 or self.poses < 1:
-            raise ConfigError(
-                "runs, threads and poses must be at least 1, warmup at least 0", where="bench"
-            )
-        if (self.sustained_seconds or 0) < 0 or self.yardstick_turns < 0:
-            raise ConfigError("times and turns cannot be negative", where="bench")
+        check_ranges(self, "bench")
         if self.yardstick_turns == 1:
             raise ConfigError("an interval needs at least 2 turns", where="yardstick_turns")
         if self.serial is not None and self.target == "host":

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 from device.adb import AdbPhone
 from device.adb_output import (
@@ -26,8 +26,9 @@ from device.adb_output import (
     parse_thermal,
     parse_wakefulness,
 )
-from lightfield.errors import AdbError, ConfigError, DeviceError
+from lightfield.errors import AdbError, DeviceError
 from lightfield.latency import slowdown
+from lightfield.ranges import Range, check_ranges
 
 SLOWDOWN_LIMIT = 1.1
 """A last quarter of the runs that takes so many times the first one's time is a sign of throttling."""
@@ -38,13 +39,13 @@ _POLL_SECONDS = 10.0
 class ThermalConfig:
     """When a phone is fit to be measured."""
 
-    battery_limit_celsius: float = 37.0
+    battery_limit_celsius: Annotated[float, Range(0, 100)] = 37.0
     """A measurement begins only below this battery temperature."""
-    wait_seconds: float = 300.0
+    wait_seconds: Annotated[float, Range(0, 86_400)] = 300.0
     """How long to wait for the phone to cool down before giving up."""
-    poll_seconds: float = 5.0
+    poll_seconds: Annotated[float, Range(0.01, 3600)] = 5.0
     """Time between two looks while waiting."""
-    lowest_battery_percent: float = 20.0
+    lowest_battery_percent: Annotated[float, Range(0, 100)] = 20.0
     """A battery that is emptier is refused: many phones lower their clocks then."""
     allow_charging: bool = True
     """Charging warms a phone and is always recorded; without this it is refused, which over USB takes
@@ -53,10 +54,7 @@ class ThermalConfig:
     """Measure although the screen stays off; many phones lower their clocks then."""
 
     def __post_init__(self) -> None:
-        if self.wait_seconds < 0 or self.poll_seconds <= 0:
-            raise ConfigError("waiting times must be positive", where="thermal")
-        if not 0 <= self.lowest_battery_percent <= 100:
-            raise ConfigError("a battery's level is 0 to 100 percent", where="thermal")
+        check_ranges(self, "thermal")
 
 
 @dataclass(frozen=True)

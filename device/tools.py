@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from device.adb import PHONE_FOLDER, AdbPhone
 from device.adb_output import fast_cores, parse_cpu_list
@@ -37,6 +37,7 @@ from device.tool_output import (
 from lightfield.errors import AdbError, ConfigError, DeviceError
 from lightfield.files import sha256_of
 from lightfield.latency import DeviceIdentity
+from lightfield.ranges import THREADS, Range, check_ranges
 
 RESULTS = "results.csv"
 
@@ -53,20 +54,19 @@ class ToolConfig:
     """The model in the program's own format: .onnx, .tflite or .pte."""
     libraries: Path | None = None
     """Folder of libraries (*.so) that the program opens."""
-    runs: int = 50
+    runs: Annotated[int, Range(1, 1_000_000)] = 50
     """Measured runs."""
-    warmup: int = 5
+    warmup: Annotated[int, Range(0, 1_000_000)] = 5
     """Runs before them that do not count, where the program has such."""
-    threads: int = 1
+    threads: Annotated[int, THREADS] = 1
     """Threads that the program may use."""
     arguments: str = ""
     """Further arguments for the program, as one word: `--arguments='-e xnnpack'`."""
-    timeout_seconds: int = 600
+    timeout_seconds: Annotated[int, Range(1, 86_400)] = 600
     """A program that takes longer is refused."""
 
     def __post_init__(self) -> None:
-        if min(self.runs, self.threads, self.timeout_seconds) < 1 or self.warmup < 0:
-            raise ConfigError("runs, threads and the time limit must be at least 1", where="tool")
+        check_ranges(self, "tool")
         try:
             shlex.split(self.arguments)
         except ValueError as reason:

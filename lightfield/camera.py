@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lightfield.errors import SceneError
+from lightfield.errors import SceneError, quoted
 
 RIGID_TOLERANCE = 1e-3
 REWEIGHTINGS = 20
+LARGEST = 1e300
+SHORTEST_FOCAL, LONGEST_FOCAL = 1 / 200, 1e6
+"""Focal lengths in sides of the image: fields of view of 179 degrees, and of a few millionths of one."""
+FARTHEST_CENTER = 10
+"""Sides of the image between its middle and the principal point; crops can have it far outside."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,47 @@ class Intrinsics:
             raise SceneError(
                 f"a picture of {self.width} x {self.height} pixels", where="intrinsics"
             )
-        if not all(math.isfinite(x) for x in numbers) or self.fx <= 0 or self.fy <= 0:
+        if not all(abs(x) <= LARGEST for x in numbers) or self.fx <= 0 or self.fy <= 0:
             raise SceneError(
-                f"focal lengths {self.fx}, {self.fy} and centre {self.cx}, {self.cy} are no camera",
+                "invalid intrinsics: focal lengths must be positive, and all numbers finite "
+                f"(got {', '.join(quoted(str(x)) for x in numbers)})",
                 where="intrinsics",
             )
         if len(self.distortion) not in (0, 4):
             raise SceneError("distortion must have the four terms k1 k2 p1 p2", where="intrinsics")
+        self._check_view()
+
+    def _check_view(self) -> None:
+        """Refuse a camera whose image could show nothing, or the same everywhere."""
+        for side, focal, center in (
+            (self.width, self.fx, self.cx), (self.height, self.fy, self.cy),
+        ):  # fmt: skip
+            if not SHORTEST_FOCAL * side <= focal <= LONGEST_FOCAL * side:
+                raise SceneError(
+                    f"a focal length of {focal:g} pixels over {side} pixels is a field of view of "
+                    f"{math.degrees(2 * math.atan(0.5 * side / focal)):g} degrees",
+                    where="intrinsics",
+                )
+            if abs(center - 0.5 * side) > FARTHEST_CENTER * side:
+                raise SceneError(
+                    f"a principal point at pixel {center:g} of {side} is far outside of the image",
+                    where="intrinsics",
+                )
+        if self.distortion and not self._bending() <= 1:
+            terms = " ".join(f"{term:g}" for term in self.distortion)
+            raise SceneError(
+                f"the distortion {terms} moves points by more than their distance from the center",
+                where="intrinsics",
+            )
+
+    def _bending(self) -> float:
+        """How far the distortion moves a point half-way to the farthest corner, in distances from the
+        center; beyond 1 it folds the image over."""
+        x = max(self.cx, self.width - self.cx) / self.fx
+        y = max(self.cy, self.height - self.cy) / self.fy
+        r = 0.5 * math.hypot(x, y)
+        k1, k2, p1, p2 = (abs(term) for term in self.distortion)
+        return k1 * r * r + k2 * r * r * r * r + 3 * (p1 + p2) * r
 
     @classmethod
     def from_field_of_view(cls, width: int, height: int, angle_x: float) -> Intrinsics:

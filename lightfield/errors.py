@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LONGEST_QUOTE = 80
+
+
+def quoted(text: str) -> str:
+    """A text that somebody else wrote as a message may show it: short, and on one line."""
+    plain = text if text.isprintable() else ascii(text)
+    return plain if len(plain) <= LONGEST_QUOTE else f"{plain[:LONGEST_QUOTE]}..."
+
 
 class NelfError(Exception):
     """Something the user can put right.

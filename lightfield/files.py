@@ -57,6 +57,14 @@ def read_json(path: Path, error: type[NelfError]) -> Any:
         raise error(f"cannot be read as JSON ({reason})", where=path) from reason
 
 
+def require_regular_file(path: Path, error: type[NelfError]) -> None:
+    """Raise `error` unless there is a file: reading a pipe or a device may never end."""
+    if not path.exists():
+        raise error("file is missing", where=path)
+    if not path.is_file():
+        raise error("is not a regular file", where=path)
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -12,12 +12,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from device.target import Target
-from lightfield.errors import BudgetError, ConfigError
+from lightfield.errors import BudgetError
+from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.student import Student
 from pipeline.console import Console
@@ -48,17 +49,13 @@ class BaselineConfig:
 
     kind: Kind = "width"
     """`width` or `depth` of the trained student, or a small one from `scratch`."""
-    latency_ratio: float | None = None
+    latency_ratio: Annotated[float | None, SHARE] = None
     """Share of the dense latency to stay within; by default what the pruned student takes."""
-    steps: int | None = None
+    steps: Annotated[int | None, STEPS] = None
     """Optimiser steps; by default as many as the search and its result took."""
 
     def __post_init__(self) -> None:
-        ratio = self.latency_ratio
-        if ratio is not None and not 0 < ratio <= 1:
-            raise ConfigError("a share in (0, 1] is needed", where="latency_ratio")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError("at least 1 step is needed", where="steps")
+        check_ranges(self, "baseline")
 
 
 def make_baseline(

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import UInt8
 
 from lightfield.errors import ConfigError
 from lightfield.files import write_json
+from lightfield.ranges import Range, check_ranges
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder
 from lightfield.scenes.llff import POSES_FILE
@@ -51,12 +53,11 @@ class GpuBenchConfig:
     """Where to write the figures as JSON."""
     data: Path | None = None
     """Folder of a scene (Blender or LLFF form); by default the embedded scene."""
-    seconds: float = 4.0
+    seconds: Annotated[float, Range(0, 3600, above=True)] = 4.0
     """Length of each throughput's measurement; the teacher trains for twice as long."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < 3600:
-            raise ConfigError("must be more than 0, and less than an hour", where="seconds")
+        check_ranges(self, "bench-gpu")
 
 
 def bench_gpu(config: GpuBenchConfig, console: Console) -> Findings:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from device.benchmark import BenchmarkConfig
 from lightfield.errors import ConfigError
+from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.scenes.background import parsed_color
-from lightfield.student import Activation, Norm, StudentSpec, mobile_r2l_spec
+from lightfield.student import Activation, Norm, StudentSpec, mac_count, mobile_r2l_spec
 from prune.search import PruneConfig
 from train.distil import DistilConfig
 from train.fine_tuning import FineTuneConfig
@@ -23,74 +23,90 @@ SceneKind = Literal["embedded", "object", "forward"]
 """What a preset is adapted to: the embedded scene, a 360-degree capture, a forward-facing one."""
 
 PAPER_MEMORY_BYTES = 20 * 2**30
+MOST_PIXELS = 1 << 36
+LENGTH = Range(0, 1e12, above=True)
+"""Lengths in the units of the user's poses."""
+COORDINATE = Range(-1e12, 1e12, most_items=3)
+"""Pixels of all views together, beyond which no machine holds them."""
+MOST_MACS_PER_RAY = 1 << 32
+"""And so at most as many weights; the published network has about ten million."""
 
 
 @dataclass(frozen=True)
 class SceneConfig:
     """Which pictures, at which size."""
 
-    resolution: int = 100
+    resolution: Annotated[int, Range(1, 16_384)] = 100
     """Longest side of the pictures in pixels, at most; both sides become multiples of the factor."""
-    test_every: int = 1
+    test_every: Annotated[int, Range(1, 1_000_000)] = 1
     """Score every n-th test view; 1 scores all of them."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the embedded scene."""
-    train_views: int = 60
+    train_views: Annotated[int, Range(1, 100_000)] = 60
     """Training views of the embedded scene."""
-    val_views: int = 6
+    val_views: Annotated[int, Range(0, 100_000)] = 6
     """Validation views of the embedded scene."""
-    test_views: int = 12
+    test_views: Annotated[int, Range(1, 100_000)] = 12
     """Test views of the embedded scene."""
     background: str = "auto"
     """Color behind the object: auto, white, black or #rrggbb. auto takes white for images with alpha,
     else the color of the images' borders where they all have one."""
-    box: float | None = None
+    box: Annotated[float | None, LENGTH] = None
     """Half side of the cube that holds everything visible, in the units of your poses. By default it is
     found from the silhouettes and the cameras' common view."""
-    centre: tuple[float, float, float] | None = None
+    centre: Annotated[tuple[float, float, float] | None, COORDINATE] = None
     """Center of that cube, in the coordinates of your poses."""
-    near: float | None = None
+    near: Annotated[float | None, LENGTH] = None
     """Depth along the optical axis at which rays begin, in the units of your poses."""
-    far: float | None = None
+    far: Annotated[float | None, LENGTH] = None
     """Depth along the optical axis at which rays end, in the units of your poses."""
     keep_units: bool = False
     """Keep the coordinates of your poses instead of normalizing them: for students that the published
     code trained on a scene in other units."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "scene")
         parsed_color(self.background)
-        lengths = [self.box, self.near, self.far]
-        if not all(length is None or 0 < length < math.inf for length in lengths):
-            raise ConfigError("box, near and far must be positive and finite", where="scene")
-        if self.centre is not None and not all(map(math.isfinite, self.centre)):
-            raise ConfigError("the center must be finite", where="scene.centre")
-        counts = (self.resolution, self.test_every, self.train_views, self.test_views)
-        if min(counts) < 1 or self.val_views < 0:
-            raise ConfigError("resolution and views must be at least 1", where="scene")
+        views = self.train_views + self.val_views + self.test_views
+        if views * self.resolution**2 > MOST_PIXELS:
+            raise ConfigError(
+                f"{views} views of {self.resolution} x {self.resolution} pixels fit into no memory",
+                where="scene",
+                remedy="choose fewer views, or a lower resolution",
+            )
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """The student's shape before pruning."""
 
-    factors: tuple[int, ...] = (2, 2)
+    factors: Annotated[tuple[int, ...], Range(2, 3, most_items=6)] = (2, 2)
     """Up-sampling of each tail stage, 2 or 3; their product is pixels per ray along a side."""
-    stream_width: int = 96
+    stream_width: Annotated[int, Range(1, 8192)] = 96
     """Channels of the residual stream and of each block."""
-    blocks: int = 6
+    blocks: Annotated[int, Range(1, 1000)] = 6
     """Residual blocks of the body."""
-    tail_widths: tuple[int, ...] = (32, 16)
+    tail_widths: Annotated[tuple[int, ...], Range(1, 8192, most_items=6)] = (32, 16)
     """Channels of each tail stage."""
-    tail_blocks: int = 2
+    tail_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks per tail stage."""
-    points: int = 24
+    points: Annotated[int, Range(2, 1024)] = 24
     """Points per ray."""
-    frequencies: int = 4
+    frequencies: Annotated[int, Range(1, 32)] = 4
     """Octaves of the positional encoding."""
     activation: Activation = "gelu"
     """GELU as published, or a form that more runtimes can execute."""
     norm: Norm = "none"
     """`batch` as published; `none` trains faster and exports to the same graph."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "network")
+        if mac_count(self.spec(), 1, 1) > MOST_MACS_PER_RAY:
+            raise ConfigError(
+                f"more than {MOST_MACS_PER_RAY:,} multiply-accumulates per ray",
+                where="network",
+                remedy="choose a narrower network, or one of fewer blocks or stages",
+            )
 
     def spec(self) -> StudentSpec:
         """The specification of the network.

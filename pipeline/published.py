@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lightfield.errors import SceneError
+import torch
+
+from lightfield.errors import CheckpointError, SceneError
 from lightfield.files import sha256_of
-from lightfield.light_field import ray_grid
+from lightfield.light_field import LightField, ray_grid
 from lightfield.rays import RaySpace
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
@@ -44,9 +46,20 @@ def bring_student(run: Run, file: Path, network: PublishedNetwork, console: Cons
                 remedy=f"run `nelf scene --run {run.path} --keep-units` first",
             )
         scene = replace(scene, space=RaySpace("world", network.near, network.far))
+    device = compute_device()
+    student = student.to(device)
+    first = LightField(student, scene.intrinsics, scene.space).render(
+        torch.from_numpy(scene.test.poses[0]).to(device)
+    )
+    if first.isnan().any():
+        raise CheckpointError(
+            "its images hold NaN",
+            where=file,
+            remedy="give a checkpoint of a training that did not diverge",
+        )
 
     def work(stage: StageWriter) -> None:
-        save_student(stage, student.to(compute_device()), scene, console)
+        save_student(stage, student, scene, console)
         stage.details["published"] = file.name
 
     settings = {"published": sha256_of(file), "network": asdict(network)}

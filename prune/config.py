@@ -5,30 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from lightfield.errors import ConfigError
+from lightfield.ranges import SEED, SHARE, Range, check_ranges
 from lightfield.student import Activation, StudentSpec, Upsampling
 from prune.conversion import converted_spec
 from prune.reshaping import Tail, deepened_spec, reshaped_spec
 
 Same = Literal["kept"]
+TUNE_STEPS = Range(0, 100_000_000)
 
 
 @dataclass(frozen=True)
 class PruneConfig:
     """How far and how carefully a student is pruned."""
 
-    budget_ms: float | None = None
+    budget_ms: Annotated[float | None, Range(0.001, 10_000_000)] = None
     """Latency to reach on the target."""
-    budget_fps: float | None = None
+    budget_fps: Annotated[float | None, Range(0.001, 1_000_000)] = None
     """The same, as pictures per second."""
-    budget_ratio: tuple[float, ...] = ()
+    budget_ratio: Annotated[tuple[float, ...], Range(1e-6, 1)] = ()
     """The same, as share of the dense student's latency; 0.5 when no budget is given. Of several,
     falling ones, a student is kept at each, and the last is the result."""
-    percentile: float | str = 90.0
+    percentile: Annotated[float | str, Range(0, 100, above=True, below=True)] = 90.0
     """Percentile of the runs that must meet the budget, as 90 or p90."""
-    max_loss_db: float | None = None
+    max_loss_db: Annotated[float | None, Range(0, 100)] = None
     """Most that a fine-tuned candidate may lose against the dense student; the search gives the best
     student so far rather than go beyond."""
     activation: Activation | Same = "kept"
@@ -39,73 +41,52 @@ class PruneConfig:
     """How many times as far apart the pruned student's rays are, by more up-sampling; likewise."""
     tail: Tail = "kept"
     """`short`: from one of its stages to the colours by one pixel shuffle; likewise."""
-    tail_stages: int = 1
+    tail_stages: Annotated[int, Range(1, 16)] = 1
     """Stages of the dense student's tail that a short one still has."""
-    tail_blocks: tuple[int, ...] = ()
+    tail_blocks: Annotated[tuple[int, ...], Range(0, 100)] = ()
     """Residual blocks to begin with, at least, in each stage of the tail, from the rays on; new ones
     begin by adding nothing."""
     forms: bool = True
     """Whether the search proposes wider spacings and short tails by itself."""
-    first_step: float = 0.25
+    first_step: Annotated[float, SHARE] = 0.25
     """Share of the latency that the first step towards a budget tries to remove."""
-    step_decay: float = 0.9
+    step_decay: Annotated[float, SHARE] = 0.9
     """Factor on that share from step to step."""
-    candidates: int = 3
+    candidates: Annotated[int, Range(1, 1000)] = 3
     """Proposals that are trained and measured per step."""
-    turns: int = 40
+    turns: Annotated[int, Range(1, 100_000)] = 40
     """Times that a candidate and the dense student take turns in one round of measuring."""
-    rounds: int = 4
+    rounds: Annotated[int, Range(1, 1000)] = 4
     """Rounds at most before a student is judged; clear cases take one."""
-    table_turns: int = 9
+    table_turns: Annotated[int, Range(1, 100_000)] = 9
     """Turns of the latency table's parts."""
-    tune_steps: int = 150
+    tune_steps: Annotated[int, TUNE_STEPS] = 150
     """Fine-tuning steps for each candidate."""
-    look_steps: int = 0
+    look_steps: Annotated[int, TUNE_STEPS] = 0
     """Further ones for the two best candidates of a step that reaches the budget, before one is kept."""
-    final_tune_steps: int = 2000
+    final_tune_steps: Annotated[int, TUNE_STEPS] = 2000
     """Fine-tuning steps for the student that met a budget; the search for the next goes on from it."""
-    smallest_share: float = 0.5
+    smallest_share: Annotated[float, SHARE] = 0.5
     """Stream and tail never get narrower than this share of the dense ones."""
-    stream_choices: int = 5
+    stream_choices: Annotated[int, Range(2, 1000)] = 5
     """Widths to choose from, at most, for the stream and for each tail stage."""
-    inner_choices: int = 8
+    inner_choices: Annotated[int, Range(2, 1000)] = 8
     """Widths to choose from, at most, for each block; the latency table grows with both."""
-    point_choices: int = 6
+    point_choices: Annotated[int, Range(2, 1000)] = 6
     """Numbers of points per ray to choose from, at most."""
-    pictures: int = 8
+    pictures: Annotated[int, Range(1, 100_000)] = 8
     """Pseudo pictures on which the worth of parts is measured."""
-    margin: float = 0.03
+    margin: Annotated[float, Range(0, 1, below=True)] = 0.03
     """How far under the target a proposal is predicted to be."""
-    max_steps: int = 20
+    max_steps: Annotated[int, Range(1, 10_000)] = 20
     """Most steps towards one budget, rolled-back ones included."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of all fine-tuning."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "percentile", _percentile(self.percentile))
+        check_ranges(self, "prune")
         self._check_budgets()
-        shares = (self.first_step, self.step_decay, self.smallest_share)
-        if not all(0 < share <= 1 for share in shares):
-            raise ConfigError("shares must lie in (0, 1]", where="prune")
-        if not 0 <= self.margin < 1:
-            raise ConfigError("margin lies in [0, 1)", where="prune.margin")
-        counts = (
-            self.candidates, self.turns, self.rounds, self.table_turns, self.pictures, self.max_steps,
-            self.tail_stages,
-        )  # fmt: skip
-        if min(counts) < 1:
-            raise ConfigError(
-                "candidates, turns, rounds, pictures, steps and tail_stages must be at least 1",
-                where="prune",
-            )
-        if min(self.stream_choices, self.inner_choices, self.point_choices) < 2:
-            raise ConfigError("a choice of at least 2 is needed", where="prune")
-        if min(self.tune_steps, self.look_steps, self.final_tune_steps) < 0:
-            raise ConfigError("a negative number of fine-tuning steps", where="prune")
-        if any(count < 0 for count in self.tail_blocks):
-            raise ConfigError("a negative number of blocks", where="prune.tail_blocks")
-        if self.max_loss_db is not None and not 0 <= self.max_loss_db < math.inf:
-            raise ConfigError(f"a loss of {self.max_loss_db} dB", where="prune.max_loss_db")
 
     def _check_budgets(self) -> None:
         given = {
@@ -120,13 +101,8 @@ class PruneConfig:
                 where="prune",
                 remedy="give one budget",
             )
-        for name, unit in (("budget_ms", "ms"), ("budget_fps", "pictures per second")):
-            value = given[name]
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"a budget of {value} {unit}", where=f"prune.{name}")
         ratios = self.budget_ratio
-        falling = all(later < earlier for earlier, later in itertools.pairwise(ratios))
-        if not falling or not all(0 < ratio <= 1 for ratio in ratios):
+        if not all(later < earlier for earlier, later in itertools.pairwise(ratios)):
             raise ConfigError(
                 f"budgets of {' '.join(map(str, ratios))} of the dense latency",
                 where="prune.budget_ratio",

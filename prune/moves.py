@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightfield.errors import BudgetError
 from lightfield.progress import Progress
+from lightfield.ranges import later_seed
 from lightfield.student import Student, StudentSpec
 from prune.candidates import Candidates
 from prune.chains import Kept, every_block
@@ -278,7 +279,7 @@ class Moves:
             return student
         self.state.tuned += steps
         folder = None if progress is None else self.folder / f"{TUNING}{len(self.state.trials)}"
-        seed = self.config.seed + self.state.step
+        seed = later_seed(self.config.seed, self.state.step)
         return self.bench.tune(student, steps, seed, progress, folder)
 
     def _why_not(self) -> str:

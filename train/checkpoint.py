@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightfield.errors import CheckpointError
+from lightfield.errors import CheckpointError, quoted
 from lightfield.files import atomic_path
 
 FORMAT = "nelf-training-1"
@@ -78,6 +78,8 @@ def load_checkpoint(
     """
     if not path.exists():
         return None
+    if not path.is_file():  # reading a pipe may never end
+        raise _refusal("not a regular file", path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -98,7 +100,14 @@ def load_checkpoint(
         for owner, generator in generators.items():
             generator.set_state(tensors[f"generator/{owner}"])
         return int(meta["step"]), dict(meta["extra"])
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as reason:
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as reason:
         raise _refusal(f"checkpoint does not fit this training ({_line(reason)})", path) from reason
 
 
@@ -139,4 +148,5 @@ def _refusal(what: str, path: Path) -> CheckpointError:
 
 
 def _line(reason: Exception) -> str:
-    return str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    lines = str(reason).strip().splitlines()
+    return quoted(lines[0]) if lines else type(reason).__name__

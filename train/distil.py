@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from lightfield.errors import CheckpointError, ConfigError
 from lightfield.light_field import LightField
 from lightfield.metrics import mse_to_psnr
 from lightfield.progress import Progress
+from lightfield.ranges import SEED, SHARE, STEPS, Range, check_ranges
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distil_step import PRECISIONS, DistilStep, Precision, optimisers_of
@@ -31,6 +32,8 @@ from train.moving_average import MovingAverage
 from train.picture_pool import PicturePool
 
 CHECKPOINT = "checkpoint.safetensors"
+MOST_RAYS = 1 << 28
+"""Rays of one step that no memory holds any more: a hundred times a batch of the paper preset."""
 REPORT_EVERY = 10
 """Steps between two looks at the loss, which on a GPU wait for it."""
 LOG_EVERY_S = 1.0
@@ -42,52 +45,44 @@ LOOKS = 20
 class DistilConfig:
     """How a student is trained on pictures."""
 
-    steps: int = 4000
+    steps: Annotated[int, STEPS] = 4000
     """Optimiser steps."""
-    windows: int = 24
+    windows: Annotated[int, Range(1, 65_536)] = 24
     """Windows per step, spread over the pictures; of all processes together."""
-    window_rays: int = 10
+    window_rays: Annotated[int, Range(1, 4096)] = 10
     """Side of a window in rays, halo included."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(0, 10, above=True)] = 2e-3
     """Peak learning rate of AdamW."""
-    final_share: float = 0.01
+    final_share: Annotated[float, SHARE] = 0.01
     """Share of the learning rate that is left at the last step, reached on a cosine."""
-    muon_learning_rate: float = 0.01
+    muon_learning_rate: Annotated[float, Range(0, 10)] = 0.01
     """Peak learning rate of Muon on the residual blocks' matrices; 0 leaves them to AdamW too."""
-    muon_weight_decay: float = 0.0
+    muon_weight_decay: Annotated[float, Range(0, 100)] = 0.0
     """Muon's decoupled weight decay."""
     muon_ends: bool = False
     """Whether Muon takes the head and the up-sampling kernels as well."""
     jitter: bool = False
     """Draw points at random within their strata, as published; off trains faster."""
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, Range(0, 100_000_000)] = 100
     """Steps over which the learning rate rises linearly from a fifth of its peak."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
     """AdamW's decoupled weight decay."""
-    ema_decay: float = 0.998
+    ema_decay: Annotated[float, Range(0, 1, below=True)] = 0.998
     """Decay of the exponential moving average of the weights, which is what is kept."""
     precision: Precision = "auto"
     """What the convolutions compute in; `auto` is bfloat16 where the hardware multiplies it."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the initial weights and of all draws."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.windows, self.window_rays) < 1:
-            raise ConfigError("steps, windows and window_rays must be at least 1", where="distil")
-        if not (
-            0 < self.learning_rate < math.inf
-            and 0 < self.final_share <= 1
-            and 0 <= self.muon_learning_rate < math.inf
-        ):
-            raise ConfigError("learning rates must stay positive and not grow", where="distil")
-        if not (
-            self.warmup_steps >= 0
-            and 0 <= self.weight_decay < math.inf
-            and 0 <= self.muon_weight_decay < math.inf
-        ):
-            raise ConfigError("warmup_steps and weight decays are 0 or more", where="distil")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError("ema_decay must lie in [0, 1)", where="distil.ema_decay")
+        check_ranges(self, "distil")
+        if self.windows * self.window_rays**2 > MOST_RAYS:
+            raise ConfigError(
+                f"{self.windows} windows of {self.window_rays} x {self.window_rays} rays are more than "
+                f"{MOST_RAYS:,} rays in one step",
+                where="distil",
+                remedy="choose fewer or smaller windows",
+            )
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"{self.precision!r} is none of {PRECISIONS}", where="distil.precision"

@@ -7,12 +7,12 @@ were held out.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from lightfield.errors import ConfigError
 from lightfield.progress import Progress
+from lightfield.ranges import STEPS, Range, check_ranges, later_seed
 from lightfield.student import Student
 from train.distil import DistilConfig, distil
 from train.picture_pool import PicturePool
@@ -22,20 +22,17 @@ from train.picture_pool import PicturePool
 class FineTuneConfig:
     """Fine-tuning on the real pictures, kept only while it helps on held-out ones."""
 
-    steps: int = 600
+    steps: Annotated[int, Range(0, 100_000_000)] = 600
     """Most optimiser steps."""
-    evaluate_every: int = 100
+    evaluate_every: Annotated[int, STEPS] = 100
     """Steps between two looks at the held-out pictures."""
-    patience: int = 2
+    patience: Annotated[int, Range(1, 1_000_000)] = 2
     """Looks without an improvement after which it stops."""
-    rate_share: float = 0.1
+    rate_share: Annotated[float, Range(1e-6, 1)] = 0.1
     """Constant share of distillation's peak learning rates."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or min(self.evaluate_every, self.patience) < 1:
-            raise ConfigError("steps, evaluate_every and patience are too small", where="fine_tune")
-        if not 0 < self.rate_share < math.inf:
-            raise ConfigError("must be a positive number", where="fine_tune.rate_share")
+        check_ranges(self, "fine_tune")
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def fine_tune(
             final_share=1.0,
             warmup_steps=10,
             ema_decay=0.98,
-            seed=distil_config.seed + 1 + done,
+            seed=later_seed(distil_config.seed, 1 + done),
         )
         averaged = distil(current, pool, settings, progress=_shifted(progress, done, config.steps))
         done += steps

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightfield.errors import ConfigError
 from lightfield.progress import Progress
+from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.rays import RaySpace
 from lightfield.viewpoints import sample_forward, sample_orbit
 from train.distributed import ALONE, Ranks
@@ -38,17 +39,16 @@ ROOM_SHARE = 0.5
 class PseudoConfig:
     """How many pseudo pictures, and from where."""
 
-    pictures: int = 400
+    pictures: Annotated[int, Range(1, 1_000_000)] = 400
     """Pictures to render; the paper uses 10,000 at 800x800."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the random poses."""
     keep: Keep = "auto"
     """Where the pictures are: files on the disk, or in the GPU's memory, into which they are rendered
     anew by whoever needs them; auto is the GPU where its kernels can render and its memory has room."""
 
     def __post_init__(self) -> None:
-        if self.pictures < 1:
-            raise ConfigError("at least one pseudo picture is needed", where="pseudo.pictures")
+        check_ranges(self, "pseudo")
         if self.keep not in get_args(Keep):
             raise ConfigError(f"{self.keep!r} is none of {get_args(Keep)}", where="pseudo.keep")
 

@@ -24,8 +24,8 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from lightfield.camera import Intrinsics, checked_poses, look_at
-from lightfield.errors import CheckpointError, NelfError
-from lightfield.files import read_json
+from lightfield.errors import CheckpointError, NelfError, quoted
+from lightfield.files import read_json, require_regular_file
 from lightfield.progress import Progress, silent
 from lightfield.transform import SceneTransform
 from train.posed_pictures import PosedPictures, write_pictures
@@ -34,6 +34,9 @@ BLENDER_UNIT = 4.031128857175551 / 1.5
 """The published teacher maps the radius of the Blender scenes' cameras to 1.5, by a constant."""
 INFO = Path("hwf", "dataset_info.json")
 PICTURES = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
+LARGEST_INFO_BYTES, LARGEST_HEADER_BYTES = 1 << 20, 1 << 16
+FARTHEST = 1e6
+"""Most that any length or scale may be; float32 has little left between larger ones."""
 OPENCV_TO_OPENGL = np.array([1.0, -1.0, -1.0])
 
 
@@ -104,6 +107,9 @@ def published_camera(folder: Path) -> Intrinsics:
 
 
 def _read_info(path: Path) -> _Info:
+    require_regular_file(path, CheckpointError)
+    if path.stat().st_size > LARGEST_INFO_BYTES:
+        raise CheckpointError("is larger than any description of pseudo images", where=path)
     data: Any = read_json(path, CheckpointError)
     try:
         info = _Info(
@@ -115,13 +121,15 @@ def _read_info(path: Path) -> _Info:
             bool(data["ff"]),
             str(data["dataset_type"]),
         )
-    except (KeyError, TypeError, ValueError) as reason:
+    except (KeyError, TypeError, ValueError, OverflowError) as reason:
         raise CheckpointError(
-            f"does not describe pseudo pictures ({reason!r})", where=path
+            f"does not describe pseudo pictures ({quoted(repr(reason))})", where=path
         ) from None
     numbers = (info.height, info.width, info.focal, info.scale, info.max_radius)
-    if not all(0 < number < math.inf for number in numbers):
-        raise CheckpointError("sizes, focal length and scales must be positive", where=path)
+    if not all(1 / FARTHEST < number < FARTHEST for number in numbers):
+        raise CheckpointError(
+            "sizes, focal length and scales must be positive numbers of a usual size", where=path
+        )
     return info
 
 
@@ -149,6 +157,8 @@ def _pose(path: Path, info: _Info, unit: float) -> Float[np.ndarray, "3 4"]:
     """A camera-to-world matrix in the project's frame."""
     shape = (3, 4) if info.forward else (3,)
     array = np.array(_array(path, shape), dtype=np.float64)
+    if not (np.abs(array) < FARTHEST).all():
+        raise CheckpointError("holds NaN, infinity, or a camera that is far away", where=path)
     if info.forward:
         pose = OPENCV_TO_OPENGL[:, None] * array
         pose[:, :3] *= OPENCV_TO_OPENGL
@@ -173,10 +183,13 @@ def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "{height}
 
 def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A float32 array on the disk; an object array, which would have to be unpickled, is refused."""
+    require_regular_file(path, CheckpointError)
     try:
+        if path.stat().st_size > 4 * math.prod(shape) + LARGEST_HEADER_BYTES:
+            raise ValueError("it is larger than its numbers")
         array = npy.open_memmap(path, mode="r")
-    except (OSError, ValueError) as reason:
-        raise CheckpointError(f"not a readable array ({reason})", where=path) from None
+    except Exception as reason:  # a header is parsed as Python, which raises whatever it leads to
+        raise CheckpointError(f"not a readable array ({quoted(str(reason))})", where=path) from None
     if array.dtype != np.float32 or array.shape != shape:
         raise CheckpointError(
             f"{array.dtype} values of shape {array.shape}, not float32 of {shape}", where=path

@@ -10,30 +10,32 @@ names of the state dict, with i a body block and j a position in the tail:
 
 Its channels have the order of `lightfield.encoding`, so weights are taken over as they are.
 
-Nothing in a file is run. The pickle may name tensors, containers and the published network's own
-classes; those stand for plain dictionaries, and any other name refuses the file before it is read.
+Nothing in a file is run (`train.torch_archive`). The pickle may name tensors, containers and the
+published network's own classes; any other name refuses the file.
 """
 
 from __future__ import annotations
 
-import pickletools
 import re
-import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lightfield.encoding import encodings_per_coordinate
-from lightfield.errors import CheckpointError, ConfigError, NelfError
+from lightfield.errors import CheckpointError, ConfigError, NelfError, quoted
+from lightfield.ranges import Range, check_ranges
 from lightfield.student import Activation, Student, StudentSpec, TailStage
+from train.torch_archive import (
+    ArchiveError,
+    Contents,
+    StoredTensor,
+    read_contents,
+    read_tensors,
+)
 
-LARGEST_FILE_BYTES = 1 << 30
-"""Ten times a checkpoint of the published network."""
-LARGEST_PICKLE_BYTES = 1 << 24
 WEIGHTS = "network_fn_state_dict"
 
 HARMLESS = frozenset(
@@ -44,6 +46,9 @@ HARMLESS = frozenset(
 """What PyTorch itself makes of a state dict; none of them runs or allocates what a file asks for."""
 ITS_OWN = re.compile(r"model\.R2L\.\w+|torch\.nn\.modules\.[\w.]+|easydict\.EasyDict")
 """Classes of the network that the published code pickles beside its weights."""
+
+MOST_TENSORS, MOST_FREQUENCIES, MOST_STAGES = 4096, 32, 8
+"""Of a network; the published one has about 500 tensors, 6 frequencies and 3 up-sampling stages."""
 
 BLOCK = {
     "conv_block.0": "expand", "conv_block.1": "expand_norm",
@@ -61,25 +66,21 @@ ACTIVATIONS: dict[str, Activation] = {
 class PublishedNetwork:
     """What a published checkpoint does not say of itself."""
 
-    points: int = 8
+    points: Annotated[int, Range(2, 1024)] = 8
     """Points per ray (`n_sample_per_ray`)."""
     activation: Activation | None = None
     """Activation (`activation_fn`); by default what the file names beside its weights, or gelu."""
-    near: float = 2.0
+    near: Annotated[float, Range(0, 1_000_000)] = 2.0
     """Depth of the first point; forward-facing scenes have their own."""
-    far: float = 6.0
+    far: Annotated[float, Range(0, 1_000_000)] = 6.0
     """Depth of the last point."""
 
     def __post_init__(self) -> None:
-        if self.points < 2 or not 0 <= self.near < self.far:
-            raise ConfigError("at least 2 points, and near before far", where="published network")
-
-
-class _StandIn:
-    """In place of a class that is not to be run: an ordered dictionary, which keeps its state."""
-
-    def __new__(cls, *_: Any) -> Any:
-        return OrderedDict()
+        check_ranges(self, "published_network")
+        if not self.near < self.far:
+            raise ConfigError(
+                f"near {self.near:g} is not before far {self.far:g}", where="published_network"
+            )
 
 
 def read_published_weights(path: Path) -> dict[str, Tensor]:
@@ -89,28 +90,32 @@ def read_published_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: when the file is missing, no such checkpoint, names anything but tensors and
             the published network, or holds tensors that are larger than itself.
     """
-    names = _names_in(path)
-    if strange := sorted(name for name in names - HARMLESS if not ITS_OWN.fullmatch(name)):
-        raise _refusal(path, f"asks for {strange[0]}, which no published checkpoint needs")
-    strangers: list[Any] = [(_StandIn, name) for name in sorted(names - HARMLESS)]
-    try:
-        with torch.serialization.safe_globals(strangers):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as reason:  # a reader of foreign bytes raises whatever they lead to
-        first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-        raise _refusal(path, f"cannot be read ({first})") from reason
-    state = data.get(WEIGHTS) if isinstance(data, dict) else None
+    root = _contents(path).root
+    state = root.get(WEIGHTS) if isinstance(root, dict) else None
     if not isinstance(state, dict) or not state:
         raise _refusal(path, f"holds no `{WEIGHTS}`")
-    weights = {}
+    if len(state) > MOST_TENSORS:
+        raise _refusal(path, f"is not the published network ({len(state)} tensors)")
+    tensors: dict[str, StoredTensor] = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _refusal(path, f"{WEIGHTS}: {name!r} is no tensor")
-        if max(value.numel() * 4, value.untyped_storage().nbytes()) > path.stat().st_size:
-            raise _refusal(path, f"{name} {list(value.shape)} is larger than the file")
-        exact = value.float() if value.is_floating_point() else value
-        weights[name.removeprefix("module.")] = exact.contiguous()
-    return weights
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            raise _refusal(path, f"{WEIGHTS}: {quoted(str(name))} is no tensor")
+        tensors[name.removeprefix("module.")] = value
+    try:
+        weights = read_tensors(path, tensors)
+    except ArchiveError as reason:
+        raise _refusal(path, str(reason)) from reason
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+
+
+def _contents(path: Path) -> Contents:
+    try:
+        return read_contents(path, lambda name: name in HARMLESS or bool(ITS_OWN.fullmatch(name)))
+    except ArchiveError as reason:
+        raise _refusal(path, str(reason)) from reason
 
 
 def published_activation(path: Path) -> Activation:
@@ -119,7 +124,7 @@ def published_activation(path: Path) -> Activation:
     Raises:
         CheckpointError: when it is missing or no checkpoint.
     """
-    names = _names_in(path)
+    names = _contents(path).names
     named: list[Activation] = [kind for name, kind in ACTIVATIONS.items() if name in names]
     return named[0] if named else "gelu"
 
@@ -134,10 +139,12 @@ def published_student(
     """
     try:
         spec, names = _layout(weights, network)
-    except (KeyError, IndexError, ValueError, NelfError) as reason:
-        raise _refusal(where, f"is not the published network ({reason})") from reason
+    except (KeyError, IndexError, ValueError, TypeError, NelfError) as reason:
+        raise _refusal(where, f"is not the published network ({quoted(str(reason))})") from reason
     if unknown := sorted(weights.keys() - names.keys()):
-        raise _refusal(where, f"is not the published network ({unknown[0]} is not part of it)")
+        raise _refusal(
+            where, f"is not the published network ({quoted(unknown[0])} is not part of it)"
+        )
     given = {names[name]: value for name, value in weights.items()}
     if any(not value.isfinite().all() for value in weights.values()):
         raise _refusal(where, "holds weights that are NaN or infinite")
@@ -149,33 +156,6 @@ def published_student(
             raise _refusal(where, f"is not the published network ({name} is {found})")
     student.load_state_dict(given, assign=True)
     return student.eval()
-
-
-def _names_in(path: Path) -> set[str]:
-    """All names that a checkpoint's pickle asks for, found without unpickling."""
-    try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise _refusal(path, "is compressed, which torch.save never does")
-            if size > LARGEST_FILE_BYTES or sum(entry.file_size for entry in entries) > size:
-                raise _refusal(path, "is larger than any published checkpoint")
-            if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE_BYTES:
-                raise _refusal(path, "is no checkpoint as torch.save writes it")
-            operations = list(pickletools.genops(archive.read(pickles[0])))
-    except FileNotFoundError:
-        raise CheckpointError("file is missing", where=path) from None
-    except (OSError, zipfile.BadZipFile) as reason:
-        raise _refusal(path, f"is no checkpoint as torch.save writes it ({reason})") from reason
-    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as reason:
-        raise _refusal(path, f"holds a damaged pickle ({reason})") from reason
-    return {
-        str(argument).replace(" ", ".")
-        for operation, argument, _ in operations
-        if operation.name in ("GLOBAL", "INST")
-    }
 
 
 def _refusal(path: Path, what: str) -> CheckpointError:
@@ -223,6 +203,8 @@ def _layout(
     if rest or per_coordinate % 2 == 0:
         raise ConfigError(f"{head.shape[1]} input channels are not {network.points} points")
     frequencies = (per_coordinate - 1) // 2
+    if frequencies > MOST_FREQUENCIES or len(stages) > MOST_STAGES:
+        raise ConfigError(f"{frequencies} frequencies, {len(stages)} up-sampling stages")
     assert encodings_per_coordinate(frequencies) == per_coordinate
     spec = StudentSpec(
         network.points, frequencies, len(head), inner, tuple(stages),

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightfield.camera import Intrinsics
-from lightfield.errors import ConfigError
+from lightfield.ranges import SEED, STEPS, Range, check_ranges
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box
 from train.hash_grid.grid import Backend
@@ -32,60 +33,48 @@ RAYS_AT_ONCE_CPU, RAYS_AT_ONCE = 1 << 14, 1 << 18
 class TeacherConfig:
     """The teacher's size and training; the defaults are ngp_pl's for synthetic scenes."""
 
-    levels: int = 16
+    levels: Annotated[int, Range(1, 64)] = 16
     """Levels of the hash grid."""
-    features_per_level: int = 2
+    features_per_level: Annotated[int, Range(1, 64)] = 2
     """Features of each level."""
-    log2_table_size: int = 19
+    log2_table_size: Annotated[int, Range(3, 24)] = 19
     """log2 of the entries of a level's table."""
-    base_resolution: int = 16
+    base_resolution: Annotated[int, Range(2, 65_536)] = 16
     """Resolution of the coarsest level."""
-    finest_resolution: int = 1024
+    finest_resolution: Annotated[int, Range(2, 65_536)] = 1024
     """Resolution of the finest level."""
-    hidden_width: int = 64
+    hidden_width: Annotated[int, Range(1, 4096)] = 64
     """Width of the hidden layers of both networks."""
-    geometry_features: int = 16
+    geometry_features: Annotated[int, Range(1, 4096)] = 16
     """Outputs of the density network, all of which the colour network reads."""
-    occupancy_resolution: int = 128
+    occupancy_resolution: Annotated[int, Range(4, 512)] = 128
     """Cells along each side of the occupancy grid."""
-    max_samples_per_ray: int = 1024
+    max_samples_per_ray: Annotated[int, Range(1, 65_536)] = 1024
     """Marching steps along the box's diagonal; about two per pixel of the pictures are enough."""
-    steps: int = 30_000
+    steps: Annotated[int, STEPS] = 30_000
     """Optimisation steps."""
-    samples_per_step: int = 1 << 18
+    samples_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 18
     """Samples to aim at in each step; the number of rays follows."""
-    max_rays_per_step: int = 1 << 16
+    max_rays_per_step: Annotated[int, Range(1, 1 << 24)] = 1 << 16
     """Most rays of a step, however few their samples."""
-    learning_rate: float = 1e-2
+    learning_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-2
     """Adam's learning rate at the start; falls to a thirtieth along a cosine."""
-    opacity_entropy: float = 1e-3
+    opacity_entropy: Annotated[float, Range(0, 100)] = 1e-3
     """Weight of the loss that drives each ray's opacity to 0 or 1."""
-    distortion: float = 0.0
+    distortion: Annotated[float, Range(0, 100)] = 0.0
     """Weight of the loss that gathers each ray's weight in one place; 1e-3 suits real captures."""
-    occupancy_every: int = 16
+    occupancy_every: Annotated[int, STEPS] = 16
     """Steps between updates of the occupancy grid."""
-    occupancy_warmup: int = 256
+    occupancy_warmup: Annotated[int, Range(0, 100_000_000)] = 256
     """Steps during which an update looks at every cell."""
     grid: Backend = "auto"
     """Implementation of the hash grid; auto takes triton on a GPU that can, else tcnn, else torch."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the initial weights and of all sampling."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "teacher")
         _ = self.grid_shape  # refuses impossible grids
-        for name in (
-            "hidden_width", "geometry_features", "max_samples_per_ray", "steps",
-            "samples_per_step", "max_rays_per_step", "occupancy_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError("must be at least 1", where=f"teacher.{name}")
-        for name in ("opacity_entropy", "distortion", "occupancy_warmup", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError("must not be negative", where=f"teacher.{name}")
-        if not 4 <= self.occupancy_resolution <= 512:
-            raise ConfigError("must be 4 to 512", where="teacher.occupancy_resolution")
-        if not 0 < self.learning_rate < 1:
-            raise ConfigError("must be between 0 and 1", where="teacher.learning_rate")
 
     @property
     def grid_shape(self) -> GridShape:

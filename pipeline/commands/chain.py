@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
 from pipeline import delivery, pictures, scenes, students, training
 from pipeline.commands.stage import Flat, PresetChoice, Stage, say
@@ -38,6 +40,9 @@ class Scene:
     name: str | None = None
     """Name of the scene; by default the run's own, the run folder's, or `bricks`."""
     config: Flat[SceneConfig] = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "scene")
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the scene."""
@@ -138,9 +143,12 @@ class Export(Stage):
 class Lens(Stage):
     """Write the Lens Studio project."""
 
-    drift: float = 0.0
+    drift: Annotated[float, Range(-3600, 3600)] = 0.0
     """Speed at which an untouched picture turns by itself, in degrees per second (forward-facing
     scenes: units to the side per second); 0 for rest."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "lens")
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the project."""

@@ -17,12 +17,14 @@ import tyro
 from rich.console import Console as RichConsole
 
 from device.tools import ToolConfig
+from lightfield.errors import ConfigError
 from lightfield.run import Run
 from lightfield.scenes.llff import POSES_FILE
 from pipeline import scenes
 from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
+from pipeline.commands.option_help import OPTION_RULES, first_statement
 from pipeline.console import Console
 from pipeline.presets import (
     Preset,
@@ -64,14 +66,25 @@ def perform(words: list[str]) -> None:
 
 
 def _parsed(words: list[str], chosen: Preset) -> Any:
-    return tyro.cli(_commands(chosen), args=words, prog="nelf", description=ABOUT)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                _commands(chosen), args=words, prog="nelf", description=ABOUT, registry=OPTION_RULES
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise ConfigError(
+            first_statement(said.getvalue()), remedy="`nelf COMMAND --help` lists the options"
+        ) from None
 
 
-def _commands(chosen: Preset) -> Any:
-    """The union of all subcommands, with the preset's values as defaults."""
+def commands(chosen: Preset) -> dict[str, Any]:
+    """All subcommands by name, with the preset's values as their options' defaults."""
     missing: Any = tyro.MISSING
     tune = chosen.tune or chosen.distil
-    defaults: dict[str, Any] = {
+    return {
         "scene": Scene(missing, config=chosen.scene),
         "teacher": Teacher(missing, config=chosen.teacher),
         "pseudo": Pseudo(missing, config=chosen.pseudo),
@@ -92,6 +105,11 @@ def _commands(chosen: Preset) -> Any:
         "data": Data(),
         "bench-gpu": BenchGpu(),
     }
+
+
+def _commands(chosen: Preset) -> Any:
+    """The union of all subcommands."""
+    defaults = commands(chosen)
     return tyro.extras.subcommand_type_from_defaults(
         defaults, {name: type(default).__doc__ or "" for name, default in defaults.items()}
     )
@@ -106,6 +124,9 @@ def preset_for(words: list[str]) -> Preset:
     known = argparse.Namespace(run=None, preset=None, data=None)
     with contextlib.suppress(argparse.ArgumentError):  # the whole parser will say what is wrong
         known, _ = parser.parse_known_args(words)
+    for option in ("run", "data"):  # a shell's unset variable would be the working folder
+        if getattr(known, option) == "":
+            raise ConfigError("an empty path", where=f"--{option}", remedy="name a folder")
     begun = None if known.run is None else scenes.begun_scene(Run(Path(known.run)))
     name: Any = None if known.preset == "auto" else known.preset
     name = name or (default_preset_name() if begun is None else begun.preset)

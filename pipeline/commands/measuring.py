@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from device.benchmark import BenchmarkConfig
 from device.choice import TargetKind, choose_target, opened_phones
@@ -16,6 +17,7 @@ from device.target import RunnerTarget, Target
 from device.thermal import ThermalConfig
 from device.tools import ToolConfig
 from lightfield.errors import ConfigError
+from lightfield.ranges import THREADS, Range, check_ranges
 from lightfield.run import Run
 from pipeline import pruning
 from pipeline.baselines import BaselineConfig, make_baseline
@@ -44,7 +46,7 @@ class MeasuredOn:
     """`phone`, `host`, or `auto`: the phone when exactly one is attached, else this machine."""
     serial: str | None = None
     """Which phone, when several are attached."""
-    threads: int = 1
+    threads: Annotated[int, THREADS] = 1
     """Threads that one operator may use."""
     phone: PhoneRuntime = field(default_factory=PhoneRuntime)
     """Where a phone's ONNX Runtime comes from."""
@@ -140,15 +142,16 @@ class Baseline(Stage):
 class CheckTable(Stage):
     """Hold the latencies that the table predicts against measured ones, of random students."""
 
-    students: int = 20
+    students: Annotated[int, Range(1, 100_000)] = 20
     """How many random students to measure."""
     prune: PruneConfig = field(default_factory=PruneConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "check-table")
+
     def perform(self, chosen: Preset, console: Console) -> None:
         """Print each prediction, and the median error."""
-        if self.students < 1:
-            raise ConfigError("at least 1 student is needed", where="students")
         with self.on.opened(console) as target:
             found = predictions(Run(self.run), self.prune, target, self.students)
         for each in found:

@@ -161,9 +161,9 @@ def test_a_provider_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"runs": 0}, "at least 1"),
-        ({"poses": 0}, "at least 1"),
-        ({"sustained_seconds": -1}, "negative"),
+        ({"runs": 0}, "runs: 0 is out of range"),
+        ({"poses": 0}, "poses: 0 is out of range"),
+        ({"sustained_seconds": -1}, "sustained_seconds: -1 is"),
         ({"yardstick_turns": 1}, "at least 2 turns"),
         ({"target": "host", "serial": "X"}, "not the host"),
         ({"provider_options": ("fast",)}, "'fast' is not KEY=VALUE"),

@@ -56,13 +56,41 @@ def test_intrinsics_survive_json():
         {"cy": math.inf},
         {"distortion": (0.1,)},
         {"distortion": (0.1, 0.0, math.nan, 0.0)},
+        {"fx": 10**400},
+        {"fx": 0.01},
+        {"fy": 1e12},
+        {"cx": -1e4},
+        {"cy": 1e30},
+        {"distortion": (1e300, 0.0, 0.0, 0.0)},
+        {"distortion": (0.0, -1e300, 0.0, 0.0)},
+        {"distortion": (0.0, 0.0, 40.0, 0.0)},
+        {"distortion": (-20.0, 0.0, 0.0, 0.0)},
     ],
     ids=str,
 )
 @pytest.mark.usefixtures("unchecked")
 def test_impossible_camera_is_refused(wrong):
-    with pytest.raises(SceneError):
+    with pytest.raises(SceneError) as refusal:
         Intrinsics.from_json({**CAMERA.to_json(), **wrong})
+    assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "camera",
+    [
+        Intrinsics(
+            1920, 1080, 500.0, 500.0, 960.0, 540.0, (-0.28, 0.08, 1e-3, -1e-3)
+        ),  # action camera
+        Intrinsics(
+            4000, 3000, 40_000.0, 40_000.0, 2000.0, 1500.0, (2.0, -300.0, 0.01, 0.01)
+        ),  # far
+        Intrinsics.from_field_of_view(800, 800, math.radians(170)),
+        Intrinsics.from_field_of_view(800, 800, 1e-4),
+        Intrinsics(100, 80, 300.0, 300.0, -700.0, 600.0),  # cut from the border of a large picture
+    ],
+)
+def test_unusual_cameras_are_taken(camera):
+    assert Intrinsics.from_json(camera.to_json()) == camera
 
 
 @pytest.mark.parametrize("rows", [3, 4])

@@ -248,7 +248,7 @@ def test_a_budget_that_is_none_is_refused(run, budget_ms):
         (["teacher", "--learning-rate", "nan"], "teacher.learning_rate"),
         (["pseudo", "--pictures", "0"], "pseudo.pictures"),
         (["student", "--distil.steps", "0"], "distil"),
-        (["student", "--network.factors", "5", "2"], "tail stage"),
+        (["student", "--network.factors", "5", "2"], "network.factors"),
         (["student", "--network.factors", "3", "3"], "divisible by 9"),
         (["prune", "--candidates", "0"], "prune"),
         (["prune", "--serial", "X"], "serial"),

@@ -6,25 +6,33 @@ import dataclasses
 import errno
 import inspect
 import json
+import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+from unittest import mock
 
+import jaxtyping
 import pytest
 from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
 
 from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
+from lightfield.errors import ConfigError
+from lightfield.ranges import range_of
 from pipeline import mishaps
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
 from pipeline.gpu_benchmark import GpuBenchConfig
-from pipeline.presets import NetworkConfig, SceneConfig
+from pipeline.presets import NetworkConfig, SceneConfig, preset
 from prune.search import PruneConfig
 from train.distil import DistilConfig
 from train.fine_tuning import FineTuneConfig
@@ -69,10 +77,88 @@ def test_the_help_of_a_command_is_made_from_its_dataclasses(command):
     said = squeezed(nelf(command, "--help").done)
     assert f"nelf{command}" in said
     for config in CONFIGS.get(command, []):
+        hints = get_type_hints(config, include_extras=True)
         for name, doc in field_docs(config).items():
             assert squeezed(doc) in said
+            if allowed := range_of(hints[name]):
+                assert squeezed(f"allowed: {allowed})") in said
             if name != "phone":  # a dataclass of its own
                 assert name.replace("_", "-") in said
+
+
+def options_of(command: object) -> Iterator[tuple[Any, str, Any]]:
+    """Each option of a command: the dataclass that it is a field of, its name and its annotation."""
+    hints = get_type_hints(type(command), include_extras=True)
+    for name, hint in hints.items():
+        value = getattr(command, name)
+        if dataclasses.is_dataclass(value):
+            yield from options_of(value)
+        else:
+            yield command, name, hint
+
+
+def numbers_of(annotation: Any) -> set[type]:
+    """The types of numbers that an annotation allows; a Literal lists its own."""
+    if get_origin(annotation) is Literal:
+        return set()
+    parts = get_args(annotation)
+    return {annotation} & {int, float} | {kind for part in parts for kind in numbers_of(part)}
+
+
+with mock.patch.object(jaxtyping.config, "jaxtyping_disable", True):  # values are missing there
+    EVERY_COMMAND = command_line.commands(preset("tiny"))
+NUMBERS = {
+    (type(holder), name): (holder, hint)
+    for command in EVERY_COMMAND.values()
+    for holder, name, hint in options_of(command)
+    if numbers_of(hint)
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("holder", "name"),
+    [(holder, name) for (_, name), (holder, _) in NUMBERS.items()],
+    ids=[f"{kind.__name__}.{name}" for kind, name in NUMBERS],
+)
+def test_no_number_is_without_a_range(holder, name):
+    """A new option without one fails here; its annotation is to state a Range."""
+    allowed = range_of(NUMBERS[type(holder), name][1])
+    assert allowed is not None
+    for value in (allowed.low - 1, 2 * allowed.high, -1e30, 10**30, math.nan, math.inf, -math.inf):
+        several = isinstance(getattr(holder, name), tuple)
+        with pytest.raises(ConfigError) as refusal:
+            dataclasses.replace(holder, **{name: (value,) if several else value})
+        assert name in str(refusal.value)
+        assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("teacher --steps 1e30", "Error parsing --steps: invalid literal"),
+        ("teacher --steps=-5", "teacher.steps: -5 is out of range; give a whole number, 1 to"),
+        ("pseudo --seed " + 3000 * "9", "pseudo.seed: " + 80 * "9" + "... is out of range"),
+        ("lens --drift nan", "lens.drift: nan is out of range"),
+        ("student --network.blocks=-1", "network.blocks: -1 is"),
+        ("student --network.tail-widths " + 9 * " 8", "network.tail_widths: 9 values"),
+        ("student --network.blocks 1000 --network.stream-width 8000", "multiply-accumulates per ray"),
+        ("student --distil.windows 60000 --distil.window-rays 4000", "rays in one step"),
+        ("scene --resolution 16000 --train-views 90000", "fit into no memory"),
+        ("scene --name ''", "scene.name: a text that is empty"),
+        ("scene --name 'a\033b'", "scene.name: a text"),
+        ("scene --data=", "--data: an empty path"),
+        ("bench-tool --kind benchmark_model --program p --model m --threads 0", "tool.threads"),
+        ("fly", "Unrecognized options: fly"),
+        ("teacher --bogus", "Unrecognized options: --bogus"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_nonsense_is_refused_in_one_line(tmp_path, words, line):
+    command, *rest = shlex.split(words)
+    run = ["--run", tmp_path / "x"] if command not in ("bench-tool", "fly") else []
+    assert line in nelf(command, *run, *rest).refusal
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_help_lists_every_command():
@@ -84,7 +170,7 @@ def test_the_help_lists_every_command():
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "subcommand"),
+        ([], "Expected one of {scene, teacher,"),
         (["fly"], "fly"),
         (["teacher"], "--run"),
         (["teacher", "--run"], "--run"),
@@ -120,13 +206,15 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
     assert command_line.preset_for(["teacher", "--run", str(tmp_path / "x")]).name == "paper"
     assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "small"
     said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
-    assert "--distil.stepsINTOptimisersteps.(default:40000)" in said  # the preset's
+    assert (
+        "--distil.stepsINTOptimisersteps.(default:40000;allowed:1to100000000)" in said
+    )  # the preset's
 
 
 @pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
 def test_a_preset_may_tune_students_at_other_rates_than_it_trains_them(command, rate):
     said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
-    assert f"--distil.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate})" in said
+    assert f"--distil.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
 
 
 def test_options_override_the_preset(finished):

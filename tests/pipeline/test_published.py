@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -47,11 +48,17 @@ def graphs(run: Path) -> list[dict]:
 def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, tmp_path):
     before = tree(run)
     (tmp_path / "text.tar").write_text("no")
+    os.mkfifo(tmp_path / "pipe.tar")
+    network = published_network()
+    diverged = {name: 1e38 * value for name, value in network.state_dict().items()}
+    save_checkpoint(tmp_path / "nan.tar", network, network_fn_state_dict=diverged)
     for file, options, reason in (
         (tmp_path / "text.tar", NETWORK, "no checkpoint as torch.save writes it"),
         (tmp_path / "gone.tar", NETWORK, "file is missing"),
+        (tmp_path / "pipe.tar", NETWORK, "is not a regular file"),
+        (tmp_path / "nan.tar", NETWORK, "its images hold NaN"),
         (checkpoint, (), "84 input channels are not 8 points"),
-        (checkpoint, ("--published-network.far", 1), "near before far"),
+        (checkpoint, ("--published-network.far", 1), "near 2 is not before far 1"),
     ):
         assert reason in nelf("student", "--run", run, "--published", file, *options).refusal
     assert tree(run) == before

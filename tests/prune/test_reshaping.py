@@ -144,7 +144,7 @@ def test_stages_of_a_tail_may_have_more_blocks_but_never_get_fewer():
     assert form_of(spec, PUBLISHED) == (2, "short", 1)
     with pytest.raises(ConfigError, match="blocks for 3 stages of a tail in which 2 may"):
         deepened_spec(short, (2, 2, 2))
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="tail_blocks: -1 is out of range"):
         PruneConfig(tail_blocks=(-1,))
 
 

@@ -170,6 +170,9 @@ def test_an_optimiser_that_this_training_lacks_is_refused(saved):
         '{"step": 3, "optimisers": [], "extra": {}}',
         '{"step": 3, "optimisers": {"adam": 1, "sgd": 2}, "extra": {}}',
         '{"step": 3, "optimisers": {"adam": {}, "sgd": {}}, "extra": {}}',
+        "1" + "0" * 9999,
+        "[" * 99999,
+        "an endless step",
         "no step",
         "no groups",
     ],
@@ -181,6 +184,8 @@ def test_damaged_metadata_is_refused(saved, state, unchecked):
     if state == "no step":
         del data["step"]
         state = json.dumps(data)
+    elif state == "an endless step":
+        state = json.dumps(data | {"step": float("inf")})
     elif state == "no groups":
         data["optimisers"]["sgd"]["groups"] = []
         state = json.dumps(data)

@@ -273,7 +273,7 @@ def test_poses_are_drawn_as_the_space_asks():
 
 
 def test_no_pictures_are_refused():
-    with pytest.raises(ConfigError, match=r"pseudo.pictures: at least one"):
+    with pytest.raises(ConfigError, match=r"pseudo.pictures: 0 is out of range"):
         PseudoConfig(pictures=0)
 
 

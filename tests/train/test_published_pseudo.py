@@ -92,6 +92,9 @@ def test_another_unit_moves_the_cameras_only(tmp_path, into):
         ("poses/c2w_00003.npy", np.array([0, 0, 2], np.float32)),
         ("poses/c2w_00003.npy", np.array([np.nan, 1, 2], np.float32)),
         ("poses/c2w_00003.npy", np.array([{}, 1], dtype=object)),
+        ("poses/c2w_00003.npy", np.array([np.inf, 1, 2], np.float32)),
+        ("poses/c2w_00003.npy", np.array([1e30, 1, 2], np.float32)),
+        ("poses/c2w_00003.npy", np.zeros(1 << 20, np.float32)),
     ],
 )
 def test_wrong_and_pickled_arrays_are_refused_by_name(tmp_path, into, name, array, unchecked):
@@ -128,6 +131,11 @@ def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
         ({"downscaled_focal": -1.0}, "positive"),
         ({"scale": "big"}, "does not describe"),
         ({"max_radius": None}, "does not describe"),
+        ({"downscaled_width": float("inf")}, "does not describe"),
+        ({"downscaled_focal": float("nan")}, "positive"),
+        ({"downscaled_focal": 5000 * "9."}, "does not describe .{,130}$"),
+        ({"max_radius": 1e-300}, "positive"),
+        ({"dataset_type": (1 << 20) * "x"}, "larger than any description"),
     ],
 )
 def test_descriptions_that_fit_no_pictures_are_refused(tmp_path, into, change, said, unchecked):
@@ -135,6 +143,32 @@ def test_descriptions_that_fit_no_pictures_are_refused(tmp_path, into, change, s
     path = tmp_path / "theirs/hwf/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=said):
+        load_published_pseudo(tmp_path / "theirs", into)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(" * 9000, "-" * 9000 + "1", "{'descr': '<f4', 'fortran_order': False, 'shape': (-3,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (10 ** 99,)}", "{'descr': 'V0'}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (" + 99 * "9" + ",)}", "\0",
+    ],
+)  # fmt: skip
+def test_headers_of_nonsense_are_refused_in_one_line(tmp_path, into, header):
+    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
+    path = tmp_path / "theirs/poses/c2w_00001.npy"
+    text = header.encode("latin1") + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(12))
+    with pytest.raises(CheckpointError, match=r"c2w_00001\.npy: .{,130}$"):
+        load_published_pseudo(tmp_path / "theirs", into)
+
+
+@pytest.mark.parametrize("name", ["hwf/dataset_info.json", "poses/c2w_00002.npy"])
+def test_a_pipe_is_refused_unopened(tmp_path, into, name):
+    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
+    (tmp_path / "theirs" / name).unlink()
+    os.mkfifo(tmp_path / "theirs" / name)
+    with pytest.raises(CheckpointError, match=f"{Path(name).name}: is not a regular file"):
         load_published_pseudo(tmp_path / "theirs", into)
 
 

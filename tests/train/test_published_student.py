@@ -155,6 +155,11 @@ def widened(state: dict) -> None:
         state[f"body.0.conv_block.{part}"] = torch.zeros(1 << 20)
 
 
+def renamed(name: str) -> Callable[[dict], None]:
+    """The first layer's weights under another name."""
+    return lambda state: state.update({name: state.pop("head.0.weight")})
+
+
 def expanded(state: dict) -> None:
     state["head.0.weight"] = torch.zeros(1, 1, 1, 1).expand(1 << 30, 84, 1, 1)
 
@@ -162,7 +167,7 @@ def expanded(state: dict) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "file is missing"),
     "text": (lambda path: path.write_text("no"), "no checkpoint as torch.save writes it"),
-    "a folder": (lambda path: path.mkdir(), "no checkpoint as torch.save writes it"),
+    "a folder": (lambda path: path.mkdir(), "is not a regular file"),
     "a pickle": (whole_pickle, "no checkpoint as torch.save writes it"),
     "a command": (with_bomb(Bomb(os.system, "touch pwned")), "asks for posix.system"),
     "an evaluation": (with_bomb(Bomb(eval, "open('pwned', 'w')")), "asks for __builtin__.eval"),
@@ -177,11 +182,21 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         rewritten(lambda name, data: data[:-9] if name.endswith(".pkl") else data), "damaged pickle",
     ),
     "a cut tensor": (
-        rewritten(lambda name, data: data[:2] if name.endswith("data/0") else data), "cannot be read",
+        rewritten(lambda name, data: data[:2] if name.endswith("data/0") else data), "has 2 bytes where",
     ),
-    "sizes beyond the file": (rewritten(huge_sizes), "cannot be read"),
+    "sizes beyond the file": (rewritten(huge_sizes), "beyond its storage"),
     "a tensor that repeats itself": (changed(expanded), "larger than the file"),
     "a shape that would be huge": (changed(widened), "not the published network"),
+    "a block of a huge number": (
+        changed(renamed("body." + 3000 * "9" + ".conv_block.0.weight")), "not the published network",
+    ),
+    "a name of many lines": (changed(renamed("head\n" + 9999 * "0")), "not the published network"),
+    "a number without a shape": (
+        changed(lambda s: s.update({"head.0.weight": torch.tensor(1.0)})), "not the published network",
+    ),
+    "many tensors": (
+        changed(lambda s: s.update({str(n): s["head.0.bias"] for n in range(5000)})), " tensors)",
+    ),
     "no weights": (lambda path: torch.save({"a": torch.zeros(1)}, path), "holds no `network_fn_"),
     "a list": (lambda path: torch.save([1], path), "holds no `network_fn_"),
     "an entry that is no tensor": (changed(lambda s: s.update({"head.0.bias": 3})), "is no tensor"),
@@ -218,6 +233,7 @@ def test_anything_else_is_refused_in_one_line_and_nothing_of_it_runs(tmp_path, m
     assert str(path) in str(refused.value)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -233,5 +249,5 @@ def test_other_points_are_said(tmp_path):
     assert published_activation(bare) == "gelu"
     relu = imported(path, PublishedNetwork(points=4, activation="relu"))
     assert isinstance(relu.head_activation, nn.ReLU)
-    with pytest.raises(ConfigError, match="near before far"):
+    with pytest.raises(ConfigError, match="near 6 is not before far 2"):
         PublishedNetwork(near=6.0, far=2.0)

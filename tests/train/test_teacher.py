@@ -299,7 +299,9 @@ def test_bounded_exp_saturates_but_keeps_its_gradient() -> None:
         ({"learning_rate": math.nan}, "teacher.learning_rate"),
         ({"distortion": -1.0}, "teacher.distortion"),
         ({"occupancy_resolution": 2}, "teacher.occupancy_resolution"),
-        ({"levels": 0}, "hash grid"),
+        ({"levels": 0}, "teacher.levels"),
+        ({"finest_resolution": 8}, "hash grid"),
+        ({"levels": 64, "features_per_level": 64, "log2_table_size": 24}, "hash grid"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], where: str) -> None:

@@ -20,6 +20,8 @@ from lightfield.errors import ConfigError
 
 PRIMES = (1, 2654435761, 805459861)
 INITIAL_RANGE = 1e-4
+MOST_PARAMETERS = 2**31 - 1
+"""The kernels count the table's values in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class GridShape:
             )
         if not 3 <= self.log2_table_size <= 24:
             raise ConfigError("log2 of the table size must be 3 to 24", where="hash grid")
+        if self.entries * self.features_per_level > MOST_PARAMETERS:
+            raise ConfigError(
+                f"{self.entries:,} entries of {self.features_per_level} features are more than "
+                f"{MOST_PARAMETERS:,} values",
+                where="hash grid",
+                remedy="choose fewer levels or features, or a smaller table",
+            )
 
     @property
     def per_level_scale(self) -> float:
