@@ -23,10 +23,10 @@ SceneKind = Literal["embedded", "object", "forward"]
 """What a preset is adapted to: the embedded scene, a 360-degree capture, a forward-facing one."""
 
 PAPER_MEMORY_BYTES = 20 * 2**30
-MOST_PIXELS = 1 << 36
 LENGTH = Range(0, 1e12, above=True)
 """Lengths in the units of the user's poses."""
 COORDINATE = Range(-1e12, 1e12, most_items=3)
+MOST_PIXELS = 1 << 36
 """Pixels of all views together, beyond which no machine holds them."""
 MOST_MACS_PER_RAY = 1 << 32
 """And so at most as many weights; the published network has about ten million."""

@@ -27,8 +27,8 @@ from lightfield.transform import SceneTransform
 
 NDC_NEAR = 1.0
 NOT_FOR_FORWARD = (
-    "--box, --centre, --near, --far and --keep-units are not used: a forward-facing capture has bounds of "
-    "its own"
+    "--box, --centre, --near, --far and --keep-units are not used: the bounds of a forward-facing capture "
+    "come from its frusta"
 )
 FARTHEST_RATIO = 1000.0
 """How many times as far away as most a camera may be."""
