@@ -12,14 +12,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone
-from device.adb_output import (
-    PhoneIdentity,
-    fast_cores,
-    parse_cpu_list,
-    parse_getprop,
-    phone_identity,
-)
+from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone, read_identity
+from device.adb_output import fast_cores, parse_cpu_list
 from device.adb_server import connect
 from device.phone_settings import steady
 from device.processor import parse_cpuinfo
@@ -123,7 +117,7 @@ class PhoneTarget(RunnerTarget):
             provider=PROVIDER_NAMES[self.provider],
             threads=self.threads,
             emulated=self._about.emulated,
-            unit=self._phone.pseudonym,
+            unit=self._about.unit,
         )
 
     def close(self) -> None:
@@ -236,7 +230,7 @@ class PhoneTarget(RunnerTarget):
             "pinned_to": self._pinning[1] if self._pinning else None,
             "runner": self._bundle.form,
             "runner_sha256": self._bundle.hashes(),
-            "phone": self._phone.pseudonym,
+            "phone": self._about.unit,
             "graph_optimisation": "all",
             "spinning": False,
         }
@@ -280,11 +274,6 @@ class PhoneTarget(RunnerTarget):
         readable = read_frequencies(self._phone, self._cpus, "scaling_cur_freq")
         zones = self._phone.attempt(["sh", "-c", LIST_ZONES]).stdout
         return clock_sensors(sorted(readable)) + zone_sensors(zones)
-
-
-def read_identity(phone: AdbPhone) -> PhoneIdentity:
-    """Who the phone is, from its properties."""
-    return phone_identity(parse_getprop(phone.shell(["getprop"])))
 
 
 def attach_phone(

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from device.adb import PHONE_FOLDER, AdbPhone
+from device.adb import PHONE_FOLDER, AdbPhone, read_identity
 from device.adb_output import fast_cores, parse_cpu_list
-from device.phone import read_identity
 from device.phone_settings import steady
 from device.thermal import (
     ThermalConfig,
@@ -136,7 +135,7 @@ def measure_with_tool(
         figures,
         DeviceIdentity(
             "phone", about.name, about.system, config.kind, arguments, config.threads,
-            about.emulated, phone.pseudonym,
+            about.emulated, about.unit,
         ),
         config.model.name,
         sha256_of(config.model),

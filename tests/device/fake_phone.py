@@ -142,6 +142,14 @@ class FakeDevice:
         for name, transcript in transcripts.items():
             shutil.copy(TRANSCRIPTS / f"{transcript}.txt", self.state / name)
 
+    def set_properties(self, **properties: str) -> None:
+        """Let `getprop` print these; of a name, `__` stands for a dot."""
+        lines = [f"[{name.replace('__', '.')}]: [{value}]" for name, value in properties.items()]
+        with (self.state / "getprop").open(
+            "a"
+        ) as file:  # of a property that is there twice, the last
+            file.write("\n".join(lines) + "\n")
+
     def files(self) -> list[str]:
         """What lies below /data/local/tmp."""
         folder = self.root / "data/local/tmp"
@@ -218,11 +226,16 @@ class FakeClient:
         if self.down:
             raise adbutils.AdbError("connection closed")
         ready = [
-            adbutils.AdbDeviceInfo(device.serial, "device", {"model": "Pixel_8"})
-            for device in self.devices
+            adbutils.AdbDeviceInfo(
+                device.serial, "device", {"model": "Pixel_8", "transport_id": str(number)}
+            )
+            for number, device in enumerate(self.devices, 1)
         ]
         others = [adbutils.AdbDeviceInfo(serial, state) for serial, state in self.states.items()]
         return ready + others
 
-    def device(self, serial: str | None = None) -> FakeDevice:
-        return next(device for device in self.devices if device.serial == serial)
+    def device(self, serial: str | None = None, transport_id: int | None = None) -> FakeDevice:
+        if transport_id is not None:
+            return self.devices[transport_id - 1]
+        (device,) = (device for device in self.devices if device.serial == serial)
+        return device
