@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone, read_identity
 from device.adb_output import fast_cores, parse_cpu_list
 from device.adb_server import connect
+from device.onnx_inputs import whole_graph
 from device.phone_settings import steady
 from device.processor import parse_cpuinfo
 from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
@@ -192,7 +195,8 @@ class PhoneTarget(RunnerTarget):
         self._folders.add(scratch)
         remote = []
         for index, job in enumerate(jobs):
-            model = self._push({"model.onnx": job.model})
+            with tempfile.TemporaryDirectory(prefix="nelf-graph-") as name:
+                model = self._push({"model.onnx": whole_graph(job.model, Path(name))})
             inputs = self._push({path.name: path for path in sorted(job.inputs.iterdir())})
             outputs = f"{scratch}/{index}" if job.outputs else None
             remote.append((f"{model}/model.onnx", inputs, outputs))

@@ -192,7 +192,7 @@ def test_androids_own_variable_chooses_where_no_serial_is_given(tmp_path, monkey
     assert open_phone(client).serial == "TWO"
     assert open_phone(client, "ONE").serial == "ONE"
     monkeypatch.setenv("ANDROID_SERIAL", "THREE")
-    with pytest.raises(AdbError, match="ANDROID_SERIAL=THREE: no such phone.*attached: ONE, TWO"):
+    with pytest.raises(AdbError, match=r"ANDROID_SERIAL=THREE: no such phone.*attached: ONE, TWO"):
         open_phone(client)
     monkeypatch.setenv("ANDROID_SERIAL", "")
     with pytest.raises(AdbError, match="2 phones are attached"):

@@ -242,6 +242,28 @@ def test_a_runner_that_does_not_start_is_found_before_anything_is_measured(
         PhoneTarget(AdbPhone(fake, fake.serial), RunnerBundle("glibc", glibc))
 
 
+def test_weights_in_a_second_file_travel_with_the_graph(attach, running_bundle, tmp_path):
+    target = attach(running_bundle)
+    graph = write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
+    inputs = fixed_inputs(graph)
+    outputs = target.run(graph, inputs)
+    np.testing.assert_allclose(
+        outputs["output"], reference_output(8, 2, inputs["input"]), atol=1e-5
+    )
+
+
+def test_weights_that_are_missing_are_missed_here_and_not_on_the_phone(attach, fake, tmp_path):
+    target, graph = attach(), write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
+    (tmp_path / "heavy.bin").unlink()
+    sent = len(fake.pushed)
+    with pytest.raises(
+        DeviceError, match=r"heavy\.onnx: its external weights cannot be read"
+    ) as told:
+        target.measure(graph, runs=1)
+    assert "/data/local/tmp" not in str(told.value)
+    assert len(fake.pushed) == sent
+
+
 def test_a_hostile_file_name_never_reaches_the_phone(attach, fake, tmp_path):
     graph = write_graph(tmp_path / "a b;$(touch pwned)'.onnx")
     record = attach().measure(graph, runs=1, warmup=0)
