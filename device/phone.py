@@ -31,6 +31,7 @@ from device.runner_protocol import (
     runner_arguments,
 )
 from device.sensors import LIST_ZONES, Sensor, clock_sensors, condition_curve, zone_sensors
+from device.start_failure import start_remedy
 from device.target import RunnerTarget
 from device.thermal import (
     PhoneState,
@@ -141,18 +142,14 @@ class PhoneTarget(RunnerTarget):
         except AdbError:
             raise
         except DeviceError as error:
+            form, mounts = self._bundle.form, ""
             with contextlib.suppress(AdbError):
+                mounts = self._phone.attempt(["cat", "/proc/mounts"]).stdout
                 self.close()
-            form = self._bundle.form
-            remedy = (
-                "give it Android's own library with an onnxruntime-android AAR"
-                if form == "glibc"
-                else "check that the AAR is for this Android"
-            )
             raise DeviceError(
                 f"the runner ({form}) does not start: {error.what}",
                 where=self._phone.serial,
-                remedy=error.remedy or remedy,
+                remedy=error.remedy or start_remedy(error.what, form, mounts),
             ) from error
 
     def _run_on_phone(

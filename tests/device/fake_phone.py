@@ -29,7 +29,7 @@ SCRIPTS = {
 file="$STATE/setting_$2_$3"
 case "$1" in
   get) if [ -e "$file" ]; then cat "$file"; else echo null; fi ;;
-  put) echo "$4" > "$file" ;;
+  put) [ -e "$STATE/settings_are_ignored" ] || echo "$4" > "$file" ;;
   delete) rm -f "$file" ;;
 esac""",
     "cmd": """
@@ -189,7 +189,12 @@ class FakeDevice:
         return SimpleNamespace(returncode=code, stdout=stdout, stderr=done.stderr, output=output)
 
     def _moved(self, command: str) -> str:
-        for prefix in ("/data/local/tmp", "/sys/devices/system/cpu", "/proc/cpuinfo"):
+        for prefix in (
+            "/data/local/tmp",
+            "/sys/devices/system/cpu",
+            "/proc/cpuinfo",
+            "/proc/mounts",
+        ):
             command = command.replace(prefix, f"{self.root}{prefix}")
         return command
 
