@@ -39,7 +39,10 @@ def start_remedy(said: str, form: RunnerForm, mounts: str) -> str:
     # `taskset` starts the runner, and so also tells of a runner that cannot be started
     started_by_taskset = re.search(r"taskset: (failed to )?exec(ute)?\b", said)
     if "taskset" in said and not started_by_taskset:
-        return "`taskset` finds no fast core, which may be switched off: wake the phone, then try again"
+        return (
+            "`taskset`, which keeps the runner on the fast cores, is missing or refused (they may be "
+            "switched off): wake the phone, then try again"
+        )
     if re.search("Permission denied|Operation not permitted", said):
         return _not_allowed(mounts)
     if "SIGSYS" in said:

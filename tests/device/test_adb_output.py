@@ -178,6 +178,11 @@ def test_battery(transcript, celsius, percent, charging, plugged):
     assert (battery.is_charging, battery.is_plugged) == (charging, plugged)
 
 
+@pytest.mark.parametrize("tenths", ["-2740", "0", "9999", "2147483647"])
+def test_a_battery_without_a_thermometer_has_no_temperature(tenths):
+    assert parse_battery(f"  temperature: {tenths}\n  level: 50\n").temperature_celsius is None
+
+
 def test_an_unreadable_battery_says_nothing():
     battery = parse_battery("Can't find service: battery\n")
     assert (battery.temperature_celsius, battery.is_charging, battery.is_plugged) == (None,) * 3
