@@ -208,12 +208,12 @@ def is_emulated(properties: Mapping[str, str], cpuinfo: str = "") -> bool:
 
 
 def _translates_arm(properties: Mapping[str, str], cpuinfo: str) -> bool:
-    """Whether the processor's own instructions are not Arm's. The first ABI of the list is the
-    processor's own, those behind it may be translated; x86 kernels name a `vendor_id`."""
-    own = properties.get("ro.product.cpu.abilist") or properties.get("ro.product.cpu.abi") or "arm"
-    return (
-        not own.startswith("arm") or re.search(r"^vendor_id\s*:", cpuinfo, re.MULTILINE) is not None
-    )
+    """Whether the processor's own instructions are not Arm's: no Arm phone lists another ABI than
+    Arm's, and no Arm kernel names a `vendor_id`."""
+    lists = ("ro.product.cpu.abilist", "ro.product.cpu.abi")
+    abis = [abi for key in lists for abi in properties.get(key, "").split(",") if abi]
+    has_vendor = re.search(r"^vendor_id\s*:", cpuinfo, re.MULTILINE) is not None
+    return has_vendor or any(not abi.strip().startswith("arm") for abi in abis)
 
 
 def is_temperature(celsius: float) -> bool:

@@ -73,21 +73,21 @@ def whole_graph(model: Path, folder: Path) -> Path:
     outside = [tensor for tensor in _tensors(proto) if uses_external_data(tensor)]
     if not outside:
         return model
-    size_bytes = proto.ByteSize() + sum(_size_bytes(tensor) for tensor in outside)
-    if size_bytes > _MOST_BYTES:
-        raise DeviceError(
-            f"with its external weights it takes {size_bytes / 1e9:.1f} GB",
-            where=model,
-            remedy="a phone gets a graph in one file, which ONNX limits to 2 GB",
-        )
     path = folder / model.name
     try:
+        size_bytes = proto.ByteSize() + sum(_size_bytes(tensor) for tensor in outside)
+        if size_bytes > _MOST_BYTES:
+            raise DeviceError(
+                f"with its external weights it takes {size_bytes / 1e9:.1f} GB",
+                where=model,
+                remedy="a phone gets a graph in one file, which ONNX limits to 2 GB",
+            )
         with warnings.catch_warnings():  # about keys of a tensor's place that ONNX does not know
             warnings.simplefilter("ignore")
             for tensor in outside:
                 load_external_data_for_tensor(tensor, str(model.parent))
         path.write_bytes(proto.SerializeToString())
-    except (OSError, ValueError, EncodeError, onnx.checker.ValidationError) as reason:
+    except (OSError, KeyError, ValueError, EncodeError, onnx.checker.ValidationError) as reason:
         raise DeviceError(
             f"its external weights cannot be read ({' '.join(str(reason).split())})",
             where=model,

@@ -106,6 +106,8 @@ class FakeDevice:
     hangs_at: str | None = None
     """A command that contains this never answers."""
     truncate_pushes: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the adb server says about it, besides its model and the number of its connection."""
     commands: list[str] = field(default_factory=list)
     pushed: list[str] = field(default_factory=list)
 
@@ -232,7 +234,9 @@ class FakeClient:
             raise adbutils.AdbError("connection closed")
         ready = [
             adbutils.AdbDeviceInfo(
-                device.serial, "device", {"model": "Pixel_8", "transport_id": str(number)}
+                device.serial,
+                "device",
+                {"model": "Pixel_8", **device.tags, "transport_id": str(number)},
             )
             for number, device in enumerate(self.devices, 1)
         ]

@@ -165,8 +165,22 @@ def test_among_several_a_serial_decides(tmp_path):
 def test_a_phone_that_is_attached_twice_is_one_phone(tmp_path):
     ways = [reached(tmp_path, name, ro__serialno="HT4A1") for name in ("10.0.0.7:40001", "HT4A1")]
     assert open_phone(FakeClient(ways)).serial == "10.0.0.7:40001"
+    ways[1].tags["usb"] = "1-4"
+    assert open_phone(FakeClient(ways)).serial == "HT4A1"  # the faster way
     other = reached(tmp_path, "HT4A2", ro__serialno="HT4A2")
-    assert phone_names(FakeClient([*ways, other])) == ["10.0.0.7:40001", "HT4A2"]
+    assert phone_names(FakeClient([*ways, other])) == ["HT4A1", "HT4A2"]
+
+
+def test_a_phone_is_chosen_by_whatever_adb_takes_for_its_name(tmp_path):
+    phones = [reached(tmp_path, "10.0.0.7:40001"), reached(tmp_path, "HT4A2")]
+    phones[1].tags |= {"usb": "1-4", "device": "shiba"}
+    client = FakeClient(phones)
+    for name in ("usb:1-4", "device:shiba", "transport_id:2", "HT4A2"):
+        assert open_phone(client, name).serial == "HT4A2"
+    for name in ("10.0.0.7", "tcp:10.0.0.7:40001"):
+        assert open_phone(client, name).serial == "10.0.0.7:40001"
+    with pytest.raises(AdbError, match="2 phones are attached"):
+        open_phone(client, "model:Pixel_8")
 
 
 def test_two_phones_of_one_serial_number_are_chosen_by_their_connections(tmp_path):

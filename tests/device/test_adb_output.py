@@ -109,6 +109,7 @@ def test_emulators_are_recognised(properties):
             "ro.dalvik.vm.native.bridge": "libhoudini.so",
         },
         {"ro.product.cpu.abi": "x86"},
+        {"ro.product.cpu.abilist": "arm64-v8a,x86_64"},
         {"ro.hardware": "cheets", "ro.product.cpu.abilist": "arm64-v8a"},
         {"ro.boot.hardware": "windows_arm64"},
         {"ro.product.model": "Subsystem for Android(TM)"},

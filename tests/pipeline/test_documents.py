@@ -111,8 +111,8 @@ def known_options() -> set[str]:
 
 
 def is_taken(words: list[str]) -> bool:
-    """Whether the parser takes the words; those in a sentence may leave the run or the file out."""
-    for more in ([], ["--run", "RUN"], ["FILE"]):
+    """Whether the parser takes the words; those in a sentence may leave the run or a value out."""
+    for more in ([], ["--run", "RUN"], ["FILE"], ["FILE", "--run", "RUN"]):
         try:
             command_line._parsed([*words, *more], PRESET)
         except SystemExit as end:
