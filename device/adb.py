@@ -9,7 +9,8 @@ tests can hand in another.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import os
+import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import adbutils
 
-from device.adb_errors import SERVER, STATE_REMEDIES, translated
-from device.adb_output import parse_free_bytes
+from device.adb_errors import SERVER, translated, unusable
+from device.adb_output import (
+    AttachedPhone,
+    PhoneIdentity,
+    parse_free_bytes,
+    parse_getprop,
+    phone_identity,
+    serial_number,
+)
 from lightfield.errors import AdbError
 from lightfield.files import atomic_path, fingerprint, sha256_of
 
@@ -32,6 +40,7 @@ PHONE_FOLDER = f"{TEMPORARY_FOLDER}/nelf"
 
 _SHELL_SECONDS = 30.0
 _NOT_FOUND = 127
+_NO_SERIAL_NUMBER = "(no serial number)"
 
 
 @runtime_checkable
@@ -40,22 +49,7 @@ class AdbClient(Protocol):
 
     def list(self, extended: bool = False) -> Sequence[Any]: ...  # noqa: D102
 
-    def device(self, serial: str | None = None) -> Any: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class AttachedPhone:
-    """A line of `adb devices -l`."""
-
-    serial: str
-    state: str
-    """`device` when it can be used; `unauthorized`, `offline`, `no permissions` and others when not."""
-    model: str = ""
-
-    @property
-    def is_ready(self) -> bool:
-        """True when commands can be sent to it."""
-        return self.state == "device"
+    def device(self, serial: str | None = None, transport_id: int | None = None) -> Any: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -75,41 +69,93 @@ def attached_phones(client: AdbClient) -> list[AttachedPhone]:
     """
     with translated(SERVER):
         infos = client.list(extended=True)
-    return [AttachedPhone(i.serial, i.state, i.tags.get("model", "")) for i in infos]
+    return [AttachedPhone(i.serial, i.state, i.tags.get("model", ""), i.tags) for i in infos]
 
 
 def open_phone(client: AdbClient, serial: str | None = None) -> AdbPhone:
-    """The phone with this serial, or the only usable one.
+    """The phone that is asked for, or the only usable one.
+
+    Args:
+        client: of the adb server.
+        serial: a serial number, or another name that adb takes for a phone: `usb:1-2`, `model:Pixel_8`,
+            `transport_id:3`. By default what ANDROID_SERIAL names, as for adb itself.
 
     Raises:
         AdbError: when there is none, it is not usable, or there are several.
     """
     phones = attached_phones(client)
-    if serial is not None:
-        named = [phone for phone in phones if phone.serial == serial]
-        if not named:
-            listed = ", ".join(phone.serial for phone in phones) or "none"
-            raise AdbError("no such phone is attached", where=serial, remedy=f"attached: {listed}")
-    else:
-        named = [phone for phone in phones if phone.is_ready] or phones
-        if not named:
-            raise AdbError(
-                "no phone is attached",
-                where="adb",
-                remedy="enable USB debugging, plug it in and accept the prompt, "
-                "or `adb connect ADDRESS`, or measure with the host target",
-            )
-        if len(named) > 1:
-            listed = ", ".join(f"{phone.serial} ({phone.state})" for phone in named)
-            raise AdbError(
-                f"{len(named)} phones are attached", where=listed, remedy="choose one by its serial"
-            )
-    phone = named[0]
+    name, where = serial, serial or ""
+    if serial is None and (name := os.environ.get("ANDROID_SERIAL") or None):
+        where = f"ANDROID_SERIAL={name}"
+    if name is None:
+        return _opened(client, _the_only(_distinct(client, phones) or phones, phones), phones)
+    named = [phone for phone in phones if phone.serial == name]
+    named = named or [phone for phone in phones if phone.is_called(name)]
+    if not named:
+        listed = ", ".join(_name(phone, phones) for phone in phones) or "none"
+        raise AdbError("no such phone is attached", where=where, remedy=f"attached: {listed}")
+    return _opened(client, _the_only(named, phones), phones)
+
+
+def phone_names(client: AdbClient) -> list[str]:
+    """What `open_phone` takes for every usable phone, each once in however many ways it is attached.
+
+    Raises:
+        AdbError: when the server does not answer.
+    """
+    phones = attached_phones(client)
+    return [_name(phone, phones) for phone in _distinct(client, phones)]
+
+
+def _distinct(client: AdbClient, phones: Sequence[AttachedPhone]) -> list[AttachedPhone]:
+    """Every usable phone once, over USB where that is one of the ways in which it is attached."""
+    ready = [phone for phone in phones if phone.is_ready]
+    if len(ready) < 2:
+        return ready
+    found: dict[str, AttachedPhone] = {}
+    for phone in sorted(ready, key=lambda phone: "usb" not in phone.tags):
+        try:
+            unit = read_identity(_opened(client, phone, phones)).unit
+        except AdbError:
+            unit = _name(phone, phones)  # whoever opens it next hears why
+        found.setdefault(unit, phone)
+    return [phone for phone in ready if phone in found.values()]
+
+
+def _the_only(chosen: Sequence[AttachedPhone], phones: Sequence[AttachedPhone]) -> AttachedPhone:
+    if not chosen:
+        raise AdbError(
+            "no phone is attached",
+            where="adb",
+            remedy="enable USB debugging, plug it in and accept the prompt, "
+            "or `adb connect ADDRESS`, or measure with the host target",
+        )
+    if len(chosen) > 1:
+        listed = ", ".join(f"{_name(phone, phones)} ({phone.state})" for phone in chosen)
+        what = f"{len(chosen)} phones are attached"
+        if len({phone.serial for phone in chosen}) == 1:
+            what += f" with the serial number {chosen[0].serial}"
+        raise AdbError(what, where=listed, remedy="choose one by its serial, as it is written here")
+    return chosen[0]
+
+
+def _opened(client: AdbClient, phone: AttachedPhone, phones: Sequence[AttachedPhone]) -> AdbPhone:
+    name = _name(phone, phones)
     if not phone.is_ready:
-        remedy = STATE_REMEDIES.get(phone.state, "see `adb devices -l`")
-        raise AdbError(f"the phone is {phone.state}", where=phone.serial, remedy=remedy)
-    with translated(phone.serial):
-        return AdbPhone(client.device(phone.serial), phone.serial)
+        raise unusable(phone.state, name)
+    with translated(name):
+        if name == phone.serial:
+            return AdbPhone(client.device(phone.serial), name)
+        return AdbPhone(client.device(transport_id=int(phone.tags["transport_id"])), name)
+
+
+def _name(phone: AttachedPhone, phones: Sequence[AttachedPhone]) -> str:
+    """A phone's serial number, or the number of its connection where the first does not tell it from
+    others: some makers give all phones one serial number, and some give none."""
+    shared = [other.serial for other in phones].count(phone.serial) > 1
+    if (shared or phone.serial == _NO_SERIAL_NUMBER) and "transport_id" in phone.tags:
+        return f"transport_id:{phone.tags['transport_id']}"
+    return phone.serial
 
 
 class AdbPhone:
@@ -271,10 +317,20 @@ class AdbPhone:
             self.shell(["rm", "-rf", *folders])
         self.attempt(["rmdir", PHONE_FOLDER])  # fails, as it should, while others use it
 
-    @property
-    def pseudonym(self) -> str:
-        """Tells phones apart in records without giving the serial away."""
-        return hashlib.sha256(f"nelf:{self.serial}".encode()).hexdigest()[:8]
+
+def read_identity(phone: AdbPhone) -> PhoneIdentity:
+    """Who the phone is, from what it says about itself.
+
+    Raises:
+        AdbError: when the phone is lost.
+    """
+    properties = parse_getprop(phone.shell(["getprop"]))
+    android_id = ""
+    if not serial_number(properties):
+        said = phone.attempt(["settings", "get", "secure", "android_id"]).stdout.strip()
+        android_id = said if re.fullmatch("[0-9a-fA-F]{8,16}", said) else ""
+    cpuinfo = phone.attempt(["cat", "/proc/cpuinfo"]).stdout
+    return phone_identity(properties, android_id=android_id, cpuinfo=cpuinfo)
 
 
 def _by_path(text: str) -> dict[str, str]:

@@ -23,15 +23,39 @@ _SAID_WHEN_CUT_OFF = (
     "Invalid sync cmd",
     "read chunk missing",
 )
-STATE_REMEDIES = {
-    "unauthorized": "unlock it and accept 'Allow USB debugging', then try again",
+_ACCEPT = "unlock it and accept 'Allow USB debugging', then try again"
+_RESTART = "restart it into Android"
+_REMEDIES = {
+    "unauthorized": _ACCEPT,
+    "authorizing": _ACCEPT,
+    "connecting": "wait a moment, then try again",
     "offline": "plug it in again, or run `adb reconnect offline`",
-    "authorizing": "unlock it and accept 'Allow USB debugging', then try again",
-    "no": "give your user access to the USB device (udev rules), then plug it in again",
-    "recovery": "restart it into Android",
-    "sideload": "restart it into Android",
-    "bootloader": "restart it into Android",
+    "detached": "run `adb attach` for it, then try again",
+    "no permissions": "give your user access to the USB device (udev rules), then plug it in again",
+    "recovery": _RESTART,
+    "rescue": _RESTART,
+    "sideload": _RESTART,
+    "bootloader": _RESTART,
 }
+_STATES = {
+    "no permissions": "cannot be opened by this user: adb has no permissions for its USB device",
+    "host": "is a computer that offers no debugging (state `host`)",
+    "rescue": "is in rescue mode",
+    "recovery": "is in recovery mode",
+    "sideload": "is in sideload mode",
+    "bootloader": "is in its bootloader",
+}
+
+
+def in_words(state: str) -> str:
+    """What a phone in this state of `adb devices` is: the end of a sentence."""
+    return _STATES.get(state, f"is {state}")
+
+
+def unusable(state: str, where: str) -> AdbError:
+    """The error of a phone in any other state than `device`."""
+    remedy = _REMEDIES.get(state, "see `adb devices -l`")
+    return AdbError(f"the phone {in_words(state)}", where=where, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -62,9 +86,9 @@ def _plain(said: str, where: str, remedy: str | None) -> AdbError:
     """What the adb server said, in words of ours where it is known."""
     if "not found" in said and "device" in said:
         return AdbError("the phone is no longer attached", where=where, remedy=_CHECK_CABLE)
-    for state in ("unauthorized", "offline", "authorizing"):
+    for state in ("unauthorized", "offline", "authorizing", "connecting"):
         if f"device {state}" in said or f"device still {state}" in said:
-            return AdbError(f"the phone is {state}", where=where, remedy=STATE_REMEDIES[state])
+            return unusable(state, where)
     if said.strip() in _SAID_WHEN_CUT_OFF:
         return _lost(where, remedy)
     return AdbError(f"adb failed ({said})", where=where, remedy=remedy)

@@ -1,4 +1,5 @@
-"""Reads what phones print: getprop, dumpsys, /sys. Text in, values out; talks to nothing.
+"""Reads what adb and phones print: device lists, getprop, dumpsys, /sys. Text in, values out; talks to
+nothing.
 
 Formats are those of Android 7 to 16 (AOSP: BatteryService, ThermalManagerService, PowerManagerService,
 toolbox getprop) with the additions of makers, who print more lines but not other ones. A value that a
@@ -7,6 +8,7 @@ phone does not print is None, never a guess.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +29,80 @@ _TEMPERATURE_TYPES = {
     10: "tpu",
     11: "display",
 }
-_EMULATOR_HARDWARE = {"goldfish", "ranchu", "cutf_cvm", "cutf", "vbox86", "vsoc_x86", "vsoc_arm64"}
 _CHARGING = {2: True, 5: True, 3: False, 4: False}
+_PLAUSIBLE_CELSIUS = (1.0, 130.0)
+
+# `adb devices -l`: "%-22s %s" of serial number and state, then words of the form KEY:VALUE. The serial
+# number ("adb-X (2)._adb-tls-connect._tcp") and the state ("no permissions (...); see [...]") may both
+# hold blanks.
+_DEVICE_LINE = re.compile(
+    r"(?P<serial>\S.*?)\s+(?P<state>no permissions.*?|\S+)(?P<tags>(?:\s\S+:.*)?)"
+)
+
+# Android that runs in a virtual machine or a container, by the hardware, the product or the services
+# that it names. The patterns are matched at the beginning of the lower-case text.
+_VIRTUAL_HARDWARE = re.compile(
+    "goldfish|ranchu|cutf|vsoc_|gce_|vbox|ttvm|nox$|memu|ldplayer|mumu|nemu|cheets|bertha|arcvm|"
+    "windows_|android_x86|waydroid|anbox|redroid|crosvm|bluestacks|bst"
+)
+_VIRTUAL_PRODUCT = re.compile(
+    "sdk_|google_sdk|emulator|emu64|generic_x86|vbox86|aosp_cf_|cf_x86|vsoc_|waydroid|lineage_waydroid|"
+    "redroid|anbox|bluestacks|subsystem for android|genymotion|android sdk built for"
+)
+_VIRTUAL_PROPERTY = re.compile(
+    r"ro\.boot\.qemu\.|(ro\.)?(genymotion|genyd|androvm|microvirt|waydroid|bst|nemud?|redroid)\.|"
+    r"init\.svc\.(qemu|goldfish|ranchu|vbox|genyd|nox|ldinit|bst|microvirt|memu|nemu|waydroid)"
+)
+_HARDWARE_KEYS = ("ro.hardware", "ro.boot.hardware", "ro.board.platform")
+_PRODUCT_KEYS = tuple(
+    f"ro.{part}{key}"
+    for part in ("product.", "product.vendor.", "product.system.")
+    for key in ("device", "model", "name", "board")
+)
+
+_SERIAL_KEYS = ("ro.serialno", "ro.boot.serialno")
+_NO_SERIALS = ("unknown", "none", "null", "0123456789abcdef", "123456789abcdef", "1234567890abcdef")
+"""What stands, whole or its beginning, where a phone was given no number of its own."""
+_SHORTEST_SERIAL = 8
+
+_MAKERS = {"samsung": "Samsung", "motorola": "Motorola", "asus": "ASUS", "xiaomi": "Xiaomi"}
+"""Makers whose property is not spelled as they spell themselves."""
+
+
+@dataclass(frozen=True)
+class AttachedPhone:
+    """A line of `adb devices -l`."""
+
+    serial: str
+    state: str
+    """`device` when it can be used; `unauthorized`, `offline`, `no permissions` and others when not."""
+    model: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What follows the state, by its key: `usb`, `product`, `model`, `device`, `transport_id`."""
+
+    @property
+    def is_ready(self) -> bool:
+        """True when commands can be sent to it."""
+        return self.state == "device"
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name that is not its serial number means this phone, as adb itself reads names: one
+        of the tags (`usb:1-2`, `model:Pixel_8`), or the address without its port or with a protocol."""
+        if name in (f"{key}:{value}" for key, value in self.tags.items()):
+            return True
+        address = re.sub("^(tcp|udp):", "", name)
+        return ":" in self.serial and address in (self.serial, self.serial.rpartition(":")[0])
+
+
+def parse_device_list(text: str) -> list[AttachedPhone]:
+    """Read the answer to `host:devices-l`."""
+    phones: list[AttachedPhone] = []
+    for line in text.splitlines():
+        if found := _DEVICE_LINE.fullmatch(line.strip()):
+            state = "no permissions" if found["state"].startswith("no perm") else found["state"]
+            tags = dict(re.findall(r"(\w+):(\S+)", found["tags"]))
+            phones.append(AttachedPhone(found["serial"], state, tags.get("model", ""), tags))
+    return phones
 
 
 def parse_getprop(text: str) -> dict[str, str]:
@@ -48,6 +122,8 @@ class PhoneIdentity:
     build: str
     abis: tuple[str, ...]
     emulated: bool
+    unit: str
+    """Tells phones apart without giving a serial number away; the same however the phone is attached."""
 
     @property
     def name(self) -> str:
@@ -63,34 +139,88 @@ class PhoneIdentity:
         return f"Android {self.android or '?'}{api}{f' {self.build}' if self.build else ''}"
 
 
-def phone_identity(properties: Mapping[str, str]) -> PhoneIdentity:
+def phone_identity(
+    properties: Mapping[str, str], *, android_id: str = "", cpuinfo: str = ""
+) -> PhoneIdentity:
     """Who the phone is. The chip is the maker's name for it where the phone knows that (Android 12),
-    else the board platform."""
+    else the board platform.
+
+    Args:
+        properties: of the system, as getprop prints them.
+        android_id: identifier that Android drew when it was set up; empty where it is not known.
+        cpuinfo: text of /proc/cpuinfo; empty where it cannot be read.
+    """
 
     def first(*keys: str) -> str:
         return next((properties[key].strip() for key in keys if properties.get(key)), "")
 
     api = first("ro.build.version.sdk")
     chip = f"{first('ro.soc.manufacturer')} {first('ro.soc.model')}".strip()
+    maker = first("ro.product.manufacturer", "ro.product.brand")
     return PhoneIdentity(
-        maker=first("ro.product.manufacturer", "ro.product.brand").title(),
+        maker=_MAKERS.get(maker, maker),
         model=first("ro.product.model", "ro.product.name"),
         chip=chip or first("ro.board.platform", "ro.hardware"),
         android=first("ro.build.version.release_or_codename", "ro.build.version.release"),
         api=int(api) if api.isdecimal() else None,
         build=first("ro.build.id"),
         abis=tuple(first("ro.product.cpu.abilist", "ro.product.cpu.abi").split(",")),
-        emulated=is_emulated(properties),
+        emulated=is_emulated(properties, cpuinfo),
+        unit=_unit(properties, android_id),
     )
 
 
-def is_emulated(properties: Mapping[str, str]) -> bool:
-    """True for emulators (goldfish, ranchu, cuttlefish and others) and for what says that it is one."""
+def serial_number(properties: Mapping[str, str]) -> str:
+    """The number that the maker gave to the phone itself, whatever adb calls it; empty without one."""
+    numbers = (properties.get(key, "").strip() for key in _SERIAL_KEYS)
+    return next((number for number in numbers if _is_own(number.lower())), "")
+
+
+def _is_own(number: str) -> bool:
+    is_beginning = len(number) >= _SHORTEST_SERIAL and any(
+        s.startswith(number) for s in _NO_SERIALS
+    )
+    return bool(number.strip("0")) and number not in _NO_SERIALS and not is_beginning
+
+
+def _unit(properties: Mapping[str, str], android_id: str) -> str:
+    """Eight digits of a hash of the best that the phone has to be told by."""
+    known = serial_number(properties) or android_id
+    if not known:
+        keys = (*_SERIAL_KEYS, *_HARDWARE_KEYS, *_PRODUCT_KEYS, "ro.build.fingerprint")
+        known = "\n".join(properties.get(key, "") for key in keys)
+    return hashlib.sha256(f"nelf:{known}".encode()).hexdigest()[:8]
+
+
+def is_emulated(properties: Mapping[str, str], cpuinfo: str = "") -> bool:
+    """True where times mean nothing: in emulators, in virtual machines and containers that run Android
+    on a computer, wherever a processor of another kind translates Arm code, and where a property says
+    that the device is emulated."""
     flags = ("ro.kernel.qemu", "ro.boot.qemu", EMULATION_MARKER)
-    if any(properties.get(flag) == "1" for flag in flags):
-        return True
-    hardware = {properties.get(key, "").lower() for key in ("ro.hardware", "ro.boot.hardware")}
-    return bool(hardware & _EMULATOR_HARDWARE)
+    return (
+        any(properties.get(flag) == "1" for flag in flags)
+        or any(_VIRTUAL_HARDWARE.match(properties.get(key, "").lower()) for key in _HARDWARE_KEYS)
+        or any(_VIRTUAL_PRODUCT.match(properties.get(key, "").lower()) for key in _PRODUCT_KEYS)
+        or any(_VIRTUAL_PROPERTY.match(key.lower()) for key in properties)
+        or "emulator" in properties.get("ro.build.characteristics", "")
+        or _translates_arm(properties, cpuinfo)
+    )
+
+
+def _translates_arm(properties: Mapping[str, str], cpuinfo: str) -> bool:
+    """Whether the processor's own instructions are not Arm's: no Arm phone lists another ABI than
+    Arm's, and no Arm kernel names a `vendor_id`."""
+    lists = ("ro.product.cpu.abilist", "ro.product.cpu.abi")
+    abis = [abi for key in lists for abi in properties.get(key, "").split(",") if abi]
+    has_vendor = re.search(r"^vendor_id\s*:", cpuinfo, re.MULTILINE) is not None
+    return has_vendor or any(not abi.strip().startswith("arm") for abi in abis)
+
+
+def is_temperature(celsius: float) -> bool:
+    """Whether a number can be the temperature of something in a phone that runs; an absent sensor reads
+    0, NaN, the absolute zero, or a number without meaning."""
+    coldest, hottest = _PLAUSIBLE_CELSIUS
+    return coldest <= celsius <= hottest
 
 
 @dataclass(frozen=True)
@@ -121,7 +251,7 @@ def parse_battery(text: str) -> Battery:
     scale, status = _integer(fields.get("scale")) or 100, _integer(fields.get("status"))
     plugs = [value for key, value in fields.items() if key.endswith(" powered")]
     return Battery(
-        temperature_celsius=tenths / 10 if tenths else None,  # emulators print 0
+        temperature_celsius=tenths / 10 if tenths and is_temperature(tenths / 10) else None,
         level_percent=100 * level / scale if level is not None else None,
         is_charging=_CHARGING.get(status) if status is not None else None,
         is_plugged="true" in plugs if plugs else None,
@@ -154,8 +284,7 @@ def parse_thermal(text: str) -> Thermal:
             celsius = float(value)
         except ValueError:
             continue
-        # an absent sensor reads 0, NaN or absurdly low
-        if int(kind) in _TEMPERATURE_TYPES and 0 < celsius < 200:
+        if int(kind) in _TEMPERATURE_TYPES and is_temperature(celsius):
             readings[name or _TEMPERATURE_TYPES[int(kind)]] = celsius
     return Thermal(int(status[1]) if status else None, readings)
 
@@ -196,6 +325,13 @@ def parse_frequencies(text: str) -> dict[int, int]:
     """Processor -> kHz, from `grep -H . /sys/devices/system/cpu/cpu*/cpufreq/FILE`."""
     pairs = re.findall(r"^\S*/cpu(\d+)/cpufreq/\w+:(\d+)$", text, re.MULTILINE)
     return {int(cpu): int(khz) for cpu, khz in pairs}
+
+
+def mount_options(text: str, folder: str) -> set[str]:
+    """Options of the file system that holds a folder, from /proc/mounts; empty where it says nothing."""
+    mounts = [line.split() for line in text.splitlines()]
+    over = [m for m in mounts if len(m) > 3 and f"{folder}/".startswith(f"{m[1].rstrip('/')}/")]
+    return set(max(over, key=lambda m: len(m[1]))[3].split(",")) if over else set()
 
 
 def parse_free_bytes(text: str) -> int | None:

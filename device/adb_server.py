@@ -13,10 +13,13 @@ import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import adbutils
 
-from device.adb import AdbClient, AttachedPhone, attached_phones
+from device.adb import AdbClient, attached_phones
+from device.adb_errors import in_words
+from device.adb_output import AttachedPhone, parse_device_list
 from lightfield.errors import AdbError
 
 _USB_DEVICES = Path("/sys/bus/usb/devices")
@@ -85,11 +88,18 @@ def connect(*, start: bool = True) -> AdbClient:
 
 
 class _QuietClient(adbutils.AdbClient):
-    """Starts the adb server again should it die.
+    """Starts the adb server again should it die, and reads its list of devices whole.
 
-    adbutils would too, but lets adb write into our standard output, and starts one here when that of
-    another machine does not answer.
+    adbutils would start it too, but lets adb write into our standard output, and starts one here when
+    that of another machine does not answer; it cuts the lines of the list at every blank.
     """
+
+    def list(self, extended: bool = False) -> list[Any]:
+        """The devices that the server knows; always with what it says about each."""
+        with self.make_connection() as connection:
+            connection.send_command("host:devices-l")
+            connection.check_okay()
+            return [*parse_device_list(connection.read_string_block())]
 
     def require_server(self) -> None:
         if server_is_running():
@@ -176,7 +186,7 @@ def _problem(
     if any(phone.is_ready for phone in phones):
         return None
     if phones:
-        states = ", ".join(f"{phone.serial} is {phone.state}" for phone in phones)
+        states = ", ".join(f"{phone.serial} {in_words(phone.state)}" for phone in phones)
         return f"no phone is usable: {states}"
     if binary is None:
         return "there is no adb program: install platform-tools"

@@ -10,10 +10,10 @@ from typing import Literal, TypeVar
 
 import adbutils
 
-from device.adb import AdbClient, attached_phones, open_phone
+from device.adb import AdbClient, open_phone, phone_names, read_identity
 from device.adb_server import connect, server_is_running, usb_debugging_devices
 from device.host import HostTarget
-from device.phone import attach_phone, read_identity
+from device.phone import attach_phone
 from device.runner.bundle import PhoneRuntime
 from device.runner_protocol import Provider
 from device.target import RunnerTarget
@@ -39,7 +39,8 @@ def choose_target(
     """The target asked for; its identity says which one it is.
 
     `auto` takes a phone when a serial is given, or when exactly one is attached that is usable and not
-    emulated; it starts no adb server unless a USB device may offer debugging.
+    emulated, or ANDROID_SERIAL names such a phone; it starts no adb server unless a USB device may offer
+    debugging.
 
     Raises:
         AdbError: when a phone is wanted and none can be used.
@@ -62,7 +63,8 @@ def choose_target(
 
 
 def _only_phone(client: AdbClient | None) -> str | None:
-    """Serial of the only usable real phone; looking for it leaves no adb server behind in vain."""
+    """Name of the only usable real phone, or of the one in ANDROID_SERIAL if it is one; looking for it
+    leaves no adb server behind in vain."""
     started = False
     try:
         if client is None:
@@ -71,11 +73,9 @@ def _only_phone(client: AdbClient | None) -> str | None:
                     return None
                 started = True
             client = connect()
-        ready = [phone for phone in attached_phones(client) if phone.is_ready]
-        if len(ready) == 1:
-            phone = open_phone(client, ready[0].serial)
-            if not read_identity(phone).emulated:
-                return phone.serial
+        phone = open_phone(client)
+        if not read_identity(phone).emulated:
+            return phone.serial
     except AdbError:
         pass
     if started:
@@ -93,22 +93,24 @@ def _stop_server() -> None:
 
 
 def all_phones(client: AdbClient | None = None) -> list[str]:
-    """Serials of all attached phones that can be used.
+    """Names for `open_phone` of all attached phones that can be used. A phone that is attached twice,
+    over USB and over Wi-Fi say, is among them once.
 
     Raises:
         AdbError: when there is none.
     """
-    ready = [phone.serial for phone in attached_phones(client or connect()) if phone.is_ready]
-    if not ready:
-        open_phone(client or connect())  # which says why
-    return ready
+    client = client or connect()
+    names = phone_names(client)
+    if not names:
+        open_phone(client)  # which says why
+    return names
 
 
 @contextlib.contextmanager
 def opened_phones(
     attach: Callable[[str], RunnerTarget], client: AdbClient | None = None
 ) -> Iterator[tuple[list[RunnerTarget], list[str]]]:
-    """Every attached phone as `attach` makes it from its serial, and why the others are not among them;
+    """Every attached phone as `attach` makes it from its name, and why the others are not among them;
     all are left as they were found.
 
     Raises:

@@ -7,11 +7,12 @@ once for all their graphs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,26 +69,27 @@ class HostTarget(RunnerTarget):
             for job in jobs
         ]
         # -P: the caller's working folder must not decide what `device` is
-        command = [sys.executable, "-P", "-m", "device.host_runner"]
+        command = [sys.executable, "-P", "-m", "device.host_runner", "--tied"]
         prefix = str(schedule.profile.with_suffix("")) if schedule.profile else None
         command += runner_arguments(paths, schedule, profile_prefix=prefix)
         load_before = os.getloadavg()[0]
         where = ", ".join(job.model.name for job in jobs)
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
-                timeout=schedule.limit_seconds + _GRACE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as reason:
-            raise DeviceError(
-                "the runner did not finish within its time limit", where=where
-            ) from reason
+        with _open_input() as stdin:
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    stdin=stdin,
+                    env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+                    timeout=schedule.limit_seconds + _GRACE_SECONDS,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as reason:
+                raise DeviceError(
+                    "the runner did not finish within its time limit", where=where
+                ) from reason
         report = parse_report(
             done.returncode,
             done.stdout,
@@ -106,6 +108,18 @@ class HostTarget(RunnerTarget):
             "spinning": False,
         }
         return report, conditions
+
+
+@contextlib.contextmanager
+def _open_input() -> Iterator[int]:
+    """An input for another process in which nothing comes, and which ends with the block or with this
+    process, in whatever way."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def processor_name() -> str:

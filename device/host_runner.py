@@ -1,15 +1,18 @@
 """The runner of this machine: ONNX Runtime in a process of its own, which does nothing else.
 
 Arguments, files and the answer are those of `device/runner_protocol.py`. Neither the threads nor the
-memory of the process that trains can touch a measurement made here.
+memory of the process that trains can touch a measurement made here. With `--tied` the runner ends as
+soon as its standard input does, which its caller holds open: when that is killed, nothing measures on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,6 +143,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--provider", choices=PROVIDER_NAMES, default="cpu")
     parser.add_argument("--profile")
+    parser.add_argument("--tied", action="store_true")
     for name in ("--option", "--watch"):
         parser.add_argument(name, action="append", default=[])
     parser.add_argument("--model", dest="jobs", action="append", type=lambda path: [path])
@@ -204,9 +208,18 @@ def _measure(models: list[_LoadedModel], arguments: argparse.Namespace) -> list[
     return watched
 
 
+def _end_with_input() -> None:
+    """Wait, without a share of the processor, for the end of standard input."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(FAILURE_EXIT_CODE)
+
+
 def main() -> int:
     """Run the graphs of the command line, print the answer."""
     arguments = _arguments()
+    if arguments.tied:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(arguments.limit)

@@ -1,4 +1,4 @@
-"""What a graph wants as input, and fixed random values for it.
+"""A graph as a device needs it: in one file, with fixed random values for its inputs.
 
 A latency means something only for one shape, so every dimension must be a number in the graph. The
 values are the same in every process and on every device: same graph, same inputs.
@@ -7,13 +7,16 @@ values are the same in every process and on every device: same graph, same input
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from lightfield.errors import DeviceError
 
@@ -28,6 +31,9 @@ ELEMENT_TYPES: dict[int, str] = {
     TensorProto.BOOL: "bool",
 }
 """Element types that travel to a device, by their ONNX number, under their numpy name."""
+
+_MOST_BYTES = 2**31 - 1
+"""Of an ONNX file; protobuf has no larger messages."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,70 @@ def input_specs(model: Path) -> tuple[TensorSpec, ...]:
     Raises:
         DeviceError: when the file is no ONNX graph, or an input has no fixed shape and type.
     """
-    try:
-        graph = onnx.load(str(model), load_external_data=False).graph
-    except FileNotFoundError:
-        raise DeviceError("file is missing", where=model, remedy="export it first") from None
-    except (OSError, DecodeError) as reason:
-        raise _no_graph(model, str(reason)) from reason
+    graph = _loaded(model).graph
     if not graph.node:
         raise _no_graph(model, "it has no operators")
     constants = {initializer.name for initializer in graph.initializer}
     return tuple(_spec(value, model) for value in graph.input if value.name not in constants)
+
+
+def whole_graph(model: Path, folder: Path) -> Path:
+    """The graph in one file: itself, or a copy in `folder` with the weights that lie in other files.
+
+    Raises:
+        DeviceError: when the file is no ONNX graph, or its weights cannot be read or are too large.
+    """
+    proto = _loaded(model)
+    outside = [tensor for tensor in _tensors(proto) if uses_external_data(tensor)]
+    if not outside:
+        return model
+    path = folder / model.name
+    try:
+        size_bytes = proto.ByteSize() + sum(_size_bytes(tensor) for tensor in outside)
+        if size_bytes > _MOST_BYTES:
+            raise DeviceError(
+                f"with its external weights it takes {size_bytes / 1e9:.1f} GB",
+                where=model,
+                remedy="a phone gets a graph in one file, which ONNX limits to 2 GB",
+            )
+        with warnings.catch_warnings():  # about keys of a tensor's place that ONNX does not know
+            warnings.simplefilter("ignore")
+            for tensor in outside:
+                load_external_data_for_tensor(tensor, str(model.parent))
+        path.write_bytes(proto.SerializeToString())
+    except (OSError, KeyError, ValueError, EncodeError, onnx.checker.ValidationError) as reason:
+        raise DeviceError(
+            f"its external weights cannot be read ({' '.join(str(reason).split())})",
+            where=model,
+            remedy="keep the files of the weights beside the graph, or save it as one file",
+        ) from reason
+    return path
+
+
+def _loaded(model: Path) -> ModelProto:
+    """The graph without weights that lie in other files."""
+    try:
+        return onnx.load(str(model), load_external_data=False)
+    except FileNotFoundError:
+        raise DeviceError("file is missing", where=model, remedy="export it first") from None
+    except (OSError, DecodeError) as reason:
+        raise _no_graph(model, str(reason)) from reason
+
+
+def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """All constants, those of functions and of graphs inside the graph too."""
+    graphs: list[GraphProto | FunctionProto] = [proto.graph, *proto.functions]
+    while graphs:
+        graph = graphs.pop()
+        if isinstance(graph, GraphProto):
+            yield from graph.initializer
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
+            graphs += [attribute.g, *attribute.graphs]
+
+
+def _size_bytes(tensor: TensorProto) -> int:
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _no_graph(model: Path, reason: str) -> DeviceError:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone
-from device.adb_output import (
-    PhoneIdentity,
-    fast_cores,
-    parse_cpu_list,
-    parse_getprop,
-    phone_identity,
-)
+from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone, read_identity
+from device.adb_output import fast_cores, parse_cpu_list
 from device.adb_server import connect
+from device.onnx_inputs import whole_graph
 from device.phone_settings import steady
 from device.processor import parse_cpuinfo
 from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
@@ -34,6 +31,7 @@ from device.runner_protocol import (
     runner_arguments,
 )
 from device.sensors import LIST_ZONES, Sensor, clock_sensors, condition_curve, zone_sensors
+from device.start_failure import start_remedy
 from device.target import RunnerTarget
 from device.thermal import (
     PhoneState,
@@ -123,7 +121,7 @@ class PhoneTarget(RunnerTarget):
             provider=PROVIDER_NAMES[self.provider],
             threads=self.threads,
             emulated=self._about.emulated,
-            unit=self._phone.pseudonym,
+            unit=self._about.unit,
         )
 
     def close(self) -> None:
@@ -144,18 +142,14 @@ class PhoneTarget(RunnerTarget):
         except AdbError:
             raise
         except DeviceError as error:
+            form, mounts = self._bundle.form, ""
             with contextlib.suppress(AdbError):
+                mounts = self._phone.attempt(["cat", "/proc/mounts"]).stdout
                 self.close()
-            form = self._bundle.form
-            remedy = (
-                "give it Android's own library with an onnxruntime-android AAR"
-                if form == "glibc"
-                else "check that the AAR is for this Android"
-            )
             raise DeviceError(
                 f"the runner ({form}) does not start: {error.what}",
                 where=self._phone.serial,
-                remedy=error.remedy or remedy,
+                remedy=error.remedy or start_remedy(error.what, form, mounts),
             ) from error
 
     def _run_on_phone(
@@ -198,7 +192,8 @@ class PhoneTarget(RunnerTarget):
         self._folders.add(scratch)
         remote = []
         for index, job in enumerate(jobs):
-            model = self._push({"model.onnx": job.model})
+            with tempfile.TemporaryDirectory(prefix="nelf-graph-") as name:
+                model = self._push({"model.onnx": whole_graph(job.model, Path(name))})
             inputs = self._push({path.name: path for path in sorted(job.inputs.iterdir())})
             outputs = f"{scratch}/{index}" if job.outputs else None
             remote.append((f"{model}/model.onnx", inputs, outputs))
@@ -236,7 +231,7 @@ class PhoneTarget(RunnerTarget):
             "pinned_to": self._pinning[1] if self._pinning else None,
             "runner": self._bundle.form,
             "runner_sha256": self._bundle.hashes(),
-            "phone": self._phone.pseudonym,
+            "phone": self._about.unit,
             "graph_optimisation": "all",
             "spinning": False,
         }
@@ -280,11 +275,6 @@ class PhoneTarget(RunnerTarget):
         readable = read_frequencies(self._phone, self._cpus, "scaling_cur_freq")
         zones = self._phone.attempt(["sh", "-c", LIST_ZONES]).stdout
         return clock_sensors(sorted(readable)) + zone_sensors(zones)
-
-
-def read_identity(phone: AdbPhone) -> PhoneIdentity:
-    """Who the phone is, from its properties."""
-    return phone_identity(parse_getprop(phone.shell(["getprop"])))
 
 
 def attach_phone(

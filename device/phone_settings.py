@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from device.adb import TEMPORARY_FOLDER, AdbPhone
@@ -51,11 +51,16 @@ class _Change:
     name: str
     words: Sequence[str]
     undo: Sequence[str]
+    is_on: Callable[[], bool] = lambda: True
+    """Asks the phone whether it kept the change; some take a setting, and then ignore it."""
+    is_off: Callable[[], bool] = lambda: True
+    """Asks the phone whether it is as it was before."""
 
 
 @contextlib.contextmanager
 def steady(phone: AdbPhone, api: int | None) -> Iterator[dict[str, bool]]:
-    """Screen on and fixed clocks while the block runs; yields which of them the phone allowed.
+    """Screen on and fixed clocks while the block runs; yields which of them the phone allowed and, where
+    it can be asked, kept.
 
     Raises:
         AdbError: when the block went well but a setting could not be put back, naming it.
@@ -73,8 +78,9 @@ def steady(phone: AdbPhone, api: int | None) -> Iterator[dict[str, bool]]:
             # what the phone cannot promise to put back is not changed
             for change in changes if said == "guarded" else ():
                 made.append(change)
-                applied[change.key] = phone.attempt(change.words).exit_code == 0
-                if not applied[change.key]:
+                if phone.attempt(change.words).exit_code == 0:
+                    applied[change.key] = change.is_on()
+                else:
                     made.pop()  # refused: undoing it would fail too
             yield applied
         finally:
@@ -94,13 +100,21 @@ def put_back_leftovers(phone: AdbPhone) -> int:
 
 
 def _planned(phone: AdbPhone, api: int | None, awake: bool | None) -> list[_Change]:
-    changes = []
-    before = phone.attempt(["settings", "get", *_STAY_ON])
-    value = before.stdout.strip()
-    if before.exit_code == 0 and (value == "null" or value.isdecimal()):
+    def stay_on() -> str:
+        return phone.attempt(["settings", "get", *_STAY_ON]).stdout.strip()
+
+    changes, value = [], stay_on()
+    if value == "null" or value.isdecimal():
         undo = ["delete", *_STAY_ON] if value == "null" else ["put", *_STAY_ON, value]
-        words = ["settings", "put", *_STAY_ON, _ON_ANY_POWER]
-        changes.append(_Change("stays_on", "stay on while plugged in", words, ["settings", *undo]))
+        change = _Change(
+            "stays_on",
+            "stay on while plugged in",
+            ["settings", "put", *_STAY_ON, _ON_ANY_POWER],
+            ["settings", *undo],
+            is_on=lambda: stay_on() == _ON_ANY_POWER,
+            is_off=lambda: stay_on() == value,
+        )
+        changes.append(change)
     if awake is False:
         key = ["input", "keyevent"]
         wake, sleep = [*key, "KEYCODE_WAKEUP"], [*key, "KEYCODE_SLEEP"]
@@ -117,7 +131,10 @@ def _undo(phone: AdbPhone, made: Sequence[_Change], note: str) -> list[str]:
     for change in reversed(made):
         try:
             phone.shell(change.undo)
+            undone = change.is_off()
         except AdbError:
+            undone = False
+        if not undone:
             stuck.append(change.name)
     if not stuck:
         with contextlib.suppress(AdbError):

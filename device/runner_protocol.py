@@ -23,7 +23,8 @@ line of the output is the report,
 or, with exit code 3, {"error": "...", "at": "..."}. `at_us` is when a turn began, from the first one;
 `cpu_us` is the processor time of the whole runner during it, all threads together: what the turn cost,
 whoever else used the processor. A watched file that cannot be read is -1. After SECONDS the runner ends
-itself (SIGALRM), so that a hang leaves nothing behind.
+itself (SIGALRM), so that a hang leaves nothing behind; and it ends when its caller is killed, by adbd's
+SIGHUP on a phone, by the end of its standard input on this machine (`--tied`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Clocks and temperatures that a kernel shows in /sys, which the runner reads between turns.
 
 A sensor is a file with one number. Thermal zones give thousandths of a degree, as the kernel's
-interface says; some makers give tenths or whole degrees, told apart by what can be a temperature.
+interface says; some makers give tenths or whole degrees, told apart by what can be a temperature. What
+cannot be one (an absent sensor reads 0, -274000 or 999999) is left out of a curve, value by value.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from device.adb_output import is_temperature
 
 CPU_FOLDER = "/sys/devices/system/cpu"
 ZONES = "/sys/class/thermal"
@@ -27,6 +30,7 @@ _KINDS = (
 """Zones worth watching, by name; a phone has up to a hundred."""
 _ZONES_OF_A_KIND = 2
 _MOST_CORES = 16
+_MOST_MHZ = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Sensor:
 
 @dataclass(frozen=True)
 class ConditionCurve:
-    """What the sensors said during a measurement; None where one could not be read."""
+    """What the sensors said during a measurement; None where one could not be read, or said what it
+    cannot have measured."""
 
     at_seconds: tuple[float, ...]
     temperatures_celsius: dict[str, tuple[float | None, ...]]
@@ -82,8 +87,9 @@ def zone_sensors(text: str) -> list[Sensor]:
 
 
 def _factor(value: int) -> float | None:
-    """What turns a zone's number into degrees, None for a number that is no temperature."""
-    factors = ((5_000, 200_000, 1e-3), (200, 2_000, 0.1), (5, 200, 1.0))
+    """What turns a zone's number into degrees, None for a number that is no temperature. The ranges of
+    whole degrees, tenths and thousandths do not meet, so no number is taken for another's."""
+    factors = ((5_000, 130_000, 1e-3), (130, 1_300, 0.1), (5, 130, 1.0))
     return next((factor for low, high, factor in factors if low <= value < high), None)
 
 
@@ -118,7 +124,7 @@ def condition_curve(
     }
     for column, sensor in enumerate(sensors, 1):
         values = [row[column] for row in rows]
-        read = tuple(round(v * sensor.factor, 3) if v >= 0 else None for v in values)
+        read = tuple(_measured(sensor, value) for value in values)
         if any(value is not None for value in read):
             names = series[sensor.quantity]
             name = sensor.name if sensor.name not in names else f"{sensor.name} ({column})"
@@ -128,3 +134,11 @@ def condition_curve(
         series["temperature_celsius"],
         series["frequency_mhz"],
     )
+
+
+def _measured(sensor: Sensor, number: float) -> float | None:
+    """A file's number in the sensor's unit, None for one that the sensor cannot have measured."""
+    value = round(number * sensor.factor, 3)
+    if sensor.quantity == "temperature_celsius":
+        return value if is_temperature(value) else None
+    return value if 0 < value < _MOST_MHZ else None

@@ -2,8 +2,8 @@
 
     onnxruntime_perf_test   summary on standard output (sums and averages in s and ms, percentiles in s),
                             and one line per run in its result file: name, seconds, ...
-    benchmark_model         TensorFlow Lite and LiteRT: `count= first= ...` of the warm-up and of the
-                            runs, then one line of averages; all in microseconds
+    benchmark_model         TensorFlow Lite: `count= first= ...` of the warm-up and of the runs, then one
+                            line of averages, all in microseconds. LiteRT: a table, with units
     executor_runner         ExecuTorch: a line per run in Android's log, in milliseconds
 
 A figure that a tool does not print is None, never a guess.
@@ -11,6 +11,7 @@ A figure that a tool does not print is None, never a guess.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from lightfield.errors import DeviceError
 ToolKind = Literal["onnxruntime_perf_test", "benchmark_model", "executor_runner"]
 
 _NUMBER = r"([-+\d.eE]+)"
+_GROUPED = r"([-+\d.,eE]+)"
+_MILLISECONDS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ns": 1e-6}
+_TIME = rf"{_GROUPED}\s*({'|'.join(_MILLISECONDS)})\b"
 
 
 @dataclass(frozen=True)
@@ -89,25 +93,33 @@ def _times_ms(results: str) -> list[float]:
 
 
 def parse_benchmark_model(text: str) -> ToolFigures:
-    """Read benchmark_model's output, from the program itself or from Android's log.
+    """Read benchmark_model's output, TensorFlow Lite's or LiteRT's, from the program itself or from
+    Android's log.
 
     Raises:
-        DeviceError: when the line of averages is not there.
+        DeviceError: when the averages are not there.
     """
+    found = _litert_table(text) or _tflite_lines(text)
+    if found is None:
+        raise _silent("benchmark_model", text)
+    return found
+
+
+def _tflite_lines(text: str) -> ToolFigures | None:
     pattern = (
         rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}, "
         rf"Warmup \(avg\): {_NUMBER}, Inference \(avg\): {_NUMBER}"
     )
     averages = re.search(pattern, text)
-    if averages is None:
-        raise _silent("benchmark_model", text)
+    if averages is None or not all(_is_number(figure) for figure in averages.groups()):
+        return None
     # the last of these lines is that of the runs; those before it are of the warm-up
     counted = re.findall(r"count=\d+ .*", text)
     fields = dict(re.findall(rf"(\w+)={_NUMBER}", counted[-1])) if counted else {}
     memory = re.search(rf"overall={_NUMBER}", text)
 
     def micro(name: str) -> float | None:
-        return float(fields[name]) / 1e3 if name in fields else None
+        return float(fields[name]) / 1e3 if _is_number(fields.get(name, "")) else None
 
     return ToolFigures(
         "benchmark_model",
@@ -120,6 +132,52 @@ def parse_benchmark_model(text: str) -> ToolFigures:
         first_run_ms=float(averages[2]) / 1e3,
         peak_memory_bytes=round(float(memory[1]) * 2**20) if memory else None,
     )
+
+
+def _litert_table(text: str) -> ToolFigures | None:
+    """The rows of LiteRT's table, of which only the average of the runs has to be there, and whole."""
+    average = re.search(rf"Inference \(avg\):\s*{_TIME}\s*\({_GROUPED} runs?\)", text)
+    if average is None:
+        return None
+    mean_ms, runs = _time_ms(average[1], average[2]), _plain_number(average[3])
+    if not mean_ms or not runs:
+        return None  # it ran nothing
+
+    def time_ms(row: str) -> float | None:
+        found = re.search(rf"{row}:\s*{_TIME}", text)
+        return _time_ms(found[1], found[2]) if found else None
+
+    def size_bytes(row: str) -> int | None:
+        found = re.search(rf"{row}:\s*{_GROUPED} MB", text)
+        megabytes = _plain_number(found[1]) if found else None
+        return round(megabytes * 2**20) if megabytes else None
+
+    return ToolFigures(
+        "benchmark_model",
+        runs=int(runs),
+        mean_ms=mean_ms,
+        min_ms=time_ms(r"Inference \(min\)"),
+        max_ms=time_ms(r"Inference \(max\)"),
+        load_ms=time_ms("Model initialization"),
+        first_run_ms=time_ms(r"Warmup \(first\)"),
+        peak_memory_bytes=size_bytes("Peak memory") or size_bytes("Overall footprint"),
+    )
+
+
+def _time_ms(number: str, unit: str) -> float | None:
+    value = _plain_number(number)
+    return None if value is None else value * _MILLISECONDS[unit]
+
+
+def _plain_number(text: str) -> float | None:
+    """A finite number, None for other text. The last separator of `1,234.5`, `1.234,5` and `12,5` begins
+    the decimals; those of `1,234` and `1.234.567` only group digits."""
+    last = max(text.rfind(","), text.rfind("."))
+    if last >= 0:
+        grouped = re.fullmatch(r"[1-9]\d{0,2}(,\d{3}|(\.\d{3}){2,})+", text)
+        mark = "" if grouped else "."
+        text = re.sub("[,.]", "", text[:last]) + mark + text[last + 1 :]
+    return float(text) if _is_number(text) and math.isfinite(float(text)) else None
 
 
 def parse_executor_runner(text: str, warmup: int = 0) -> ToolFigures:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from device.adb import PHONE_FOLDER, AdbPhone
+from device.adb import PHONE_FOLDER, AdbPhone, read_identity
 from device.adb_output import fast_cores, parse_cpu_list
-from device.phone import read_identity
+from device.onnx_inputs import whole_graph
 from device.phone_settings import steady
 from device.thermal import (
     ThermalConfig,
@@ -113,11 +114,12 @@ def measure_with_tool(
     Raises:
         DeviceError: when a file is missing, the phone is not fit, or the program fails or says nothing.
     """
-    about, files = read_identity(phone), _files(config)
+    about = read_identity(phone)
     cpus = parse_cpu_list(phone.attempt(["cat", "/sys/devices/system/cpu/possible"]).stdout)
     cores = fast_cores(read_frequencies(phone, cpus, "cpuinfo_max_freq"), config.threads)
     scratch = f"{PHONE_FOLDER}/tool-{secrets.token_hex(4)}"
-    folder = phone.push_files(files)
+    with tempfile.TemporaryDirectory(prefix="nelf-graph-") as name:
+        folder = phone.push_files(_files(config, Path(name)))
     try:
         before = wait_until_cool(lambda: read_state(phone, cpus), thermal)
         phone.shell(["mkdir", "-p", scratch])
@@ -136,7 +138,7 @@ def measure_with_tool(
         figures,
         DeviceIdentity(
             "phone", about.name, about.system, config.kind, arguments, config.threads,
-            about.emulated, phone.pseudonym,
+            about.emulated, about.unit,
         ),
         config.model.name,
         sha256_of(config.model),
@@ -152,12 +154,15 @@ def measure_with_tool(
     )  # fmt: skip
 
 
-def _files(config: ToolConfig) -> dict[str, Path]:
+def _files(config: ToolConfig, spare: Path) -> dict[str, Path]:
+    """What is pushed, by its name on the phone; a graph that has to be rewritten comes into `spare`."""
     files = {config.kind: config.program, f"model{config.model.suffix}": config.model}
     if config.libraries is not None:
         files |= {path.name: path for path in sorted(config.libraries.glob("*.so"))}
     if missing := [path for path in files.values() if not path.is_file()]:
         raise DeviceError("file is missing", where=missing[0])
+    if config.model.suffix == ".onnx":
+        files[f"model{config.model.suffix}"] = whole_graph(config.model, spare)
     return files
 
 

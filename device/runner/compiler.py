@@ -25,6 +25,8 @@ SOURCE = Path(__file__).parent
 SOURCE_FILES = ("nelf_runner.c", "ort_functions.h", "bionic_start.c", "compiler.py")
 
 _FLAGS = ["-O2", "-fPIE", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+# phones with pages of 16 KB load no program that is aligned to 4 KB, as an NDK before r28 makes it
+_LINK = ["-pie", "-s", "-Wl,-z,max-page-size=16384"]
 _NDK_API = 24  # Android 7: the oldest that ONNX Runtime's Android library runs on
 _STAND_INS = {
     "libc": "__libc_init _exit alarm clock_gettime exit fclose fflush fgetc fgets fopen fread free "
@@ -58,9 +60,9 @@ def compile_runner(form: RunnerForm, output: Path, scratch: Path) -> None:
     clang, zig = ndk_clang(), zig_command()
     source = str(SOURCE / "nelf_runner.c")
     if form == "bionic" and clang is not None:
-        _call([str(clang), *_FLAGS, "-pie", "-s", source, "-ldl", "-o", str(output)])
+        _call([str(clang), *_FLAGS, *_LINK, source, "-ldl", "-o", str(output)])
     elif zig is None and form == "glibc" and (gcc := shutil.which("aarch64-linux-gnu-gcc")):
-        _call([gcc, *_FLAGS, "-pie", "-s", source, "-ldl", "-o", str(output)])
+        _call([gcc, *_FLAGS, *_LINK, source, "-ldl", "-o", str(output)])
     elif zig is None:
         raise DeviceError(
             "no C compiler for the phone's runner",
@@ -71,7 +73,7 @@ def compile_runner(form: RunnerForm, output: Path, scratch: Path) -> None:
         _link_without_ndk([*zig, "-target", "aarch64-linux-musl"], output, scratch)
     else:
         target = ["-target", "aarch64-linux-gnu.2.28"]
-        _call([*zig, *target, *_FLAGS, "-pie", "-s", source, "-ldl", "-o", str(output)])
+        _call([*zig, *target, *_FLAGS, *_LINK, source, "-ldl", "-o", str(output)])
 
 
 def _link_without_ndk(compiler: Sequence[str], output: Path, scratch: Path) -> None:
@@ -88,8 +90,12 @@ def _link_without_ndk(compiler: Sequence[str], output: Path, scratch: Path) -> N
         inputs.append(str(scratch / f"{name}.so"))
         stand_in = ["-shared", "-nostdlib", f"-Wl,-soname,{name}.so"]
         _call([*compiler, *stand_in, str(assembly), "-o", inputs[-1]])
-    link = ["-nostdlib", "-pie", "-s", "-Wl,--dynamic-linker=/system/bin/linker64"]
-    link += ["-Wl,-z,max-page-size=16384", "-Wl,--hash-style=both"]
+    link = [
+        "-nostdlib",
+        *_LINK,
+        "-Wl,--dynamic-linker=/system/bin/linker64",
+        "-Wl,--hash-style=both",
+    ]
     _call([*compiler, *link, *inputs, "-o", str(output)])
 
 

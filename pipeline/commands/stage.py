@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
 from lightfield.run import Artifact
 from pipeline.console import Console
 
-Flat = tyro.conf.OmitArgPrefixes
+T = TypeVar("T")
+Flat = Annotated[T, tyro.conf.arg(name="")]
+"""A part of a command whose options stand without a prefix; those of the part's own parts keep theirs:
+`--runs`, but `--thermal.wait-seconds`."""
 PresetChoice = Literal["auto", "tiny", "small", "paper"]
 RUNS = Path("runs")
 STAGES = (

@@ -29,7 +29,7 @@ SCRIPTS = {
 file="$STATE/setting_$2_$3"
 case "$1" in
   get) if [ -e "$file" ]; then cat "$file"; else echo null; fi ;;
-  put) echo "$4" > "$file" ;;
+  put) [ -e "$STATE/settings_are_ignored" ] || echo "$4" > "$file" ;;
   delete) rm -f "$file" ;;
 esac""",
     "cmd": """
@@ -106,6 +106,8 @@ class FakeDevice:
     hangs_at: str | None = None
     """A command that contains this never answers."""
     truncate_pushes: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the adb server says about it, besides its model and the number of its connection."""
     commands: list[str] = field(default_factory=list)
     pushed: list[str] = field(default_factory=list)
 
@@ -141,6 +143,14 @@ class FakeDevice:
         """Let a command print a transcript."""
         for name, transcript in transcripts.items():
             shutil.copy(TRANSCRIPTS / f"{transcript}.txt", self.state / name)
+
+    def set_properties(self, **properties: str) -> None:
+        """Let `getprop` print these; of a name, `__` stands for a dot."""
+        lines = [f"[{name.replace('__', '.')}]: [{value}]" for name, value in properties.items()]
+        with (self.state / "getprop").open(
+            "a"
+        ) as file:  # of a property that is there twice, the last
+            file.write("\n".join(lines) + "\n")
 
     def files(self) -> list[str]:
         """What lies below /data/local/tmp."""
@@ -181,7 +191,12 @@ class FakeDevice:
         return SimpleNamespace(returncode=code, stdout=stdout, stderr=done.stderr, output=output)
 
     def _moved(self, command: str) -> str:
-        for prefix in ("/data/local/tmp", "/sys/devices/system/cpu", "/proc/cpuinfo"):
+        for prefix in (
+            "/data/local/tmp",
+            "/sys/devices/system/cpu",
+            "/proc/cpuinfo",
+            "/proc/mounts",
+        ):
             command = command.replace(prefix, f"{self.root}{prefix}")
         return command
 
@@ -218,11 +233,18 @@ class FakeClient:
         if self.down:
             raise adbutils.AdbError("connection closed")
         ready = [
-            adbutils.AdbDeviceInfo(device.serial, "device", {"model": "Pixel_8"})
-            for device in self.devices
+            adbutils.AdbDeviceInfo(
+                device.serial,
+                "device",
+                {"model": "Pixel_8", **device.tags, "transport_id": str(number)},
+            )
+            for number, device in enumerate(self.devices, 1)
         ]
         others = [adbutils.AdbDeviceInfo(serial, state) for serial, state in self.states.items()]
         return ready + others
 
-    def device(self, serial: str | None = None) -> FakeDevice:
-        return next(device for device in self.devices if device.serial == serial)
+    def device(self, serial: str | None = None, transport_id: int | None = None) -> FakeDevice:
+        if transport_id is not None:
+            return self.devices[transport_id - 1]
+        (device,) = (device for device in self.devices if device.serial == serial)
+        return device

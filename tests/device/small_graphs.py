@@ -9,8 +9,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def write_graph(path: Path, width: int = 8, layers: int = 2, pixels: int = 8) -> Path:
-    """A stack of 1x1 convolutions whose output depends on its input by O(1)."""
+def write_graph(
+    path: Path, width: int = 8, layers: int = 2, pixels: int = 8, *, outside: str | None = None
+) -> Path:
+    """A stack of 1x1 convolutions whose output depends on its input by O(1); its weights lie in the file
+    `outside` beside it, where one is named."""
     random = np.random.default_rng(0)
     nodes, weights, name = [], [], "input"
     for layer in range(layers):
@@ -28,7 +31,8 @@ def write_graph(path: Path, width: int = 8, layers: int = 2, pixels: int = 8) ->
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(path))
+    where = {"save_as_external_data": outside is not None, "location": outside}
+    onnx.save(model, str(path), **where, size_threshold=0)
     return path
 
 

@@ -6,8 +6,20 @@ import pytest
 from adbutils.sync import Sync
 from fake_phone import FakeClient, FakeDevice
 
-from device.adb import PHONE_FOLDER, AdbPhone, attached_phones, open_phone
+from device.adb import (
+    PHONE_FOLDER,
+    AdbPhone,
+    attached_phones,
+    open_phone,
+    phone_names,
+    read_identity,
+)
 from lightfield.errors import AdbError
+
+
+@pytest.fixture(autouse=True)
+def no_phone_is_chosen_outside(monkeypatch) -> None:
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
 
 
 @pytest.fixture
@@ -100,14 +112,38 @@ def test_removing_spares_what_others_put_there(phone, fake, tmp_path):
     assert fake.files() == ["nelf", "nelf/other"]
 
 
-def test_a_pseudonym_is_stable_and_hides_the_serial(phone, fake):
-    assert phone.pseudonym == AdbPhone(fake, "SERIAL01").pseudonym
-    assert phone.pseudonym != AdbPhone(fake, "SERIAL02").pseudonym
-    assert "SERIAL" not in phone.pseudonym
+def reached(tmp_path: Path, serial: str, **properties: str) -> FakeDevice:
+    """A phone of these properties that adb calls by this serial number."""
+    device = FakeDevice(tmp_path / f"{len(list(tmp_path.iterdir()))}", serial=serial)
+    device.set_properties(**properties)
+    return device
+
+
+def unit(device: FakeDevice) -> str:
+    return read_identity(AdbPhone(device, device.serial)).unit
+
+
+def test_a_phone_is_one_unit_however_it_is_attached(tmp_path):
+    ways = ("HT4A1", "10.0.0.7:40001", "10.0.0.7:40003", "adb-HT4A1-x (2)._adb-tls-connect._tcp")
+    same = {unit(reached(tmp_path, way, ro__serialno="HT4A1")) for way in ways}
+    assert len(same) == 1
+    assert "HT4A1" not in same.pop()
+    assert unit(reached(tmp_path, "HT4A1", ro__serialno="HT4A2")) not in same
+
+
+@pytest.mark.parametrize("number", ["", "unknown", "0123456789ABCDEF", "0000000000"])
+def test_phones_without_a_number_of_their_own_are_told_by_what_else_they_have(tmp_path, number):
+    one, two, three = (reached(tmp_path, name, ro__serialno=number) for name in "ABC")
+    assert unit(one) == unit(two)
+    for device, android_id in ((one, "9a31bc0ff0e1d2c3"), (two, "77c1aa00b2d3e4f5")):
+        (device.state / "setting_secure_android_id").write_text(f"{android_id}\n")
+    assert len({unit(one), unit(two), unit(three)}) == 3
+    three.set_properties(ro__boot__serialno="HT4A3")
+    assert unit(three) == unit(reached(tmp_path, "D", ro__serialno="HT4A3"))
 
 
 def two(tmp_path: Path) -> list[FakeDevice]:
-    return [FakeDevice(tmp_path / name, serial=name) for name in ("ONE", "TWO")]
+    return [reached(tmp_path, name, ro__serialno=name) for name in ("ONE", "TWO")]
 
 
 def test_phones_are_listed_with_their_states(fake):
@@ -126,6 +162,57 @@ def test_among_several_a_serial_decides(tmp_path):
         open_phone(client)
 
 
+def test_a_phone_that_is_attached_twice_is_one_phone(tmp_path):
+    ways = [reached(tmp_path, name, ro__serialno="HT4A1") for name in ("10.0.0.7:40001", "HT4A1")]
+    assert open_phone(FakeClient(ways)).serial == "10.0.0.7:40001"
+    ways[1].tags["usb"] = "1-4"
+    assert open_phone(FakeClient(ways)).serial == "HT4A1"  # the faster way
+    other = reached(tmp_path, "HT4A2", ro__serialno="HT4A2")
+    assert phone_names(FakeClient([*ways, other])) == ["HT4A1", "HT4A2"]
+
+
+def test_a_phone_is_chosen_by_whatever_adb_takes_for_its_name(tmp_path):
+    phones = [reached(tmp_path, "10.0.0.7:40001"), reached(tmp_path, "HT4A2")]
+    phones[1].tags |= {"usb": "1-4", "device": "shiba"}
+    client = FakeClient(phones)
+    for name in ("usb:1-4", "device:shiba", "transport_id:2", "HT4A2"):
+        assert open_phone(client, name).serial == "HT4A2"
+    for name in ("10.0.0.7", "tcp:10.0.0.7:40001"):
+        assert open_phone(client, name).serial == "10.0.0.7:40001"
+    with pytest.raises(AdbError, match="2 phones are attached"):
+        open_phone(client, "model:Pixel_8")
+
+
+def test_two_phones_of_one_serial_number_are_chosen_by_their_connections(tmp_path):
+    phones = [reached(tmp_path, "SAME", ro__serialno=name) for name in ("HT4A1", "HT4A2")]
+    client = FakeClient(phones)
+    listed = r"transport_id:1 \(device\), transport_id:2 \(device\): 2 phones.*number SAME; choose"
+    for serial in (None, "SAME"):
+        with pytest.raises(AdbError, match=listed):
+            open_phone(client, serial)
+    chosen = open_phone(client, "transport_id:2")
+    assert chosen.shell(["getprop"]) == AdbPhone(phones[1], "").shell(["getprop"])
+    assert phone_names(client) == ["transport_id:1", "transport_id:2"]
+
+
+def test_a_phone_without_a_serial_number_is_opened_by_its_connection(tmp_path):
+    client = FakeClient([reached(tmp_path, "(no serial number)")])
+    assert open_phone(client).serial == "transport_id:1"
+
+
+def test_androids_own_variable_chooses_where_no_serial_is_given(tmp_path, monkeypatch):
+    client = FakeClient(two(tmp_path))
+    monkeypatch.setenv("ANDROID_SERIAL", "TWO")
+    assert open_phone(client).serial == "TWO"
+    assert open_phone(client, "ONE").serial == "ONE"
+    monkeypatch.setenv("ANDROID_SERIAL", "THREE")
+    with pytest.raises(AdbError, match=r"ANDROID_SERIAL=THREE: no such phone.*attached: ONE, TWO"):
+        open_phone(client)
+    monkeypatch.setenv("ANDROID_SERIAL", "")
+    with pytest.raises(AdbError, match="2 phones are attached"):
+        open_phone(client)
+
+
 @pytest.mark.parametrize(
     ("states", "serial", "message"),
     [
@@ -133,7 +220,9 @@ def test_among_several_a_serial_decides(tmp_path):
         ({}, "A; reboot", "A; reboot: no such phone is attached; attached: none"),
         ({"X": "unauthorized"}, None, "X: the phone is unauthorized; unlock it and accept"),
         ({"X": "offline"}, "X", "X: the phone is offline; plug it in again"),
-        ({"X": "no"}, None, "udev"),
+        ({"X": "no permissions"}, None, "X: the phone cannot be opened by this user.*udev"),
+        ({"X": "rescue"}, None, "X: the phone is in rescue mode; restart it into Android"),
+        ({"X": "connecting"}, None, "X: the phone is connecting; wait"),
         ({"X": "host"}, None, "see `adb devices -l`"),
         ({"X": "offline", "Y": "unauthorized"}, None, "2 phones are attached"),
     ],
@@ -157,6 +246,7 @@ def test_a_dead_server_is_an_adb_error():
         (FakeDevice.stat, Sync.stat, ["/there"], {}),
         (FakeClient.list, adbutils.AdbClient.list, [], {"extended": True}),
         (FakeClient.device, adbutils.AdbClient.device, ["SERIAL01"], {}),
+        (FakeClient.device, adbutils.AdbClient.device, [], {"transport_id": 1}),
     ],
 )
 def test_adbutils_takes_the_calls_that_the_fake_takes(fake_method, method, arguments, options):

@@ -6,6 +6,7 @@ from device.adb_output import (
     Memory,
     fast_cores,
     is_emulated,
+    mount_options,
     parse_battery,
     parse_cpu_list,
     parse_free_bytes,
@@ -100,8 +101,63 @@ def test_emulators_are_recognised(properties):
     assert is_emulated(properties)
 
 
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {
+            "ro.product.cpu.abilist": "x86_64,arm64-v8a",
+            "ro.dalvik.vm.native.bridge": "libhoudini.so",
+        },
+        {"ro.product.cpu.abi": "x86"},
+        {"ro.product.cpu.abilist": "arm64-v8a,x86_64"},
+        {"ro.hardware": "cheets", "ro.product.cpu.abilist": "arm64-v8a"},
+        {"ro.boot.hardware": "windows_arm64"},
+        {"ro.product.model": "Subsystem for Android(TM)"},
+        {"ro.product.device": "waydroid_arm64"},
+        {"ro.product.vendor.device": "vbox86p"},
+        {"init.svc.ldinit": "stopped", "ro.hardware": "qcom"},
+        {"ro.genymotion.version": "3.7"},
+        {"ro.build.characteristics": "nosdcard,emulator"},
+    ],
+)
+def test_androids_on_a_computer_are_no_phones(properties):
+    assert is_emulated(properties)
+
+
+def test_a_processor_that_is_not_arms_gives_a_disguise_away():
+    assert is_emulated({"ro.product.cpu.abilist": "arm64-v8a"}, read("cpuinfo_x86"))
+    assert not is_emulated({"ro.product.cpu.abilist": "arm64-v8a"}, read("cpuinfo_arm64_linux5"))
+
+
 def test_a_zero_flag_is_no_emulator():
     assert not is_emulated({"ro.kernel.qemu": "0", "ro.hardware": "qcom"})
+    assert not is_emulated({"qemu.hw.mainkeys": "0", "ro.dalvik.vm.native.bridge": "0"})
+
+
+@pytest.mark.parametrize(
+    ("maker", "model", "name"),
+    [
+        ("vivo", "V2227A", "vivo V2227A"),
+        ("HUAWEI", "ELS-NX9", "HUAWEI ELS-NX9"),
+        ("iQOO", "I2012", "iQOO I2012"),
+        ("motorola", "moto g84", "Motorola moto g84"),
+        ("OPPO", "OPPO A5", "OPPO A5"),
+    ],
+)
+def test_makers_are_spelled_as_they_spell_themselves(maker, model, name):
+    found = phone_identity({"ro.product.manufacturer": maker, "ro.product.model": model})
+    assert found.name == name
+
+
+def test_the_options_of_a_folder_are_those_of_the_nearest_mount():
+    mounts = (
+        "/dev/root / ext4 ro,seclabel 0 0\n"
+        "/dev/block/dm-9 /data f2fs rw,nosuid,noexec 0 0\n"
+        "tmpfs /data/local/tmpfs tmpfs rw 0 0\n"
+    )
+    assert mount_options(mounts, "/data/local/tmp") == {"rw", "nosuid", "noexec"}
+    assert mount_options(mounts, "/system/bin") == {"ro", "seclabel"}
+    assert mount_options("cat: /proc/mounts: Permission denied\n", "/data") == set()
 
 
 @pytest.mark.parametrize(
@@ -121,6 +177,11 @@ def test_battery(transcript, celsius, percent, charging, plugged):
     assert battery.temperature_celsius == (celsius and pytest.approx(celsius))
     assert battery.level_percent == percent
     assert (battery.is_charging, battery.is_plugged) == (charging, plugged)
+
+
+@pytest.mark.parametrize("tenths", ["-2740", "0", "9999", "2147483647"])
+def test_a_battery_without_a_thermometer_has_no_temperature(tenths):
+    assert parse_battery(f"  temperature: {tenths}\n  level: 50\n").temperature_celsius is None
 
 
 def test_an_unreadable_battery_says_nothing():

@@ -70,6 +70,34 @@ def test_a_probe_lists_what_a_running_server_lists(listener):
     assert probe.problem is None
 
 
+def test_serials_and_states_with_blanks_are_listed_whole(listener):
+    udev = (
+        "no permissions (user in plugdev group; are your udev rules wrong?); see [http://x/y.html]"
+    )
+    lines = "".join(
+        f"{serial:22} {state} {tags}\n"
+        for serial, state, tags in (
+            ("HT4A1", udev, "usb:1-4 transport_id:1"),
+            (
+                "adb-HT4A1-x (2)._adb-tls-connect._tcp",
+                "device",
+                "product:p model:M_1 transport_id:2",
+            ),
+            ("(no serial number)", "offline", "usb:1-5 transport_id:3"),
+            ("HT4A2", "rescue", "usb:2-1 transport_id:4"),
+            ("10.0.0.7:5555", "connecting", "transport_id:5"),
+        )
+    ).encode()
+    answer(listener, b"OKAY%04x%s" % (len(lines), lines))
+    assert [(p.serial, p.state, p.tags["transport_id"]) for p in probe_adb().phones] == [
+        ("HT4A1", "no permissions", "1"),
+        ("adb-HT4A1-x (2)._adb-tls-connect._tcp", "device", "2"),
+        ("(no serial number)", "offline", "3"),
+        ("HT4A2", "rescue", "4"),
+        ("10.0.0.7:5555", "connecting", "5"),
+    ]
+
+
 def test_a_probe_names_the_state_of_an_unusable_phone(listener):
     lines = b"X                      unauthorized usb:1-2 transport_id:2\n"
     answer(listener, b"OKAY%04x%s" % (len(lines), lines))

@@ -11,6 +11,7 @@ from lightfield.errors import AdbError
 
 @pytest.fixture(autouse=True)
 def ready_made_bundle(bundle, monkeypatch):
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
     monkeypatch.setattr("device.phone.runner_bundle", lambda runtime, provider="cpu": bundle)
 
 
@@ -24,11 +25,36 @@ def test_auto_takes_the_only_phone(client):
     assert kind(client) == "phone"
 
 
+def another(tmp_path) -> FakeDevice:
+    device = FakeDevice(tmp_path / "two", serial="TWO")
+    device.set_properties(ro__serialno="TWO")
+    return device
+
+
+def test_auto_takes_a_phone_that_is_attached_twice(client, tmp_path):
+    client.devices.append(FakeDevice(tmp_path / "wireless", serial="10.0.0.7:40001"))
+    assert kind(client) == "phone"
+
+
+def test_auto_takes_the_phone_that_androids_own_variable_names(client, tmp_path, monkeypatch):
+    client.devices.append(another(tmp_path))
+    monkeypatch.setenv("ANDROID_SERIAL", "TWO")
+    assert kind(client) == "phone"
+    monkeypatch.setenv("ANDROID_SERIAL", "THREE")
+    assert kind(client) == "host"
+
+
+def test_all_phones_measures_one_that_is_attached_twice_once(client, tmp_path, monkeypatch):
+    client.devices.append(FakeDevice(tmp_path / "wireless", serial="10.0.0.7:40001"))
+    monkeypatch.setenv("ANDROID_SERIAL", "nobody's")
+    assert all_phones(client) == ["SERIAL01"]
+
+
 def test_auto_stays_here_without_a_phone_to_take(client, fake, tmp_path):
     assert kind(FakeClient()) == "host"
     assert kind(FakeClient(states={"X": "unauthorized"})) == "host"
     assert kind(FakeClient(down=True)) == "host"
-    assert kind(FakeClient([fake, FakeDevice(tmp_path / "two", serial="TWO")])) == "host"
+    assert kind(FakeClient([fake, another(tmp_path)])) == "host"
 
 
 def test_auto_never_takes_an_emulator(client, fake):
@@ -72,7 +98,7 @@ def test_auto_stops_a_server_that_it_started_in_vain(monkeypatch):
 
 
 def test_all_phones_are_opened_and_left_as_found(client, fake, tmp_path):
-    second = FakeDevice(tmp_path / "two", serial="TWO")
+    second = another(tmp_path)
     client.devices.append(second)
     client.states = {"X": "unauthorized"}
     with opened_phones(lambda serial: attach_phone(serial, client=client), client) as (found, lost):

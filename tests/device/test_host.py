@@ -1,6 +1,11 @@
+import contextlib
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,8 @@ from device.target import on_cpu_time
 from lightfield.errors import BudgetError, ConfigError, DeviceError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, LatencyRecord, evidence
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cost(compared: ComparedLatency) -> ComparedLatency:
@@ -48,6 +55,45 @@ def test_identity_names_the_processor_and_the_versions():
     assert identity.runtime.startswith("onnxruntime 1.")
     assert identity.threads == 2
     assert not identity.emulated
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_no_runner_measures_on_for_a_program_that_was_killed(graph):
+    script = "import sys; from pathlib import Path; from device.host import HostTarget; "
+    script += "HostTarget().measure(Path(sys.argv[1]), runs=1, seconds=600)"
+    caller = subprocess.Popen([sys.executable, "-c", script, str(graph)], cwd=ROOT)
+    children = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
+
+    def runner() -> str:
+        """The process that measures on, after that of the memory."""
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if b"600" in words:
+                    return pid
+        return ""
+
+    try:
+        wait_until(runner)
+        measuring = Path(f"/proc/{runner()}")
+    finally:
+        caller.kill()
+        caller.wait()
+    wait_until(lambda: has_ended(measuring))
+
+
+def has_ended(process: Path) -> bool:
+    try:
+        return "zombie" in (process / "status").read_text()
+    except OSError:
+        return True
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.02)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

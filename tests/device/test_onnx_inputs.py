@@ -6,7 +6,13 @@ import pytest
 from onnx import TensorProto, helper
 from small_graphs import write_graph
 
-from device.onnx_inputs import TensorSpec, checked_inputs, fixed_inputs, input_specs
+from device.onnx_inputs import (
+    TensorSpec,
+    checked_inputs,
+    fixed_inputs,
+    input_specs,
+    whole_graph,
+)
 from lightfield.errors import DeviceError
 
 
@@ -77,3 +83,66 @@ def test_given_inputs_must_be_the_graphs(graph):
     for wrong in (good[:, :4], good.astype(np.float64)):
         with pytest.raises(DeviceError, match=r"the graph wants float32\[1, 8, 8, 8\]"):
             checked_inputs(graph, {"input": wrong})
+
+
+def test_a_graph_that_is_whole_stays_as_it_is(graph, tmp_path):
+    assert whole_graph(graph, tmp_path / "nowhere") == graph
+
+
+def test_weights_of_inner_graphs_and_attributes_come_in_too(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/all.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+
+    def outside(name: str, offset: int) -> TensorProto:
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[2])
+        place = {"location": "weights/all.bin", "offset": str(8 * offset), "length": "8"}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+        tensor.data_location = TensorProto.EXTERNAL
+        return tensor
+
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    constant = helper.make_node("Constant", [], ["c"], value=outside("c", 0))
+    add = helper.make_node("Add", ["c", "d"], ["y"])
+    branch = helper.make_graph([constant, add], "branch", [], [value], [outside("d", 1)])
+    either = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    flag = helper.make_tensor_value_info("x", TensorProto.BOOL, [])
+    onnx.save(
+        helper.make_model(helper.make_graph([either], "g", [flag], [value])), tmp_path / "g.onnx"
+    )
+
+    (tmp_path / "spare").mkdir()
+    whole = onnx.load(
+        whole_graph(tmp_path / "g.onnx", tmp_path / "spare"), load_external_data=False
+    )
+    inner = whole.graph.node[0].attribute[0].g
+    tensors = inner.node[0].attribute[0].t, inner.initializer[0]
+    assert [onnx.numpy_helper.to_array(tensor).tolist() for tensor in tensors] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"location": "none.bin"}, "external weights cannot be read"),
+        ({"location": "../../etc/passwd"}, "external weights cannot be read"),
+        ({"location": "few.bin", "length": "4096"}, "external weights cannot be read"),
+    ],
+)
+def test_weights_that_are_not_beside_the_graph_are_refused(tmp_path, place, message):
+    path = write_graph(tmp_path / "g.onnx", outside="few.bin")
+    graph = onnx.load(path, load_external_data=False)
+    del graph.graph.initializer[0].external_data[:]
+    for key, value in place.items():
+        graph.graph.initializer[0].external_data.add(key=key, value=value)
+    onnx.save(graph, path)
+    with pytest.raises(DeviceError, match=rf"g\.onnx: its {message}"):
+        whole_graph(path, tmp_path)
+
+
+def test_weights_that_fit_into_no_file_are_refused(tmp_path):
+    path = write_graph(tmp_path / "g.onnx", outside="few.bin")
+    graph = onnx.load(path, load_external_data=False)
+    graph.graph.initializer[0].dims[:] = [1 << 15, 1 << 15]
+    onnx.save(graph, path)
+    with pytest.raises(DeviceError, match=r"external weights it takes 4\.3 GB; .*2 GB"):
+        whole_graph(path, tmp_path)

@@ -11,6 +11,7 @@ from device.onnx_inputs import fixed_inputs
 from device.phone import PhoneTarget, attach_phone
 from device.phone_settings import steady
 from device.runner.bundle import RunnerBundle
+from device.start_failure import start_remedy
 from device.target import Target
 from device.thermal import PhoneState, ThermalConfig, wait_until_cool
 from lightfield.errors import AdbError, BudgetError, DeviceError
@@ -240,6 +241,64 @@ def test_a_runner_that_does_not_start_is_found_before_anything_is_measured(
     glibc = {"ld-linux-aarch64.so.1": Path("/bin/sh"), **bundle.files}
     with pytest.raises(DeviceError, match=r"\(glibc\).*onnxruntime-android AAR"):
         PhoneTarget(AdbPhone(fake, fake.serial), RunnerBundle("glibc", glibc))
+
+
+DENIED = "/data/local/tmp/nelf/0a/nelf_runner: can't execute: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "mounts", "remedy"),
+    [
+        (DENIED, 126, "/dev/dm-9 /data f2fs rw,noexec 0 0", "/data/local/tmp is mounted noexec"),
+        (DENIED, 126, "/dev/dm-9 /data f2fs rw 0 0", "is closed to programs"),
+        (f"taskset: exec {DENIED}", 126, "", "is closed to programs"),
+        ("", 126, "", "is closed to programs"),
+        ("taskset: failed to set 71's affinity: Invalid argument", 1, "", "missing or refused"),
+        ("env: taskset: No such file or directory", 127, "", "missing or refused"),
+        ('CANNOT LINK EXECUTABLE: cannot locate symbol "x"', 1, "", "for a newer Android"),
+        ('CANNOT LINK EXECUTABLE: library "libx.so" not found', 1, "", "pass the library"),
+        ('program alignment (4096) cannot be smaller than system page size', 1, "", "pages of 16 KB"),
+        ("not executable: 64-bit ELF file", 126, "", "does not run programs for 64-bit Arm"),
+        ("what nobody foresaw", 1, "", "check that the AAR is for this Android"),
+    ],
+)  # fmt: skip
+def test_a_runner_that_does_not_start_comes_with_its_true_cause(
+    attach, fake, said, code, mounts, remedy
+):
+    (fake.root / "proc/mounts").write_text(f"{mounts}\n")
+    script(fake, f"cat >&2 <<'END'\n{said}\nEND\nexit {code}")
+    with pytest.raises(DeviceError, match=rf"does not start: .*; .*{remedy}") as told:
+        attach()
+    assert ("AAR" in str(told.value)) == ("AAR" in remedy or (code == 1 and "taskset" not in said))
+    assert fake.files() == []
+
+
+def test_a_refused_system_call_is_the_linux_librarys_fault_or_this_versions():
+    said = "the runner was killed by SIGSYS"
+    assert "Android's own library" in start_remedy(said, "glibc", "")
+    assert "of another version" in start_remedy(said, "bionic", "")
+
+
+def test_weights_in_a_second_file_travel_with_the_graph(attach, running_bundle, tmp_path):
+    target = attach(running_bundle)
+    graph = write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
+    inputs = fixed_inputs(graph)
+    outputs = target.run(graph, inputs)
+    np.testing.assert_allclose(
+        outputs["output"], reference_output(8, 2, inputs["input"]), atol=1e-5
+    )
+
+
+def test_weights_that_are_missing_are_missed_here_and_not_on_the_phone(attach, fake, tmp_path):
+    target, graph = attach(), write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
+    (tmp_path / "heavy.bin").unlink()
+    sent = len(fake.pushed)
+    with pytest.raises(
+        DeviceError, match=r"heavy\.onnx: its external weights cannot be read"
+    ) as told:
+        target.measure(graph, runs=1)
+    assert "/data/local/tmp" not in str(told.value)
+    assert len(fake.pushed) == sent
 
 
 def test_a_hostile_file_name_never_reaches_the_phone(attach, fake, tmp_path):

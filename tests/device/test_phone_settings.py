@@ -63,6 +63,20 @@ def test_a_note_whose_guard_still_waits_is_left_to_it(phone, fake):
     assert fake.files() == ["nelf-restore-old"]
 
 
+def test_a_setting_that_the_phone_takes_and_ignores_is_told(phone, fake):
+    (fake.state / "settings_are_ignored").touch()
+    with steady(phone, api=34) as applied:
+        assert applied == {"stays_on": False, "screen_on": True, "fixed_performance": True}
+    assert fake.files() == []
+
+
+def test_an_old_value_that_does_not_come_back_is_told(phone, fake):
+    (fake.state / "setting_global_stay_on_while_plugged_in").write_text("3\n")
+    changed = steady(phone, api=34)
+    with pytest.raises(AdbError, match="could not put back: stay on while plugged in"), changed:
+        (fake.state / "settings_are_ignored").touch()
+
+
 def test_a_phone_that_takes_no_note_is_not_changed(phone, fake):
     folder = fake.root / "data/local/tmp"
     folder.rmdir()

@@ -205,16 +205,19 @@ def test_the_c_runner_ends_itself(runner, tmp_path):
 
 
 def elf_interpreter(program: Path) -> str:
-    """The loader that an arm64 ELF file asks for."""
+    """The loader that an arm64 ELF file asks for; what is loaded is aligned to pages of 16 KB."""
     data = program.read_bytes()
     assert struct.unpack_from("<H", data, ELF_MACHINE)[0] == AARCH64
     (offset,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
+    loader = ""
     for header in range(offset, offset + size * count, size):
-        kind, _, start, _, _, length = struct.unpack_from("<IIQQQQ", data, header)
+        kind, _, start, _, _, length, _, align = struct.unpack_from("<IIQQQQQQ", data, header)
+        if kind == 1:  # PT_LOAD
+            assert align % 16384 == 0
         if kind == 3:  # PT_INTERP
-            return data[start : start + length].rstrip(b"\0").decode()
-    return ""
+            loader = data[start : start + length].rstrip(b"\0").decode()
+    return loader
 
 
 @needs_zig
@@ -228,6 +231,18 @@ def test_zig_builds_both_forms(tmp_path, monkeypatch):
         program = tmp_path / form
         compile_runner(form, program, tmp_path)
         assert elf_interpreter(program) == loader
+
+
+def test_every_compiler_is_asked_for_pages_of_16_kb(tmp_path, monkeypatch):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(compiler, "_call", calls.append)
+    monkeypatch.setattr(compiler, "zig_command", lambda: None)
+    monkeypatch.setattr(compiler, "ndk_clang", lambda: Path("/ndk/clang"))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    for form in ("bionic", "glibc"):
+        compile_runner(form, tmp_path / form, tmp_path)
+    assert [call[0] for call in calls] == ["/ndk/clang", "/usr/bin/aarch64-linux-gnu-gcc"]
+    assert all("-Wl,-z,max-page-size=16384" in call for call in calls)
 
 
 def elf(machine: int) -> bytes:

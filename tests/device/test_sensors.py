@@ -53,6 +53,42 @@ def test_rows_become_a_curve_in_units():
     assert curve.temperatures_celsius == {"skin-therm": (36.0, None)}
 
 
+def test_what_no_sensor_can_have_measured_is_left_out_of_a_curve():
+    sensors = [
+        Sensor("skin", "/a", "temperature_celsius", 1e-3),
+        Sensor("battery", "/b", "temperature_celsius", 0.1),
+        Sensor("absent", "/c", "temperature_celsius", 1.0),
+        Sensor("cpu0", "/d", "frequency_mhz", 1e-3),
+    ]
+    rows = [
+        (0.0, 36_500.0, 301.0, 0.0, 0.0),
+        (500.0, -274_000.0, 999_999.0, -274.0, 1_800_000.0),
+        (1000.0, 0.0, 40.0, 999.0, 2e9),
+        (1500.0, 999_999.0, 302.0, 0.0, 1_900_000.0),
+    ]
+    curve = condition_curve(sensors, rows)
+    assert curve is not None
+    assert curve.temperatures_celsius == {
+        "skin": (36.5, None, None, None),
+        "battery": (30.1, None, 4.0, 30.2),
+    }
+    assert curve.frequencies_mhz == {"cpu0": (None, 1800.0, None, 1900.0)}
+
+
+@pytest.mark.parametrize(
+    ("number", "celsius"),
+    [(45, 45), (150, 15), (295, 29.5), (15_000, 15), (98_500, 98.5)],
+)
+def test_a_zones_unit_is_told_by_what_can_be_a_temperature(number, celsius):
+    (sensor,) = zone_sensors(f"/z/type:battery\n/z/temp:{number}\n")
+    assert number * sensor.factor == pytest.approx(celsius)
+
+
+@pytest.mark.parametrize("number", [-274_000, -274, 0, 1, 3_000, 999_999])
+def test_a_zone_that_says_no_temperature_is_not_watched(number):
+    assert zone_sensors(f"/z/type:battery\n/z/temp:{number}\n") == []
+
+
 def test_nothing_watched_is_no_curve():
     assert condition_curve([], []) is None
     assert condition_curve(clock_sensors([0]), []) is None

@@ -1,6 +1,8 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_graphs import write_graph
 
 from device.adb import AdbPhone
 from device.tool_output import parse_benchmark_model, parse_executor_runner, parse_perf_test
@@ -57,6 +59,53 @@ def test_benchmark_model_in_androids_log_has_a_median_and_its_memory():
     assert found.to_json()["fps"] == pytest.approx(1000 / 141.253)
 
 
+def litert(**changed: str) -> str:
+    """The end of what LiteRT's benchmark_model logs, with rows left out (empty) or changed."""
+    rows = {
+        "Model initialization": "11.25 ms",
+        "Warmup (first)": "6.50 ms",
+        "Warmup (avg)": "6.25 ms (3 runs)",
+        "Inference (avg)": "5.75 ms (40 runs)",
+        "Inference (min)": "5.50 ms",
+        "Inference (max)": "6.75 ms",
+        "Inference (std)": "0.25",
+        "Peak memory": "48.50 MB",
+    } | changed
+    log = "INFO: [benchmark_litert_model.h:77] "
+    return "".join(f"{log}{name + ':':22}{value}\n" for name, value in rows.items() if value)
+
+
+def test_litert_ends_in_a_table_of_milliseconds():
+    found = parse_benchmark_model(litert())
+    assert (found.runs, found.mean_ms, found.min_ms, found.max_ms) == (40, 5.75, 5.5, 6.75)
+    assert (found.load_ms, found.first_run_ms, found.p50_ms) == (11.25, 6.5, None)
+    assert found.peak_memory_bytes == round(48.5 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("average", "runs", "mean_ms"),
+    [
+        ("5750.00 us (40 runs)", 40, 5.75),
+        ("1.25 s (1 run)", 1, 1250),
+        ("1,250.50 ms (1,000 runs)", 1000, 1250.5),
+        ("1.250,50 ms (40 runs)", 40, 1250.5),
+        ("5,75 ms (40 runs)", 40, 5.75),
+        ("1.25e+03 ms (40 runs)", 40, 1250),
+    ],
+)
+def test_litert_in_other_units_and_ways_of_writing_numbers(average, runs, mean_ms):
+    few = dict.fromkeys(("Model initialization", "Warmup (first)", "Warmup (avg)"), "")
+    found = parse_benchmark_model(litert(**few, **{"Inference (avg)": average}))
+    assert (found.runs, found.mean_ms) == (runs, pytest.approx(mean_ms))
+    assert (found.load_ms, found.first_run_ms) == (None, None)
+
+
+@pytest.mark.parametrize("average", ["", "5.7", "5.75 ms (40", "nan ms (0 runs)"])
+def test_litert_cut_off_or_without_runs_is_refused(average):
+    with pytest.raises(DeviceError, match="printed no time"):
+        parse_benchmark_model(litert(**{"Inference (avg)": average}))
+
+
 def test_executor_runners_lines_are_its_samples_after_the_warm_up():
     found = parse_executor_runner(transcript("executor_runner_logcat"), warmup=1)
     assert found.samples_ms == (8.1, 8.3, 8.2)
@@ -69,7 +118,15 @@ def test_an_older_executor_runner_tells_a_sum_only():
 
 
 @pytest.mark.parametrize("parse", [parse_perf_test, parse_benchmark_model, parse_executor_runner])
-@pytest.mark.parametrize("text", ["", "Segmentation fault\n", "Inference timings in us: Init: x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Segmentation fault\n",
+        "Inference timings in us: Init: x",
+        "Inference timings in us: Init: -, First inference: 1, Warmup (avg): 1, Inference (avg): .",
+    ],
+)
 def test_a_tool_that_says_no_time_is_refused(parse, text):
     with pytest.raises(DeviceError, match="printed no time"):
         parse(text)
@@ -135,6 +192,15 @@ def test_a_users_own_tool_is_driven_and_read(fake, tool, kind, words):
 def test_perf_tests_own_result_file_is_fetched(fake, tool):
     found = measure_with_tool(AdbPhone(fake, fake.serial), tool("onnxruntime_perf_test"))
     assert found.figures.samples_ms == (2.0,)
+
+
+def test_weights_in_a_second_file_are_pushed_with_the_graph(fake, tool, tmp_path):
+    graph = write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
+    body = 'while [ $# -gt 2 ]; do shift; done; cp "$1" "$STATE/model"\n'
+    body += PROGRAMS["onnxruntime_perf_test"].format(transcript=TRANSCRIPTS / "perf_test_2020.txt")
+    config = replace(tool("onnxruntime_perf_test", body), model=graph)
+    measure_with_tool(AdbPhone(fake, fake.serial), config)
+    assert (fake.state / "model").stat().st_size > (tmp_path / "heavy.bin").stat().st_size
 
 
 def test_a_failing_tool_is_quoted_and_everything_put_back(fake, tool):

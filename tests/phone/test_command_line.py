@@ -31,7 +31,7 @@ def run(made, tmp_path):
 def on_phone(request):
     """The options that choose the phone, and its library's C library."""
     glibc = request.getfixturevalue("tree") / "arm64/usr/lib/aarch64-linux-gnu"
-    return ["--target=phone", f"--glibc={glibc}"]
+    return ["--target=phone", f"--phone.glibc={glibc}"]
 
 
 def numbers_said_in(page: str) -> set[str]:

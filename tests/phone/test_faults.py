@@ -226,27 +226,32 @@ def test_a_phone_that_reboots_during_a_run(phone, scripted, settings, server, gr
 
 def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, server, tmp_path):
     program = (
-        "import sys, time\n"
+        "import sys\n"
         "from device.adb import open_phone\n"
         "from device.adb_server import connect\n"
         "from device.phone_settings import steady\n"
-        "with steady(open_phone(connect(), sys.argv[1]), api=34):\n"
-        "    time.sleep(60)\n"
+        "phone = open_phone(connect(), sys.argv[1])\n"
+        "with steady(phone, api=34):\n"
+        "    phone.attempt(['sleep', '317'], timeout_seconds=320)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, phone.serial]) as child:
-        wait_until(lambda: phone.settings().get("fixed_performance") == "true\n", seconds=60)
+        wait_until(lambda: phone.processes("sleep 317"), seconds=60)
+        assert phone.settings()["fixed_performance"] == "true\n"
         child.send_signal(signal.SIGKILL)
     wait_until(settings)
+    wait_until(lambda: phone.processes("sleep 317") == [])  # what ran there ends too
     wait_until(lambda: phone.files() == [])
 
 
 def test_of_two_phones_one_has_to_be_named(new_phone, server):
     one, two = new_phone(), new_phone()
+    # so far both have the same number: one phone that is attached twice
+    assert open_phone(server).serial in (one.serial, two.serial)
+    (two.state / "getprop").write_text("[ro.serialno]: [R3NX20]\n[ro.product.model]: [The other]\n")
     with pytest.raises(AdbError, match=r"2 phones are attached; choose one by its serial") as error:
         open_phone(server)
     assert one.serial in str(error.value)
     assert two.serial in str(error.value)
-    (two.state / "getprop").write_text("[ro.product.model]: [The other]\n")
     model = open_phone(server, two.serial).shell(["getprop", "ro.product.model"])
     assert model.strip() == "The other"
 
