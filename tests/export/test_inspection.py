@@ -49,7 +49,7 @@ def test_the_precision_of_the_weights_is_told(folder):
     assert half.macs == full.macs
     assert half.weights == {"float16": full.weights["float32"]}
     assert half.to_json()["parameters"] == full.parameters
-    assert "do not run on all of SnapML's backends" in "; ".join(half.snapml_faults)
+    assert "operator Cast does not run on all of SnapML's backends" in "; ".join(half.snapml_faults)
 
 
 def test_what_does_not_fit_a_lens_is_said(folder):
@@ -108,7 +108,7 @@ def test_packages_are_inspected_too(tmp_path):
     assert found.inputs == {"input": (1, field.student.spec.input_channels, 4, 5)}
     assert found.outputs == {"output": (1, 3, 8, 10)}
     assert found.operators["conv_transpose"] == 1
-    assert found.snapml_faults == ["a CoreML package, and SnapML reads ONNX"]
+    assert found.snapml_faults == ["a CoreML model, and SnapML reads ONNX"]
     assert found.macs == mac_count(field.student.spec, 4, 5)
     folded_parameters = parameter_count(folded(field.student))
     assert found.weights == {"float16": folded_parameters}
