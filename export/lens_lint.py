@@ -26,7 +26,7 @@ from export.lens_models import (
 )
 from export.lens_places import ASSETS, MODELS, SCRIPT, moved_assets, scene_of_project
 from export.lens_vocabulary import KNOWN_EDITOR
-from export.lens_yaml import ProjectFiles, compose, entry, holds_items, items, scalar
+from export.lens_yaml import ProjectFiles, compose, entry, fault_of, holds_items, items, scalar
 from lightfield.errors import ExportError
 from lightfield.files import read_json
 
@@ -43,7 +43,7 @@ class LensFindings:
     faults: list[str]
     """What keeps the lens from working, or is nothing that Lens Studio writes."""
     notes: list[str]
-    """What could not be checked, because a newer editor than the linter's saved the project."""
+    """What could not be checked, because another editor than the one known here saved the project."""
 
 
 def lint_lens_project(folder: Path) -> list[str]:
@@ -82,8 +82,8 @@ def lens_findings(folder: Path) -> LensFindings:
 def _notes(files: ProjectFiles) -> Iterator[str]:
     if files.novelties:
         yield (
-            f"saved by Lens Studio {files.newer_editor}; what it writes beyond the versions that are "
-            f"known here was not checked: {', '.join(sorted(files.novelties))}"
+            f"saved by Lens Studio {files.other_editor}; what it writes beyond what is known of it was "
+            f"not checked: {', '.join(sorted(files.novelties))}"
         )
 
 
@@ -109,24 +109,24 @@ def _read_project(path: Path, files: ProjectFiles) -> yaml.Node | None:
     try:
         root = compose(path)
     except ExportError as error:
-        files.faults.append(str(error))
+        files.faults.append(fault_of(error, files.folder))
         return None
     if not isinstance(entry(root, "metaInfo"), yaml.MappingNode) or root is None:
         files.faults.append(f"{path.name}: not a project description")
         return None
-    files.newer_editor = _newer_editor(root)
+    files.other_editor = _other_editor(root)
     files.check_maps(root, "esproj", path.name)
     return root
 
 
-def _newer_editor(root: yaml.Node) -> str | None:
-    """The version that saved a project, when it is newer than the one whose keys are known."""
+def _other_editor(root: yaml.Node) -> str | None:
+    """The version that saved a project, when it is not the one whose keys are known in full."""
     numbers = [scalar(entry(root, "studioVersion", key)) for key in ("major", "minor", "patch")]
     try:
         version = tuple(int(number) for number in numbers)
     except ValueError:
         return None
-    return ".".join(numbers) if version[:2] > KNOWN_EDITOR else None
+    return ".".join(numbers) if version[:2] != KNOWN_EDITOR else None
 
 
 def _plugin_faults(folder: Path) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _chain_faults(folder: Path) -> Iterator[str]:
     try:
         models = _models_of_script(folder / moved.get(SCRIPT, SCRIPT))
     except ExportError as error:
-        yield str(error)
+        yield fault_of(error, folder)
         return
     total_bytes = 0
     for model in models:
@@ -162,7 +162,7 @@ def _chain_faults(folder: Path) -> Iterator[str]:
             meta = compose(path.with_name(f"{path.name}.meta"))
             yield from _meta_faults(meta, path, model)
         except ExportError as error:
-            yield str(error)
+            yield fault_of(error, folder)
     if total_bytes > LARGEST_BYTES:
         yield f"the models take {total_bytes / 1e6:.1f} MB, Snap allows {LARGEST_BYTES / 1e6:.0f} MB"
 

@@ -4,7 +4,7 @@ The files are YAML. An `.esproj` is one map; the others are sequences of items t
 A scalar tagged `!<own>` names an item of the same file, one tagged `!<reference>` or
 `!<reference.Type>` an item or imported asset anywhere in the project; the all-zero uuid is null.
 Keys and values are held against `export.lens_vocabulary`; of types that it does not know only the
-references are checked. What an editor newer than the vocabulary wrote is noted, never a fault.
+references are checked. What another version of the editor wrote, and is not known, is noted and no fault.
 """
 
 from __future__ import annotations
@@ -97,15 +97,15 @@ class ProjectFiles:
     """Everything that the files of a project define and refer to."""
 
     folder: Path
-    newer_editor: str | None = None
-    """The version that saved the project, when its keys and values are not known in full."""
+    other_editor: str | None = None
+    """The version that saved the project, when its keys are not known in full."""
     types: dict[str, str] = field(default_factory=dict)
     """Type of each item and imported asset by uuid."""
     references: list[tuple[str, str]] = field(default_factory=list)
     """Place and uuid of each reference to elsewhere."""
     faults: list[str] = field(default_factory=list)
     novelties: set[str] = field(default_factory=set)
-    """Keys and values of a newer editor that are not in the vocabulary."""
+    """Keys and values of another version that are not in the vocabulary."""
 
     def read(self, path: Path) -> None:
         """Take in a sequence of items."""
@@ -113,7 +113,7 @@ class ProjectFiles:
         try:
             root = compose(path)
         except ExportError as error:
-            self.faults.append(str(error))
+            self.faults.append(fault_of(error, self.folder))
             return
         if not isinstance(root, yaml.SequenceNode):
             self.faults.append(f"{place}: not a sequence of items")
@@ -148,7 +148,7 @@ class ProjectFiles:
     def _check_keys(self, node: yaml.MappingNode, name: str, place: str) -> None:
         found = [scalar(key) for key, _ in node.value]
         unknown = unknown_keys(name, found)
-        if self.newer_editor is not None:
+        if self.other_editor is not None:
             self.novelties |= {f"{name}.{key}" for key in unknown}
         elif fault := order_fault(name, found):
             self.faults.append(f"{place}: {fault}")
@@ -162,7 +162,7 @@ class ProjectFiles:
                 continue
             if is_allowed(node.value, allowed):
                 continue
-            if self.newer_editor is not None:
+            if self.other_editor is not None:
                 self.novelties.add(f"{name}.{key} {node.value[:60]!r}")
             else:
                 self.faults.append(
@@ -175,6 +175,11 @@ class ProjectFiles:
         for place, target in self.references:
             if target not in self.types:
                 self.faults.append(f"{place}: refers to {target}, which nothing defines")
+
+
+def fault_of(error: ExportError, folder: Path) -> str:
+    """What is wrong with a file of a project, with its path within the project."""
+    return str(error).removeprefix(f"{folder}/")
 
 
 def holds_items(path: Path) -> bool:

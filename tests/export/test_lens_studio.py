@@ -611,6 +611,12 @@ def test_what_nobody_knew_of_a_newer_editor_is_noted_and_not_a_fault(newer_proje
     assert note.endswith(": Camera.Zoom, Text.StretchMode 'Cover'")
 
 
+def test_what_an_older_editor_did_not_write_is_no_fault(project):
+    edit(project / "Tiny_bricks.esproj", "minor: 15", "minor: 9")
+    edit(project / "Assets/Scene.scene", "  MipmapLevel: 0\n", "")
+    assert lint_lens_project(project) == []
+
+
 def test_a_newer_editor_does_not_hide_what_is_broken(newer_project):
     edit(
         newer_project / "Assets/Scene.scene",
@@ -650,6 +656,7 @@ def test_hostile_text_is_a_fault_of_one_line(project, text, fault):
     (project / "Assets/Hat.png.meta").write_text(text)
     faults = lint_lens_project(project)
     assert len(faults) == (fault is not None)
+    assert all(line.startswith("Assets/Hat.png.meta") for line in faults)
     assert all(fault in line and "\n" not in line for line in faults)
 
 
@@ -662,7 +669,7 @@ def test_files_that_are_not_text_nor_files_are_faults_of_one_line(project):
     (project / PLUGIN).unlink()
     os.mkfifo(project / PLUGIN)
     faults = "\n".join(lint_lens_project(project))
-    assert "Scene.scene: not readable as YAML" in faults
+    assert "Assets/Scene.scene: not readable as YAML" in faults
     assert "Assets/pipe: neither a file nor a folder" in faults
     assert "Assets/lost.png: a link that leads nowhere" in faults
     assert "Assets/loop: a link that leads nowhere" in faults
