@@ -4,7 +4,7 @@ The files are YAML. An `.esproj` is one map; the others are sequences of items t
 A scalar tagged `!<own>` names an item of the same file, one tagged `!<reference>` or
 `!<reference.Type>` an item or imported asset anywhere in the project; the all-zero uuid is null.
 Keys and values are held against `export.lens_vocabulary`; of types that it does not know only the
-references are checked. What another version of the editor wrote, and is not known, is noted and no fault.
+references are checked. What another version of the editor wrote beyond that is noted, and no fault.
 """
 
 from __future__ import annotations
