@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxsim
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from export.file_kinds import kind_of_file
@@ -181,15 +181,28 @@ def load_model(path: Path) -> onnx.ModelProto:
         if path.stat().st_size > LARGEST_MESSAGE:
             raise ExportError("not a readable ONNX file: it has more than 2 GB", where=path)
         model.ParseFromString(path.read_bytes())
-        if model.HasField("graph"):
-            return model
-        raise DecodeError
+        if not model.HasField("graph"):
+            raise DecodeError
+        if not _is_text_sound(model):
+            raise ExportError("not a readable ONNX file: a name is no UTF-8 text", where=path)
+        return model
     except DecodeError:
         raise ExportError(
             f"not a readable ONNX file: it is {kind_of_file(path)}", where=path
         ) from None
     except OSError as error:
         raise ExportError(f"not a readable ONNX file ({error})", where=path) from error
+
+
+def _is_text_sound(message: Message) -> bool:
+    """Whether all names within a message are text; protobuf hands out bytes for those that are not."""
+    for description, value in message.ListFields():
+        if description.type not in (description.TYPE_STRING, description.TYPE_MESSAGE):
+            continue
+        for each in (value,) if isinstance(value, str | bytes | Message) else value:
+            if isinstance(each, bytes) or (isinstance(each, Message) and not _is_text_sound(each)):
+                return False
+    return True
 
 
 def check_file(path: Path, contract: Contract) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from export.graph import IR_VERSIONS, Shape, load_model, operator_name, values_of
 from export.onnx_tensors import (
@@ -117,21 +117,22 @@ def graph_faults(model: onnx.ModelProto, operators: frozenset[str]) -> Iterator[
 
 def _convolution_faults(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> Iterator[str]:
     """What of a convolution only some of SnapML's backends run."""
-    settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    name = f"{node.op_type} {node.name or node.output[0]}"
-    shape = weights.get(node.input[1], ())
+    settings = {each.name: each for each in node.attribute}
+    name = f"{node.op_type} {node.name or ' '.join(node.output)}"
+    shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
     if len(shape) != 4:
         yield f"{name} is not a convolution of images with stored weights"
-    settings.setdefault("kernel_shape", list(shape[2:]))
+    sizes = {key: list(each.ints) for key, each in settings.items()}
+    sizes["kernel_shape"] = sizes.get("kernel_shape") or list(shape[2:])
     for key in ("kernel_shape", "strides", "pads", "output_padding"):
-        if len(set(settings.get(key, [0]))) > 1:
-            yield f"{name} has uneven {key} {list(settings[key])}"
-    if any(step != 1 for step in settings.get("dilations", [])):
-        yield f"{name} is dilated by {list(settings['dilations'])}"
-    if settings.get("group", 1) != 1:
-        yield f"{name} has {settings['group']} groups"
-    if (padding := settings.get("auto_pad", b"NOTSET")) != b"NOTSET":
-        yield f"{name} pads by {padding.decode(errors='replace')}"
+        if len(set(sizes.get(key, ()))) > 1:
+            yield f"{name} has uneven {key} {sizes[key]}"
+    if any(step != 1 for step in sizes.get("dilations", ())):
+        yield f"{name} is dilated by {sizes['dilations']}"
+    if "group" in settings and settings["group"].i != 1:
+        yield f"{name} has {settings['group'].i} groups"
+    if "auto_pad" in settings and settings["auto_pad"].s != b"NOTSET":
+        yield f"{name} pads by {settings['auto_pad'].s.decode(errors='replace')}"
 
 
 def shape_fault(name: str, shape: Shape) -> str | None:

@@ -45,7 +45,10 @@ def macs_of(model: onnx.ModelProto) -> int:
             raise UnknownMacsError(f"the arithmetic of {operator_name(node)} is not known")
     counted = [node for node in model.graph.node if operator_name(node) in COUNTED]
     shapes = _shapes(model) if counted else {}
-    total = sum(COUNTED[operator_name(node)](node, shapes) for node in counted)
+    try:
+        total = sum(COUNTED[operator_name(node)](node, shapes) for node in counted)
+    except IndexError:
+        raise UnknownMacsError("an operator lacks an input or an output") from None
     if total >= 2**63:
         raise UnknownMacsError("a size is impossible")
     return total

@@ -160,11 +160,14 @@ def _stored_numbers(tensor: onnx.TensorProto) -> int:
 def _external_fault(tensor: onnx.TensorProto, folder: Path) -> str | None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    place = (folder / location).resolve()
-    if not location or not place.is_relative_to(folder.resolve()):
-        return f"they lie in {location!r}, which is outside of the graph's folder and is not read"
-    if not place.is_file():
-        return f"they lie in {location!r}, which is missing; put that file beside the graph"
+    try:
+        place = (folder / location).resolve()
+        if not location or not place.is_relative_to(folder.resolve()):
+            return f"they lie in {location!r}, which is outside of the graph's folder, and not read"
+        if not place.is_file():
+            return f"they lie in {location!r}, which is missing; put that file beside the graph"
+    except (OSError, ValueError) as error:
+        return f"they lie in {location[:80]!r}, which no file can be called ({error})"
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", size_in_bytes(tensor)))

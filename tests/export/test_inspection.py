@@ -139,6 +139,13 @@ def test_what_is_no_graph_is_named_for_what_it_is(tmp_path, name, data, what):
         inspect(tmp_path / name)
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    whole = model(helper.make_node("Relu", ["x"], ["y"])).SerializeToString()
+    (tmp_path / "odd.onnx").write_bytes(whole.replace(b"Relu", b"Re\xff\xfe"))
+    with pytest.raises(ExportError, match="a name is no UTF-8 text"):
+        inspect(tmp_path / "odd.onnx")
+
+
 def test_what_is_no_file_is_not_read(tmp_path):
     with pytest.raises(ExportError, match="graph is missing"):
         inspect(tmp_path / "nothing.onnx")
@@ -172,6 +179,8 @@ def test_a_graph_cut_anywhere_is_refused_or_read_but_never_a_trace(tmp_path):
         ({"location": "/dev/zero"}, "outside of the graph's folder"),
         ({"location": "link.bin"}, "outside of the graph's folder"),
         ({"location": ""}, "outside of the graph's folder"),
+        ({"location": "w\0.bin"}, "no file can be called"),
+        ({"location": "w" * 5000}, "no file can be called"),
         ({"offset": 4}, "end at byte 40 of 'w.bin', which has only 36 bytes"),
         ({"offset": 10**30}, "end at byte more than can be stored"),
         ({"offset": -1}, "their sizes ask for 36"),
@@ -323,6 +332,7 @@ FUNCTION = helper.make_function(
          "the arithmetic of Einsum is not known"),
         (model(helper.make_node("Conv", ["x", "w"], ["y"], domain="com.example")),
          "the arithmetic of com.example.Conv is not known"),
+        (model(helper.make_node("Conv", ["x"], ["y"])), "an operator lacks an input or an output"),
         (model(helper.make_node("Invented", ["x"], ["y"])), "the arithmetic of Invented is not known"),
         (model(helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"]),
                inputs=[tensor(kind=onnx.TensorProto.INT8)],
@@ -364,6 +374,8 @@ OBLONG = stored(np.ones((3, 3, 1, 3), np.float32))
         (model(conv(strides=[1, 2]), outputs=[tensor("y", (1, 3, 4, 3))]), "uneven strides"),
         (model(weights=[OBLONG], outputs=[tensor("y", (1, 3, 4, 3))]), "uneven kernel_shape"),
         (model(conv(auto_pad="SAME_UPPER")), "pads by SAME_UPPER"),
+        (model(conv(group="three", pads=1)), "ONNX's checker refuses it"),
+        (model(helper.make_node("Conv", [], [])), "not a convolution of images"),
         (model(helper.make_node("Constant", [], ["w"], value=WEIGHT), conv(), weights=[]),
          "operator Constant does not run"),
         (model(inputs=[tensor("x", (0, 3, 4, 5))]), "impossible size"),
