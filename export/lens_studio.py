@@ -204,6 +204,8 @@ def _check_size(paths: dict[str, Path]) -> None:
 def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
     """Hashes of the files as they were last generated."""
     manifest = folder / MANIFEST
+    if folder.is_symlink():
+        raise ExportError("is a link, not a folder", where=folder, remedy="put the folder there")
     if not manifest.exists():
         if folder.is_file():
             raise ExportError("is a file, not a folder", where=folder)
@@ -216,14 +218,14 @@ def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
         return {}
     data = read_json(manifest, ExportError)
     try:
-        scene, files = data["scene"], dict(data["files"])
+        scene, files = data["scene"], {k: str(v) for k, v in data["files"].items()}
         if data["version"] != MANIFEST_VERSION:
             raise ExportError(
                 "comes from another version of this tool",
                 where=manifest,
                 remedy="choose another folder, or move this one away",
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ExportError(
             f"not a list of generated files ({error})",
             where=manifest,
@@ -287,9 +289,7 @@ def _texts(lens: LensScene, models: tuple[LensModel, ...], *, scaled: bool) -> d
         RENDER_TARGET: _filled(lens, "RenderTarget.renderTarget"),
         f"{RENDER_TARGET}.meta": _asset_meta(lens, "RenderTarget", "render_target"),
         SCRIPT: _controller(lens),
-        f"{SCRIPT}.meta": _filled(
-            lens, "script.meta", meta=lens_uuid(lens.scene_name, "script.meta")
-        ),
+        f"{SCRIPT}.meta": _filled(lens, "script.meta", meta=_uuid(lens, "script.meta")),
     }
     for name in ("module.json", "main.js"):
         texts[f"{PLUGINS}/NeuralLightField/{name}"] = _template(f"plugin/{name}")
@@ -297,6 +297,10 @@ def _texts(lens: LensScene, models: tuple[LensModel, ...], *, scaled: bool) -> d
         scale = 1.0 if scaled else model.output_scale
         texts[f"{MODELS}/{model.file_name}.meta"] = _model_meta(lens, model, scale)
     return {path: text.encode() for path, text in texts.items()}
+
+
+def _uuid(lens: LensScene, role: str) -> str:
+    return lens_uuid(lens.scene_name, role)
 
 
 def _template(name: str) -> str:
@@ -307,7 +311,7 @@ def _filled(lens: LensScene, template: str, **values: str) -> str:
     """A template with the given values; every other name in it is a role and becomes its uuid."""
     text = Template(_template(template))
     roles = set(text.get_identifiers()) - {"none", *values}
-    uuids = {role: lens_uuid(lens.scene_name, role) for role in roles}
+    uuids = {role: _uuid(lens, role) for role in roles}
     return text.substitute(uuids, none=NO_UUID, **values)
 
 
@@ -319,7 +323,7 @@ def _controller(lens: LensScene) -> str:
 
 
 def _asset_meta(lens: LensScene, slot: str, role: str) -> str:
-    meta, asset = lens_uuid(lens.scene_name, f"{role}.meta"), lens_uuid(lens.scene_name, role)
+    meta, asset = _uuid(lens, f"{role}.meta"), _uuid(lens, role)
     return _filled(lens, "asset.meta", slot=slot, meta=meta, asset=asset)
 
 
@@ -329,8 +333,8 @@ def _model_meta(lens: LensScene, model: LensModel, scale: float) -> str:
     return _filled(
         lens,
         "model.meta",
-        meta=lens_uuid(lens.scene_name, f"{model.role}.meta"),
-        asset=lens_uuid(lens.scene_name, model.role),
+        meta=_uuid(lens, f"{model.role}.meta"),
+        asset=_uuid(lens, model.role),
         inputs="\n".join(inputs),
         outputs="\n".join(outputs),
     )

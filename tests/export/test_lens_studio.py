@@ -358,6 +358,7 @@ def test_another_scene_does_not_move_in(project, models):
         ("Mine.esproj", "", r"Mine\.esproj, which was not generated here"),
         ("nelf-lens.json", "{", "cannot be read as JSON"),
         ("nelf-lens.json", "[]", "not a list of generated files"),
+        ("nelf-lens.json", '{"version": 1, "scene": "x", "files": []}', "not a list of generated"),
         ("nelf-lens.json", '{"version": 9, "scene": "x", "files": {}}', "another version"),
     ],
 )
@@ -389,6 +390,14 @@ def test_a_file_in_place_of_the_folder(tmp_path, models):
     (tmp_path / "lens").write_text("")
     with pytest.raises(ExportError, match="is a file, not a folder"):
         write_lens_project(tmp_path / "lens", ORBIT, *models)
+
+
+def test_a_link_in_place_of_the_folder(tmp_path, project, models):
+    (tmp_path / "link").symlink_to(project)
+    before = contents(project)
+    with pytest.raises(ExportError, match="is a link, not a folder"):
+        write_lens_project(tmp_path / "link", replace(ORBIT, drift=10.0), *models)
+    assert contents(project) == before
 
 
 # ---- models that do not fit
