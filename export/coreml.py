@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import shutil
 import sys
 import warnings
@@ -47,6 +48,9 @@ RAY_OPERATORS = {"matmul", "real_div", "mul", "sin", "cos", "concat", "cast"} | 
     *("slice_by_size", "slice_by_index", "expand_dims", "reshape")
 }
 """What the fused program may use besides."""
+
+UNCOUNTED = re.compile("conv|matmul|attention|lstm|gru|rnn|einsum|classify")
+"""In the names of MIL's operations that multiply and accumulate."""
 
 GELU_MODES = {"gelu": "EXACT", "sigmoid_gelu": "SIGMOID_APPROXIMATION"}
 
@@ -171,9 +175,10 @@ def _program_facts(path: Path) -> Counts:
     for op in operations:
         if op.op_type == "const" and isinstance(value := op.outputs[0].val, np.ndarray):
             weights[str(value.dtype)] += value.size if value.dtype.kind == "f" else 0
+    packed = any(op.op_type.startswith("constexpr") or op.blocks for op in operations)
     macs = [_macs(op) for op in operations]
     total = None if None in macs else sum(count or 0 for count in macs)
-    return dict(sorted(counted.items())), dict(+weights), total
+    return dict(sorted(counted.items())), None if packed else dict(+weights), total
 
 
 def _network_facts(network: Any, kind: str) -> Counts:
@@ -243,16 +248,20 @@ def is_coreml_file(path: Path) -> bool:
 
 
 def _macs(op: Any) -> int | None:
-    """Of one operation; a transposed convolution does kernel^2 * in * out per input pixel."""
-    if op.op_type not in ("conv", "conv_transpose", "matmul"):
-        return 0
+    """Of one operation; a transposed convolution does kernel^2 * in * out per input pixel.
+
+    None when a size is symbolic, and for operations of which the arithmetic is not known here.
+    """
+    if op.op_type not in ("conv", "conv_transpose", "matmul", "linear"):
+        return None if op.blocks or UNCOUNTED.search(op.op_type) else 0
     result = tuple(op.outputs[0].shape)
     if op.op_type == "conv":
         sizes = (*result, *op.weight.shape[1:])
     elif op.op_type == "conv_transpose":
         sizes = (*op.x.shape, *op.weight.shape[1:])
     else:
-        sizes = (*result, op.x.shape[-1])
+        turned = op.op_type == "matmul" and op.transpose_x is not None and op.transpose_x.val
+        sizes = (*result, op.x.shape[-2 if turned else -1])
     if not all(isinstance(size, int | np.integer) for size in sizes):
         return None
     return math.prod(int(size) for size in sizes)

@@ -19,7 +19,7 @@ MAGICS = (
     (0, b"%PDF", "a PDF document"),
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"\x7fELF", "a program"),
-    (8, b'{"', "a safetensors file"),
+    (4, b"\0\0\0\0{", "a safetensors file"),
     (257, b"ustar", "a tar archive"),
     (0, b"version https://git-lfs", "a pointer of Git LFS; run `git lfs pull`"),
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -457,6 +458,53 @@ def test_a_coreml_model_of_trees_or_images_says_what_it_can(tmp_path):
     assert found.outputs == {"y": (1, "2..9", "1..")}
     assert found.operators is found.weights is found.macs is found.parameters is None
     assert json.loads(json.dumps(found.to_json()))["weights"] is None
+
+
+@needs_coremltools
+@pytest.mark.parametrize(
+    ("operator", "macs", "weights"),
+    [
+        ("linear", 2 * 3 * 6, {"float32": 18 + 3}),
+        ("turned", 6 * 3 * 2, {"float32": 6}),
+        ("packed", 2 * 3 * 6, None),
+        ("einsum", None, {"float32": 36}),
+    ],
+)
+def test_products_of_a_coreml_program_are_counted_or_unknown(tmp_path, operator, macs, weights):
+    ct = import_coremltools()
+    from coremltools.converters.mil import Builder as mil
+
+    ones = np.ones((3, 6), np.float32)
+
+    @mil.program(input_specs=[mil.TensorSpec(shape=(2, 6))], opset_version=ct.target.iOS16)
+    def program(x):
+        if operator == "turned":
+            return mil.matmul(x=x, y=ones[:, :2].T, transpose_x=True, name="y")
+        if operator == "einsum":
+            values = mil.expand_dims(x=x, axes=(0, 1)), np.ones((1, 6, 2, 3), np.float32)
+            return mil.einsum(values=values, equation="nchw,nwhu->nchu", name="y")
+        weight = ones
+        if operator == "packed":
+            weight = mil.constexpr_affine_dequantize(
+                quantized_data=ones.astype(np.int8),
+                zero_point=np.int8(0),
+                scale=np.float32(1),
+                axis=0,
+            )
+        return mil.linear(x=x, weight=weight, name="y")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ct.convert(
+            program,
+            source="milinternal",
+            minimum_deployment_target=ct.target.iOS16,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+            package_dir=str(tmp_path / "m.mlpackage"),
+        )
+    found = inspect(tmp_path / "m.mlpackage")
+    assert (found.macs, found.weights) == (macs, weights)
 
 
 @needs_coremltools
