@@ -16,19 +16,21 @@ import contextlib
 import io
 import logging
 import math
+import re
 import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
-from export.graph import Shape
+from export.graph import ANY_RANK, Shape
 from export.mil_graph import fused_program, student_program
 from export.mil_replay import replayed
 from export.ray_graphs import point_map
@@ -46,6 +48,9 @@ RAY_OPERATORS = {"matmul", "real_div", "mul", "sin", "cos", "concat", "cast"} | 
     *("slice_by_size", "slice_by_index", "expand_dims", "reshape")
 }
 """What the fused program may use besides."""
+
+UNCOUNTED = re.compile("conv|matmul|attention|lstm|gru|rnn|einsum|classify")
+"""In the names of MIL's operations that multiply and accumulate."""
 
 GELU_MODES = {"gelu": "EXACT", "sigmoid_gelu": "SIGMOID_APPROXIMATION"}
 
@@ -111,59 +116,152 @@ def check_package(path: Path, student: Student, *, fused: bool) -> dict[str, int
 
 
 @dataclass(frozen=True)
-class PackageFacts:
-    """What a package says of itself."""
+class CoremlFacts:
+    """What a CoreML model says of itself; None where it cannot be told."""
 
-    specification: int
+    kind: str
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
-    operators: dict[str, int]
-    weights: dict[str, int]
+    operators: dict[str, int] | None
+    weights: dict[str, int] | None
     """How many numbers of each type it stores."""
     macs: int | None
     """Multiply-accumulates of one run; None when a size is symbolic."""
 
 
-def package_facts(path: Path) -> PackageFacts:
-    """Specification version, tensors and operators of any package with one program.
+def coreml_facts(path: Path) -> CoremlFacts:
+    """Tensors, operators and weights of a package with one program, or of an older `.mlmodel`.
+
+    Of other kinds of model (trees, pipelines) only the inputs and outputs are told.
 
     Raises:
-        ExportError: when it is missing or no such package, or coremltools is not installed.
+        ExportError: when it is missing or no such model, or coremltools is not installed.
     """
+    if (path / "coremldata.bin").exists():
+        raise ExportError(
+            "a compiled CoreML model, which cannot be looked into",
+            where=path,
+            remedy="give the .mlpackage that it was compiled from",
+        )
     ct = import_coremltools()
     try:
         specification = ct.utils.load_spec(str(path))
-        operations = load_program(path).operations
+        kind = specification.WhichOneof("Type") or "nothing"
+        counted = (
+            _program_facts(path)
+            if kind == "mlProgram"
+            else _network_facts(getattr(specification, kind), kind)
+        )
     except Exception as reason:  # a native parser that raises many types
-        raise ExportError(f"not a readable CoreML package ({reason})", where=path) from reason
+        first_line = str(reason).partition("\n")[0]
+        raise ExportError(f"not a readable CoreML package ({first_line})", where=path) from reason
     inputs, outputs = (
-        {value.name: tuple(value.type.multiArrayType.shape) for value in values}
+        {value.name: _shape_of(value.type) for value in values}
         for values in (specification.description.input, specification.description.output)
     )
+    what = "" if kind == "mlProgram" else f", {kind}"
+    title = f"CoreML, specification {specification.specificationVersion}{what}"
+    return CoremlFacts(title, inputs, outputs, *counted)
+
+
+Counts = tuple[dict[str, int] | None, dict[str, int] | None, int | None]
+"""Operators, weights and multiply-accumulates."""
+
+
+def _program_facts(path: Path) -> Counts:
+    operations = load_program(path).operations
     counted = Counter(op.op_type for op in operations if op.op_type != "const")
-    version = specification.specificationVersion
     weights = Counter[str]()
     for op in operations:
         if op.op_type == "const" and isinstance(value := op.outputs[0].val, np.ndarray):
             weights[str(value.dtype)] += value.size if value.dtype.kind == "f" else 0
+    packed = any(op.op_type.startswith("constexpr") or op.blocks for op in operations)
     macs = [_macs(op) for op in operations]
-    return PackageFacts(
-        version, inputs, outputs, dict(sorted(counted.items())), dict(+weights),
-        None if None in macs else sum(count or 0 for count in macs),
-    )  # fmt: skip
+    total = None if None in macs else sum(count or 0 for count in macs)
+    return dict(sorted(counted.items())), None if packed else dict(+weights), total
+
+
+def _network_facts(network: Any, kind: str) -> Counts:
+    """Of a neural network in the form before programs: layers, whose arithmetic is not counted."""
+    if not kind.startswith("neuralNetwork"):
+        return None, None, None
+    layers = Counter(layer.WhichOneof("layer") or "unknown" for layer in network.layers)
+    weights = Counter[str]()
+    for message in _messages_in(network):
+        if message.DESCRIPTOR.name == "WeightParams":
+            weights["float32"] += len(message.floatValue)
+            weights["float16"] += len(message.float16Value) // 2
+            weights["quantised bytes"] += len(message.rawValue) + len(message.int8RawValue)
+    return dict(sorted(layers.items())), dict(+weights), None
+
+
+def _messages_in(message: Any) -> Iterator[Any]:
+    """A protobuf message and all those within it."""
+    yield message
+    for description, value in message.ListFields():
+        if description.message_type is None or description.message_type.GetOptions().map_entry:
+            continue
+        for each in value if isinstance(value, Iterable) else (value,):
+            yield from _messages_in(each)
+
+
+def _shape_of(feature: Any) -> Shape:
+    """Sizes of an input or output; ranges and choices as text."""
+    kind = feature.WhichOneof("Type")
+    if kind == "imageType":
+        channels = 1 if "GRAYSCALE" in str(feature.imageType) else 3
+        return (channels, feature.imageType.height, feature.imageType.width)
+    if kind != "multiArrayType":
+        return (kind or ANY_RANK,)
+    array = feature.multiArrayType
+    if array.HasField("shapeRange"):
+        return tuple(_range(each) for each in array.shapeRange.sizeRanges)
+    if choices := array.enumeratedShapes.shapes:
+        shapes = [tuple(each.shape) for each in choices]
+        if len({len(shape) for shape in shapes}) > 1:
+            return (ANY_RANK,)
+        return tuple(
+            sizes[0] if len(set(sizes)) == 1 else "|".join(map(str, sizes))
+            for sizes in zip(*shapes, strict=True)
+        )
+    return tuple(array.shape) or (ANY_RANK,)
+
+
+def _range(sizes: Any) -> int | str:
+    low, high = sizes.lowerBound, sizes.upperBound
+    return low if low == high else f"{low}..{high if high >= 0 else ''}"
+
+
+def is_coreml_file(path: Path) -> bool:
+    """Whether a file holds a CoreML model; by its name where coremltools is not installed."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        ct = import_coremltools()
+        model = ct.proto.Model_pb2.Model()
+        model.ParseFromString(path.read_bytes())
+        return model.specificationVersion > 0 and model.WhichOneof("Type") is not None
+    except ExportError:
+        return path.suffix == ".mlmodel"
+    except (OSError, DecodeError):
+        return False
 
 
 def _macs(op: Any) -> int | None:
-    """Of one operation; a transposed convolution does kernel^2 * in * out per input pixel."""
-    if op.op_type not in ("conv", "conv_transpose", "matmul"):
-        return 0
+    """Of one operation; a transposed convolution does kernel^2 * in * out per input pixel.
+
+    None when a size is symbolic, and for operations of which the arithmetic is not known here.
+    """
+    if op.op_type not in ("conv", "conv_transpose", "matmul", "linear"):
+        return None if op.blocks or UNCOUNTED.search(op.op_type) else 0
     result = tuple(op.outputs[0].shape)
     if op.op_type == "conv":
         sizes = (*result, *op.weight.shape[1:])
     elif op.op_type == "conv_transpose":
         sizes = (*op.x.shape, *op.weight.shape[1:])
     else:
-        sizes = (*result, op.x.shape[-1])
+        turned = op.op_type == "matmul" and op.transpose_x is not None and op.transpose_x.val
+        sizes = (*result, op.x.shape[-2 if turned else -1])
     if not all(isinstance(size, int | np.integer) for size in sizes):
         return None
     return math.prod(int(size) for size in sizes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from onnx import helper
 from export.coreml import SPECIFICATION_VERSION, coreml_runs_here, write_coreml
 from export.graph import Contract, check_file, operators_of, save_model, simplified
 from export.parity import ALLOWED_LOSS_DB, FP16_FLOOR_DB, FP32_FLOOR_DB, Parity, require
-from lightfield.files import atomic_path, sha256_of
+from lightfield.files import atomic_path, sha256_of, temporary_folder
 from lightfield.light_field import LightField
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -135,13 +134,12 @@ def write_package(
         ExportError: when coremltools cannot convert it.
         ParityError: when `measure` finds it too far from PyTorch.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as place:
-        package = Path(place) / path.name
+    with temporary_folder(path) as place:
+        package = place / path.name
         operators = write_coreml(light_field, package, fused=fused)
         parity = require(measure(package), FP16_FLOOR_DB, where=path)
         if path.exists():
-            path.rename(Path(place) / "replaced")
+            path.rename(place / "replaced")
         package.rename(path)
     how = "checked by replaying its program" + (" and by CoreML" if coreml_runs_here() else "")
     files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxsim
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx import checker, helper, numpy_helper, shape_inference
 
+from export.file_kinds import kind_of_file
+from export.onnx_tensors import all_nodes
 from lightfield.errors import ExportError
 
 IR_VERSIONS = {11: 6, 17: 8, 20: 9}
@@ -36,10 +38,15 @@ FOREIGN_OPERATORS = frozenset({"GeluSnap"})
 NARROW_TYPES = ("int8", "int32", "float16")
 """Types that weights keep when they come in one; all others become float32 or int64."""
 
+LARGEST_MESSAGE = 2**31 - 1
+"""Bytes of the largest protobuf message, which an ONNX file is."""
+
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 Shape = tuple[int | str, ...]
 """Sizes of an input or output; a string names a symbolic one."""
+ANY_SIZE, ANY_RANK = "?", "..."
+"""In place of a size that a graph does not state, and of all where it does not state how many."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,14 @@ def _float_tensor(name: str, shape: Shape) -> onnx.ValueInfoProto:
 
 
 def operators_of(model: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator occurs."""
-    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+    """How often each operator occurs, in branches and local functions as well."""
+    return dict(sorted(Counter(map(operator_name, all_nodes(model))).items()))
+
+
+def operator_name(node: onnx.NodeProto) -> str:
+    """A node's operator, with its domain unless that is ONNX's own."""
+    own = node.domain in ("", "ai.onnx")
+    return node.op_type if own else f"{node.domain}.{node.op_type}"
 
 
 def simplified(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
@@ -154,17 +167,42 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 
 
 def load_model(path: Path) -> onnx.ModelProto:
-    """Parse an ONNX file.
+    """Parse an ONNX file; weights that lie in other files stay there.
 
     Raises:
         ExportError: when it is missing or no ONNX.
     """
+    if not path.exists():
+        raise ExportError("graph is missing", where=path)
+    if not path.is_file():
+        raise ExportError("neither a file nor a folder, and is not read", where=path)
+    model = onnx.ModelProto()
     try:
-        return onnx.load(path)
-    except FileNotFoundError:
-        raise ExportError("graph is missing", where=path) from None
-    except (OSError, DecodeError) as error:
+        if path.stat().st_size > LARGEST_MESSAGE:
+            raise ExportError("not a readable ONNX file: it has more than 2 GB", where=path)
+        model.ParseFromString(path.read_bytes())
+        if not model.HasField("graph"):
+            raise DecodeError
+        if not _is_text_sound(model):
+            raise ExportError("not a readable ONNX file: a name is no UTF-8 text", where=path)
+        return model
+    except DecodeError:
+        raise ExportError(
+            f"not a readable ONNX file: it is {kind_of_file(path)}", where=path
+        ) from None
+    except OSError as error:
         raise ExportError(f"not a readable ONNX file ({error})", where=path) from error
+
+
+def _is_text_sound(message: Message) -> bool:
+    """Whether all names within a message are text; protobuf hands out bytes for those that are not."""
+    for description, value in message.ListFields():
+        if description.type not in (description.TYPE_STRING, description.TYPE_MESSAGE):
+            continue
+        for each in (value,) if isinstance(value, str | bytes | Message) else value:
+            if isinstance(each, bytes) or (isinstance(each, Message) and not _is_text_sound(each)):
+                return False
+    return True
 
 
 def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
@@ -206,14 +244,28 @@ def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
 
     Operators foreign to ONNX are checked as Relu, which has their shape.
     """
+    plain = _without_foreign_operators(model)
+    checker.check_model(plain, full_check=True)
+    return _inferred(plain)
+
+
+def inferred_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes of all values as far as they follow from the inputs, without the checker."""
+    return _inferred(_without_foreign_operators(model))
+
+
+def _without_foreign_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     for node in plain.graph.node:
         if node.op_type in FOREIGN_OPERATORS:
             node.op_type = "Relu"
-    checker.check_model(plain, full_check=True)
-    inferred = shape_inference.infer_shapes(plain, strict_mode=True, data_prop=True).graph
-    return {value.name: _shape_of(value) for value in (*inferred.value_info, *inferred.output)}
+    return plain
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
+    graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    return {value.name: _shape_of(value) for value in (*graph.value_info, *graph.output)}
 
 
 def values_of(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, Shape]]:
@@ -224,5 +276,10 @@ def values_of(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, Shape
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> Shape:
+    if not value.type.tensor_type.HasField("shape"):
+        return (ANY_RANK,)
     sizes = value.type.tensor_type.shape.dim
-    return tuple(size.dim_param or size.dim_value for size in sizes)
+    return tuple(
+        size.dim_value if size.WhichOneof("value") == "dim_value" else size.dim_param or ANY_SIZE
+        for size in sizes
+    )

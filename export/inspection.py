@@ -1,12 +1,11 @@
 """What is in an exported file: tensors, operators, arithmetic, and whether SnapML takes it.
 
-Works on any ONNX file, not only on ours. Multiply-accumulates are counted as `lightfield.student` counts
-them: a transposed convolution does kernel^2 * in * out of them per *input* pixel.
+Works on any ONNX file and any CoreML model, not only on ours. What does not follow from a file is None,
+never a number.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,17 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import checker, helper, shape_inference
+from onnx import checker, shape_inference
 
-from export.coreml import package_facts
+from export.coreml import CoremlFacts, coreml_facts, is_coreml_file
 from export.graph import Shape, load_model, operators_of, shapes_by_onnx, values_of
 from export.lens_models import (
     LARGEST_BYTES,
     RAY_OPERATORS,
     STUDENT_OPERATORS,
+    graph_faults,
     imported_bytes,
-    reader_faults,
+    shape_fault,
 )
+from export.onnx_macs import UnknownMacsError, macs_of
+from export.onnx_tensors import (
+    element_count,
+    is_external,
+    require_sound_tensors,
+    stored_tensors,
+    type_name,
+)
+from lightfield.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -38,18 +47,20 @@ class Inspection:
     ir_version: int | None
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
-    operators: dict[str, int]
+    operators: dict[str, int] | None
     """How often each operator occurs."""
-    weights: dict[str, int]
+    weights: dict[str, int] | None
     """How many numbers of each type it stores, sizes and indices aside."""
     macs: int | None
+    macs_unknown: str
+    """Why the multiply-accumulates cannot be told; empty when they can."""
     snapml_faults: list[str]
     """Why SnapML would not run it; empty when it would."""
 
     @property
-    def parameters(self) -> int:
+    def parameters(self) -> int | None:
         """All weights."""
-        return sum(self.weights.values())
+        return None if self.weights is None else sum(self.weights.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -57,105 +68,93 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Look into an ONNX file or a CoreML package.
+    """Look into an ONNX file or a CoreML model.
 
     Raises:
-        ExportError: when it is missing, or neither.
+        ExportError: when it is missing, neither, or damaged; it says what else a file seems to be.
     """
-    if path.suffix == ".mlpackage" or path.is_dir():
-        return _inspect_package(path)
-    model = load_model(path)
+    if path.is_dir():
+        return _inspect_coreml(path, coreml_facts(path))
+    try:
+        model = load_model(path)
+    except ExportError:
+        if not is_coreml_file(path):
+            raise
+        return _inspect_coreml(path, coreml_facts(path))
+    require_sound_tensors(model, path)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     inputs, outputs = values_of(model)
+    try:
+        macs, unknown = macs_of(model), ""
+    except UnknownMacsError as reason:
+        macs, unknown = None, reason.what
     return Inspection(
         path,
         "ONNX",
         path.stat().st_size,
-        opsets.get(""),
+        opsets.get("", opsets.get("ai.onnx")),
         model.ir_version,
         inputs,
         outputs,
         operators_of(model),
         _weights_of(model),
-        macs_of(model),
+        macs,
+        unknown,
         list(_snapml_faults(path, model)),
     )
 
 
-def _inspect_package(path: Path) -> Inspection:
-    facts = package_facts(path)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _inspect_coreml(path: Path, facts: CoremlFacts) -> Inspection:
+    files = (file for file in (path, *path.rglob("*")) if file.is_file())
     return Inspection(
-        path, f"CoreML, specification {facts.specification}", size, None, None,
+        path, facts.kind, sum(file.stat().st_size for file in files), None, None,
         facts.inputs, facts.outputs, facts.operators, facts.weights, facts.macs,
-        ["a CoreML package, and SnapML reads ONNX"],
+        "" if facts.macs is not None else "a size is not in the model, or an operator is not known",
+        ["a CoreML model, and SnapML reads ONNX"],
     )  # fmt: skip
 
 
 def _weights_of(model: onnx.ModelProto) -> dict[str, int]:
     """Integers of 32 and 64 bits are biases on int8 grids, and sizes: the latter do not count."""
     counted = Counter[str]()
-    for tensor in model.graph.initializer:
-        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
-        counted[kind] += math.prod(tensor.dims) if kind != "int64" else 0
+    for tensor in stored_tensors(model):
+        kind = type_name(tensor.data_type)
+        counted[kind] += element_count(tensor) if kind != "int64" else 0
     return dict(+counted)
-
-
-def macs_of(model: onnx.ModelProto) -> int | None:
-    """Multiply-accumulates of convolutions and matrix products in one run.
-
-    None when a size they depend on is not known from the graph.
-    """
-    try:
-        shapes = shapes_by_onnx(model)
-    except (checker.ValidationError, shape_inference.InferenceError):
-        return None
-    shapes |= values_of(model)[0]
-    shapes |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    try:
-        return sum(_node_macs(node, shapes) for node in model.graph.node)
-    except (KeyError, TypeError):  # no shape, or one with a symbol in it
-        return None
-
-
-def _node_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
-    if node.op_type == "Conv":
-        _, *kernel = shapes[node.input[1]]
-        return _product(shapes[node.output[0]]) * _product(kernel)
-    if node.op_type == "ConvTranspose":
-        _, *kernel = shapes[node.input[1]]
-        return _product(shapes[node.input[0]]) * _product(kernel)
-    if node.op_type in ("MatMul", "Gemm"):
-        inner = shapes[node.input[0]][-1]
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        if transposed:
-            inner = shapes[node.input[0]][0]
-        return _product(shapes[node.output[0]]) * _product([inner])
-    return 0
-
-
-def _product(sizes: Any) -> int:
-    if any(not isinstance(size, int) for size in sizes):
-        raise TypeError("a symbolic size")
-    return math.prod(sizes)
 
 
 def _snapml_faults(path: Path, model: onnx.ModelProto) -> Iterator[str]:
     """What the file breaks of the rules that hold for all models of a lens."""
-    yield from reader_faults(model)
-    allowed = RAY_OPERATORS if _is_ray_graph(model) else STUDENT_OPERATORS
-    if strange := sorted(operators_of(model).keys() - allowed):
-        yield f"{', '.join(strange)} do not run on all of SnapML's backends"
-    for shapes in values_of(model):
-        for name, shape in shapes.items():
-            if any(not isinstance(size, int) for size in shape):
-                yield f"{name} {list(shape)} has a dynamic axis"
-            elif len(shape) != 4 or shape[0] != 1:
-                yield f"{name} {list(shape)} is not [1, channels, height, width]"
+    inputs, outputs = values_of(model)
+    yield from graph_faults(model, RAY_OPERATORS if _is_ray_graph(inputs) else STUDENT_OPERATORS)
+    if not (inputs and outputs and model.graph.node):
+        yield "it has no inputs, no outputs or no operators"
+    for value in (*model.graph.input, *model.graph.output):
+        is_float = value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        if value.name in inputs | outputs and not is_float:
+            yield f"{value.name} does not hold float32"
+    for name, shape in (inputs | outputs).items():
+        if fault := shape_fault(name, shape):
+            yield fault
+        elif len(shape) != 4 or shape[0] != 1:
+            yield f"{name} {list(shape)} is not [1, channels, height, width]"
     if (size := imported_bytes(path)) > LARGEST_BYTES:
         yield f"about {size / 1e6:.1f} MB after import, over Snap's {LARGEST_BYTES / 1e6:.0f} MB"
+    if fault := _checker_fault(model):
+        yield f"ONNX's checker refuses it ({fault})"
 
 
-def _is_ray_graph(model: onnx.ModelProto) -> bool:
+def _checker_fault(model: onnx.ModelProto) -> str | None:
+    """The checker's first words; None also for what it cannot check: functions, weights elsewhere."""
+    if model.functions or any(is_external(tensor) for tensor in stored_tensors(model)):
+        return None
+    try:
+        shapes_by_onnx(model)
+    except (checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _is_ray_graph(inputs: dict[str, Shape]) -> bool:
     """Whether it is a Sampler or an Embedder by its inputs, which a lens runs on the CPU."""
-    return values_of(model)[0].keys() <= {"c2w33", "c2w13", "rays"}
+    return bool(inputs) and inputs.keys() <= {"c2w33", "c2w13", "rays"}

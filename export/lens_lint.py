@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -23,19 +24,39 @@ from export.lens_models import (
     model_faults,
     scales_by_255,
 )
-from export.lens_yaml import ProjectFiles, compose, entry, holds_items, items, scalar
+from export.lens_places import ASSETS, MODELS, SCRIPT, moved_assets, scene_of_project
+from export.lens_vocabulary import KNOWN_EDITOR
+from export.lens_yaml import ProjectFiles, compose, entry, fault_of, holds_items, items, scalar
 from lightfield.errors import ExportError
+from lightfield.files import read_json
 
 SCENE_PREFIX = "const SCENE = "
 """Starts the one line of the controller script that holds the scene's numbers, as JSON."""
-SCRIPT = "Assets/NeuralLightField.js"
-MODELS = "Assets/Models"
 PLUGINS = "Plugins"
 """Lens Studio loads every plugin in here together with the project."""
 
 
+@dataclass(frozen=True)
+class LensFindings:
+    """What was found in a project, one line each."""
+
+    faults: list[str]
+    """What keeps the lens from working, or is nothing that Lens Studio writes."""
+    notes: list[str]
+    """What could not be checked, because another editor than the one known here saved the project."""
+
+
 def lint_lens_project(folder: Path) -> list[str]:
     """Everything found wrong with a project, one line each; empty when it is clean.
+
+    Raises:
+        ExportError: when the folder holds no project.
+    """
+    return lens_findings(folder).faults
+
+
+def lens_findings(folder: Path) -> LensFindings:
+    """Faults of a project, and what of it was not checked.
 
     Raises:
         ExportError: when the folder holds no project.
@@ -46,17 +67,32 @@ def lint_lens_project(folder: Path) -> list[str]:
     files = ProjectFiles(folder)
     if len(projects) > 1:
         files.faults.append(f"more than one project: {', '.join(p.name for p in projects)}")
-    for path in sorted((folder / "Assets").rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+    root = _read_project(projects[0], files)
+    for path in sorted((folder / ASSETS).rglob("*")):
+        if not path.is_dir() and not path.name.startswith("."):
             _read_asset(path, files)
-    _read_project(projects[0], files)
+    if root is not None and files.types.get(scalar(entry(root, "sceneId"))) != "Scene":
+        files.faults.append(f"{projects[0].name}: sceneId is not a scene of this project")
     if not (folder / "Packages").exists():  # packages are archives; what they define is not seen
         files.check_references()
-    return files.faults + list(_plugin_faults(folder)) + list(_chain_faults(folder))
+    faults = [*files.faults, *_plugin_faults(folder), *_chain_faults(folder)]
+    return LensFindings(faults, list(_notes(files)))
+
+
+def _notes(files: ProjectFiles) -> Iterator[str]:
+    if files.novelties:
+        yield (
+            f"saved by Lens Studio {files.other_editor}; what it writes beyond what is known of it was "
+            f"not checked: {', '.join(sorted(files.novelties))}"
+        )
 
 
 def _read_asset(path: Path, files: ProjectFiles) -> None:
     place = path.relative_to(files.folder).as_posix()
+    if not path.is_file():
+        what = "a link that leads nowhere" if path.is_symlink() else "neither a file nor a folder"
+        files.faults.append(f"{place}: {what}")
+        return
     if path.suffix == ".meta":
         if not path.with_suffix("").exists():
             files.faults.append(f"{place}: describes a file that is not there")
@@ -68,20 +104,29 @@ def _read_asset(path: Path, files: ProjectFiles) -> None:
         files.read(path)
 
 
-def _read_project(path: Path, files: ProjectFiles) -> None:
+def _read_project(path: Path, files: ProjectFiles) -> yaml.Node | None:
+    """The project's own file, with its keys and values checked; None when it is not readable."""
     try:
         root = compose(path)
     except ExportError as error:
-        files.faults.append(str(error))
-        return
-    meta = entry(root, "metaInfo")
-    if not isinstance(root, yaml.MappingNode) or not isinstance(meta, yaml.MappingNode):
+        files.faults.append(fault_of(error, files.folder))
+        return None
+    if not isinstance(entry(root, "metaInfo"), yaml.MappingNode) or root is None:
         files.faults.append(f"{path.name}: not a project description")
-        return
-    files.check_keys(root, "esproj", path.name)
-    files.check_keys(meta, "esproj/metaInfo", path.name)
-    if files.types.get(scalar(entry(root, "sceneId"))) != "Scene":
-        files.faults.append(f"{path.name}: sceneId is not a scene of this project")
+        return None
+    files.other_editor = _other_editor(root)
+    files.check_maps(root, "esproj", path.name)
+    return root
+
+
+def _other_editor(root: yaml.Node) -> str | None:
+    """The version that saved a project, when it is not the one whose keys are known in full."""
+    numbers = [scalar(entry(root, "studioVersion", key)) for key in ("major", "minor", "patch")]
+    try:
+        version = tuple(int(number) for number in numbers)
+    except ValueError:
+        return None
+    return ".".join(numbers) if version[:2] != KNOWN_EDITOR else None
 
 
 def _plugin_faults(folder: Path) -> Iterator[str]:
@@ -89,23 +134,27 @@ def _plugin_faults(folder: Path) -> Iterator[str]:
     for plugin in sorted(path for path in (folder / PLUGINS).glob("*") if path.is_dir()):
         place = plugin.relative_to(folder).as_posix()
         try:
-            main = json.loads((plugin / "module.json").read_text(encoding="utf-8"))["main"]
+            if not (plugin / "module.json").is_file():
+                raise ExportError("there is no such file")
+            main = read_json(plugin / "module.json", ExportError)["main"]
             if not (plugin / main).is_file():
                 yield f"{place}/module.json: {main} is not there"
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (ExportError, OSError, KeyError, TypeError, ValueError) as error:
             yield f"{place}/module.json: names no main file ({error})"
 
 
 def _chain_faults(folder: Path) -> Iterator[str]:
     """What keeps script, models and their descriptions from working together."""
+    moved = moved_assets(folder, scene_of_project(folder))
     try:
-        models = _models_of_script(folder / SCRIPT)
+        models = _models_of_script(folder / moved.get(SCRIPT, SCRIPT))
     except ExportError as error:
-        yield str(error)
+        yield fault_of(error, folder)
         return
     total_bytes = 0
     for model in models:
-        path = folder / MODELS / model.file_name
+        name = f"{MODELS}/{model.file_name}"
+        path = folder / moved.get(name, name)
         try:
             for fault in model_faults(path, model):
                 yield f"{path.name}: {fault}"
@@ -113,20 +162,25 @@ def _chain_faults(folder: Path) -> Iterator[str]:
             meta = compose(path.with_name(f"{path.name}.meta"))
             yield from _meta_faults(meta, path, model)
         except ExportError as error:
-            yield str(error)
+            yield fault_of(error, folder)
     if total_bytes > LARGEST_BYTES:
         yield f"the models take {total_bytes / 1e6:.1f} MB, Snap allows {LARGEST_BYTES / 1e6:.0f} MB"
 
 
 def _models_of_script(path: Path) -> tuple[LensModel, ...]:
     try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         lines = path.read_text(encoding="utf-8").splitlines()
         (line,) = (line for line in lines if line.startswith(SCENE_PREFIX))
         scene = json.loads(line.removeprefix(SCENE_PREFIX).rstrip().rstrip(";"))
+        sizes = (*scene["rays"], *scene["picture"], scene["points"], scene["frequencies"])
+        if not all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes):
+            raise ValueError("a size is not a positive whole number")
         return lens_models(
             tuple(scene["rays"]), tuple(scene["picture"]), scene["points"], scene["frequencies"]
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
             f"no line {SCENE_PREFIX}{{...}} with the scene's numbers ({error})", where=path
         ) from error

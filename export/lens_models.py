@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from export.graph import IR_VERSIONS, load_model
+from export.graph import IR_VERSIONS, Shape, load_model, operator_name, values_of
+from export.onnx_tensors import (
+    all_nodes,
+    is_external,
+    require_sound_tensors,
+    size_in_bytes,
+    stored_tensors,
+)
 from lightfield.encoding import encodings_per_coordinate
 
 LENS_OPSET = 11
@@ -77,69 +84,83 @@ def model_faults(path: Path, expected: LensModel) -> list[str]:
     """Why SnapML, or the rest of the chain, could not use an ONNX file; empty when it can.
 
     Raises:
-        ExportError: when the file is missing or no ONNX.
+        ExportError: when the file is missing, no ONNX, or holds other weights than it says.
     """
-    return list(_faults(load_model(path), expected))
+    model = load_model(path)
+    require_sound_tensors(model, path)
+    inputs, outputs = values_of(model)
+    return [
+        *graph_faults(model, expected.operators),
+        *_tensor_faults("input", inputs, expected.inputs),
+        *_tensor_faults("output", outputs, expected.outputs),
+    ]
 
 
-def reader_faults(model: onnx.ModelProto) -> Iterator[str]:
-    """Why Lens Studio could not read a file, whatever is in its graph."""
+def graph_faults(model: onnx.ModelProto, operators: frozenset[str]) -> Iterator[str]:
+    """Why Lens Studio could not read a graph of these operators, or not all backends could run it."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": LENS_OPSET}:
+    if opsets != {"": LENS_OPSET} or len(model.opset_import) > 1:
         yield f"opsets {opsets}, SnapML reads {LENS_OPSET}"
     if model.ir_version > IR_VERSIONS[LENS_OPSET]:
         yield f"IR version {model.ir_version}, newer than {IR_VERSIONS[LENS_OPSET]}"
-    if any(tensor.external_data for tensor in model.graph.initializer):
+    if any(is_external(tensor) for tensor in stored_tensors(model)):
         yield "weights lie outside the file"
-
-
-def _faults(model: onnx.ModelProto, expected: LensModel) -> Iterator[str]:
-    yield from reader_faults(model)
-    for node_type in sorted({node.op_type for node in model.graph.node} - expected.operators):
-        yield f"operator {node_type} is not one SnapML runs here"
+    if model.functions:
+        yield "it has functions of its own"
+    for strange in sorted({operator_name(node) for node in all_nodes(model)} - operators):
+        yield f"operator {strange} does not run on all of SnapML's backends"
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
-            yield from _convolution_faults(node)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    yield from _tensor_faults("input", inputs, expected.inputs)
-    yield from _tensor_faults("output", list(model.graph.output), expected.outputs)
+            yield from _convolution_faults(node, weights)
 
 
-def _convolution_faults(node: onnx.NodeProto) -> Iterator[str]:
+def _convolution_faults(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> Iterator[str]:
     """What of a convolution only some of SnapML's backends run."""
-    settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    name = f"{node.op_type} {node.name or node.output[0]}"
-    for key in ("kernel_shape", "strides", "pads"):
-        if len(set(settings.get(key, [0]))) > 1:
-            yield f"{name} has uneven {key} {list(settings[key])}"
-    if any(step != 1 for step in settings.get("dilations", [])):
-        yield f"{name} is dilated by {list(settings['dilations'])}"
-    if settings.get("group", 1) != 1:
-        yield f"{name} has {settings['group']} groups"
+    settings = {each.name: each for each in node.attribute}
+    name = f"{node.op_type} {node.name or ' '.join(node.output)}"
+    shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
+    if len(shape) != 4:
+        yield f"{name} is not a convolution of images with stored weights"
+    sizes = {key: list(each.ints) for key, each in settings.items()}
+    sizes["kernel_shape"] = sizes.get("kernel_shape") or list(shape[2:])
+    for key in ("kernel_shape", "strides", "pads", "output_padding"):
+        if len(set(sizes.get(key, ()))) > 1:
+            yield f"{name} has uneven {key} {sizes[key]}"
+    if any(step != 1 for step in sizes.get("dilations", ())):
+        yield f"{name} is dilated by {sizes['dilations']}"
+    if "group" in settings and settings["group"].i != 1:
+        yield f"{name} has {settings['group'].i} groups"
+    if "auto_pad" in settings and settings["auto_pad"].s != b"NOTSET":
+        yield f"{name} pads by {settings['auto_pad'].s.decode(errors='replace')}"
 
 
-def _tensor_faults(
-    kind: str, values: list[onnx.ValueInfoProto], expected: dict[str, Size]
-) -> Iterator[str]:
-    found = {value.name: value for value in values}
+def shape_fault(name: str, shape: Shape) -> str | None:
+    """Why no tensor of SnapML can have this shape."""
+    sizes = [size for size in shape if isinstance(size, int)]
+    if len(sizes) < len(shape):
+        return f"{name} {list(shape)} has a dynamic axis"
+    if any(not 0 < size < 2**31 for size in sizes):
+        return f"{name} {list(shape)} has an impossible size"
+    return None
+
+
+def _tensor_faults(kind: str, found: dict[str, Shape], expected: dict[str, Size]) -> Iterator[str]:
     if found.keys() != expected.keys():
         yield f"{kind}s {sorted(found)} instead of {sorted(expected)}"
         return
     for name, (x, y, z) in expected.items():
-        sizes = found[name].type.tensor_type.shape.dim
-        shape = [size.dim_param or size.dim_value for size in sizes]
-        if any(size.dim_param or size.dim_value < 1 for size in sizes):
-            yield f"{kind} {name} {shape} has a dynamic axis"
-        elif shape != [1, z, y, x]:
-            yield f"{kind} {name} is {shape} instead of {[1, z, y, x]}"
+        if fault := shape_fault(f"{kind} {name}", found[name]):
+            yield fault
+        elif found[name] != (1, z, y, x):
+            yield f"{kind} {name} is {list(found[name])} instead of {[1, z, y, x]}"
 
 
 def scales_by_255(path: Path) -> bool:
     """Whether a graph itself ends in a multiplication by 255."""
     model = load_model(path)
     outputs = {value.name for value in model.graph.output}
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if not is_external(tensor)}
     return any(
         node.op_type == "Mul"
         and outputs & set(node.output)
@@ -153,9 +174,8 @@ def scales_by_255(path: Path) -> bool:
 
 def imported_bytes(path: Path) -> int:
     """Estimated size of a model in a lens: Lens Studio halves float32 weights to float16."""
-    halved = sum(
-        numpy_helper.to_array(tensor).nbytes // 2
-        for tensor in load_model(path).graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-    )
-    return path.stat().st_size - halved
+    size = path.stat().st_size
+    for tensor in stored_tensors(load_model(path)):
+        size += size_in_bytes(tensor) if is_external(tensor) else 0
+        size -= size_in_bytes(tensor) // 2 if tensor.data_type == onnx.TensorProto.FLOAT else 0
+    return size

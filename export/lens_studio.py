@@ -8,24 +8,28 @@ newer versions migrate it. What a reader should know of its shape:
   graph is a binary only the editor writes. The script prefers an Image when the user adds one.
 - A plugin for the editor puts the same scene together from the assets: it can add the Image, and it is
   the way out when the editor does not take the text.
-- Every uuid follows from the scene's name and the thing's role, so generating twice gives the same
-  bytes and references survive. Cache, Support and Workspaces are the editor's to make.
+- Every uuid follows from the scene's name and the thing's role (`export.lens_places`), so generating
+  twice gives the same bytes and references survive. Cache, Support and Workspaces are the editor's to
+  make.
 
-A project may be generated again over itself. Files are written, never deleted; a generated file that
-was edited since is kept, and its new version goes under `Regenerated/`, which the editor ignores.
+A project may be generated again over itself. Files are written, never deleted: an asset that the user
+moved or renamed is written where it lies now, and a generated file that was edited since is kept, while
+its new version goes under `Regenerated/`, which the editor ignores.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
-import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from export.lens_lint import MODELS, PLUGINS, SCENE_PREFIX, SCRIPT, lint_lens_project
+from export.lens_lint import PLUGINS, SCENE_PREFIX, lens_findings, lint_lens_project
 from export.lens_models import (
     LARGEST_BYTES,
     LensModel,
@@ -35,38 +39,57 @@ from export.lens_models import (
     model_faults,
     scales_by_255,
 )
+from export.lens_places import (
+    MANIFEST,
+    MODELS,
+    RENDER_TARGET,
+    SCENE,
+    SCRIPT,
+    lens_uuid,
+    moved_assets,
+    moved_project,
+)
 from export.lens_scene import LensScene, lens_scene_from
 from export.lens_yaml import NO_UUID
+from lightfield import run
 from lightfield.errors import ExportError
 from lightfield.files import atomic_path, read_json, write_json
 
 __all__ = [
     "LensScene",
-    "carry_lens_project",
-    "is_kept_edit",
+    "WrittenLens",
+    "carry_lens_projects",
+    "lens_findings",
     "lens_scene_from",
     "lint_lens_project",
     "write_lens_project",
 ]
 
-MANIFEST = "nelf-lens.json"
 REGENERATED = "Regenerated"
 MANIFEST_VERSION = 1
-EDITOR_MADE = ("Cache",)
-"""Folders that Lens Studio makes again when it opens a project."""
-NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "nelf/lens")
+EDITOR_MADE = "Cache"
+"""The folder of a project that Lens Studio makes again when it opens the project."""
+STAGE_FILES = {run.MANIFEST, run.KEY}
+"""What lies beside the project and is the stage's own."""
+
+
+@dataclass(frozen=True)
+class WrittenLens:
+    """The generated files of a project, as they now stand."""
+
+    files: list[Path]
+    kept_edits: list[Path]
+    """Those of them that stand under `Regenerated/`, beside a version of the user's."""
+    restored: list[Path]
+    """Those of them that the user had deleted, and that are there again."""
 
 
 def write_lens_project(
     folder: Path, lens: LensScene, sampler: Path, embedder: Path, student: Path
-) -> list[Path]:
+) -> WrittenLens:
     """Write a project that opens in Lens Studio 5.15.4 or newer.
 
     Nothing is written unless all three models fit the lens and Snap's limits.
-
-    Returns:
-        The generated files as they now stand; one under `Regenerated/` stands beside a version that
-        the user edited, which was kept.
 
     Raises:
         ExportError: when a model is missing, does not fit, or is too large; when the folder holds
@@ -97,35 +120,53 @@ def write_lens_project(
         "files": {name: _sha256(data) for name, data in sorted(contents.items())},
     }
     project = f"{lens.file_name}.esproj"
+    moved = moved_assets(folder, lens.scene_name)
+    moved |= moved_project(folder, lens.scene_name, project)
+    places = {name: moved.get(name, name) for name in contents}
+    gone = [name for name, place in places.items() if name in known and _is_free(folder / place)]
+
+    def place(name: str) -> Path:
+        return _place(folder, places[name], contents[name], known.get(name))
+
     try:
-        written = [
-            _place(folder, name, data, known.get(name))
-            for name, data in sorted(contents.items())
-            if name != project
-        ]
+        written = {name: place(name) for name in sorted(contents) if name != project}
         write_json(folder / MANIFEST, listing)
-        # Last, so that a folder that can be opened is whole.
-        written.append(_place(folder, project, contents[project], known.get(project)))
+        written[project] = place(project)  # last, so that a folder that can be opened is whole
     except OSError as reason:
         raise ExportError(
             f"cannot be written ({reason.strerror})", where=reason.filename or folder
         ) from reason
-    return [*written, folder / MANIFEST]
+    return WrittenLens(
+        [*written.values(), folder / MANIFEST],
+        [path for name, path in written.items() if path != folder / places[name]],
+        [written[name] for name in sorted(gone)],
+    )
 
 
-def carry_lens_project(earlier: Path, folder: Path) -> bool:
-    """Copy a project to where it will be generated again, with all that its user did to it.
+def carry_lens_projects(earlier: Path, folder: Path) -> None:
+    """Copy what an earlier lens stage holds into the folder where the stage is written again.
 
-    Returns:
-        Whether there was one.
+    All that a user did comes along, in the project and beside it. Links stay links.
 
     Raises:
         ExportError: when it cannot be copied.
     """
     if not earlier.is_dir():
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    ignored = shutil.ignore_patterns(*EDITOR_MADE)
+        return
+    for path in folder.iterdir():  # of an earlier attempt
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in STAGE_FILES:
+            path.unlink()
+
+    def left_out(parent: str, names: list[str]) -> set[str]:
+        place = Path(parent)
+        if place == earlier:
+            return STAGE_FILES & set(names)
+        cache = place / EDITOR_MADE
+        is_project = place.parent == earlier and any(name.endswith(".esproj") for name in names)
+        return {EDITOR_MADE} if is_project and cache.is_dir() and not cache.is_symlink() else set()
+
     failures: list[OSError] = []
 
     def copy(source: str, target: str) -> None:
@@ -136,7 +177,9 @@ def carry_lens_project(earlier: Path, folder: Path) -> bool:
             raise
 
     try:
-        shutil.copytree(earlier, folder, symlinks=True, ignore=ignored, copy_function=copy)
+        shutil.copytree(
+            earlier, folder, symlinks=True, ignore=left_out, copy_function=copy, dirs_exist_ok=True
+        )
     except (OSError, shutil.Error) as reason:
         first = failures[0] if failures else reason
         raise ExportError(
@@ -144,12 +187,6 @@ def carry_lens_project(earlier: Path, folder: Path) -> bool:
             where=earlier,
             remedy="move it away, or make room on the disk",
         ) from first
-    return True
-
-
-def is_kept_edit(path: Path) -> bool:
-    """Whether a generated file was put beside the user's edited version of it."""
-    return REGENERATED in path.parts
 
 
 def _check_size(paths: dict[str, Path]) -> None:
@@ -167,6 +204,8 @@ def _check_size(paths: dict[str, Path]) -> None:
 def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
     """Hashes of the files as they were last generated."""
     manifest = folder / MANIFEST
+    if folder.is_symlink():
+        raise ExportError("is a link, not a folder", where=folder, remedy="put the folder there")
     if not manifest.exists():
         if folder.is_file():
             raise ExportError("is a file, not a folder", where=folder)
@@ -179,14 +218,14 @@ def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
         return {}
     data = read_json(manifest, ExportError)
     try:
-        scene, files = data["scene"], dict(data["files"])
+        scene, files = data["scene"], {k: str(v) for k, v in data["files"].items()}
         if data["version"] != MANIFEST_VERSION:
             raise ExportError(
                 "comes from another version of this tool",
                 where=manifest,
                 remedy="choose another folder, or move this one away",
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ExportError(
             f"not a list of generated files ({error})",
             where=manifest,
@@ -202,17 +241,39 @@ def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
 
 
 def _place(folder: Path, name: str, data: bytes, known: str | None) -> Path:
-    """Write one file unless the user has edited it; then write beside it."""
-    path = folder / name
-    if path.exists():
-        present = _sha256(path.read_bytes())
-        if present == _sha256(data):
-            return path
-        if present != known:
-            path = folder / REGENERATED / name
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-    return path
+    """Write one file at the first of its places where nothing of the user's is."""
+    new = _sha256(data)
+    for path in (root / name for root in _roots(folder)):
+        if not _is_ours(path, folder, {known, new}):
+            continue
+        if _is_free(path) or _sha256(path.read_bytes()) != new:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(data)
+        return path
+    raise AssertionError("there is always another place")
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    """The project, `Regenerated` within it, and further ones should that hold a file of the user's."""
+    yield folder
+    yield folder / REGENERATED
+    for number in itertools.count(2):
+        yield folder / f"{REGENERATED}-{number}"
+
+
+def _is_ours(path: Path, folder: Path, hashes: set[str | None]) -> bool:
+    """Whether a place is free or holds what was generated, and is not reached through a link."""
+    for parent in path.relative_to(folder).parents:
+        above = folder / parent
+        if above != folder and (above.is_symlink() or (above.exists() and not above.is_dir())):
+            return False
+    if _is_free(path):
+        return True
+    return path.is_file() and not path.is_symlink() and _sha256(path.read_bytes()) in hashes
+
+
+def _is_free(path: Path) -> bool:
+    return not path.exists() and not path.is_symlink()
 
 
 def _sha256(data: bytes) -> str:
@@ -223,10 +284,10 @@ def _texts(lens: LensScene, models: tuple[LensModel, ...], *, scaled: bool) -> d
     """All text files of a project by their path within it."""
     texts = {
         f"{lens.file_name}.esproj": _filled(lens, "project.esproj", name=lens.file_name),
-        "Assets/Scene.scene": _filled(lens, "Scene.scene"),
-        "Assets/Scene.scene.meta": _asset_meta(lens, "Scene", "scene"),
-        "Assets/RenderTarget.renderTarget": _filled(lens, "RenderTarget.renderTarget"),
-        "Assets/RenderTarget.renderTarget.meta": _asset_meta(lens, "RenderTarget", "render_target"),
+        SCENE: _filled(lens, "Scene.scene"),
+        f"{SCENE}.meta": _asset_meta(lens, "Scene", "scene"),
+        RENDER_TARGET: _filled(lens, "RenderTarget.renderTarget"),
+        f"{RENDER_TARGET}.meta": _asset_meta(lens, "RenderTarget", "render_target"),
         SCRIPT: _controller(lens),
         f"{SCRIPT}.meta": _filled(lens, "script.meta", meta=_uuid(lens, "script.meta")),
     }
@@ -239,7 +300,7 @@ def _texts(lens: LensScene, models: tuple[LensModel, ...], *, scaled: bool) -> d
 
 
 def _uuid(lens: LensScene, role: str) -> str:
-    return str(uuid.uuid5(NAMESPACE, f"{lens.scene_name}/{role}"))
+    return lens_uuid(lens.scene_name, role)
 
 
 def _template(name: str) -> str:

@@ -1,52 +1,76 @@
-"""Lens Studio's text files: items, their keys, and what refers to what.
+"""Lens Studio's text files: items, their keys and values, and what refers to what.
 
 The files are YAML. An `.esproj` is one map; the others are sequences of items tagged `!<Type/uuid>`.
 A scalar tagged `!<own>` names an item of the same file, one tagged `!<reference>` or
 `!<reference.Type>` an item or imported asset anywhere in the project; the all-zero uuid is null.
-Keys stand in a fixed order per type (`lens_template/ordered_keys.json`, read off projects saved by
-Lens Studio 5.15.4, with each order that was seen); of types that are not in that table only the
-references are checked.
+Keys and values are held against `export.lens_vocabulary`; of types that it does not know only the
+references are checked. What another version of the editor wrote beyond that is noted, and no fault.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from export.lens_vocabulary import allowed_values, choices, is_allowed, order_fault, unknown_keys
 from lightfield.errors import ExportError
 
 NO_UUID = str(uuid.UUID(int=0))
 ITEM_TAG = re.compile(r"(\w+)/([0-9a-f-]{36})")
 ITEM_START = b"- !<"
+PLAIN_TAG = "tag:yaml.org,2002:"
+"""Starts the tags of what a file leaves untagged."""
 NO_LINE_BREAKS = str.maketrans("\x85\u2028\u2029", "   ")
 """Line breaks to YAML 1.1, which the parser follows, and plain characters to 1.2 and Lens Studio."""
-
-
-def ordered_keys() -> dict[str, list[list[str]]]:
-    """The keys of each known type in their order, the usual order first."""
-    text = resources.files("lens_template").joinpath("ordered_keys.json").read_text("utf-8")
-    return {name: [keys.split() for keys in orders] for name, orders in json.loads(text).items()}
+LARGEST_TEXT_BYTES = 16_000_000
+"""The largest scene of the public samples has 1.8 MB."""
+DEEPEST_NESTING = 50
+"""Lens Studio's own files stay below 15."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The parser in C where PyYAML has been built with it, which is ten times as fast."""
 
 
 def compose(path: Path) -> yaml.Node | None:
     """A file as nodes with tags and line numbers; nothing is constructed from them.
 
     Raises:
-        ExportError: when it is no YAML text.
+        ExportError: when it is no YAML text, or one that Lens Studio would not write: with aliases,
+            which can stand for any amount of text, nested deeply, or very large.
     """
+    if not path.is_file():
+        raise ExportError("not a readable file", where=path)
     try:
+        if (size := path.stat().st_size) > LARGEST_TEXT_BYTES:
+            raise ExportError(f"not read: {size / 1e6:.0f} MB is no text of a lens", where=path)
         text = path.read_text(encoding="utf-8").translate(NO_LINE_BREAKS)
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        _require_plain(text, path)
+        return yaml.compose(text, Loader=LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as reason:
         first_line = str(reason).splitlines()[0]
         raise ExportError(f"not readable as YAML ({first_line})", where=path) from reason
+
+
+def _require_plain(text: str, path: Path) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        place = f"{path}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise ExportError(
+                f"not read: the YAML alias *{event.anchor} is nothing that Lens Studio writes",
+                where=place,
+            )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST_NESTING:
+            raise ExportError(f"not read: nested more than {DEEPEST_NESTING} deep", where=place)
 
 
 def entry(node: yaml.Node | None, *keys: str) -> yaml.Node | None:
@@ -54,7 +78,7 @@ def entry(node: yaml.Node | None, *keys: str) -> yaml.Node | None:
     for key in keys:
         if not isinstance(node, yaml.MappingNode):
             return None
-        node = next((value for name, value in node.value if name.value == key), None)
+        node = next((value for name, value in node.value if scalar(name) == key), None)
     return node
 
 
@@ -73,12 +97,15 @@ class ProjectFiles:
     """Everything that the files of a project define and refer to."""
 
     folder: Path
+    other_editor: str | None = None
+    """The version that saved the project, when its keys are not known in full."""
     types: dict[str, str] = field(default_factory=dict)
     """Type of each item and imported asset by uuid."""
     references: list[tuple[str, str]] = field(default_factory=list)
     """Place and uuid of each reference to elsewhere."""
     faults: list[str] = field(default_factory=list)
-    keys: dict[str, list[list[str]]] = field(default_factory=ordered_keys)
+    novelties: set[str] = field(default_factory=set)
+    """Keys and values of another version that are not in the vocabulary."""
 
     def read(self, path: Path) -> None:
         """Take in a sequence of items."""
@@ -86,7 +113,7 @@ class ProjectFiles:
         try:
             root = compose(path)
         except ExportError as error:
-            self.faults.append(str(error))
+            self.faults.append(fault_of(error, self.folder))
             return
         if not isinstance(root, yaml.SequenceNode):
             self.faults.append(f"{place}: not a sequence of items")
@@ -97,38 +124,62 @@ class ProjectFiles:
             self.faults.append(f"{place}: {', '.join(sorted(repeated))} is defined twice")
         self.types |= own
         if not _describes_native_asset(path):
-            self.types |= _imported_assets(root)
+            self.types |= imported_assets(root)
+        self._check_references(root, place, own)
+        self.check_maps(root, "", place)
+
+    def _check_references(self, root: yaml.Node, place: str, own: dict[str, str]) -> None:
         for node in _walk(root):
-            self._check_node(node, f"{place}:{node.start_mark.line + 1}", own)
-
-    def _check_node(self, node: yaml.Node, place: str, own: dict[str, str]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            self.check_keys(node, node.tag.split("/")[0], place)
-        elif isinstance(node, yaml.ScalarNode) and node.value != NO_UUID:
+            if not isinstance(node, yaml.ScalarNode) or node.value == NO_UUID:
+                continue
+            line = f"{place}:{node.start_mark.line + 1}"
             if node.tag == "own" and node.value not in own:
-                self.faults.append(f"{place}: owns {node.value}, which the file does not define")
+                self.faults.append(f"{line}: owns {node.value}, which the file does not define")
             elif node.tag.startswith("reference"):
-                self.references.append((place, node.value))
+                self.references.append((line, node.value))
 
-    def check_keys(self, node: yaml.MappingNode, name: str, place: str) -> None:
-        """Hold a map's keys against the table."""
-        orders = self.keys.get(name)
-        found = [key.value for key, _ in node.value]
-        if orders is None or found in orders:
-            return
-        expected = orders[0]
-        if missing := [key for key in expected if key not in found]:
-            self.faults.append(f"{place}: {name} lacks {', '.join(missing)}")
-        elif unknown := [key for key in found if key not in expected]:
+    def check_maps(self, root: yaml.Node, name: str, place: str) -> None:
+        """Hold all keys and values below a node of the named type against the vocabulary."""
+        for map_name, node in _named_maps(root, name):
+            self._check_keys(node, map_name, f"{place}:{node.start_mark.line + 1}")
+            for key, value in node.value:
+                self._check_value(value, map_name, scalar(key), place)
+
+    def _check_keys(self, node: yaml.MappingNode, name: str, place: str) -> None:
+        found = [scalar(key) for key, _ in node.value]
+        unknown = unknown_keys(name, found)
+        if self.other_editor is not None:
+            self.novelties |= {f"{name}.{key}" for key in unknown}
+        elif fault := order_fault(name, found):
+            self.faults.append(f"{place}: {fault}")
+        elif unknown:
             self.faults.append(f"{place}: {name} has unknown {', '.join(unknown)}")
-        else:
-            self.faults.append(f"{place}: the keys of {name} are out of order")
+
+    def _check_value(self, value: yaml.Node, name: str, key: str, place: str) -> None:
+        allowed = allowed_values(name, key)
+        for node in items(value) or [value]:
+            if allowed is None or not isinstance(node, yaml.ScalarNode):
+                continue
+            if is_allowed(node.value, allowed):
+                continue
+            if self.other_editor is not None:
+                self.novelties.add(f"{name}.{key} {node.value[:60]!r}")
+            else:
+                self.faults.append(
+                    f"{place}:{node.start_mark.line + 1}: {key} of {name} is {node.value[:60]!r}, "
+                    f"not {choices(allowed)}"
+                )
 
     def check_references(self) -> None:
         """Find the references that lead nowhere, once all files are read."""
         for place, target in self.references:
             if target not in self.types:
                 self.faults.append(f"{place}: refers to {target}, which nothing defines")
+
+
+def fault_of(error: ExportError, folder: Path) -> str:
+    """What is wrong with a file of a project, with its path within the project."""
+    return str(error).removeprefix(f"{folder}/")
 
 
 def holds_items(path: Path) -> bool:
@@ -142,15 +193,31 @@ def _describes_native_asset(path: Path) -> bool:
     return path.suffix == ".meta" and asset.is_file() and holds_items(asset)
 
 
-def _imported_assets(root: yaml.Node) -> dict[str, str]:
-    """Assets that a .meta gives an id to; those of native files are items of these files instead."""
+def imported_assets(root: yaml.Node | None) -> dict[str, str]:
+    """Slots by the ids of the assets that a .meta imports into them.
+
+    The assets of native files are items of these files as well.
+    """
     slots = [entry(item, "ImportedAssetIds") for item in items(root)]
     return {
-        asset.value: slot.value
+        asset.value: scalar(slot)
         for node in slots
         if isinstance(node, yaml.MappingNode)
         for slot, asset in node.value
+        if isinstance(asset, yaml.ScalarNode)
     }
+
+
+def _named_maps(node: yaml.Node, name: str) -> Iterator[tuple[str, yaml.MappingNode]]:
+    """All maps with their types: that of the tag, else the keys that lead here from the last tag."""
+    if not node.tag.startswith(PLAIN_TAG):
+        name = node.tag.split("/")[0]
+    if isinstance(node, yaml.MappingNode):
+        yield name, node
+        for key, value in node.value:
+            yield from _named_maps(value, f"{name}/{scalar(key)}")
+    for value in items(node):
+        yield from _named_maps(value, name)
 
 
 def _walk(node: yaml.Node) -> Iterator[yaml.Node]:

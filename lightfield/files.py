@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from lightfield.errors import NelfError
 
 TEMPORARY_PREFIX = ".part-"
-"""Files so named are writes under way, or cut by a kill."""
+"""Files and folders so named are writes under way, or cut by a kill."""
 
 
 @contextlib.contextmanager
@@ -34,6 +35,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` in which what becomes `path` is made; it goes with the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{TEMPORARY_PREFIX}{path.name}-"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as name:
+        yield Path(name)
+
+
+def discard_temporaries(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed process left below a folder."""
+    for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

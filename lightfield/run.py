@@ -34,8 +34,8 @@ from torch import Tensor
 
 from lightfield.errors import CheckpointError, RunLockedError
 from lightfield.files import (
-    TEMPORARY_PREFIX,
     atomic_path,
+    discard_temporaries,
     fingerprint,
     read_json,
     sha256_of,
@@ -314,8 +314,7 @@ class Run:
                 resumed = read_json(known, CheckpointError) == {"key": key}
         if resumed:
             (work / MANIFEST).unlink(missing_ok=True)
-            for cut in work.rglob(f"{TEMPORARY_PREFIX}*"):
-                cut.unlink()
+            discard_temporaries(work)
         else:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)

@@ -16,10 +16,9 @@ from export.bundle import write_bundle
 from export.calibration import Calibration
 from export.exported_graph import ExportedGraph
 from export.lens_studio import (
-    carry_lens_project,
-    is_kept_edit,
+    carry_lens_projects,
+    lens_findings,
     lens_scene_from,
-    lint_lens_project,
     write_lens_project,
 )
 from lightfield.errors import CheckpointError, ExportError
@@ -132,22 +131,28 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
         name = scene_file_name(scene.name)
         lens = replace(lens_scene_from(field, scene.train.poses, name), drift=drift)
         models = [_only(graphs, form) for form in ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")]
-        carried = carry_lens_project(run.path / "lens" / name, stage.path / name)
-        files = write_lens_project(stage.path / name, lens, *models)
-        kept = [path.relative_to(stage.path) for path in files if is_kept_edit(path)]
-        for path in kept:
-            console.say(f"lens: your edit is kept; the new version is lens/{path}")
-        faults = lint_lens_project(stage.path / name)
-        for fault in faults if carried else ():  # what the user or the editor made is theirs
-            console.say(f"lens: {fault}")
-        if faults and not carried:
+        project = stage.path / name
+        carry_lens_projects(run.path / "lens", stage.path)
+        carried = project.is_dir()
+        written = write_lens_project(project, lens, *models)
+        for path in written.kept_edits:
+            place = path.relative_to(stage.path)
+            console.say(f"lens: your edit is kept; the new version is lens/{place}")
+        for path in written.restored:
+            place = path.relative_to(stage.path)
+            console.say(f"lens: lens/{place} was deleted and is there again")
+        findings = lens_findings(project)
+        if findings.faults and not carried:
             raise ExportError(
-                f"the generated lens project has {len(faults)} faults, the first: {faults[0]}",
+                f"the generated lens project has {len(findings.faults)} faults, the first: "
+                f"{findings.faults[0]}",
                 where=stage.path,
             )
+        for finding in (*findings.faults, *findings.notes):  # the user's or the editor's making
+            console.say(f"lens: {finding}")
         stage.metrics |= {
-            "files": len(files),
-            "size_bytes": sum(path.stat().st_size for path in files),
+            "files": len(written.files),
+            "size_bytes": sum(path.stat().st_size for path in written.files),
         }
         stage.details["project"] = name
 

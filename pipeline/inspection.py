@@ -32,16 +32,24 @@ def print_inspection(path: Path, console: Console, *, as_json: bool) -> None:
 
 def _rows(found: Inspection) -> list[tuple[str, str]]:
     rows = [("file", f"{found.path} ({found.kind}, {found.size_bytes:,} bytes)")]
-    if found.opset is not None:
-        rows.append(("opset", f"{found.opset}, IR {found.ir_version}"))
+    if found.ir_version is not None:
+        opset = "not stated" if found.opset is None else found.opset
+        rows.append(("opset", f"{opset}, IR {found.ir_version}"))
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         for name, shape in tensors.items():
             rows.append((kind, f"{name} [{', '.join(map(str, shape))}]"))
-    counted = ", ".join(f"{count} {name}" for name, count in found.operators.items())
-    rows.append(("operators", counted))
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.weights.items())
-    rows.append(("weights", kinds or "none"))
-    macs = "unknown: a size is not in the graph" if found.macs is None else f"{found.macs:,}"
-    rows.append(("MACs", macs))
+    rows.append(("operators", _counts(found.operators, "{1} {0}")))
+    rows.append(("weights", _counts(found.weights, "{1:,} {0}")))
+    rows.append(("MACs", f"{found.macs:,}" if found.macs is not None else _unknown(found)))
     rows.append(("SnapML", "; ".join(found.snapml_faults) or "fits"))
     return rows
+
+
+def _counts(counts: dict[str, int] | None, form: str) -> str:
+    if counts is None:
+        return "unknown"
+    return ", ".join(form.format(name, count) for name, count in counts.items()) or "none"
+
+
+def _unknown(found: Inspection) -> str:
+    return f"unknown: {found.macs_unknown}"

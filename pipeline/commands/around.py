@@ -54,7 +54,7 @@ class Inspect:
     """Say what an exported file holds, and whether it fits a lens."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """An ONNX file or a CoreML package."""
+    """An ONNX file, or a CoreML model (.mlpackage or .mlmodel)."""
     json: bool = False
     """Print JSON."""
 

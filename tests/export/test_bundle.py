@@ -13,8 +13,8 @@ from export import bundle, exported_graph
 from export.bundle import write_bundle
 from export.calibration import Calibration
 from export.coreml import replay
-from lightfield.errors import ConfigError, ExportError
-from lightfield.files import sha256_of
+from lightfield.errors import ConfigError, ExportError, ParityError
+from lightfield.files import discard_temporaries, sha256_of
 from lightfield.light_field import LightField
 
 needs_coremltools = pytest.mark.skipif(
@@ -193,3 +193,21 @@ def test_a_diverged_student_is_refused(tmp_path, value):
     with pytest.raises(ExportError, match=r"colour\.bias: weights hold NaN"):
         write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)
     assert not any(path.name.startswith("Toy") for path in tmp_path.iterdir())
+
+
+@needs_coremltools
+def test_a_package_under_way_counts_as_temporary(tmp_path):
+    """Or a killed export would leave a half-written one to be published by the next."""
+    seen = []
+
+    def measure(package):
+        seen.extend(path.name for path in tmp_path.iterdir())
+        discard_temporaries(tmp_path)
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise ParityError("seen enough")
+
+    with pytest.raises(ParityError):
+        exported_graph.write_package(
+            tmp_path / "Toy.mlpackage", light_field(), measure, purpose="a test", fused=False
+        )
+    assert len(seen) == 1, "what was there is gone"

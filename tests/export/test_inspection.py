@@ -1,17 +1,32 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx_samples import (
+    WEIGHT,
+    branches,
+    conv,
+    model,
+    saved,
+    stored,
+    stored_elsewhere,
+    tensor,
+)
 from test_bundle import needs_coremltools
 from tiny_fields import TAILS, WORLD, light_field, poses, random_student
 
 from export import inspection
 from export.bundle import write_bundle
+from export.coreml import import_coremltools
 from export.inspection import inspect
 from lightfield.errors import ExportError
 from lightfield.student import folded, mac_count, parameter_count
@@ -49,7 +64,7 @@ def test_the_precision_of_the_weights_is_told(folder):
     assert half.macs == full.macs
     assert half.weights == {"float16": full.weights["float32"]}
     assert half.to_json()["parameters"] == full.parameters
-    assert "do not run on all of SnapML's backends" in "; ".join(half.snapml_faults)
+    assert "operator Cast does not run on all of SnapML's backends" in "; ".join(half.snapml_faults)
 
 
 def test_what_does_not_fit_a_lens_is_said(folder):
@@ -91,12 +106,301 @@ def test_matrix_products_are_counted(tmp_path):
     assert inspect(tmp_path / "products.onnx").macs == 3 * 7 * 5 + 2 * 7 * 5
 
 
-def test_what_is_no_graph_is_refused(tmp_path):
-    (tmp_path / "text.onnx").write_text("no graph")
-    with pytest.raises(ExportError, match="not a readable ONNX file"):
-        inspect(tmp_path / "text.onnx")
+# ---- what is no graph
+
+
+def zipped(name):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(name, "")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "empty"),
+        (b"no graph", "text"),
+        ("Überschrift\n".encode(), "text"),
+        (b"\x1c\x00\x00\x00TFL3\x00", "a TensorFlow Lite model"),
+        (zipped("best/data.pkl"), "a PyTorch checkpoint"),
+        (zipped("Toy.mlpackage/Manifest.json"), "a zipped CoreML package; unpack it first"),
+        (zipped("notes.txt"), "a zip archive"),
+        (zipped("notes.txt")[:20], "a broken zip archive"),
+        (b"\x80\x02}q\x00.", "a Python pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"\x08\x06\x12\x04nelf", "truncated, or of another kind"),
+        (b"\xff\xd8\xff\xe0", "a JPEG image"),
+    ],
+)
+@pytest.mark.parametrize("name", ["download.onnx", "download.json"])
+def test_what_is_no_graph_is_named_for_what_it_is(tmp_path, name, data, what):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ExportError, match=f"not a readable ONNX file: it is {what}"):
+        inspect(tmp_path / name)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    whole = model(helper.make_node("Relu", ["x"], ["y"])).SerializeToString()
+    (tmp_path / "odd.onnx").write_bytes(whole.replace(b"Relu", b"Re\xff\xfe"))
+    with pytest.raises(ExportError, match="a name is no UTF-8 text"):
+        inspect(tmp_path / "odd.onnx")
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
     with pytest.raises(ExportError, match="graph is missing"):
         inspect(tmp_path / "nothing.onnx")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for path in (tmp_path / "pipe.onnx", Path("/dev/zero")):
+        with pytest.raises(ExportError, match="neither a file nor a folder"):
+            inspect(path)
+
+
+def test_a_graph_cut_anywhere_is_refused_or_read_but_never_a_trace(tmp_path):
+    whole = model(branches(conv()), weights=[WEIGHT, stored(True, "choice")]).SerializeToString()
+    path = tmp_path / "cut.onnx"
+    refused = 0
+    for end in range(0, len(whole), 3):
+        path.write_bytes(whole[:end])
+        try:
+            inspect(path)
+        except ExportError:
+            refused += 1
+    assert refused > len(whole) / 3 - 10
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize(
+    ("entries", "fault"),
+    [
+        ({"location": "gone.bin"}, "'gone.bin', which is missing"),
+        ({"location": "../w.bin"}, "outside of the graph's folder"),
+        ({"location": "/dev/zero"}, "outside of the graph's folder"),
+        ({"location": "link.bin"}, "outside of the graph's folder"),
+        ({"location": ""}, "outside of the graph's folder"),
+        ({"location": "w\0.bin"}, "no file can be called"),
+        ({"location": "w" * 5000}, "no file can be called"),
+        ({"offset": 4}, "end at byte 40 of 'w.bin', which has only 36 bytes"),
+        ({"offset": 10**30}, "end at byte more than can be stored"),
+        ({"offset": -1}, "their sizes ask for 36"),
+        ({"length": 12}, "12 bytes, and their sizes ask for 36"),
+        ({"length": "all"}, "not a number"),
+        ({"shape": (3, 2**62, 2**62)}, "which has only 36 bytes"),
+        ({"shape": (3, -3)}, "not possible"),
+    ],
+)
+def test_weights_in_another_file_are_held_against_it(tmp_path, entries, fault):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        (place / "w.bin").write_bytes(bytes(36))
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    path = saved(folder / "m.onnx", model(weights=[stored_elsewhere(**entries)]))
+    with pytest.raises(ExportError, match=fault):
+        inspect(path)
+
+
+def test_weights_in_another_file_count_and_fit_no_lens(tmp_path):
+    (tmp_path / "w.bin").write_bytes(bytes(40))
+    found = inspect(saved(tmp_path / "m.onnx", model(weights=[stored_elsewhere(offset=4)])))
+    assert found.weights == {"float32": 9}
+    assert found.macs == 3 * 4 * 5 * 3
+    assert found.snapml_faults == ["weights lie outside the file"]
+
+
+def test_a_lens_of_outside_weights_is_weighed_with_them(tmp_path):
+    wide = (1000, 6000, 1, 1)
+    (tmp_path / "w.bin").write_bytes(bytes(4 * 6_000_000))
+    made = model(
+        inputs=[tensor("x", (1, 6000, 2, 2))],
+        outputs=[tensor("y", (1, 1000, 2, 2))],
+        weights=[stored_elsewhere(shape=wide)],
+    )
+    assert "about 12.0 MB after import" in "; ".join(
+        inspect(saved(tmp_path / "m.onnx", made)).snapml_faults
+    )
+
+
+def odd_weight(**changes):
+    weight = onnx.TensorProto()
+    weight.CopyFrom(WEIGHT)
+    for name, value in changes.items():
+        if name == "dims":
+            del weight.dims[:]
+            weight.dims.extend(value)
+        else:
+            setattr(weight, name, value)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        (model(weights=[odd_weight(data_type=999)]), "'w': type 999 is none of ONNX's"),
+        (model(weights=[odd_weight(data_type=0)]), "type 0 is none"),
+        (model(weights=[odd_weight(dims=[2**40, 3])]), "36 bytes, and their sizes ask for"),
+        (model(weights=[odd_weight(dims=[2**62] * 9)]), "ask for more than can be stored"),
+        (model(weights=[odd_weight(dims=[-3, -3])]), "are not possible"),
+        (model(weights=[odd_weight(raw_data=b"")]), "0 bytes"),
+        (model(weights=[WEIGHT, WEIGHT]), "two values are called 'w'"),
+        (model(conv(), conv()), "two values are called 'y'"),
+        (model(inputs=[tensor("x", kind=999)]), "'x': type 999 is none of ONNX's"),
+        (
+            model(helper.make_node("Constant", [], ["w"], value=odd_weight(dims=[7])), conv()),
+            "'w': 36 bytes",
+        ),
+        (
+            model(branches(helper.make_node("Constant", [], ["y"], value=odd_weight(dims=[7])))),
+            "'w': 36 bytes",
+        ),
+        (
+            model(weights=[onnx.TensorProto(name="w", data_type=1, dims=[2], float_data=[1])]),
+            "1 numbers, and their sizes ask for 2",
+        ),
+    ],
+)  # fmt: skip
+def test_tensors_that_contradict_themselves_are_refused(tmp_path, made, fault):
+    with pytest.raises(ExportError, match=fault):
+        inspect(saved(tmp_path / "odd.onnx", made))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bytes_of_nine", "name"),
+    [("INT4", 5, "int4"), ("UINT8", 9, "uint8"), ("FLOAT16", 18, "float16"),
+     ("BFLOAT16", 18, "bfloat16"), ("FLOAT8E4M3FN", 9, "float8_e4m3fn"), ("DOUBLE", 72, "float64")],
+)  # fmt: skip
+def test_narrow_types_are_counted_by_element(tmp_path, kind, bytes_of_nine, name):
+    number = getattr(onnx.TensorProto, kind)
+    weight = odd_weight(data_type=number, raw_data=bytes(bytes_of_nine))
+    found = inspect(saved(tmp_path / "narrow.onnx", model(weights=[weight])))
+    assert found.weights == {name: 9}
+
+
+def test_constants_branches_functions_and_sparse_tensors_hold_weights_too(tmp_path):
+    constant = helper.make_node("Constant", [], ["c"], value=stored(np.ones(5, np.float32)))
+    inner = helper.make_node("Constant", [], ["y"], value=stored(np.ones(7, np.float32)))
+    body = helper.make_node("Constant", [], ["out"], value=stored(np.ones(11, np.float32)))
+    opsets = [helper.make_opsetid("", 11), helper.make_opsetid("mine", 1)]
+    function = helper.make_function("mine", "Part", ["in"], ["out"], [body], opsets[:1])
+    made = model(constant, branches(inner), functions=[function], opset_imports=opsets)
+    made.graph.sparse_initializer.add(
+        values=stored(np.ones(2, np.float32), "s"), indices=stored(np.int64([0, 3])), dims=[9]
+    )
+    found = inspect(saved(tmp_path / "nested.onnx", made))
+    assert found.weights == {"float32": 9 + 5 + 7 + 11 + 2}
+    assert found.operators == {"Constant": 3, "Identity": 1, "If": 1}
+
+
+# ---- arithmetic
+
+
+ONCE = 3 * 4 * 5 * 3
+QUANTIZED = [
+    stored(np.ones((3, 3, 1, 1), np.int8)),
+    stored(np.float32(1), "s"),
+    stored(np.int8(0), "z"),
+]
+FUNCTION = helper.make_function(
+    "mine", "Part", ["x"], ["y"], [conv()], [helper.make_opsetid("", 11)]
+)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (model(), ONCE),
+        (model(helper.make_node("Constant", [], ["w"], value=WEIGHT), conv(), weights=[]), ONCE),
+        (model(inputs=[tensor("x", (2, 3, 4, 5))], outputs=[tensor("y", (2, 3, 4, 5))]), 2 * ONCE),
+        (model(inputs=[tensor("x", (0, 3, 4, 5))], outputs=[tensor("y", (0, 3, 4, 5))]), 0),
+        (model(inputs=[tensor("x", (-1, 3, 4, 5))], outputs=[tensor("y", (-1, 3, 4, 5))]),
+         "a size is impossible"),
+        (model(inputs=[tensor("x", ("n", 3, 4, 5))], outputs=[tensor("y", ("n", 3, 4, 5))]),
+         "a size is not in the graph"),
+        (model(inputs=[tensor("x", (None, 3, 4, 5))], outputs=[tensor("y", None)]),
+         "a size is not in the graph"),
+        (model(inputs=[tensor("x", None)], outputs=[tensor("y", None)]),
+         "a size is not in the graph"),
+        (model(inputs=[tensor("x", (1, 3, 2**40, 2**40))], outputs=[tensor("y", None)]),
+         "a size is impossible"),
+        (model(outputs=[tensor("y", (1, 3, 9, 9))]), "the sizes in the graph contradict each other"),
+        (model(branches(conv()), weights=[WEIGHT, stored(True, "choice")]),
+         "what If runs depends on values"),
+        (model(branches(helper.make_node("Relu", ["x"], ["y"])), weights=[stored(True, "choice")]), 0),
+        (model(functions=[FUNCTION]), "the graph has functions of its own"),
+        (model(helper.make_node("Einsum", ["x"], ["y"], equation="abcd->abcd"), opset=12),
+         "the arithmetic of Einsum is not known"),
+        (model(helper.make_node("Conv", ["x", "w"], ["y"], domain="com.example")),
+         "the arithmetic of com.example.Conv is not known"),
+        (model(helper.make_node("Conv", ["x"], ["y"])), "an operator lacks an input or an output"),
+        (model(helper.make_node("Invented", ["x"], ["y"])), "the arithmetic of Invented is not known"),
+        (model(helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"]),
+               inputs=[tensor(kind=onnx.TensorProto.INT8)],
+               outputs=[tensor("y", kind=onnx.TensorProto.INT8)], weights=QUANTIZED), ONCE),
+        (model(helper.make_node("MatMulInteger", ["x", "x"], ["y"]),
+               inputs=[tensor(shape=(4, 4), kind=onnx.TensorProto.INT8)],
+               outputs=[tensor("y", (4, 4), onnx.TensorProto.INT32)]), 64),
+    ],
+)  # fmt: skip
+def test_arithmetic_is_counted_or_its_absence_explained(tmp_path, made, expected):
+    found = inspect(saved(tmp_path / "m.onnx", made))
+    assert found.macs == (expected if isinstance(expected, int) else None)
+    assert found.macs_unknown == (expected if isinstance(expected, str) else "")
+    assert json.loads(json.dumps(found.to_json()))["macs"] == found.macs
+
+
+def test_sizes_that_a_graph_does_not_state_are_no_zeros(tmp_path):
+    inputs = [tensor("x", (None, 3, "rows", 0))]
+    found = inspect(saved(tmp_path / "m.onnx", model(inputs=inputs, outputs=[tensor("y", None)])))
+    assert found.inputs == {"x": ("?", 3, "rows", 0)}
+    assert found.outputs == {"y": ("...",)}
+
+
+# ---- SnapML
+
+
+def test_a_plain_convolution_fits_a_lens(tmp_path):
+    assert inspect(saved(tmp_path / "m.onnx", model())).snapml_faults == []
+
+
+OBLONG = stored(np.ones((3, 3, 1, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        (model(conv(group=3), weights=[stored(np.ones((3, 1, 1, 1), np.float32))]), "has 3 groups"),
+        (model(conv(dilations=[2, 2])), "dilated by"),
+        (model(conv(strides=[1, 2]), outputs=[tensor("y", (1, 3, 4, 3))]), "uneven strides"),
+        (model(weights=[OBLONG], outputs=[tensor("y", (1, 3, 4, 3))]), "uneven kernel_shape"),
+        (model(conv(auto_pad="SAME_UPPER")), "pads by SAME_UPPER"),
+        (model(conv(group="three", pads=1)), "ONNX's checker refuses it"),
+        (model(helper.make_node("Conv", [], [])), "not a convolution of images"),
+        (model(helper.make_node("Constant", [], ["w"], value=WEIGHT), conv(), weights=[]),
+         "operator Constant does not run"),
+        (model(inputs=[tensor("x", (0, 3, 4, 5))]), "impossible size"),
+        (model(outputs=[tensor("y", (1, 3, -1, 5))]), "impossible size"),
+        (model(inputs=[tensor("x", (1, 3, 2**40, 5))]), "impossible size"),
+        (model(outputs=[tensor("y", (1, 3, None, 5))]), "dynamic axis"),
+        (model(outputs=[tensor("y", None)]), "dynamic axis"),
+        (model(outputs=[tensor("y", (1, 3, 9, 9))]), "ONNX's checker refuses it"),
+        (model(inputs=[tensor("x", kind=onnx.TensorProto.FLOAT16)]), "x does not hold float32"),
+        (model(opset_imports=[]), "opsets {}, SnapML reads 11"),
+        (model(opset_imports=[helper.make_opsetid("", 11), helper.make_opsetid("", 17)]), "opsets"),
+        (model(functions=[FUNCTION]), "functions of its own"),
+        (model(helper.make_node("Conv", ["x", "w"], ["y"], domain="com.example")),
+         "operator com.example.Conv does not run"),
+        (model(helper.make_node("Relu", ["nothing"], ["y"])), "ONNX's checker refuses it"),
+        (model(inputs=[tensor("w", (3, 3, 1, 1))], weights=[WEIGHT]), "no inputs"),
+    ],
+)  # fmt: skip
+def test_what_a_lens_could_not_run_does_not_fit(tmp_path, made, fault):
+    faults = "; ".join(inspect(saved(tmp_path / "m.onnx", made)).snapml_faults)
+    assert fault in faults
+
+
+# ---- CoreML
 
 
 @needs_coremltools
@@ -108,7 +412,7 @@ def test_packages_are_inspected_too(tmp_path):
     assert found.inputs == {"input": (1, field.student.spec.input_channels, 4, 5)}
     assert found.outputs == {"output": (1, 3, 8, 10)}
     assert found.operators["conv_transpose"] == 1
-    assert found.snapml_faults == ["a CoreML package, and SnapML reads ONNX"]
+    assert found.snapml_faults == ["a CoreML model, and SnapML reads ONNX"]
     assert found.macs == mac_count(field.student.spec, 4, 5)
     folded_parameters = parameter_count(folded(field.student))
     assert found.weights == {"float16": folded_parameters}
@@ -117,3 +421,96 @@ def test_packages_are_inspected_too(tmp_path):
     (tmp_path / "folder.mlpackage").mkdir()
     with pytest.raises(ExportError, match="not a readable CoreML package"):
         inspect(tmp_path / "folder.mlpackage")
+
+
+@needs_coremltools
+def test_models_older_than_packages_are_inspected_too(tmp_path):
+    ct = import_coremltools()
+    builder = ct.models.neural_network.NeuralNetworkBuilder(
+        [("x", ct.models.datatypes.Array(6))], [("y", ct.models.datatypes.Array(2))]
+    )
+    weights = np.ones((2, 6), np.float32)
+    builder.add_inner_product("product", weights, np.ones(2, np.float32), 6, 2, True, "x", "h")
+    builder.add_activation("relu", "RELU", "h", "y")
+    for name in ("old.mlmodel", "old.onnx"):  # told from its content
+        (tmp_path / name).write_bytes(builder.spec.SerializeToString())
+        found = inspect(tmp_path / name)
+        assert found.kind == "CoreML, specification 1, neuralNetwork"
+        assert (found.inputs, found.outputs) == ({"x": (6,)}, {"y": (2,)})
+        assert found.operators == {"activation": 1, "innerProduct": 1}
+        assert found.weights == {"float32": 14}
+        assert found.macs is None
+        assert found.snapml_faults == ["a CoreML model, and SnapML reads ONNX"]
+
+
+@needs_coremltools
+def test_a_coreml_model_of_trees_or_images_says_what_it_can(tmp_path):
+    specification = import_coremltools().proto.Model_pb2.Model(specificationVersion=4)
+    image = specification.description.input.add(name="x").type.imageType
+    image.width, image.height, image.colorSpace = 8, 6, 10
+    ranges = specification.description.output.add(name="y").type.multiArrayType.shapeRange
+    for low, high in ((1, 1), (2, 9), (1, -1)):
+        ranges.sizeRanges.add(lowerBound=low, upperBound=high)
+    specification.treeEnsembleRegressor.treeEnsemble.numPredictionDimensions = 1
+    (tmp_path / "tree.mlmodel").write_bytes(specification.SerializeToString())
+    found = inspect(tmp_path / "tree.mlmodel")
+    assert found.inputs == {"x": (1, 6, 8)}
+    assert found.outputs == {"y": (1, "2..9", "1..")}
+    assert found.operators is found.weights is found.macs is found.parameters is None
+    assert json.loads(json.dumps(found.to_json()))["weights"] is None
+
+
+@needs_coremltools
+@pytest.mark.parametrize(
+    ("operator", "macs", "weights"),
+    [
+        ("linear", 2 * 3 * 6, {"float32": 18 + 3}),
+        ("turned", 6 * 3 * 2, {"float32": 6}),
+        ("packed", 2 * 3 * 6, None),
+        ("einsum", None, {"float32": 36}),
+    ],
+)
+def test_products_of_a_coreml_program_are_counted_or_unknown(tmp_path, operator, macs, weights):
+    ct = import_coremltools()
+    from coremltools.converters.mil import Builder as mil
+
+    ones = np.ones((3, 6), np.float32)
+
+    @mil.program(input_specs=[mil.TensorSpec(shape=(2, 6))], opset_version=ct.target.iOS16)
+    def program(x):
+        if operator == "turned":
+            return mil.matmul(x=x, y=ones[:, :2].T, transpose_x=True, name="y")
+        if operator == "einsum":
+            values = mil.expand_dims(x=x, axes=(0, 1)), np.ones((1, 6, 2, 3), np.float32)
+            return mil.einsum(values=values, equation="nchw,nwhu->nchu", name="y")
+        weight = ones
+        if operator == "packed":
+            weight = mil.constexpr_affine_dequantize(
+                quantized_data=ones.astype(np.int8),
+                zero_point=np.int8(0),
+                scale=np.float32(1),
+                axis=0,
+            )
+        return mil.linear(x=x, weight=weight, name="y")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ct.convert(
+            program,
+            source="milinternal",
+            minimum_deployment_target=ct.target.iOS16,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+            package_dir=str(tmp_path / "m.mlpackage"),
+        )
+    found = inspect(tmp_path / "m.mlpackage")
+    assert (found.macs, found.weights) == (macs, weights)
+
+
+@needs_coremltools
+def test_a_folder_that_is_no_package_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ExportError, match=r"not a readable CoreML package [^\n]+$"):
+        inspect(tmp_path)
+    (tmp_path / "coremldata.bin").write_bytes(b"")
+    with pytest.raises(ExportError, match="a compiled CoreML model"):
+        inspect(tmp_path)

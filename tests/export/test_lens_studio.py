@@ -21,13 +21,13 @@ from lens_samples import (
 
 from export.lens_models import LARGEST_BYTES, imported_bytes
 from export.lens_studio import (
-    carry_lens_project,
-    is_kept_edit,
+    carry_lens_projects,
+    lens_findings,
     lens_scene_from,
     lint_lens_project,
     write_lens_project,
 )
-from export.lens_yaml import ordered_keys
+from export.lens_vocabulary import ordered_keys
 from export.ray_graphs import embedder_model, sampler_model
 from export.student_graph import SNAP_ML, student_model
 from lightfield.camera import look_at
@@ -36,7 +36,8 @@ from lightfield.errors import ConfigError, ExportError
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "lens"
 SCRIPT = "Assets/NeuralLightField.js"
 PLUGIN = "Plugins/NeuralLightField/module.json"
-STUDENT_META = "Assets/Models/Student.onnx.meta"
+STUDENT = "Assets/Models/Student.onnx"
+STUDENT_META = f"{STUDENT}.meta"
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_generated_project_lints_clean(tmp_path, models, lens):
 
 
 def test_every_file_is_returned_and_none_has_a_space_in_its_path(project, models):
-    paths = write_lens_project(project, ORBIT, *models)
+    paths = write_lens_project(project, ORBIT, *models).files
     names = {path.relative_to(project).as_posix() for path in paths}
     assert names == contents(project).keys()
     assert not any(" " in name for name in names)
@@ -136,7 +137,7 @@ def test_colours_are_scaled_once_also_when_the_graph_does_it(tmp_path, models):
 )
 def test_hostile_names_stay_inside_the_folder(tmp_path, models, scene_name, file_name):
     lens = replace(ORBIT, scene_name=scene_name)
-    paths = write_lens_project(tmp_path / "lens", lens, *models)
+    paths = write_lens_project(tmp_path / "lens", lens, *models).files
     assert all(path.resolve().is_relative_to(tmp_path / "lens") for path in paths)
     assert (tmp_path / "lens" / f"{file_name}.esproj").is_file()
     assert lint_lens_project(tmp_path / "lens") == []
@@ -162,7 +163,7 @@ def test_regenerating_keeps_what_the_user_added_and_edited(project, models):
     (project / "Assets/Hat.txt").write_text("mine")
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     edited = (project / SCRIPT).read_bytes()
-    paths = write_lens_project(project, replace(ORBIT, drift=10.0), *models)
+    paths = write_lens_project(project, replace(ORBIT, drift=10.0), *models).files
     assert (project / "Assets/Hat.txt").read_text() == "mine"
     assert (project / SCRIPT).read_bytes() == edited
     assert project / "Regenerated" / SCRIPT in paths
@@ -177,31 +178,171 @@ def test_taking_over_the_new_version_makes_the_file_generated_again(project, mod
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     write_lens_project(project, replace(ORBIT, drift=10.0), *models)
     shutil.copy(project / "Regenerated" / SCRIPT, project / SCRIPT)
-    paths = write_lens_project(project, replace(ORBIT, drift=20.0), *models)
+    paths = write_lens_project(project, replace(ORBIT, drift=20.0), *models).files
     assert project / SCRIPT in paths
     assert '"drift": 20.0' in (project / SCRIPT).read_text()
 
 
-def test_a_project_is_carried_with_all_that_was_done_to_it(tmp_path, project, models):
+@pytest.fixture
+def stage(tmp_path):
+    """The folder of a stage that begins."""
+    folder = tmp_path / "next"
+    folder.mkdir()
+    (folder / "key.json").write_text("{}")
+    return folder
+
+
+def test_a_project_is_carried_with_all_that_was_done_to_it(tmp_path, project, models, stage):
     (project / "Assets/Hat.txt").write_text("mine")
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     (project / "Cache").mkdir()
     (project / "Cache/large").write_bytes(b"0" * 1000)
     before = contents(project)
-    assert carry_lens_project(project, tmp_path / "next")
-    paths = write_lens_project(tmp_path / "next", replace(ORBIT, drift=10.0), *models)
-    assert (tmp_path / "next/Assets/Hat.txt").read_text() == "mine"
-    assert "GLIDE_SECONDS = 2" in (tmp_path / "next" / SCRIPT).read_text()
-    assert [path for path in paths if is_kept_edit(path)] == [
-        tmp_path / "next/Regenerated" / SCRIPT
-    ]
-    assert not (tmp_path / "next/Cache").exists()
+    carry_lens_projects(project.parent, stage)
+    again = stage / project.name
+    written = write_lens_project(again, replace(ORBIT, drift=10.0), *models)
+    assert (again / "Assets/Hat.txt").read_text() == "mine"
+    assert "GLIDE_SECONDS = 2" in (again / SCRIPT).read_text()
+    assert written.kept_edits == [again / "Regenerated" / SCRIPT]
+    assert not (again / "Cache").exists()
     assert contents(project) == before
+    assert (stage / "key.json").read_text() == "{}"
 
 
-def test_where_there_was_no_project_none_is_carried(tmp_path):
-    assert not carry_lens_project(tmp_path / "none", tmp_path / "next")
-    assert not (tmp_path / "next").exists()
+@pytest.mark.parametrize(
+    "name",
+    ["Assets/Cache/logo.png", "Packages/Cache/a", "Support/a", "Workspaces/a", ".hidden/Cache/a"],
+)
+def test_folders_of_the_user_with_names_of_the_editors_are_carried(project, stage, name):
+    (project / name).parent.mkdir(parents=True)
+    (project / name).write_text("mine")
+    carry_lens_projects(project.parent, stage)
+    assert (stage / project.name / name).read_text() == "mine"
+
+
+def test_what_stands_beside_the_project_is_carried_and_what_an_attempt_left_is_not(project, stage):
+    (project.parent / "manifest.json").write_text("{}")
+    (project.parent / "Copy").mkdir()
+    (project.parent / "Copy/mine.txt").write_text("mine")
+    (project.parent / "notes.txt").write_text("mine")
+    (project.parent / "link").symlink_to("nowhere")
+    (stage / project.name).mkdir()
+    (stage / project.name / "half").write_text("")
+    (stage / "half.txt").write_text("")
+    carry_lens_projects(project.parent, stage)
+    assert (stage / "Copy/mine.txt").read_text() == (stage / "notes.txt").read_text() == "mine"
+    assert (stage / "link").readlink() == Path("nowhere")
+    assert not (stage / project.name / "half").exists()
+    assert not {"half.txt", "manifest.json"} & {path.name for path in stage.iterdir()}
+
+
+def test_a_pipe_in_the_project_is_refused_by_name(project, stage):
+    os.mkfifo(project / "Assets/pipe")
+    with pytest.raises(ExportError, match=r"cannot be copied .*pipe"):
+        carry_lens_projects(project.parent, stage)
+
+
+def test_where_there_was_no_project_none_is_carried(tmp_path, stage):
+    carry_lens_projects(tmp_path / "none", stage)
+    assert [path.name for path in stage.iterdir()] == ["key.json"]
+
+
+def move(project, name, place):
+    """As the editor moves an asset: its file and its .meta, the id in which stays."""
+    (project / place).parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", ".meta"):
+        (project / f"{name}{suffix}").rename(project / f"{place}{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (STUDENT, "Assets/Networks/Student.onnx"),
+        ("Assets/Models/Sampler.onnx", "Assets/Models/Rays.onnx"),
+        (SCRIPT, "Assets/Scripts/Controller.js"),
+        ("Assets/Scene.scene", "Assets/Main/Other.scene"),
+        ("Assets/RenderTarget.renderTarget", "Assets/Targets/Screen.renderTarget"),
+    ],
+)
+def test_an_asset_that_the_user_moved_is_written_where_it_lies(
+    tmp_path, project, models, name, place
+):
+    move(project, name, place)
+    student = write_student(tmp_path / "retrained.onnx", activation="Relu")
+    lens = replace(ORBIT, drift=10.0)
+    written = write_lens_project(project, lens, *models[:2], student)
+    assert not (project / name).exists()
+    assert not (project / f"{name}.meta").exists()
+    assert {project / place, project / f"{place}.meta"} <= set(written.files)
+    assert written.kept_edits == written.restored == []
+    assert lint_lens_project(project) == []
+    if name == STUDENT:
+        assert (project / place).read_bytes() == student.read_bytes()
+    if name == SCRIPT:
+        assert '"drift": 10.0' in (project / place).read_text()
+
+
+def test_an_edit_of_a_moved_asset_is_kept(project, models):
+    move(project, SCRIPT, "Assets/Scripts/Mine.js")
+    edit(project / "Assets/Scripts/Mine.js", "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
+    written = write_lens_project(project, replace(ORBIT, drift=10.0), *models)
+    assert written.kept_edits == [project / "Regenerated/Assets/Scripts/Mine.js"]
+    assert not (project / SCRIPT).exists()
+
+
+def test_a_file_of_the_user_with_the_name_of_a_moved_asset_is_left_alone(project, models):
+    move(project, STUDENT, "Assets/Old/Student.onnx")
+    (project / STUDENT).write_bytes(b"mine")
+    write_lens_project(project, ORBIT, *models)
+    assert (project / STUDENT).read_bytes() == b"mine"
+    assert (project / "Assets/Old/Student.onnx").read_bytes() == models[2].read_bytes()
+
+
+def test_a_project_file_that_the_user_renamed_is_not_written_twice(project, models):
+    (project / "Tiny_bricks.esproj").rename(project / "My lens.esproj")
+    write_lens_project(project, ORBIT, *models)
+    assert [path.name for path in project.glob("*.esproj")] == ["My lens.esproj"]
+    assert lint_lens_project(project) == []
+
+
+def test_deleted_files_are_there_again_and_named(project, models):
+    for name in (STUDENT, f"{STUDENT}.meta", PLUGIN):
+        (project / name).unlink()
+    written = write_lens_project(project, ORBIT, *models)
+    assert written.restored == [project / STUDENT, project / f"{STUDENT}.meta", project / PLUGIN]
+    assert lint_lens_project(project) == []
+
+
+def test_what_the_user_put_under_regenerated_is_not_overwritten(project, models):
+    edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
+    write_lens_project(project, replace(ORBIT, drift=10.0), *models)
+    (project / "Regenerated" / SCRIPT).write_text("mine")
+    written = write_lens_project(project, replace(ORBIT, drift=20.0), *models)
+    assert (project / "Regenerated" / SCRIPT).read_text() == "mine"
+    assert written.kept_edits == [project / "Regenerated-2" / SCRIPT]
+
+
+@pytest.mark.parametrize("linked", [SCRIPT, "Assets/Models", "Plugins"])
+def test_nothing_is_written_through_a_link_or_over_one(tmp_path, project, models, linked):
+    (project / linked).rename(tmp_path / "elsewhere")
+    (project / linked).symlink_to(tmp_path / "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    before = contents(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes()
+    student = write_student(tmp_path / "retrained.onnx", activation="Relu")
+    write_lens_project(project, replace(ORBIT, drift=10.0), *models[:2], student)
+    assert (project / linked).is_symlink()
+    assert before == (contents(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes())
+
+
+def test_a_broken_link_and_a_folder_in_a_files_place_are_kept(project, models):
+    (project / SCRIPT).unlink()
+    (project / SCRIPT).symlink_to("nowhere")
+    (project / STUDENT).unlink()
+    (project / STUDENT).mkdir()
+    written = write_lens_project(project, ORBIT, *models)
+    assert written.kept_edits == [project / "Regenerated" / name for name in (STUDENT, SCRIPT)]
+    assert (project / SCRIPT).is_symlink()
+    assert "Assets/NeuralLightField.js: a link that leads nowhere" in lint_lens_project(project)
 
 
 def test_another_scene_does_not_move_in(project, models):
@@ -217,6 +358,7 @@ def test_another_scene_does_not_move_in(project, models):
         ("Mine.esproj", "", r"Mine\.esproj, which was not generated here"),
         ("nelf-lens.json", "{", "cannot be read as JSON"),
         ("nelf-lens.json", "[]", "not a list of generated files"),
+        ("nelf-lens.json", '{"version": 1, "scene": "x", "files": []}', "not a list of generated"),
         ("nelf-lens.json", '{"version": 9, "scene": "x", "files": {}}', "another version"),
     ],
 )
@@ -248,6 +390,14 @@ def test_a_file_in_place_of_the_folder(tmp_path, models):
     (tmp_path / "lens").write_text("")
     with pytest.raises(ExportError, match="is a file, not a folder"):
         write_lens_project(tmp_path / "lens", ORBIT, *models)
+
+
+def test_a_link_in_place_of_the_folder(tmp_path, project, models):
+    (tmp_path / "link").symlink_to(project)
+    before = contents(project)
+    with pytest.raises(ExportError, match="is a link, not a folder"):
+        write_lens_project(tmp_path / "link", replace(ORBIT, drift=10.0), *models)
+    assert contents(project) == before
 
 
 # ---- models that do not fit
@@ -348,6 +498,72 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
         ),
         (PLUGIN, "{", "", "names no main file"),
         (SCRIPT, '"points": 2', '"points": 4', "instead of [1, 1, 6, 12]"),
+        (SCRIPT, '"points": 2', '"points": 1e400', "a size is not a positive whole number"),
+        (SCRIPT, '"points": 2', f'"points": {"[" * 3000}', "no line const SCENE"),
+        ("Tiny_bricks.esproj", "Camera: Rear", "Camera: Back", "is 'Back', not Front or Rear"),
+        (
+            "Tiny_bricks.esproj",
+            "- Back",
+            "- Rear",
+            "lensApplicability of esproj/metaInfo is 'Rear'",
+        ),
+        (
+            "Tiny_bricks.esproj",
+            "- Web",
+            "- Watch",
+            "lensClientCompatibilities of esproj/metaInfo is",
+        ),
+        (
+            "Tiny_bricks.esproj",
+            "sourceMapEnabled: false",
+            "sourceMapEnabled: no",
+            "is 'no', not true",
+        ),
+        ("Tiny_bricks.esproj", "minor: 15", "minor: new", "is 'new', not <integer>"),
+        (
+            "Assets/Scene.scene",
+            "StretchMode: Stretch",
+            "StretchMode: Cover",
+            "StretchMode of Text is",
+        ),
+        (
+            "Assets/Scene.scene",
+            "RenderOrder: 10",
+            "RenderOrder: last",
+            "RenderOrder of Text is 'last'",
+        ),
+        (
+            "Assets/Scene.scene",
+            "    Mode: None",
+            "    Mode: Nothing",
+            "Mode of CameraClearColor is",
+        ),
+        ("Assets/Scene.scene", "Near: 1.0", "Near: near", "Near of Camera is 'near"),
+        (
+            "Assets/RenderTarget.renderTarget",
+            "CustomTexture",
+            "Custom",
+            "ClearColorOption of Render",
+        ),
+        (
+            "Assets/RenderTarget.renderTarget",
+            "y: 1600",
+            "y: all",
+            "y of RenderTarget/Resolution is",
+        ),
+        (
+            f"{SCRIPT}.meta",
+            "JavaScriptAssetImporter",
+            "ScriptImporter",
+            "not one of 48 known values",
+        ),
+        (
+            STUDENT_META,
+            "CompressorName: None",
+            "CompressorName: Zip",
+            "CompressorName of SingleCompr",
+        ),
+        (STUDENT_META, "rotation: None", "rotation: 45", "rotation of MLInput/Transformer is '45'"),
         (SCRIPT, "const SCENE = {", "const SCENE = {{", "no line const SCENE"),
     ],
 )
@@ -366,6 +582,107 @@ def test_the_linter_knows_every_order_of_keys_that_was_seen(project):
             text.replace("Type: NotAPackage\n", "Type: NotAPackage\n  PackagePolicy: ~\n")
         )
     assert lint_lens_project(project) == []
+
+
+NEWER = {"minor: 15": "minor: 23", "patch: 4": "patch: 1", "coreVersion: 330": "coreVersion: 372"}
+
+
+@pytest.fixture
+def newer_project(project):
+    """As a newer editor saves it: with keys of its own, and without one that is no longer written."""
+    path = project / "Tiny_bricks.esproj"
+    for old, new in NEWER.items():
+        edit(path, old, new)
+    edit(path, "  sourceMap", "  shaderCacheInvalidationEnabled: false\n  sourceMap")
+    path.write_text(f"{path.read_text()}  packageId: ''\ntargetPlatform: Snapchat\n")
+    edit(project / "Assets/Scene.scene", "    HasOrtho: true\n", "")
+    edit(
+        project / "Assets/Scene.scene",
+        "- !<SceneObject/",
+        "  HiddenInCaptureLayers: 0\n- !<SceneObject/",
+    )
+    edit(project / f"{SCRIPT}.meta", "  ComponentUid", "  UpdateOrder: 0\n  ComponentUid")
+    return project
+
+
+def test_what_a_newer_editor_writes_is_no_fault(newer_project):
+    findings = lens_findings(newer_project)
+    assert findings.faults == findings.notes == []
+
+
+def test_what_nobody_knew_of_a_newer_editor_is_noted_and_not_a_fault(newer_project):
+    edit(newer_project / "Assets/Scene.scene", "  Size: 20", "  Zoom: 1\n  Size: 20")
+    edit(newer_project / "Assets/Scene.scene", "StretchMode: Stretch", "StretchMode: Cover")
+    findings = lens_findings(newer_project)
+    assert findings.faults == []
+    (note,) = findings.notes
+    assert "saved by Lens Studio 5.23.1" in note
+    assert note.endswith(": Camera.Zoom, Text.StretchMode 'Cover'")
+
+
+def test_what_an_older_editor_did_not_write_is_no_fault(project):
+    edit(project / "Tiny_bricks.esproj", "minor: 15", "minor: 9")
+    edit(project / "Assets/Scene.scene", "  MipmapLevel: 0\n", "")
+    assert lint_lens_project(project) == []
+
+
+def test_a_newer_editor_does_not_hide_what_is_broken(newer_project):
+    edit(
+        newer_project / "Assets/Scene.scene",
+        "ScriptAsset: !<reference> ",
+        "ScriptAsset: !<reference> f",
+    )
+    edit(newer_project / STUDENT_META, "scale: 255.000000", "scale: 1.000000")
+    faults = "\n".join(lint_lens_project(newer_project))
+    assert "which nothing defines" in faults
+    assert "scaled differently" in faults
+
+
+def aliases(depth):
+    lines = ["- &a0 [x, x]", *(f"- &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, depth))]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (aliases(40), "the YAML alias *a0 is nothing that Lens Studio writes"),
+        ("- &a [*a]", "the YAML alias *a"),
+        ("- " + "[" * 3000 + "]" * 3000, "nested more than 50 deep"),
+        ("- " * 3000 + "x", "nested more than 50 deep"),
+        (
+            "- ? [a, {b: c}]\n  : {ImportedAssetIds: {x: [y]}}\n- ImportedAssetIds: {[x]: {y: z}}",
+            None,
+        ),
+        ("- a\n--- b", "not readable as YAML"),
+        ("\0", "not readable as YAML"),
+        ("", "not a sequence of items"),
+        (" " * 17_000_000, "17 MB is no text of a lens"),
+    ],
+)
+def test_hostile_text_is_a_fault_of_one_line(project, text, fault):
+    (project / "Assets/Hat.png").write_bytes(b"")
+    (project / "Assets/Hat.png.meta").write_text(text)
+    faults = lint_lens_project(project)
+    assert len(faults) == (fault is not None)
+    assert all(line.startswith("Assets/Hat.png.meta") for line in faults)
+    assert all(fault in line and "\n" not in line for line in faults)
+
+
+def test_files_that_are_not_text_nor_files_are_faults_of_one_line(project):
+    (project / "Assets/Scene.scene").write_bytes(b"- !<Scene/\xff>")
+    os.mkfifo(project / "Assets/pipe")
+    os.mkfifo(project / "Assets/pipe.meta")
+    (project / "Assets/lost.png").symlink_to("nowhere")
+    (project / "Assets/loop").symlink_to("loop")
+    (project / PLUGIN).unlink()
+    os.mkfifo(project / PLUGIN)
+    faults = "\n".join(lint_lens_project(project))
+    assert "Assets/Scene.scene: not readable as YAML" in faults
+    assert "Assets/pipe: neither a file nor a folder" in faults
+    assert "Assets/lost.png: a link that leads nowhere" in faults
+    assert "Assets/loop: a link that leads nowhere" in faults
+    assert "module.json: names no main file" in faults
 
 
 def test_each_type_in_the_projects_has_its_keys_in_the_table(project):

@@ -7,9 +7,11 @@ import pytest
 from lightfield.errors import CheckpointError, SceneError
 from lightfield.files import (
     atomic_path,
+    discard_temporaries,
     fingerprint,
     read_json,
     sha256_of,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -51,6 +53,28 @@ def test_a_block_that_removes_its_file_fails_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.unlink()
     assert not names(tmp_path)
+
+
+def test_what_is_made_in_a_temporary_folder_is_renamed_out_of_it(tmp_path):
+    path = tmp_path / "new folder" / "Toy.mlpackage"
+    with temporary_folder(path) as folder:
+        assert folder.parent == path.parent
+        (folder / "Toy.mlpackage").mkdir()
+        (folder / "Toy.mlpackage").rename(path)
+    assert names(path.parent) == {"Toy.mlpackage"}
+
+
+def test_temporary_files_and_folders_of_a_killed_process_are_removed(tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "picture.png").touch()
+    for folder in (tmp_path, whole):  # as a kill leaves them
+        (folder / ".part-Toy.mlpackage-x/Toy.mlpackage/.part-weights").mkdir(parents=True)
+        (folder / ".part-picture-x.png").touch()
+        (folder / ".part-link").symlink_to(whole)
+    discard_temporaries(tmp_path)
+    assert names(tmp_path) == {"whole"}
+    assert names(whole) == {"picture.png"}
 
 
 def test_json_round_trip(tmp_path):

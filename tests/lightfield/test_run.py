@@ -304,6 +304,7 @@ def work(writer):
     write_text(writer.path / "checkpoint.txt", "halfway")
     with atomic_path(writer.path / "weights.safetensors") as temporary:
         temporary.write_bytes(b"half of the")
+        (writer.path / ".part-folder/half of a package").mkdir(parents=True)
         print("working", flush=True)
         time.sleep(120)
 

@@ -19,5 +19,22 @@ def test_what_a_user_did_to_the_lens_stays_when_it_is_made_anew(run):
     assert "ToyCar/Assets/notes.txt" in manifest(run, "lens")["files"]
 
 
+def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
+    lens = run / "lens" / "ToyCar"
+    (lens / "Assets/Cache").mkdir()
+    for name in ("Student.onnx", "Student.onnx.meta"):
+        (lens / "Assets/Models" / name).rename(lens / "Assets/Cache" / name)
+    (lens / "Assets/Models/Sampler.onnx").unlink()
+    (run / "lens/notes.txt").write_text("mine")
+    said = stage(run, "lens", "--drift", 10).done
+    assert "lens/ToyCar/Assets/Models/Sampler.onnx was deleted and is there again" in said
+    assert sorted(path.name for path in lens.rglob("Student.onnx*")) == [
+        "Student.onnx",
+        "Student.onnx.meta",
+    ]
+    assert (lens / "Assets/Cache/Student.onnx").is_file()
+    assert (run / "lens/notes.txt").read_text() == "mine"
+
+
 def test_a_lens_of_impossible_drift_is_refused(run):
     assert "drift must not be negative" in stage(run, "lens", "--drift", "-1").refusal

@@ -1,0 +1,89 @@
+"""The vocabulary of Lens Studio's text files: which keys a type has, and which values a key.
+
+Keys stand in a fixed order per type (`lens_template/ordered_keys.json`, read off projects saved by
+Lens Studio 5.15.4, with each order that was seen); `newer_keys.json` lists what 5.16 to 5.24 add. The
+values (`vocabulary.json`) are those of Lens Studio's own declarations for editor plugins, and those seen
+in saved projects. A type without a tag of its own is named by the keys that lead to it:
+`esproj/metaInfo`, `MLInput/Transformer`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+
+KNOWN_EDITOR = (5, 15)
+"""The version of Lens Studio, major and minor, whose keys and their order are known in full."""
+KINDS = {
+    "<integer>": re.compile(r"[-+]?\d+"),
+    "<empty>": re.compile(""),
+    "<number>": re.compile(r"[-+]?(\d+(\.\d*)?([eE][-+]?\d+)?|\.inf|\.nan)"),
+}
+
+
+@cache
+def ordered_keys() -> dict[str, list[list[str]]]:
+    """The keys of each known type in their order, the usual order first."""
+    orders = _table("ordered_keys.json")
+    return {name: [keys.split() for keys in each] for name, each in orders.items()}
+
+
+@cache
+def _newer_keys() -> dict[str, list[str]]:
+    return {name: keys.split() for name, keys in _table("newer_keys.json").items()}
+
+
+@cache
+def _vocabulary() -> dict[str, list[str]]:
+    return {key: words.split() for key, words in _table("vocabulary.json").items()}
+
+
+def _table(name: str) -> dict:
+    return json.loads(resources.files("lens_template").joinpath(name).read_text("utf-8"))
+
+
+def unknown_keys(name: str, found: list[str]) -> list[str]:
+    """The keys of a known type that no editor is known to write; none for other types."""
+    return [key for key in found if key not in _known_keys(name)] if name in ordered_keys() else []
+
+
+def order_fault(name: str, found: list[str]) -> str | None:
+    """What the keys of a type lack of those that the known editor writes, or their wrong order."""
+    orders = ordered_keys().get(name)
+    if orders is None:
+        return None
+    older = [key for key in found if any(key in order for order in orders)]
+    if older in orders:
+        return None
+    if missing := [key for key in orders[0] if key not in older]:
+        return f"{name} lacks {', '.join(missing)}"
+    return f"the keys of {name} are out of order"
+
+
+def allowed_values(name: str, key: str) -> list[str] | None:
+    """What a key of a type may be, as words or one of `KINDS`; None when that is not known."""
+    words = _vocabulary()
+    return words.get(f"{name}.{key}") or (words.get(key) if key in _known_keys(name) else None)
+
+
+def is_allowed(value: str, allowed: list[str]) -> bool:
+    """Whether a value is one of the words, or of the kind that they name."""
+    return any(KINDS[word].fullmatch(value) if word in KINDS else word == value for word in allowed)
+
+
+def choices(allowed: list[str]) -> str:
+    """The allowed values for people; long lists are counted."""
+    return " or ".join(allowed) if len(allowed) <= 8 else f"one of {len(allowed)} known values"
+
+
+@cache
+def _known_keys(name: str) -> frozenset[str]:
+    def all_keys() -> Iterator[str]:
+        for order in ordered_keys().get(name, ()):
+            yield from order
+        yield from _newer_keys().get(name, ())
+
+    return frozenset(all_keys())
