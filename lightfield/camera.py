@@ -18,6 +18,8 @@ from jaxtyping import Float
 from lightfield.errors import SceneError
 
 RIGID_TOLERANCE = 1e-3
+ROUNDING_TOLERANCE = 2e-2
+"""How far R^T R may be off the identity where numbers were rounded to two or three decimals."""
 REWEIGHTINGS = 20
 
 
@@ -105,7 +107,7 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
         if not np.isfinite(pose).all():
             raise SceneError("pose holds NaN or infinity", where=place, remedy="remove the frame")
         rotation = pose[:, :3]
-        skew = np.abs(rotation.T @ rotation - np.eye(3)).max()
+        skew = _skew(rotation)
         if skew > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
             raise SceneError(
                 f"pose is not rigid (R^T R is off the identity by {skew:.2g}, "
@@ -114,6 +116,53 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
                 remedy="poses must rotate and translate only",
             )
     return top
+
+
+def rigid_poses(
+    poses: np.ndarray, *, where: object
+) -> tuple[Float[np.ndarray, "n 3 4"], list[str]]:
+    """Camera-to-world matrices as `checked_poses` has them, and what was mended, one sentence each.
+
+    Two faults that leave no doubt are mended: a uniform scale of the rotation, as of a camera object
+    that was scaled, and rounded numbers. Positions stay as they are.
+
+    Raises:
+        SceneError: as `checked_poses` does, for all other faults.
+    """
+    mended = np.array(poses, dtype=np.float64)
+    scales, errors = [], []
+    for pose in mended:
+        block = pose[:3, :3]
+        if not np.isfinite(pose).all() or _skew(block) <= RIGID_TOLERANCE:
+            continue
+        scale = float(np.cbrt(np.linalg.det(block)))
+        error = _skew(block / scale) if scale > 0 else math.inf
+        if error > ROUNDING_TOLERANCE:
+            continue
+        left, _, right = np.linalg.svd(block / scale)
+        pose[:3, :3] = left @ right
+        if abs(scale - 1) > RIGID_TOLERANCE:
+            scales.append(scale)
+        if error > RIGID_TOLERANCE:
+            errors.append(error)
+    notes = []
+    if scales:
+        span = f"{min(scales):.4g}" + (f" to {max(scales):.4g}" if np.ptp(scales) > 1e-3 else "")
+        notes.append(
+            f"the rotations of {len(scales)} of {len(mended)} poses hold a scale of {span}, which is "
+            "removed"
+        )
+    if errors:
+        notes.append(
+            f"the rotations of {len(errors)} of {len(mended)} poses are rounded (R^T R is off the "
+            f"identity by up to {max(errors):.2g}) and are made orthogonal"
+        )
+    return checked_poses(mended, where=where), notes
+
+
+def _skew(block: Float[np.ndarray, "3 3"]) -> float:
+    """How far R^T R is off the identity."""
+    return float(np.abs(block.T @ block - np.eye(3)).max())
 
 
 def look_at(

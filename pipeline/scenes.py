@@ -41,7 +41,7 @@ class BegunScene:
     name: str
     preset: PresetName
     source: str
-    """Format: `blender`, `llff`, `bricks`."""
+    """Format: `blender`, `transforms`, `llff`, `bricks`."""
     config: SceneConfig
     identity: Any
     """What tells whether the files that were read have changed."""

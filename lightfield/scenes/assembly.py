@@ -21,7 +21,7 @@ from lightfield.scenes.bounds import (
 )
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import read_views
-from lightfield.scenes.pictures import Colour, Resolution, fitted_size
+from lightfield.scenes.pictures import Colour, Resolution, fitted_size, resampling_notes
 from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
@@ -77,7 +77,7 @@ def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silen
         box=box,
         background=color,
         transform=transform,
-        notes=(*capture.notes, *notes),
+        notes=(*capture.notes, *resampling_notes(source, size, choice.resolution), *notes),
         provenance={
             **capture.provenance,
             "original_size": [source.width, source.height],
