@@ -87,6 +87,7 @@ class Intrinsics:
         return cls(**{**data, "distortion": tuple(data.get("distortion", ()))})
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3 4"]:
     """The top three rows of camera-to-world matrices (float64), refused unless they are rigid.
 
@@ -108,7 +109,7 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
             raise SceneError("pose holds NaN or infinity", where=place, remedy="remove the frame")
         rotation = pose[:, :3]
         skew = _skew(rotation)
-        if skew > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
+        if not skew <= RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
             raise SceneError(
                 f"pose is not rigid (R^T R is off the identity by {skew:.2g}, "
                 f"det R = {np.linalg.det(rotation):.3f})",
@@ -118,6 +119,7 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
     return top
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def rigid_poses(
     poses: np.ndarray, *, where: object
 ) -> tuple[Float[np.ndarray, "n 3 4"], list[str]]:
@@ -133,21 +135,21 @@ def rigid_poses(
     scales, errors = [], []
     for pose in mended:
         block = pose[:3, :3]
-        if not np.isfinite(pose).all() or _skew(block) <= RIGID_TOLERANCE:
+        skew = _skew(block)
+        if not np.isfinite(pose).all() or skew <= RIGID_TOLERANCE:
             continue
         scale = float(np.cbrt(np.linalg.det(block)))
-        error = _skew(block / scale) if scale > 0 else math.inf
-        if error > ROUNDING_TOLERANCE:
+        if not scale > 0 or not _skew(block / scale) <= ROUNDING_TOLERANCE:
             continue
         left, _, right = np.linalg.svd(block / scale)
         pose[:3, :3] = left @ right
-        if abs(scale - 1) > RIGID_TOLERANCE:
+        if skew > ROUNDING_TOLERANCE:
             scales.append(scale)
-        if error > RIGID_TOLERANCE:
-            errors.append(error)
+        else:
+            errors.append(skew)
     notes = []
     if scales:
-        span = f"{min(scales):.4g}" + (f" to {max(scales):.4g}" if np.ptp(scales) > 1e-3 else "")
+        span = f"{min(scales):.4g}" + (f" to {max(scales):.4g}" if np.ptp(scales) > 1e-2 else "")
         notes.append(
             f"the rotations of {len(scales)} of {len(mended)} poses hold a scale of {span}, which is "
             "removed"
@@ -160,6 +162,7 @@ def rigid_poses(
     return checked_poses(mended, where=where), notes
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _skew(block: Float[np.ndarray, "3 3"]) -> float:
     """How far R^T R is off the identity."""
     return float(np.abs(block.T @ block - np.eye(3)).max())

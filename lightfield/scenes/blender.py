@@ -187,24 +187,22 @@ def _listing(finder: ImageFiles, path: Path) -> Listing:
         where = f"{path}, frame {index}"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise SceneError("frame has no file_path", where=where, remedy="remove the frame")
+        matrices.append(_matrix(frame, where))
         try:
-            image = finder.find(frame["file_path"], where=where)
+            images.append(finder.find(frame["file_path"], where=where))
         except MissingImageError as missing:
             first_missing = first_missing or missing
             continue
         indices.append(index)
-        images.append(image)
         masks.append(_mask(finder, frame, where))
-        matrices.append(_matrix(frame, where))
-    poses, notes = np.empty((0, 3, 4)), []
-    if matrices:
-        poses, notes = rigid_poses(np.stack(matrices), where=path)
-    listing = Listing(path, data, indices, images, masks, poses, notes, first_missing)
+    poses, mended = rigid_poses(np.stack(matrices), where=path)
+    notes = [f"in {path.name}, {note}" for note in mended]
+    listing = Listing(path, data, indices, images, masks, poses[indices], notes, first_missing)
     if listing.missing and images:
-        skipped = next(i for i in range(len(data["frames"])) if i not in set(indices))
+        skipped = min(set(range(len(matrices))) - set(indices))
         notes.insert(
             0,
-            f"{listing.missing} of {len(data['frames'])} frames of {path.name} have no image file and "
+            f"{listing.missing} of {len(matrices)} frames of {path.name} have no image file and "
             f"are skipped, the first is {data['frames'][skipped]['file_path']!r}",
         )
     return listing

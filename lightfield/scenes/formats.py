@@ -9,9 +9,9 @@ from lightfield.errors import SceneError
 from lightfield.progress import Progress, silent
 from lightfield.scenes.assembly import SceneChoice, scene_from
 from lightfield.scenes.blender import SINGLE_JSON, TRAIN_JSON, read_blender, read_single_json
-from lightfield.scenes.capture import Capture, Loader
+from lightfield.scenes.capture import Capture, CaptureKind, Loader
 from lightfield.scenes.image_files import folder_entries
-from lightfield.scenes.llff import POSES_FILE, read_llff
+from lightfield.scenes.llff import POSES_FILE, capture_kind, read_llff, read_poses_bounds
 from lightfield.scenes.pictures import Resolution
 from lightfield.scenes.scene import Scene
 
@@ -61,6 +61,20 @@ def read_capture(folder: Path, resolution: Resolution = None) -> Capture:
     raise SceneError(
         f"not a scene folder: expected {KNOWN}, found {content or 'nothing'}", where=folder
     )
+
+
+def folder_kind(folder: Path) -> CaptureKind:
+    """The kind of capture that a folder holds, by its poses alone.
+
+    A folder that cannot be read counts as an object's: whoever reads the whole of it says what is wrong.
+    """
+    try:
+        marker = next((name for name in LOADERS if (folder / name).exists()), None)
+        if marker == POSES_FILE:
+            return capture_kind(read_poses_bounds(folder / POSES_FILE).poses)
+    except (SceneError, OSError):
+        return "object"
+    return "object"
 
 
 def _is_scene(folder: Path) -> bool:

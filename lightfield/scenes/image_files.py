@@ -12,6 +12,7 @@ or of another user. Whatever is reached must be a regular file and an image.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -75,6 +76,8 @@ class ImageFiles:
         """
         try:
             wanted = self._inside(name, where)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                wanted.lstat()  # refuses what no file can be called
             found = self._chosen(wanted)
             real = None if found is None else found.resolve()
             if found is None or real is None or not real.exists():

@@ -222,7 +222,7 @@ def resampling_notes(
     stretch = height / source.height / (width / source.width) - 1
     wanted = resolution if isinstance(resolution, int) else max(size)
     note = f"images of {source.width} x {source.height} are resampled to {width} x {height}"
-    if abs(stretch) > 0.5 / min(size) + 1e-9:
+    if abs(stretch) > STRETCHES[0]:
         side = "height" if stretch > 0 else "width"
         factor = max(stretch, 1 / (1 + stretch) - 1)
         return [f"{note}, which stretches them by {factor:.1%} in {side}; the camera is adjusted"]
