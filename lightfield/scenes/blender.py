@@ -49,27 +49,13 @@ HARMLESS_KEYS = frozenset(
         *("applied_transform", "applied_scale", "orientation_override", "n_frames", "rotation"),
         *("auto_scale_poses_override", "auto_orient_and_center_override"),
         # where instant-ngp puts the scene in its own coordinates
-        *(
-            "aabb",
-            "aabb_scale",
-            "scale",
-            "offset",
-            "from_na",
-            "up",
-            "render_aabb",
-            "n_extra_learnable_dims",
-        ),
+        *("aabb", "aabb_scale", "scale", "offset", "from_na", "up", "render_aabb"),
+        *("n_extra_learnable_dims",),
         # other data of the same capture
-        *(
-            "ply_file_path",
-            "depth_file_path",
-            "depth_path",
-            "depth_unit_scale_factor",
-            "normal_path",
-        ),
-        *("enable_depth_loading", "integer_depth_scale", "colmap_im_id", "sharpness", "blur_score"),
-        *("timestamp", "image_id", "camera_id", "id", "name", "frame_id", "version", "comment"),
-        *("manual_keyframe", "exposure_time", "iso"),
+        *("ply_file_path", "depth_file_path", "depth_path", "normal_path", "blur_score"),
+        *("depth_unit_scale_factor", "enable_depth_loading", "integer_depth_scale", "sharpness"),
+        *("colmap_im_id", "timestamp", "image_id", "camera_id", "id", "name", "frame_id"),
+        *("version", "comment", "manual_keyframe", "exposure_time", "iso"),
     )
 )
 """Keys that change nothing here, so nothing is said of them."""

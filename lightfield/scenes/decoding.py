@@ -28,9 +28,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 READ_KINDS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
 UNREAD_SUFFIXES = (
-    *(".heic", ".heif", ".avif", ".jp2", ".jxl", ".exr", ".hdr", ".tga", ".psd", ".svg", ".ppm"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pgm", ".pfm", ".bin"),
-    *(".mp4", ".mov", ".avi", ".mkv"),
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".exr", ".hdr", ".tga", ".dds", ".qoi"),
+    *(".ppm", ".pgm", ".pnm", ".pfm", ".psd", ".xcf", ".svg", ".pdf", ".ico", ".bin", ".npy"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw"),
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm"),
 )
 """Of image and video files that are not read, to be named in messages."""
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")
@@ -190,11 +191,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     orientation = _orientation(image)
-    if orientation == 1:
-        return image
-    turned = image.transpose(ROTATIONS[orientation])
-    turned.info = image.info
-    return turned
+    return image if orientation == 1 else image.transpose(ROTATIONS[orientation])
 
 
 def _is_deep(image: Image.Image) -> bool:

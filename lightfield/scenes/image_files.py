@@ -137,18 +137,17 @@ class ImageFiles:
         """The file of this name, in any case, with or without its suffix, or with another one."""
         listing = self._listing(wanted.parent)
         exact = listing.entry(wanted.name)
-        named = wanted.suffix.lower() in SUFFIXES
-        if exact is not None and named:
+        if exact is not None and wanted.suffix.lower() in SUFFIXES:
             return wanted.parent / exact
-        fitting = listing.with_suffixes(wanted.stem if named else wanted.name, SUFFIXES)
-        if not fitting:
-            return None if exact is None else wanted.parent / exact
-        found = wanted.parent / fitting[0]
-        if named:
-            self._renamed.append((wanted.name, found.name))
-        elif len(fitting) > 1:
-            self._ambiguous.append((wanted.name, found.name))
-        return found
+        suffixed = listing.with_suffixes(wanted.name, SUFFIXES)
+        if len(suffixed) > 1:
+            self._ambiguous.append((wanted.name, suffixed[0]))
+        named = wanted.suffix.lower() in IMAGE_SUFFIXES
+        renamed = listing.with_suffixes(wanted.stem, SUFFIXES) if named and not suffixed else []
+        if renamed:
+            self._renamed.append((wanted.name, renamed[0]))
+        found = next(iter((*suffixed, *renamed)), exact)
+        return None if found is None else wanted.parent / found
 
     def _listing(self, folder: Path) -> _Listing:
         if folder not in self._listings:

@@ -59,12 +59,14 @@ def test_names_in_any_spelling(tmp_path, there, name):
     assert finder.notes() == []
 
 
-def test_another_suffix_than_named_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["1.png", "1.heic"])
+def test_another_suffix_than_named_is_told(tmp_path, name):
     path = save(tmp_path / "images" / "1.jpg", noise())
+    (tmp_path / "images" / "1.HEIC").write_bytes(b"")
     finder = ImageFiles(tmp_path)
-    assert finder.find("images/1.png", where="json") == path
+    assert finder.find(f"images/{name}", where="json") == path
     assert finder.notes() == [
-        "1 image files have another suffix than the scene gives them, such as 1.jpg for 1.png"
+        f"1 image files have another suffix than the scene gives them, such as 1.jpg for {name}"
     ]
 
 
