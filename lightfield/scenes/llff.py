@@ -39,10 +39,11 @@ PICTURE_FOLDERS = ("images_8", "images_4", "images_2", "images")  # smallest fir
 USUAL_FOLDER = "images_4"
 BOUND_FACTOR = 0.75
 STRAY_FACTOR = 0.2
-"""Of the median nearest depth: what is nearer is a stray, where few views are."""
+"""Share of the median nearest depth. A view that is nearer is a stray, unless many views are."""
 STRAY_SHARE = 0.1
+"""Share of the views that can be strays."""
 FORWARD_ANGLE = math.radians(30)
-"""To the mean viewing axis, of cameras that face forward: they spread over 60 degrees."""
+"""Largest angle to the mean viewing axis of cameras that face forward: a spread of 60 degrees."""
 FORWARD_SHARE = 0.8
 """Share of the cameras that decides; a few with damaged poses are then refused by their frusta."""
 
@@ -259,7 +260,7 @@ def _no_images(folder: Path, there: list[str]) -> SceneError:
 def _order_notes(images: list[Path]) -> list[str]:
     """What to say where counting would order the images otherwise than their names do."""
     names = [image.name for image in images]
-    counted = sorted(names, key=lambda name: [int(n) for n in re.findall(r"[0-9]{1,18}", name)])
+    counted = sorted(names, key=_by_numbers)
     changed = next(((a, b) for a, b in zip(names, counted, strict=True) if a != b), None)
     if changed is None:
         return []
@@ -267,6 +268,12 @@ def _order_notes(images: list[Path]) -> list[str]:
         "images belong to poses in the alphabetical order of their names, as LLFF writes them: "
         f"{changed[0]} comes before {changed[1]}"
     ]
+
+
+def _by_numbers(name: str) -> list[str | int]:
+    """Sorts names as people count: view_3 before view_10."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def _camera(capture: PosesBounds, source: PictureFormat, path: Path) -> Intrinsics:

@@ -113,8 +113,10 @@ def _applied_rotation(
     stored = _fits({header.size for header in headers}, described)
     turned = _fits({header.upright_size for header in headers}, described)
     upright = turned and not stored
-    if upright:
-        reason = "because only so do all images have the size that the poses describe"
+    if upright and described is None:
+        reason = "because only then do all images have one size"
+    elif upright:
+        reason = "because the poses describe images of the rotated size"
     elif stored and not turned:
         reason = "because the poses describe the images as they are stored"
     else:

@@ -216,7 +216,7 @@ def rotated_jpeg(path: Path, orientation: int, height: int = 6, width: int = 8) 
     [
         (None, False, "not applied"),
         ((80, 60), False, "not applied, because the poses describe"),
-        ((60, 80), True, "applied, because only so"),
+        ((60, 80), True, "applied, because the poses describe images of the rotated size"),
     ],
 )
 def test_an_exif_rotation_is_applied_where_the_poses_describe_it(
@@ -236,7 +236,10 @@ def test_mixed_rotations_have_one_size_or_are_refused(tmp_path):
     files = [rotated_jpeg(tmp_path / "a.jpg", 6), rotated_jpeg(tmp_path / "b.jpg", 1, 8, 6)]
     form = picture_format(files)
     assert (form.upright, form.width, form.height) == (True, 6, 8)
-    assert "1 of 2 images have an EXIF rotation, which is applied" in form.notes[0]
+    assert (
+        "1 of 2 images have an EXIF rotation, which is applied, because only then do"
+        in form.notes[0]
+    )
     with pytest.raises(SceneError, match=r"b.jpg: 6 x 8 pixels, but a.jpg has 8 x 6"):
         picture_format([*files, rotated_jpeg(tmp_path / "c.jpg", 1, 5, 7)])
 

@@ -265,6 +265,12 @@ def test_an_order_that_counting_would_change_is_told(capture):
     assert "view_10.png comes before view_3.png" in found.notes[0]
 
 
+def test_names_that_count_upwards_in_the_alphabet_are_not_spoken_of(capture):
+    for index, path in enumerate(sorted((capture / "images_4").iterdir())):
+        path.rename(path.with_name(f"{'ab'[index // 5]}{index * 7 % 5}.png"))
+    assert read_capture(capture).notes == ()
+
+
 def test_a_folder_of_images_may_be_a_link(capture, tmp_path):
     (capture / "images_4").rename(tmp_path / "elsewhere")
     (capture / "images_4").symlink_to(tmp_path / "elsewhere")
