@@ -18,6 +18,8 @@ from jaxtyping import Float
 from lightfield.errors import SceneError, quoted
 
 RIGID_TOLERANCE = 1e-3
+ROUNDING_TOLERANCE = 2e-2
+"""How far R^T R may be off the identity where numbers were rounded to two or three decimals."""
 REWEIGHTINGS = 20
 LARGEST = 1e300
 SHORTEST_FOCAL, LONGEST_FOCAL = 1 / 200, 1e6
@@ -124,6 +126,7 @@ class Intrinsics:
         return cls(**{**data, "distortion": tuple(data.get("distortion", ()))})
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3 4"]:
     """The top three rows of camera-to-world matrices (float64), refused unless they are rigid.
 
@@ -144,8 +147,8 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
         if not np.isfinite(pose).all():
             raise SceneError("pose holds NaN or infinity", where=place, remedy="remove the frame")
         rotation = pose[:, :3]
-        skew = np.abs(rotation.T @ rotation - np.eye(3)).max()
-        if skew > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
+        skew = _skew(rotation)
+        if not skew <= RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
             raise SceneError(
                 f"pose is not rigid (R^T R is off the identity by {skew:.2g}, "
                 f"det R = {np.linalg.det(rotation):.3f})",
@@ -153,6 +156,55 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
                 remedy="poses must rotate and translate only",
             )
     return top
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def rigid_poses(
+    poses: np.ndarray, *, where: object
+) -> tuple[Float[np.ndarray, "n 3 4"], list[str]]:
+    """Camera-to-world matrices as `checked_poses` has them, and what was mended, one sentence each.
+
+    Two faults that leave no doubt are mended: a uniform scale of the rotation, as of a camera object
+    that was scaled, and rounded numbers. Positions stay as they are.
+
+    Raises:
+        SceneError: as `checked_poses` does, for all other faults.
+    """
+    mended = np.array(poses, dtype=np.float64)
+    scales, errors = [], []
+    for pose in mended:
+        block = pose[:3, :3]
+        skew = _skew(block)
+        if not np.isfinite(pose).all() or skew <= RIGID_TOLERANCE:
+            continue
+        scale = float(np.cbrt(np.linalg.det(block)))
+        if not scale > 0 or not _skew(block / scale) <= ROUNDING_TOLERANCE:
+            continue
+        left, _, right = np.linalg.svd(block / scale)
+        pose[:3, :3] = left @ right
+        if skew > ROUNDING_TOLERANCE:
+            scales.append(scale)
+        else:
+            errors.append(skew)
+    notes = []
+    if scales:
+        span = f"{min(scales):.4g}" + (f" to {max(scales):.4g}" if np.ptp(scales) > 1e-2 else "")
+        notes.append(
+            f"the rotations of {len(scales)} of {len(mended)} poses hold a scale of {span}, which is "
+            "removed"
+        )
+    if errors:
+        notes.append(
+            f"the rotations of {len(errors)} of {len(mended)} poses are rounded (R^T R is off the "
+            f"identity by up to {max(errors):.2g}) and are made orthogonal"
+        )
+    return checked_poses(mended, where=where), notes
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _skew(block: Float[np.ndarray, "3 3"]) -> float:
+    """How far R^T R is off the identity."""
+    return float(np.abs(block.T @ block - np.eye(3)).max())
 
 
 def look_at(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +69,28 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=True) + "\n")
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading bytes; a named pipe or a device would be waited for forever.
+
+    Raises:
+        OSError: when the path cannot be opened, or is not a regular file.
+    """
+    try:
+        # without O_NONBLOCK, opening a named pipe waits for somebody to write into it
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as reason:  # a NUL character, or half of a surrogate pair
+        raise OSError(errno.EINVAL, f"no file can have this name ({reason})", str(path)) from reason
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
 def read_json(path: Path, error: type[NelfError]) -> Any:
     """Parse a JSON file, raising `error` when it is missing, unreadable or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return json.loads(file.read())  # UTF-8, UTF-16 or UTF-32, with or without a mark
     except FileNotFoundError:
         raise error("file is missing", where=path) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as reason:
@@ -86,7 +107,7 @@ def require_regular_file(path: Path, error: type[NelfError]) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

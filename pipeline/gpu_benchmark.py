@@ -20,8 +20,7 @@ from lightfield.errors import ConfigError
 from lightfield.files import write_json
 from lightfield.ranges import Range, check_ranges
 from lightfield.scenes.assembly import SceneChoice
-from lightfield.scenes.formats import load_scene_folder
-from lightfield.scenes.llff import POSES_FILE
+from lightfield.scenes.formats import folder_kind, load_scene_folder
 from lightfield.scenes.scene import Scene
 from pipeline.console import Console
 from pipeline.gpu_findings import (
@@ -72,7 +71,7 @@ def bench_gpu(config: GpuBenchConfig, console: Console) -> Findings:
     if why is not None:
         raise ConfigError(why, where="bench-gpu", remedy="`nelf doctor` says what there is")
     findings = Findings(device_facts(device))
-    forward = config.data is not None and (config.data / POSES_FILE).exists()
+    forward = config.data is not None and folder_kind(config.data) == "forward"
     paper = preset("paper", "forward" if forward else "object")
     console.say(", ".join(f"{name} {value}" for name, value in findings.device.items()))
     scene = _scene(config.data, paper, console)

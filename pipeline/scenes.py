@@ -24,7 +24,7 @@ from lightfield.scenes.formats import read_capture
 from lightfield.scenes.pictures import EnlargementError
 from lightfield.scenes.scene import Scene, save_scene
 from pipeline.console import Console
-from pipeline.presets import Preset, PresetName, SceneConfig
+from pipeline.presets import Preset, PresetName, SceneConfig, SceneKind
 
 EMBEDDED = "bricks"
 EXAMPLES = (Path("data/nerf_synthetic"), Path("data/nerf_llff_data"))
@@ -41,8 +41,7 @@ class BegunScene:
     """Folder, or `bricks`."""
     name: str
     preset: PresetName
-    source: str
-    """Format: `blender`, `llff`, `bricks`."""
+    kind: SceneKind
     config: SceneConfig
     identity: Any
     """What tells whether the files that were read have changed."""
@@ -73,7 +72,7 @@ def begun_scene(run: Run) -> BegunScene | None:
             data=str(details["data"]),
             name=str(details["name"]),
             preset=details["preset"],
-            source=str(details["source"]),
+            kind=details["kind"],
             config=SceneConfig(**values),
             identity=config["source"],
         )
@@ -157,9 +156,21 @@ def make_scene(
             "val_views": len(scene.val),
             "test_views": len(scene.test),
         }
-        stage.details |= {"preset": preset, "source": scene.source, "name": name, "data": data}
+        stage.details |= {
+            "preset": preset,
+            "source": scene.source,
+            "kind": _kind(scene),
+            "name": name,
+            "data": data,
+        }
 
     return run.perform("scene", settings, {}, work)[0]
+
+
+def _kind(scene: Scene) -> SceneKind:
+    if scene.source == EMBEDDED:
+        return "embedded"
+    return "forward" if scene.space.kind == "ndc" else "object"
 
 
 def choice_of(config: SceneConfig, name: str, factor: int) -> SceneChoice:

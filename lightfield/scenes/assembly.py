@@ -21,14 +21,14 @@ from lightfield.scenes.bounds import (
 )
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import read_views
-from lightfield.scenes.pictures import Colour, Resolution, fitted_size
+from lightfield.scenes.pictures import Colour, Resolution, fitted_size, resampling_notes
 from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
 NDC_NEAR = 1.0
 NOT_FOR_FORWARD = (
-    "--box, --centre, --near, --far and --keep-units are not used: the bounds of a forward-facing capture "
-    "come from its frusta"
+    "--box, --centre, --near, --far and --keep-units are not used: the bounds of a forward-facing "
+    "capture come from its frusta"
 )
 FARTHEST_RATIO = 1000.0
 """How many times as far away as most a camera may be."""
@@ -86,7 +86,7 @@ def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silen
         box=box,
         background=color,
         transform=transform,
-        notes=(*capture.notes, *notes),
+        notes=(*capture.notes, *resampling_notes(source, size, choice.resolution), *notes),
         provenance={
             **capture.provenance,
             "original_size": [source.width, source.height],

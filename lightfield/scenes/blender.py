@@ -1,46 +1,90 @@
-"""Scenes in the Blender form of NeRF: `transforms_{train,val,test}.json` beside their pictures.
+"""Scenes in transforms JSON files: `transforms_{train,val,test}.json` or one `transforms.json`.
 
+This is the form of NeRF's Blender scenes, instant-ngp, nerfstudio, Polycam, Record3D and BlenderNeRF.
 Poses are camera-to-world and OpenGL (x right, y up, looking along -z), which is the project's world
-frame: nothing is converted. The camera is `fl_x, fl_y, cx, cy, w, h, k1, k2, p1, p2` where the JSON
-gives them, in pixels of a w x h picture, else the fields of view `camera_angle_x` and
-`camera_angle_y`, with square pixels and a centred principal point where nothing is said.
+frame: nothing is converted. `lightfield.scenes.json_camera` says which cameras are understood.
 
-Without `transforms_val.json` there are no validation views. Without `transforms_test.json` every
-8th training view is held out as a test view.
+Without `transforms_val.json` there are no validation views. Without test views every 8th training view
+is held out. A `transforms.json` may name its views of each split as nerfstudio does (`train_filenames`,
+`val_filenames`, `test_filenames`). Frames whose image file is missing are skipped.
 """
 
 from __future__ import annotations
 
-import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from lightfield.camera import Intrinsics, checked_poses
+from lightfield.camera import Intrinsics, rigid_poses
 from lightfield.errors import SceneError
 from lightfield.files import read_json, sha256_of
 from lightfield.scenes.capture import Capture
-from lightfield.scenes.frames import (
-    HELD_OUT_EVERY,
-    Frames,
-    folder_entries,
-    picture_path,
+from lightfield.scenes.frames import HELD_OUT_EVERY, Frames
+from lightfield.scenes.image_files import ImageFiles, MissingImageError, folder_entries
+from lightfield.scenes.json_camera import (
+    camera_of,
+    described_size,
+    is_camera_key,
+    is_same_camera,
+    own_camera,
 )
-from lightfield.scenes.pictures import (
-    ASPECT_TOLERANCE,
-    PictureFormat,
-    Resolution,
-    picture_format,
-)
+from lightfield.scenes.masks import why_masks_are_unused
+from lightfield.scenes.pictures import PictureFormat, Resolution, picture_format
 from lightfield.scenes.scene import SPLITS
 
 TRAIN_JSON = "transforms_train.json"
-CAMERA_KEYS = (
-    *("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y"),
-    *("k1", "k2", "p1", "p2", "k3", "k4", "is_fisheye", "camera_model"),
+SINGLE_JSON = "transforms.json"
+SPLIT_KEYS = {split: f"{split}_filenames" for split in SPLITS}
+LAST_ROW_TOLERANCE = 1e-4
+SHOWN_KEYS = 8
+HARMLESS_KEYS = frozenset(
+    (
+        *("frames", "file_path", "transform_matrix", "mask_path", *SPLIT_KEYS.values()),
+        # how the poses came to be
+        *("applied_transform", "applied_scale", "orientation_override", "n_frames", "rotation"),
+        *("auto_scale_poses_override", "auto_orient_and_center_override"),
+        # where instant-ngp puts the scene in its own coordinates
+        *("aabb", "aabb_scale", "scale", "offset", "from_na", "up", "render_aabb"),
+        *("n_extra_learnable_dims",),
+        # other data of the same capture
+        *("ply_file_path", "depth_file_path", "depth_path", "normal_path", "blur_score"),
+        *("depth_unit_scale_factor", "enable_depth_loading", "integer_depth_scale", "sharpness"),
+        *("colmap_im_id", "timestamp", "image_id", "camera_id", "id", "name", "frame_id"),
+        *("version", "comment", "manual_keyframe", "exposure_time", "iso"),
+    )
 )
+"""Keys that change nothing here, so nothing is said of them."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The frames of one JSON file whose image files exist."""
+
+    path: Path
+    data: dict[str, Any]
+    indices: list[int]
+    """Which of the file's frames they are."""
+    images: list[Path]
+    masks: list[Path | None]
+    poses: Float[np.ndarray, "n 3 4"]
+    notes: list[str]
+    first_missing: MissingImageError | None
+    """Of the first frame that was skipped."""
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What the JSON says of each frame."""
+        return [self.data["frames"][index] for index in self.indices]
+
+    @property
+    def missing(self) -> int:
+        """Number of frames that were skipped."""
+        return len(self.data["frames"]) - len(self.indices)
 
 
 def read_blender(folder: Path, resolution: Resolution = None) -> Capture:
@@ -50,69 +94,130 @@ def read_blender(folder: Path, resolution: Resolution = None) -> Capture:
         SceneError: when anything in the folder is missing, damaged, or makes no sense.
     """
     there = folder_entries(folder)
-    files = {split: folder / f"transforms_{split}.json" for split in SPLITS}
-    files = {s: path for s, path in files.items() if s == "train" or path.name in there}
-    sources = {split: _json_object(path) for split, path in files.items()}
-    splits, test_rule = _splits(folder, sources, files)
-    pictures = picture_format([path for frames in splits.values() for path in frames.paths])
+    names = {split: f"transforms_{split}.json" for split in SPLITS}
+    files = {split: folder / name for split, name in names.items() if name in there}
+    return _capture(folder, files, "blender", _split_by_files)
+
+
+def read_single_json(folder: Path, resolution: Resolution = None) -> Capture:
+    """Read a scene folder that holds one `transforms.json` for all splits.
+
+    Raises:
+        SceneError: when anything in the folder is missing, damaged, or makes no sense.
+    """
+    return _capture(folder, {"train": folder / SINGLE_JSON}, "transforms", _split_by_names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The frames of all splits, and where the test views come from."""
+
+    frames: dict[str, Frames]
+    rule: str
+    notes: list[str]
+
+
+def _capture(
+    folder: Path,
+    files: dict[str, Path],
+    source: str,
+    split: Callable[[dict[str, Listing], dict[str, Frames]], Split],
+) -> Capture:
+    finder = ImageFiles(folder)
+    listings = {name: _listing(finder, path) for name, path in files.items()}
+    train = listings["train"]
+    if not train.images:
+        assert train.first_missing is not None
+        raise train.first_missing
+    images = [image for listing in listings.values() for image in listing.images]
+    pictures = picture_format(images, described_size(own_camera(train.data, train.entries[0])))
+    masked, mask_notes = _used_masks(listings.values(), pictures)
+    frames = {
+        name: Frames(tuple(listing.images), listing.poses, _masks(listing) if masked else ())
+        for name, listing in listings.items()
+    }
+    splits = split(listings, frames)
+    if not len(splits.frames["train"]):
+        raise SceneError("one frame cannot both train and test", where=train.path)
+    masks = [mask for each in splits.frames.values() for mask in each.masks]
     return Capture(
-        source="blender",
+        source=source,
         kind="object",
         folder=folder,
-        where=files["train"],
-        splits=splits,
-        format=pictures,
-        camera=_common_camera(sources, files, pictures),
-        described_by=tuple(files.values()),
+        where=train.path,
+        splits=splits.frames,
+        format=replace(pictures, has_alpha=pictures.has_alpha or masked),
+        camera=_common_camera(listings.values(), pictures),
+        described_by=(*files.values(), *masks),
+        notes=(
+            *(note for listing in listings.values() for note in listing.notes),
+            *splits.notes,
+            *finder.notes(),
+            *pictures.notes,
+            *mask_notes,
+            *_unused_keys(listings.values()),
+        ),
         provenance={
             "poses": "as stored: camera-to-world, OpenGL axes",
-            "test_views": test_rule,
+            "test_views": splits.rule,
             "json_sha256": {path.name: sha256_of(path) for path in files.values()},
         },
     )
 
 
-def _splits(
-    folder: Path, sources: dict[str, dict[str, Any]], files: dict[str, Path]
-) -> tuple[dict[str, Frames], str]:
-    """The frames of all three splits, and where the test views come from."""
-    frames = {split: _frames(folder, data, files[split]) for split, data in sources.items()}
-    train, val, test = (frames.get(split) for split in SPLITS)
-    assert train is not None
-    if test is not None:
-        rule = "those of transforms_test.json"
-    else:
-        train, test = train.held_out()
-        rule = f"no transforms_test.json: 1 in {HELD_OUT_EVERY} training views held out"
-    if not len(train):
-        raise SceneError("one frame cannot both train and test", where=files["train"])
-    return {"train": train, "val": val or train.at([]), "test": test}, rule
+def _listing(finder: ImageFiles, path: Path) -> Listing:
+    data = _json_object(path)
+    indices, images, masks, matrices = [], [], [], []
+    first_missing = None
+    for index, frame in enumerate(data["frames"]):
+        where = f"{path}, frame {index}"
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+            raise SceneError("frame has no file_path", where=where, remedy="remove the frame")
+        matrices.append(_matrix(frame, where))
+        try:
+            images.append(finder.find(frame["file_path"], where=where))
+        except MissingImageError as missing:
+            first_missing = first_missing or missing
+            continue
+        indices.append(index)
+        masks.append(_mask(finder, frame, where))
+    poses, mended = rigid_poses(np.stack(matrices), where=path)
+    notes = [f"in {path.name}, {note}" for note in mended]
+    listing = Listing(path, data, indices, images, masks, poses[indices], notes, first_missing)
+    if listing.missing and images:
+        skipped = min(set(range(len(matrices))) - set(indices))
+        notes.insert(
+            0,
+            f"{listing.missing} of {len(matrices)} frames of {path.name} have no image file and "
+            f"are skipped, the first is {data['frames'][skipped]['file_path']!r}",
+        )
+    return listing
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     data = read_json(path, SceneError)
     if not isinstance(data, dict) or not isinstance(data.get("frames"), list):
-        raise SceneError("holds no list of frames", where=path, remedy="is it a Blender scene?")
+        raise SceneError(
+            "holds no list of frames", where=path, remedy="is it a transforms file of a scene?"
+        )
     if not data["frames"]:
         raise SceneError("lists no frames", where=path, remedy="add views, or remove the file")
     return data
 
 
-def _frames(folder: Path, data: dict[str, Any], path: Path) -> Frames:
-    paths, poses = [], []
-    for index, frame in enumerate(data["frames"]):
-        where = f"{path}, frame {index}"
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise SceneError("frame has no file_path", where=where, remedy="remove the frame")
-        if any(key in frame and frame[key] != data.get(key) for key in CAMERA_KEYS):
-            raise SceneError(
-                "frame has a camera of its own",
-                where=where,
-                remedy="all views of a scene must share one camera; undistort them to a common one",
-            )
-        paths.append(picture_path(folder, frame["file_path"], where=where))
-        poses.append(_matrix(frame, where))
-    return Frames(tuple(paths), checked_poses(np.stack(poses), where=path))
+def _mask(finder: ImageFiles, frame: dict[str, Any], where: str) -> Path | None:
+    """The frame's mask file, or None where it names none that exists."""
+    name = frame.get("mask_path")
+    if not isinstance(name, str) or not name:
+        return None
+    try:
+        return finder.find(name, where=where)
+    except MissingImageError:
+        return None
+
+
+def _masks(listing: Listing) -> tuple[Path, ...]:
+    return tuple(mask for mask in listing.masks if mask is not None)
 
 
 def _matrix(frame: dict[str, Any], where: str) -> Float[np.ndarray, "3 4"]:
@@ -126,94 +231,128 @@ def _matrix(frame: dict[str, Any], where: str) -> Float[np.ndarray, "3 4"]:
             where=where,
             remedy="correct or remove the frame",
         )
+    if len(matrix) == 4 and not np.allclose(matrix[3], (0, 0, 0, 1), atol=LAST_ROW_TOLERANCE):
+        raise SceneError(
+            f"the last row of transform_matrix is {matrix[3].tolist()}, not 0 0 0 1",
+            where=where,
+            remedy="give a camera-to-world matrix whose last column is the position; is it transposed?",
+        )
     return matrix[:3]
 
 
-def _common_camera(
-    sources: dict[str, dict[str, Any]], files: dict[str, Path], source: PictureFormat
-) -> Intrinsics:
-    cameras = {
-        split: camera_of(data, source, where=files[split]) for split, data in sources.items()
-    }
-    first = cameras["train"]
-    for split, camera in cameras.items():
-        ours, theirs = (
-            (c.fx, c.fy, c.cx, c.cy, *(c.distortion or (0, 0, 0, 0))) for c in (first, camera)
-        )
-        if not np.allclose(ours, theirs, rtol=1e-4):
-            raise SceneError(
-                f"another camera (focal length {camera.fx:.1f}) than {TRAIN_JSON} ({first.fx:.1f})",
-                where=files[split],
-                remedy="all views of a scene must share one camera",
+def _split_by_files(listings: dict[str, Listing], frames: dict[str, Frames]) -> Split:
+    """Each file is a split; views of a file without any image files are replaced."""
+    train, notes = frames["train"], []
+    for split, listing in listings.items():
+        if not listing.images:
+            notes.append(
+                f"none of the {listing.missing} frames of {listing.path.name} has an image file"
+                + (", so 1 in 8 training views is held out for testing" if split == "test" else "")
             )
+    if test := frames.get("test"):
+        rule = "those of transforms_test.json"
+    else:
+        train, test = train.held_out()
+        why = "no images of" if "test" in listings else "no"
+        rule = f"{why} transforms_test.json: 1 in {HELD_OUT_EVERY} training views held out"
+    val = frames.get("val", train.at([]))
+    return Split({"train": train, "val": val, "test": test}, rule, notes)
+
+
+def _split_by_names(listings: dict[str, Listing], frames: dict[str, Frames]) -> Split:
+    """The file's own lists of names make the splits, or every 8th view is held out."""
+    listing, every = listings["train"], frames["train"]
+    named = {
+        split: _named(listing, key) for split, key in SPLIT_KEYS.items() if key in listing.data
+    }
+    val, test = (named.get(split, []) for split in ("val", "test"))
+    elsewhere = {*val, *test}
+    train = [i for i in named.get("train", range(len(every))) if i not in elsewhere]
+    unused = len(every) - len({*train, *elsewhere})
+    notes = [f"{unused} frames of {SINGLE_JSON} are in none of its splits"] if unused else []
+    frames = {"train": every.at(train), "val": every.at(val), "test": every.at(test)}
+    rule = f"those of {SPLIT_KEYS['test']}"
+    if not test:
+        frames["train"], frames["test"] = frames["train"].held_out()
+        rule = f"1 in {HELD_OUT_EVERY} training views held out"
+    return Split(frames, rule, notes)
+
+
+def _named(listing: Listing, key: str) -> list[int]:
+    """The frames that a list of names in the JSON gives, in the frames' order."""
+    names = listing.data[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SceneError(f"{key} is no list of file names", where=listing.path)
+    wanted = {_plain(name) for name in names}
+    return [i for i, entry in enumerate(listing.entries) if _plain(entry["file_path"]) in wanted]
+
+
+def _plain(name: str) -> str:
+    return os.path.normpath(name.replace("\\", "/"))
+
+
+def _used_masks(listings: Iterable[Listing], pictures: PictureFormat) -> tuple[bool, list[str]]:
+    """Whether the frames' masks are used, and what to say about them."""
+    masks = [mask for listing in listings for mask in listing.masks]
+    named = any(entry.get("mask_path") for listing in listings for entry in listing.entries)
+    if not named:
+        return False, _unused_dynamic_masks(listings)
+    reason = why_masks_are_unused(masks, pictures)
+    if reason is not None:
+        return False, [f"the masks (mask_path) are not used: {reason}"]
+    return True, ["the masks (mask_path) are used as the images' transparency"]
+
+
+def _unused_dynamic_masks(listings: Iterable[Listing]) -> list[str]:
+    """What to say of instant-ngp's masks of moving things, which lie beside the images."""
+    images = [image for listing in listings for image in listing.images]
+    count = sum(image.with_name(f"dynamic_mask_{image.stem}.png").exists() for image in images)
+    return [f"{count} masks of moving things (dynamic_mask_*.png) are not used"] if count else []
+
+
+def _common_camera(listings: Iterable[Listing], pictures: PictureFormat) -> Intrinsics:
+    """The one camera of all frames."""
+    first: Intrinsics | None = None
+    known: dict[str, Intrinsics] = {}
+    for listing in listings:
+        for index, entry in zip(listing.indices, listing.entries, strict=True):
+            described = own_camera(listing.data, entry)
+            where = f"{listing.path}, frame {index}" if _has_camera(entry) else listing.path
+            text = repr(described)
+            camera = known.get(text) or camera_of(described, pictures, where=where)
+            known[text] = camera
+            first = first or camera
+            if not is_same_camera(first, camera):
+                raise SceneError(
+                    f"another camera (focal length {camera.fx:.1f}) than the first frame's "
+                    f"({first.fx:.1f})",
+                    where=str(where),
+                    remedy="all views of a scene must share one camera; undistort them to a common one",
+                )
+    assert first is not None
     return first
 
 
-def camera_of(data: dict[str, Any], pictures: PictureFormat, *, where: Path) -> Intrinsics:
-    """The camera a transforms JSON describes, for pictures of the given size.
-
-    Raises:
-        SceneError: when it gives no focal length, or numbers that are no camera.
-    """
-
-    def number(key: str, default: float = 0.0) -> float:
-        value = data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise SceneError(f"{key} is {value!r}, which is no number", where=where)
-        return float(value)
-
-    def focal(key: str, side: float) -> float:
-        angle = number(key)
-        if not 0 < angle < math.pi:
-            raise SceneError(f"{key} is {angle:g}, not between 0 and pi radians", where=where)
-        return 0.5 * side / math.tan(0.5 * angle)
-
-    fisheye = data.get("is_fisheye") or "FISHEYE" in str(data.get("camera_model", "")).upper()
-    if fisheye or number("k3") or number("k4"):
-        raise SceneError(
-            "fisheye lenses and terms beyond k1 k2 p1 p2 are not understood",
-            where=where,
-            remedy="undistort the pictures",
-        )
-    width, height = number("w", pictures.width), number("h", pictures.height)
-    ratio = (width * pictures.height) / (height * pictures.width) if min(width, height) > 0 else 0.0
-    if abs(ratio - 1) > ASPECT_TOLERANCE:
-        raise SceneError(
-            f"describes pictures of {width:g} x {height:g} pixels, but they have "
-            f"{pictures.width} x {pictures.height}",
-            where=where,
-            remedy="correct w and h, or the pictures",
-        )
-    if "fl_x" in data:
-        fx = number("fl_x")
-        fy = number("fl_y", fx)
-    elif "camera_angle_x" in data:
-        fx = focal("camera_angle_x", width)
-        fy = focal("camera_angle_y", height) if "camera_angle_y" in data else fx
-    else:
-        raise SceneError(
-            "has neither camera_angle_x nor fl_x",
-            where=where,
-            remedy="add the camera's horizontal field of view in radians as camera_angle_x",
-        )
-    terms = tuple(number(key) for key in ("k1", "k2", "p1", "p2"))
-    sx, sy = pictures.width / width, pictures.height / height
-    try:
-        return Intrinsics(
-            pictures.width,
-            pictures.height,
-            fx * sx,
-            fy * sy,
-            number("cx", 0.5 * width) * sx,
-            number("cy", 0.5 * height) * sy,
-            terms if any(terms) else (),
-        )
-    except SceneError as reason:
-        raise SceneError(reason.what, where=where, remedy="correct the intrinsics") from reason
+def _has_camera(entry: dict[str, Any]) -> bool:
+    return any(is_camera_key(key) for key in entry)
 
 
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
+def _unused_keys(listings: Iterable[Listing]) -> Sequence[str]:
+    """What to say of keys that are neither used nor known to change nothing."""
+    unused = {
+        key: value
+        for listing in listings
+        for described in (listing.data, *listing.entries)
+        for key, value in described.items()
+        if key not in HARMLESS_KEYS and not is_camera_key(key) and not _says_nothing(value)
+    }
+    if not unused:
+        return []
+    more = f" and {len(unused) - SHOWN_KEYS} more" if len(unused) > SHOWN_KEYS else ""
+    shown = [key if key.isprintable() else repr(key) for key in list(unused)[:SHOWN_KEYS]]
+    return [f"keys of the JSON that are not used: {', '.join(shown)}{more}"]
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a value switches nothing on: null, false, zero, empty, or a list of such."""
+    return all(_says_nothing(one) for one in value) if isinstance(value, list) else not value

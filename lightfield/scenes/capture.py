@@ -25,7 +25,7 @@ class Capture:
     """Posed image files in the project's axes, but in the source's own coordinates (float64)."""
 
     source: str
-    """Format: `blender`, `llff`."""
+    """Format: `blender`, `transforms`, `llff`."""
     kind: CaptureKind
     folder: Path
     where: Path

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lightfield.errors import SceneError
 from lightfield.progress import Progress, silent
 from lightfield.scenes.assembly import SceneChoice, scene_from
-from lightfield.scenes.blender import TRAIN_JSON, read_blender
-from lightfield.scenes.capture import Capture, Loader
-from lightfield.scenes.frames import folder_entries
-from lightfield.scenes.llff import POSES_FILE, read_llff
+from lightfield.scenes.blender import SINGLE_JSON, TRAIN_JSON, read_blender, read_single_json
+from lightfield.scenes.capture import Capture, CaptureKind, Loader
+from lightfield.scenes.image_files import folder_entries
+from lightfield.scenes.llff import POSES_FILE, capture_kind, read_llff, read_poses_bounds
 from lightfield.scenes.pictures import Resolution
 from lightfield.scenes.scene import Scene
 
-LOADERS: dict[str, Loader] = {TRAIN_JSON: read_blender, POSES_FILE: read_llff}
-KNOWN = f"{TRAIN_JSON} (Blender) or {POSES_FILE} (LLFF)"
+LOADERS: dict[str, Loader] = {
+    TRAIN_JSON: read_blender,
+    POSES_FILE: read_llff,
+    SINGLE_JSON: read_single_json,
+}
+"""By the file that tells the form; the first that is there is read."""
+KNOWN = f"{TRAIN_JSON} or {SINGLE_JSON} (Blender, nerfstudio, instant-ngp) or {POSES_FILE} (LLFF)"
 SHOWN = 6
 
 
 def load_scene_folder(
     folder: Path, choice: SceneChoice | None = None, progress: Progress = silent
 ) -> Scene:
-    """Read a scene folder of any known form; see `read_blender`, `read_llff` and `scene_from`.
+    """Read a scene folder of any known form; see `blender`, `llff` and `scene_from`.
 
     Raises:
         SceneError: when the folder is missing, of no known form, or damaged.
@@ -39,9 +45,11 @@ def read_capture(folder: Path, resolution: Resolution = None) -> Capture:
         SceneError: when the folder is missing, of no known form, or damaged.
     """
     found = folder_entries(folder)
-    for marker, read in LOADERS.items():
-        if marker in found:
-            return read(folder, resolution)
+    markers = [marker for marker in LOADERS if marker in found]
+    if markers:
+        capture = LOADERS[markers[0]](folder, resolution)
+        unused = [f"{other} is not used, because {markers[0]} is there" for other in markers[1:]]
+        return replace(capture, notes=(*capture.notes, *unused))
     inside = [entry for entry in found if _is_scene(folder / entry)]
     if inside:
         raise SceneError(
@@ -53,6 +61,20 @@ def read_capture(folder: Path, resolution: Resolution = None) -> Capture:
     raise SceneError(
         f"not a scene folder: expected {KNOWN}, found {content or 'nothing'}", where=folder
     )
+
+
+def folder_kind(folder: Path) -> CaptureKind:
+    """The kind of capture that a folder holds, by its poses alone.
+
+    A folder that cannot be read counts as an object's: whoever reads the whole of it says what is wrong.
+    """
+    try:
+        marker = next((name for name in LOADERS if (folder / name).exists()), None)
+        if marker == POSES_FILE:
+            return capture_kind(read_poses_bounds(folder / POSES_FILE).poses)
+    except (SceneError, OSError):
+        return "object"
+    return "object"
 
 
 def _is_scene(folder: Path) -> bool:

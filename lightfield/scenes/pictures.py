@@ -1,7 +1,4 @@
-"""Picture files: measured, decoded and resampled, a few at a time.
-
-Pixels are 8-bit sRGB with row 0 at the top, exactly as stored: an EXIF rotation is not applied,
-because the programs that estimate cameras do not apply it either.
+"""Image files: measured, decoded and resampled, a few at a time.
 
 Resampling takes exact area means: an output pixel is the mean of the (fractional) source pixels it
 covers, of colour times coverage and of coverage itself. Compositing on a background is linear, so
@@ -12,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,20 +16,18 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt32
-from PIL import Image
 
 from lightfield.errors import ConfigError, SceneError
 from lightfield.progress import Progress, silent
+from lightfield.scenes.decoding import Header, decode, decode_mask, quiet_pillow, read_header
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
-OPAQUE_MODES = ("RGB", "L", "P")
-ALPHA_MODES = ("RGBA", "LA", "PA")
-MAX_PIXELS = 64_000_000
-MAX_SIDE = 32_768  # keeps sums of 255 * 255 along a side inside 32 bits
 MAX_THREADS = 4
 ASPECT_TOLERANCE = 0.01
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""How far the shape of the images may be from the one that their poses describe."""
+STRETCHES = (0.01, 0.03, 0.05)
+"""Stretches that sides in whole multiples may cost: the least that keeps the size is taken."""
+KEPT_SIZE = 0.9
+"""Share of the wanted longest side that is kept, where one of the stretches allows it."""
 
 Colour = tuple[float, float, float]
 Resolution = int | tuple[int, int] | None
@@ -48,18 +41,23 @@ class EnlargementError(ConfigError):
         super().__init__(
             f"a longest side of {wanted} pixels cannot be made of pictures of {width} x {height}",
             where="resolution",
-            remedy="pictures are neither enlarged, cropped nor stretched",
+            remedy="images are never enlarged",
         )
         self.longest = max(width, height)
 
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """What all pictures of a scene have in common."""
+    """What all images of a scene have in common."""
 
     width: int
     height: int
     has_alpha: bool
+    """Whether any image is transparent anywhere, or has a mask."""
+    upright: bool = False
+    """Whether the EXIF rotations of the files are applied; the size is the one after them."""
+    notes: tuple[str, ...] = ()
+    """What the user should be told: one plain sentence each."""
 
 
 @dataclass(frozen=True)
@@ -72,61 +70,76 @@ class Pictures:
     """Over the SHA-256 of all files, in their order."""
 
 
-def picture_format(paths: Sequence[Path]) -> PictureFormat:
+def picture_format(
+    paths: Sequence[Path], described: tuple[float, float] | None = None
+) -> PictureFormat:
     """Size and transparency from the files' headers; decodes nothing.
 
+    Args:
+        described: width and height of the images that the poses describe, at any scale. They tell
+            whether EXIF rotations are to be applied: some programs that estimate cameras do, some do
+            not.
+
     Raises:
-        SceneError: when a file is no picture, is too large, or differs in size from the first.
+        SceneError: when a file is no image, is too large, or differs in size from the first.
     """
-    sizes: list[tuple[int, int]] = []
-    has_alpha = False
-    for path in paths:
-        try:
-            # Pillow warns of large pictures; MAX_PIXELS is stricter and refuses them.
-            with (
-                warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-                Image.open(path, formats=FORMATS) as image,
-            ):
-                size, transparent = image.size, _is_transparent(image, path)
-        except DAMAGED as reason:
-            raise _unreadable(path, reason) from reason
-        if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
-            raise SceneError(
-                f"a picture of {size[0]} x {size[1]} pixels is too large",
-                where=path,
-                remedy=f"scale it down to at most {MAX_PIXELS // 1_000_000} million pixels",
-            )
-        sizes.append(size)
-        has_alpha |= transparent
+    with quiet_pillow():
+        headers = [read_header(path) for path in paths]
+    upright, notes = _applied_rotation(headers, described)
+    sizes = [header.upright_size if upright else header.size for header in headers]
+    for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise SceneError(
                 f"{size[0]} x {size[1]} pixels, but {paths[0].name} has "
                 f"{sizes[0][0]} x {sizes[0][1]}",
                 where=path,
-                remedy="all pictures of a scene must have one size",
+                remedy="all images of a scene must have one size",
             )
-    width, height = sizes[0]
-    return PictureFormat(width, height, has_alpha)
-
-
-def _is_transparent(image: Image.Image, path: Path) -> bool:
-    if image.mode not in OPAQUE_MODES + ALPHA_MODES:
-        raise SceneError(
-            f"pixels of the kind {image.mode} are not understood",
-            where=path,
-            remedy="save it as 8-bit RGB or RGBA",
+    if animated := sum(header.is_animated for header in headers):
+        notes.append(
+            f"{animated} of {len(headers)} images are animations; the first image of each counts"
         )
-    return image.mode in ALPHA_MODES or "transparency" in image.info
+    has_alpha = any(header.has_alpha for header in headers)
+    return PictureFormat(*sizes[0], has_alpha, upright, tuple(notes))
 
 
-def _unreadable(path: Path, reason: BaseException) -> SceneError:
-    # Pillow's own message for a file that is none repeats the path.
-    text = "not a PNG, JPEG or WebP file" if "cannot identify" in str(reason) else str(reason)
-    if isinstance(reason, OSError) and reason.strerror:
-        text = reason.strerror
-    return SceneError(
-        f"picture cannot be read ({text})", where=path, remedy="replace it, or remove its frame"
-    )
+def _applied_rotation(
+    headers: Sequence[Header], described: tuple[float, float] | None
+) -> tuple[bool, list[str]]:
+    """Whether EXIF rotations are applied, and what to say about it."""
+    rotated = sum(header.orientation != 1 for header in headers)
+    if not rotated:
+        return False, []
+    stored = _fits({header.size for header in headers}, described)
+    turned = _fits({header.upright_size for header in headers}, described)
+    upright = turned and not stored
+    if upright and described is None:
+        reason = "because only then do all images have one size"
+    elif upright:
+        reason = "because the poses describe images of the rotated size"
+    elif stored and not turned:
+        reason = "because the poses describe the images as they are stored"
+    else:
+        reason = "because most programs that estimate cameras do not apply it"
+    verb = "is applied" if upright else "is not applied"
+    return upright, [
+        f"{rotated} of {len(headers)} images have an EXIF rotation, which {verb}, {reason}"
+    ]
+
+
+def _fits(sizes: set[tuple[int, int]], described: tuple[float, float] | None) -> bool:
+    """Whether images have one size, of the described shape."""
+    if len(sizes) > 1:
+        return False
+    width, height = next(iter(sizes))
+    return described is None or has_shape(width, height, *described)
+
+
+def has_shape(width: float, height: float, other_width: float, other_height: float) -> bool:
+    """Whether two sizes have the same aspect ratio, but for rounding."""
+    if min(width, height, other_width, other_height) <= 0:
+        return False
+    return abs((other_width * height) / (other_height * width) - 1) <= ASPECT_TOLERANCE
 
 
 def fitted_size(
@@ -134,8 +147,10 @@ def fitted_size(
 ) -> tuple[int, int]:
     """The (width, height) that pictures of `width` x `height` are resampled to.
 
-    Sides are multiples of `multiple`. Given a longest side, the largest size within it is taken
-    whose aspect ratio is off by less than 1% (or half a pixel); nothing is ever cropped or enlarged.
+    Sides are multiples of `multiple`. Given a longest side, the largest size within it is taken that
+    stretches the images by less than 1 % (or half a pixel); where that would lose more than a tenth of
+    the longest side, 3 % and then 5 % are allowed. The camera is adjusted exactly
+    (`Intrinsics.resized`), so a stretch costs no geometry. Nothing is ever cropped or enlarged.
 
     Raises:
         ConfigError: when there is no such size; an EnlargementError when the pictures are too small.
@@ -165,30 +180,59 @@ def fitted_size(
             where="resolution",
         )
     if chosen[0] > width or chosen[1] > height or not _keeps_aspect(width, height, *chosen):
-        raise _impossible(f"{chosen[0]} x {chosen[1]} pixels", width, height)
+        raise ConfigError(
+            f"{chosen[0]} x {chosen[1]} pixels cannot be made of images of {width} x {height}",
+            where="resolution",
+            remedy="images are neither enlarged, cropped nor stretched by more than "
+            f"{STRETCHES[-1]:.0%}",
+        )
     return chosen
 
 
 def _largest_size(width: int, height: int, longest: int, step: int) -> tuple[int, int] | None:
+    size = None
+    for stretch in STRETCHES:
+        size = _largest_stretched(width, height, longest, step, stretch)
+        if size is not None and max(size) >= KEPT_SIZE * longest:
+            break
+    return size
+
+
+def _largest_stretched(
+    width: int, height: int, longest: int, step: int, stretch: float
+) -> tuple[int, int] | None:
     for side in range(longest // step * step, 0, -step):
         other = max(round(side * min(width, height) / max(width, height) / step) * step, step)
         size = (side, other) if width >= height else (other, side)
-        if size[0] <= width and size[1] <= height and _keeps_aspect(width, height, *size):
+        if size[0] <= width and size[1] <= height and _keeps_aspect(width, height, *size, stretch):
             return size
     return None
 
 
-def _keeps_aspect(width: int, height: int, new_width: int, new_height: int) -> bool:
+def _keeps_aspect(
+    width: int, height: int, new_width: int, new_height: int, stretch: float = STRETCHES[-1]
+) -> bool:
     exact = new_width * height / width
-    return abs(new_height - exact) <= max(ASPECT_TOLERANCE * exact, 0.5)
+    return abs(new_height - exact) <= max(stretch * exact, 0.5)
 
 
-def _impossible(wanted: str, width: int, height: int) -> ConfigError:
-    return ConfigError(
-        f"{wanted} cannot be made of pictures of {width} x {height}",
-        where="resolution",
-        remedy="pictures are neither enlarged, cropped nor stretched by more than 1%",
-    )
+def resampling_notes(
+    source: PictureFormat, size: tuple[int, int], resolution: Resolution
+) -> list[str]:
+    """What to tell of a size that is not simply the one asked for: a stretch, or a loss of size."""
+    width, height = size
+    stretch = height / source.height / (width / source.width) - 1
+    wanted = resolution if isinstance(resolution, int) else max(size)
+    note = f"images of {source.width} x {source.height} are resampled to {width} x {height}"
+    if abs(stretch) > STRETCHES[0]:
+        side = "height" if stretch > 0 else "width"
+        factor = max(stretch, 1 / (1 + stretch) - 1)
+        return [f"{note}, which stretches them by {factor:.1%} in {side}; the camera is adjusted"]
+    if max(size) < KEPT_SIZE * wanted:
+        return [
+            f"{note}, the largest size up to {wanted} that keeps their shape in whole multiples"
+        ]
+    return []
 
 
 def area_means(
@@ -217,10 +261,15 @@ def read_pictures(
     size: tuple[int, int],
     background: Colour,
     progress: Progress = silent,
+    *,
+    masks: Sequence[Path] = (),
 ) -> Pictures:
     """Decode the files in a small thread pool, resample them to `size`, and composite them.
 
-    Memory beyond the result is a few source pictures, whatever their number.
+    Memory beyond the result is a few source images, whatever their number.
+
+    Args:
+        masks: one file per image whose white part is covered, or none at all.
 
     Raises:
         SceneError: when a file is damaged or is not of the `source` format.
@@ -230,7 +279,8 @@ def read_pictures(
     alpha = np.empty((len(paths), height, width), np.uint8) if source.has_alpha else None
 
     def read(index: int) -> bytes:
-        pixels, digest = _decode(paths[index], source)
+        mask = masks[index] if masks else None
+        pixels, digest = _masked(paths[index], mask, source)
         colour, coverage = _resampled(pixels, width, height, background)
         images[index] = colour
         if alpha is not None and coverage is not None:
@@ -239,26 +289,27 @@ def read_pictures(
 
     whole = hashlib.sha256()
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
-    try:
-        for done, digest in enumerate(pool.map(read, range(len(paths))), start=1):
-            whole.update(digest)
-            progress(done, len(paths))
-    finally:
-        pool.shutdown(cancel_futures=True)  # so that Ctrl-C or a bad file ends it at once
+    with quiet_pillow():
+        try:
+            for done, digest in enumerate(pool.map(read, range(len(paths))), start=1):
+                whole.update(digest)
+                progress(done, len(paths))
+        finally:
+            pool.shutdown(cancel_futures=True)  # so that Ctrl-C or a bad file ends it at once
     return Pictures(images, alpha, whole.hexdigest())
 
 
-def _decode(path: Path, source: PictureFormat) -> tuple[UInt8[np.ndarray, "h w c"], bytes]:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-            file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
-                if image.size != (source.width, source.height):
-                    raise SceneError("picture changed while it was read", where=path)
-                return np.asarray(image.convert("RGBA" if source.has_alpha else "RGB")), digest
-    except DAMAGED as reason:
-        raise _unreadable(path, reason) from reason
+def _masked(
+    path: Path, mask: Path | None, source: PictureFormat
+) -> tuple[UInt8[np.ndarray, "h w c"], bytes]:
+    """An image whose alpha channel is its own times its mask, and the SHA-256 of its files."""
+    size = (source.width, source.height)
+    pixels, digest = decode(path, size, with_alpha=source.has_alpha, upright=source.upright)
+    if mask is None:
+        return pixels, digest
+    coverage, mask_digest = decode_mask(mask, size)
+    alpha = (pixels[..., 3].astype(np.uint16) * coverage + 127) // 255
+    return np.dstack([pixels[..., :3], alpha.astype(np.uint8)]), digest + mask_digest
 
 
 def _resampled(

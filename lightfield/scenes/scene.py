@@ -59,7 +59,7 @@ class Scene:
 
     name: str
     source: str
-    """Format or generator: `blender`, `llff`, `bricks`."""
+    """Format or generator: `blender`, `transforms`, `llff`, `bricks`."""
     intrinsics: Intrinsics
     space: RaySpace
     box: Box

@@ -35,8 +35,9 @@ class Scene:
     preset: PresetChoice = "auto"
     """Size of the whole chain; auto takes the run's own, or at first what the hardware can do."""
     data: str | None = None
-    """Folder of a scene (Blender or LLFF form), or `bricks` for the embedded scene. By default what the
-    run was made from, or the example scene of the run's name in `data/`, or the embedded scene."""
+    """Folder of a scene (docs/scenes.md says which are read), or `bricks` for the embedded scene. By
+    default what the run was made from, or the example scene of the run's name in `data/`, or the
+    embedded scene."""
     name: str | None = None
     """Name of the scene; by default the run's own, the run folder's, or `bricks`."""
     config: Flat[SceneConfig] = field(default_factory=SceneConfig)

@@ -19,7 +19,7 @@ from rich.console import Console as RichConsole
 from device.tools import ToolConfig
 from lightfield.errors import ConfigError
 from lightfield.run import Run
-from lightfield.scenes.llff import POSES_FILE
+from lightfield.scenes.formats import folder_kind
 from pipeline import scenes
 from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
@@ -135,16 +135,9 @@ def preset_for(words: list[str]) -> Preset:
     data = scenes.data_of(Run(Path(known.run)), known.data, begun)
     if begun is None or not scenes.is_same_data(data, begun):
         return preset(name, _scene_kind(data))
-    chosen = preset(name, _kind_of_source(begun.source))
+    chosen = preset(name, begun.kind)
     return replace(chosen, scene=begun.settings_for(chosen))
 
 
-def _kind_of_source(source: str) -> SceneKind:
-    kinds: dict[str, SceneKind] = {scenes.EMBEDDED: "embedded", "llff": "forward"}
-    return kinds.get(source, "object")
-
-
 def _scene_kind(data: str | None) -> SceneKind:
-    if data in (None, scenes.EMBEDDED):
-        return "embedded"
-    return "forward" if (Path(data) / POSES_FILE).exists() else "object"
+    return "embedded" if data in (None, scenes.EMBEDDED) else folder_kind(Path(data))

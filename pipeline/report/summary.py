@@ -25,7 +25,11 @@ from pipeline.report.quantities import (
 )
 from pipeline.scenes import EMBEDDED
 
-FORMATS = {"blender": "Blender (NeRF-synthetic) form", "llff": "LLFF form"}
+FORMATS = {
+    "blender": "Blender (NeRF-synthetic) form",
+    "transforms": "transforms.json form",
+    "llff": "LLFF form",
+}
 CREDIT_FIELDS = ("credit", "attribution", "author", "licence", "license")
 HERO_PIXELS = 400
 RUNS_OF_CLOCK = {

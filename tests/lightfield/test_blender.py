@@ -1,64 +1,26 @@
 from __future__ import annotations
 
-import json
 import math
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from noise_scenes import ANGLE, RADIUS, edit, picture, ring_pose, write_scene
 from PIL import Image
 
-from lightfield.camera import look_at
 from lightfield.errors import ConfigError, SceneError
 from lightfield.progress import Progress, silent
-from lightfield.scenes import pictures
+from lightfield.scenes import decoding
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder
 from lightfield.scenes.pictures import area_means, fitted_size
 from lightfield.scenes.scene import Scene, load_scene, save_scene
 
-ANGLE = 0.6911112070083618
-RADIUS = 4.031128874
-
 
 def load(folder: Path, progress: Progress = silent, **choice: Any) -> Scene:
     return load_scene_folder(folder, SceneChoice(**choice), progress)
-
-
-def ring_pose(index: int, radius: float = RADIUS) -> np.ndarray:
-    position = np.array([math.cos(index), math.sin(index), 0.5 + 0.1 * index])
-    position *= radius / np.linalg.norm(position)
-    return np.concatenate([look_at(position, np.zeros(3), np.array([0, 0, 1.0])), [[0, 0, 0, 1]]])
-
-
-def picture(index: int, width: int, height: int) -> np.ndarray:
-    return np.random.default_rng(index).integers(0, 256, (height, width, 4), np.uint8)
-
-
-def write_scene(
-    folder: Path, *, width: int = 8, height: int = 8, camera: dict[str, Any] | None = None, **counts
-) -> Path:
-    """A scene of noise pictures, RGBA; counts of views by split."""
-    for split, count in (counts or {"train": 9, "val": 1, "test": 3}).items():
-        (folder / split).mkdir(parents=True)
-        frames = []
-        for index in range(count):
-            Image.fromarray(picture(index, width, height)).save(folder / split / f"r_{index}.png")
-            matrix = ring_pose(index).tolist()
-            frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": matrix})
-        data = {**(camera or {"camera_angle_x": ANGLE}), "frames": frames}
-        (folder / f"transforms_{split}.json").write_text(json.dumps(data))
-    return folder
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], object], split: str = "train") -> None:
-    path = folder / f"transforms_{split}.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 def test_reads_every_split_with_the_published_geometry(tmp_path):
@@ -109,7 +71,7 @@ def test_area_means_integrate_fractional_pixels(width, height):
 
 
 def test_area_means_are_exact_at_the_largest_values():
-    plane = np.full((pictures.MAX_SIDE, 2), 255 * 255, np.uint32)
+    plane = np.full((decoding.MAX_SIDE, 2), 255 * 255, np.uint32)
     assert (area_means(plane, 1, 3) == 255 * 255).all()
 
 
@@ -226,11 +188,11 @@ BAD_JSON = {
     "not between 0 and pi": lambda d: d.update(camera_angle_x=0),
     "invalid intrinsics": lambda d: d.update(fl_x=-1),
     "fl_x is 1": lambda d: d.update(fl_x=10**400),
-    "pictures of 8 x 0 pixels": lambda d: d.update(w=8, h=0),
-    "pictures of 16 x 8 pixels": lambda d: d.update(w=16, h=8),
-    "undistort the pictures": lambda d: d.update(camera_model="OPENCV_FISHEYE"),
+    "images of 8 x 0 pixels": lambda d: d.update(w=8, h=0),
+    "images of 16 x 8 pixels": lambda d: d.update(w=16, h=8),
+    "undistort the images": lambda d: d.update(camera_model="OPENCV_FISHEYE"),
     "terms beyond k1 k2 p1 p2": lambda d: d.update(k3=0.1),
-    "camera of its own": lambda d: d["frames"][1].update(fl_x=9),
+    "frame 1: another camera": lambda d: d["frames"][1].update(fl_x=9),
     "frame 1: pose holds NaN": poison,
     "frame 1: pose is not rigid": bend,
     "frame 2: transform_matrix": lambda d: d["frames"][2].pop("transform_matrix"),
@@ -241,11 +203,11 @@ BAD_JSON = {
     "common point": lambda d: [
         f.update(transform_matrix=np.diag([1.0, 1, 1, 1]).tolist()) for f in d["frames"]
     ],
-    "frame 1: picture 'train/r_77' is missing": lambda d: d["frames"][1].update(
-        file_path="train/r_77"
-    ),
     "cannot be opened": lambda d: d["frames"][1].update(file_path="a" * 5000),
     "cannot be opened .*null": lambda d: d["frames"][1].update(file_path="train/r\0.png"),
+    "the last row of transform_matrix is": lambda d: d["frames"][1]["transform_matrix"][
+        3
+    ].__setitem__(0, 1),
 }
 
 
@@ -271,13 +233,11 @@ def test_another_camera_in_another_split(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "link.png", "away/outside.png", "{abs}"])
+@pytest.mark.parametrize("name", ["../outside.png", "train/../../outside.png", "{abs}"])
 def test_paths_that_climb_out_are_refused(tmp_path, name):
     outside = tmp_path / "outside.png"
     Image.fromarray(picture(0, 8, 8)).save(outside)
     folder = write_scene(tmp_path / "toy")
-    (folder / "link.png").symlink_to(outside)
-    (folder / "away").symlink_to(tmp_path)
     name = name.replace("{abs}", str(outside))
     edit(folder, lambda d: d["frames"][1].update(file_path=name))
     with pytest.raises(SceneError, match=r"frame 1: .* lies outside the scene folder"):
@@ -297,10 +257,6 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(b"")
     elif how == "text":
         path.write_text("no picture")
-    elif how == "gif":
-        Image.new("RGB", (8, 8)).save(path, format="GIF")
-    elif how == "deep":
-        Image.new("I;16", (8, 8)).save(path)
     elif how == "size":
         Image.new("RGBA", (9, 8)).save(path)
 
@@ -309,10 +265,8 @@ def damage(path: Path, how: str) -> None:
     ("how", "message"),
     [
         ("truncated", "cannot be read"),
-        ("empty", "not a PNG, JPEG or WebP"),
-        ("text", "not a PNG, JPEG or WebP"),
-        ("gif", "not a PNG, JPEG or WebP"),
-        ("deep", "kind I;16 are not understood; save it as 8-bit"),
+        ("empty", "not a PNG, JPEG, WebP, TIFF"),
+        ("text", "not a PNG, JPEG, WebP, TIFF"),
         ("size", "9 x 8 pixels, but r_0.png has 8 x 8"),
     ],
 )
@@ -335,7 +289,7 @@ def test_a_picture_that_would_fill_the_memory_is_never_decoded(tmp_path):
 
 
 def test_pictures_above_the_limit_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 63)
     with pytest.raises(SceneError, match="8 x 8 pixels is too large"):
         load(write_scene(tmp_path))
 
@@ -353,7 +307,7 @@ def test_a_picture_without_permission(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(SceneError, match=r"r_0.png: picture cannot be read \(Permission denied\);"):
+    with pytest.raises(SceneError, match=r"r_0.png: image cannot be read \(Permission denied\);"):
         load(write_scene(tmp_path))
 
 

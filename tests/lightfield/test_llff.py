@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightfield.camera import look_at
 from lightfield.errors import ConfigError, SceneError
 from lightfield.rays import camera_rays
 from lightfield.scenes.assembly import SceneChoice
-from lightfield.scenes.formats import load_scene_folder
+from lightfield.scenes.formats import folder_kind, load_scene_folder, read_capture
 from lightfield.scenes.llff import mean_camera_frame
 from lightfield.scenes.scene import Scene
 
@@ -107,7 +108,7 @@ def test_the_camera_scales_with_the_chosen_folder(capture):
         assert scene.space.ndc_scale == pytest.approx(expected)
     exact = load(capture, resolution=(32, 24), multiple=8).intrinsics
     assert (exact.width, exact.height, exact.fx) == (32, 24, FOCAL / 2)
-    with pytest.raises(ConfigError, match="neither enlarged"):
+    with pytest.raises(ConfigError, match="never enlarged"):
         load(capture, resolution=100)
 
 
@@ -150,10 +151,9 @@ BAD_ROWS = {
     "holds 10 views of type int64": lambda rows: rows.astype(int),
     "frame 3: pose holds NaN": with_entry(3, 3, np.nan),
     "frame 3: pose is not rigid": with_entry(3, 0, 2.0),
-    "depth bounds": with_entry(2, 15, -1.0),
-    "depth bounds are": with_entry(2, 16, np.inf),
+    "depth bounds are not all positive": with_entry(slice(0, 5), 15, -1.0),
     "views differ in size": with_entry(4, 14, 60.0),
-    "10 pictures but 9 poses": lambda rows: rows[:9],
+    "10 images but 9 poses": lambda rows: rows[:9],
     "do not all face forward": turned_round,
 }
 
@@ -193,17 +193,10 @@ def test_pictures_of_another_shape_or_none(capture):
         load(capture)
     for path in capture.glob("images*/*"):
         path.rename(path.with_suffix(".txt"))
-    with pytest.raises(SceneError, match="no pictures in images_8, images_4, images"):
+    with pytest.raises(SceneError, match="no images in images_8, images_4, images_2, images"):
         load(capture)
     (capture / "images_8").write_text("no folder")
     with pytest.raises(SceneError, match="images_8: not a readable folder"):
-        load(capture)
-
-
-def test_picture_folders_that_lead_away_are_refused(capture, tmp_path):
-    (capture / "images_4").rename(tmp_path / "elsewhere")
-    (capture / "images_4").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SceneError, match="lies outside the scene folder"):
         load(capture)
 
 
@@ -212,4 +205,83 @@ def test_two_views_are_the_fewest(capture):
     for path in sorted((capture / "images_4").iterdir())[1:]:
         path.unlink()
     with pytest.raises(SceneError, match="both train and test"):
+        load(capture)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, np.nan, np.inf, 1e-6])
+def test_a_stray_depth_does_not_set_the_unit(capture, value):
+    rewrite(capture, with_entry(4, 15, value))
+    found = read_capture(capture)
+    assert found.forward_frame.unit == 0.75 * NEAREST
+    assert "the depth bounds of 1 of 10 views are impossible or far nearer" in found.notes[0]
+
+
+def test_depths_of_many_near_views_set_the_unit(capture):
+    rewrite(capture, with_entry(slice(0, 3), 15, 1.0))
+    found = read_capture(capture)
+    assert found.forward_frame.unit == 0.75
+    assert found.notes == ()
+
+
+def around_an_object(rows):
+    poses = np.stack(
+        [look_at(4 * np.array([np.cos(a), np.sin(a), 0.3]), np.zeros(3), np.array([0, 0, 1.0]))
+         for a in np.linspace(0, 6, 10)]
+    )  # fmt: skip
+    rows = poses_bounds(poses)
+    rows[:, 15] = np.nan  # not used here
+    return rows
+
+
+def test_cameras_around_an_object_make_an_objects_scene(capture):
+    assert folder_kind(capture) == "forward"
+    rewrite(capture, around_an_object)
+    found = read_capture(capture)
+    assert (found.kind, found.forward_frame.is_identity) == ("object", True)
+    assert found.notes[0].startswith("the cameras do not all face forward, so they")
+    assert folder_kind(capture) == "object"
+    assert load(capture).space.kind == "world"
+
+
+def test_images_that_are_not_read_are_named(capture):
+    for path in capture.glob("images*/*"):
+        path.rename(path.with_suffix(".HEIC"))
+    with pytest.raises(SceneError, match=r"holds 10 HEIC files, such as image000.HEIC"):
+        load(capture)
+
+
+def test_other_files_beside_the_images_do_not_count(capture):
+    for name in (".DS_Store", "._image000.png", "Thumbs.db", "capture.mp4"):
+        (capture / "images_4" / name).write_bytes(b"")
+    assert read_capture(capture).notes == ()
+
+
+def test_an_order_that_counting_would_change_is_told(capture):
+    for index, path in enumerate(sorted((capture / "images_4").iterdir())):
+        path.rename(path.with_name(f"view_{index + 3}.png"))
+    found = read_capture(capture)
+    assert found.splits["test"].paths[0].name == "view_10.png"
+    assert "alphabetical order" in found.notes[0]
+    assert "view_10.png comes before view_3.png" in found.notes[0]
+
+
+def test_names_that_count_upwards_in_the_alphabet_are_not_spoken_of(capture):
+    for index, path in enumerate(sorted((capture / "images_4").iterdir())):
+        path.rename(path.with_name(f"{'ab'[index // 5]}{index * 7 % 5}.png"))
+    assert read_capture(capture).notes == ()
+
+
+def test_a_folder_of_images_may_be_a_link(capture, tmp_path):
+    (capture / "images_4").rename(tmp_path / "elsewhere")
+    (capture / "images_4").symlink_to(tmp_path / "elsewhere")
+    assert "10 image files are links out of the scene folder" in read_capture(capture).notes[0]
+    tmp_path.chmod(0o777)  # what the two share is everybody's now
+    with pytest.raises(SceneError, match="outside your own folders"):
+        load(capture)
+
+
+def test_poses_in_a_pipe_are_refused_without_waiting(capture):
+    (capture / "poses_bounds.npy").unlink()
+    os.mkfifo(capture / "poses_bounds.npy")
+    with pytest.raises(SceneError, match="not a regular file"):
         load(capture)

@@ -63,6 +63,7 @@ def link_out(folder: Path) -> None:
     shutil.copy(picture, folder.parent / "outside.png")
     picture.unlink()
     picture.symlink_to(folder.parent / "outside.png")
+    folder.parent.chmod(0o777)  # as /tmp is: not the user's own
 
 
 def pose(value: float) -> list[list[float]]:
@@ -70,8 +71,8 @@ def pose(value: float) -> list[list[float]]:
 
 
 BAD_SCENES: dict[str, tuple[Change, str, str]] = {
-    "a picture is missing": (
-        lambda folder: (folder / "train" / "r_1.png").unlink(), "train/r_1", "missing",
+    "all images are missing": (
+        lambda folder: shutil.rmtree(folder / "train"), "train/r_0", "missing",
     ),
     "a picture is truncated": (truncate("test/r_3.png", 300), "test/r_3.png", "cannot be read"),
     "a picture is text": (
