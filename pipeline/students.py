@@ -19,8 +19,9 @@ from pipeline.pictures import TrainingPictures, students_scene, training_picture
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
 from pipeline.training import RENDERS, compute_device, foreign, ingredient, scene_of, score
-from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
+from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
+from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
 
 HELD_OUT_EVERY = 8
@@ -64,7 +65,7 @@ def make_student(
         recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
         student = tune_on_real_pictures(stage, student, scene, tuning, config, console)
         save_student(stage, student, scene, console)
-        stage.discard.add("checkpoint.safetensors")
+        stage.discard.add(CHECKPOINT)
 
     inputs = {"scene": source, "pseudo": pseudo}
     return perform_together(run, "student", settings, inputs, work, ranks)
@@ -91,7 +92,9 @@ def tune_on_real_pictures(
             tuning,
             config,
             progress=progress,
+            folder=stage.path,
         )
+    stage.discard.add(FINE_TUNING)
     stage.metrics |= {
         "fine_tune_steps": tuned.steps,
         "held_out_before_db": tuned.before_db,

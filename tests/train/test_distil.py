@@ -126,7 +126,9 @@ def test_a_signal_leaves_a_checkpoint_after_any_step(tmp_path, monkeypatch, numb
 
 
 def test_more_steps_go_on_from_the_checkpoint_of_fewer(tmp_path, monkeypatch):
-    distil(fresh_student(), ground_pool(), replace(QUICK, steps=20), progress=silent, folder=tmp_path)
+    distil(
+        fresh_student(), ground_pool(), replace(QUICK, steps=20), progress=silent, folder=tmp_path
+    )
     config, take, taken = replace(QUICK, steps=45), DistilStep.take, []
 
     def recorded(self: DistilStep, step: int, share: float) -> Tensor:
