@@ -104,7 +104,7 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
     settings = {"published": str(folder.resolve())}
-    return run.perform("pseudo", settings, {"scene": source}, work)[0]
+    return run.perform("pseudo", settings, {"scene": source}, work, say=console.say)[0]
 
 
 def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks = ALONE) -> Artifact:
@@ -139,7 +139,7 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks =
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
     inputs = {"scene": source, "teacher": artifact}
-    return perform_together(run, "pseudo", asdict(config), inputs, work, ranks)
+    return perform_together(run, "pseudo", asdict(config), inputs, work, ranks, console.say)
 
 
 def _kept_on_gpu(

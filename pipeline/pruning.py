@@ -131,7 +131,7 @@ def make_pruned(
         stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    artifact = perform_together(run, "prune", settings, inputs, work, ranks)
+    artifact = perform_together(run, "prune", settings, inputs, work, ranks, console.say)
     details = artifact.manifest["details"]
     if not details.get("budget_met", True):  # older artifacts were only made when it was
         raise BudgetError(

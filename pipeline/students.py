@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -18,7 +19,15 @@ from pipeline.console import Console
 from pipeline.pictures import TrainingPictures, students_scene, training_pictures
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
-from pipeline.training import RENDERS, compute_device, foreign, ingredient, scene_of, score
+from pipeline.training import (
+    RENDERS,
+    compute_device,
+    foreign,
+    ingredient,
+    of_more_steps,
+    scene_of,
+    score,
+)
 from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import STATE as FINE_TUNING
@@ -68,7 +77,13 @@ def make_student(
         stage.discard.add(CHECKPOINT)
 
     inputs = {"scene": source, "pseudo": pseudo}
-    return perform_together(run, "student", settings, inputs, work, ranks)
+    return perform_together(run, "student", settings, inputs, work, ranks, console.say, _carried)
+
+
+def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Distillation's checkpoint serves more steps, and any fine-tuning after them."""
+    distils = "distil" in before and before["network"] == now["network"]
+    return [CHECKPOINT] if distils and of_more_steps(before["distil"], now["distil"]) else []
 
 
 def tune_on_real_pictures(

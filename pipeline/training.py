@@ -27,7 +27,7 @@ from pipeline.console import Console
 from pipeline.presets import SceneConfig
 from train.gpu.availability import usable
 from train.teacher import Teacher, TeacherConfig, render_picture
-from train.teacher_training import train_teacher
+from train.teacher_training import CHECKPOINT, train_teacher
 
 SHOWN_VIEWS = 8
 RENDERS = "renders.npy"
@@ -81,7 +81,7 @@ def make_scene(
         }
         stage.details |= {"preset": preset, "source": scene.source, "name": name}
 
-    return run.perform("scene", settings, {}, work)[0]
+    return run.perform("scene", settings, {}, work, say=console.say)[0]
 
 
 def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Scene:
@@ -176,9 +176,21 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
         with console.progress("teacher, test views") as progress:
             quality = score(render, scene.test, stage.path / RENDERS, progress)
         stage.metrics |= quality.to_json() | {"parameters": parameter_count(teacher)}
-        stage.discard.add("checkpoint.safetensors")
+        stage.discard.add(CHECKPOINT)
 
-    return run.perform("teacher", asdict(config), {"scene": source}, work)[0]
+    return run.perform(
+        "teacher", asdict(config), {"scene": source}, work, say=console.say, carried=_carried
+    )[0]
+
+
+def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A checkpoint serves a training of more steps."""
+    return [CHECKPOINT] if of_more_steps(before, now) else []
+
+
+def of_more_steps(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a training's settings are others by nothing but more `steps`, if at all."""
+    return {**before, "steps": now["steps"]} == now and before["steps"] <= now["steps"]
 
 
 def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -19,40 +20,44 @@ def same_signals_after():
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
 
 
+def survived(*numbers: signal.Signals, error: Exception | None = None) -> int:
+    """Signals after which a block still went on before it ended."""
+    count = 0
+    with contextlib.suppress(KeyboardInterrupt), interruptible() as interruption:
+        for number in numbers:
+            signal.raise_signal(number)
+            assert interruption.requested
+            count += 1
+        if error is not None:
+            raise error
+        return -1
+    return count
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_takes_effect_when_the_block_ends(number):
-    reached = False
-    with pytest.raises(KeyboardInterrupt), interruptible() as interruption:
-        assert not interruption.requested
-        signal.raise_signal(number)
-        assert interruption.requested
-        reached = True
-    assert reached
+    assert survived(number) == 1
 
 
 def test_a_second_signal_ends_the_block_at_once():
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        pytest.fail("the second signal was held back as well")
+    assert survived(signal.SIGINT, signal.SIGTERM) == 1
 
 
 def test_under_torchrun_which_sends_two_signals_the_block_goes_on(monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ, "WORLD_SIZE": "2", "RANK": "0"})
-    reached = False
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        for number in SIGNALS:
-            signal.raise_signal(number)
-        reached = True
-    assert reached
+    assert survived(*SIGNALS) == 2
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_losing_the_other_processes_after_a_signal_is_an_interruption(interrupted):
-    with pytest.raises(KeyboardInterrupt if interrupted else RanksError), interruptible():
-        if interrupted:
-            signal.raise_signal(signal.SIGINT)
-        raise RanksError("another process ended")
+def test_losing_the_other_processes_after_a_signal_is_an_interruption():
+    lost = RanksError("another process ended")
+    assert survived(signal.SIGINT, error=lost) == 1
+    with pytest.raises(RanksError):
+        survived(error=lost)
+
+
+def test_another_error_is_told_though_a_signal_came():
+    with pytest.raises(OSError, match="full"):
+        survived(signal.SIGINT, error=OSError("the disk is full"))
 
 
 def test_without_a_signal_nothing_happens():
