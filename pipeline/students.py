@@ -55,7 +55,8 @@ def make_student(
     settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
 
     def work(stage: StageWriter) -> None:
-        pool = training_pictures(run, pseudo, console, ranks).pool(spec, device, ranks)
+        pictures = training_pictures(run, pseudo, console, config.windows, ranks)
+        pool = pictures.pool(spec, device, ranks)
         torch.manual_seed(config.seed)
         student = Student(spec).to(device)
         held = real_split(scene)[1]

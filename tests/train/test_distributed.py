@@ -76,9 +76,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return trained(tmp_path_factory.mktemp("alone") / "weights", 1)[0]
 
 
-def test_two_processes_train_as_one(tmp_path, alone):
-    first, second = trained(tmp_path / "weights", 2)
-    assert same(first, second)
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_train_as_one(tmp_path, alone, count):
+    """Eight windows are shared out to three processes as well."""
+    first, *others = trained(tmp_path / "weights", count)
+    assert all(same(first, other) for other in others)
     for name, value in alone.items():  # sums in another order, over 40 steps
         torch.testing.assert_close(first[name], value, rtol=2e-3, atol=2e-4)
 
