@@ -32,6 +32,7 @@ from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrat
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
+from train.picture_pool import shared_out
 
 HELD_OUT_EVERY = 8
 
@@ -47,7 +48,11 @@ def make_student(
     """Distil a student from the pseudo pictures, then fine-tune it on the real ones.
 
     Several processes distil together; the first one does the rest.
+
+    Raises:
+        ConfigError: when a step has fewer windows than there are processes.
     """
+    shared_out(config.windows, ranks.rank, ranks.count)
     source, scene = scene_of(run)
     pseudo = ingredient(run, "pseudo")
     scene = students_scene(pseudo, scene)
