@@ -130,7 +130,7 @@ def _drop(
         if older != _dropped(folder, request):
             shutil.rmtree(older)
     folder.rename(place)
-    say(f"{changes}; {what} (the settings as they were go on from it: it is in {place})")
+    say(f"{changes}; {what} (it is kept in {place}, and the earlier settings go on from it)")
 
 
 def _serving(folder: Path, begun: Request, request: Request, carried: Carried) -> list[str]:

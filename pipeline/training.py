@@ -190,7 +190,9 @@ def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def of_more_steps(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether a training's settings are others by nothing but more `steps`, if at all."""
-    return {**before, "steps": now["steps"]} == now and before["steps"] <= now["steps"]
+    return before.keys() == now.keys() and (
+        {**before, "steps": now["steps"]} == now and before["steps"] <= now["steps"]
+    )
 
 
 def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:

@@ -93,7 +93,7 @@ def test_other_settings_drop_the_work_and_say_which_until_the_old_ones_come_back
     (kept,) = stage.dropped
     assert stage.said == [
         "teacher: rate.peak is 0.2, was 0.1; the interrupted work after step 4 is dropped, and the "
-        f"stage starts over (the settings as they were go on from it: it is in {kept})"
+        f"stage starts over (it is kept in {kept}, and the earlier settings go on from it)"
     ]
     assert stage.counted(TEN, until=8) == [4, 5, 6, 7]
     assert (
