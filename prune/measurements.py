@@ -122,8 +122,8 @@ class MeasurementRecord:
             what = f"the record ends after {self.position} measurements, the search wants more"
         else:
             what = (
-                f"measurement {self.position} on record (line {self.position + 1}) is another one than "
-                f"the search asks for ({kind} of {len(specs)})"
+                f"measurement {self.position} on record is another one than the search asks for "
+                f"({kind} of {len(specs)}; line {self.position + 1})"
             )
         remedy = "replay with the student, settings and seed it was recorded with"
         return CheckpointError(what, where=self.path, remedy=remedy)
