@@ -42,9 +42,8 @@ $(SETUP): pyproject.toml constraints.txt
 # A word for the shell, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
 stage = $(NELF) $(1) --run $(call quoted,$(RUNS)/$*) --preset $(PRESET)
-# After `--`, since torchrun would take --run for an option of its own.
-torchrun = $(VENV)/bin/torchrun --standalone --nproc-per-node=$(GPUS) -m -- pipeline.cli
-stage-on-gpus = $(if $(filter 1,$(GPUS)),$(stage),$(subst $(NELF),$(torchrun),$(stage)))
+processes = $(VENV)/bin/python -m pipeline.processes $(GPUS)
+stage-on-gpus = $(if $(filter 1,$(GPUS)),$(stage),$(subst $(NELF),$(processes),$(stage)))
 target = --target $(TARGET)
 budget = $(if $(BUDGET_MS),--budget-ms $(BUDGET_MS))
 

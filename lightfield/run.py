@@ -3,7 +3,8 @@
 Invariants:
 - A stage folder is whole or absent. Work happens in `.<stage>.work`, which is renamed over the stage
   when its manifest has been written, so the last good artifact survives whatever interrupts.
-- The work folder remembers the key it was begun with: the same key resumes, another starts over.
+- The work folder remembers what it was begun with: the same key resumes, another starts over, and says
+  so, unless its work serves the other settings too (`lightfield.work_folder`).
 - The key is the fingerprint of the stage's config and of the manifests it reads. A stage whose key
   has not changed is not run again.
 - One process at a time works in a run; the lock goes with the process, however it ends.
@@ -33,20 +34,12 @@ import torch
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, RunLockedError
-from lightfield.files import (
-    atomic_path,
-    discard_temporaries,
-    fingerprint,
-    read_json,
-    sha256_of,
-    write_json,
-)
+from lightfield.files import atomic_path, fingerprint, read_json, sha256_of, write_json
+from lightfield.work_folder import KEY, METRICS, Carried, Request, begin_work, nothing_carried
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
-KEY = "key.json"
 MANIFEST_FIELDS = {"config", "inputs", "files", "metrics", "details"}
 """What every manifest holds beside its names, each a dictionary."""
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime", "onnxsim", "coremltools")
@@ -232,8 +225,13 @@ class Run:
         work: Callable[[StageWriter], None],
         *,
         force: bool = False,
+        say: Callable[[str], None] | None = None,
+        carried: Carried = nothing_carried,
     ) -> tuple[Artifact, bool]:
         """Run `work` unless the stage is current; return its artifact and whether work was done.
+
+        `say` is told in one line when other settings than before make the stage start over, or go on
+        from the interrupted work whose files `carried` names.
 
         Raises:
             RunLockedError: when another process works in this run.
@@ -241,11 +239,15 @@ class Run:
         with self.locked():
             self._finish_publication(stage)
             key = self.key(stage, config, inputs)
+            request = Request(
+                key, config, {name: artifact.key for name, artifact in inputs.items()}
+            )
+            current = None
             with contextlib.suppress(CheckpointError):
                 current = self.artifact(stage)
                 if current.key == key and not force and _files_are_whole(current):
                     return current, False
-            writer = self._begin(stage, key)
+            writer = self._begin(stage, request, current, carried, say or (lambda text: None))
             started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
             work(writer)
             transient = (*writer.discard, KEY)
@@ -262,7 +264,7 @@ class Run:
                 "stage": stage,
                 "key": key,
                 "config": config,
-                "inputs": {name: artifact.key for name, artifact in inputs.items()},
+                "inputs": request.inputs,
                 "details": writer.details,
                 "metrics": writer.metrics,
                 "files": files,
@@ -305,20 +307,23 @@ class Run:
     def _work_path(self, stage: str) -> Path:
         return self.path / f".{stage}.work"
 
-    def _begin(self, stage: str, key: str) -> StageWriter:
-        work = self._work_path(stage)
-        known = work / KEY
-        resumed = False
-        if known.is_file():
-            with contextlib.suppress(CheckpointError):
-                resumed = read_json(known, CheckpointError) == {"key": key}
-        if resumed:
-            (work / MANIFEST).unlink(missing_ok=True)
-            discard_temporaries(work)
-        else:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            write_json(known, {"key": key})
+    def _begin(
+        self,
+        stage: str,
+        request: Request,
+        current: Artifact | None,
+        carried: Carried,
+        say: Callable[[str], None],
+    ) -> StageWriter:
+        work, told = self._work_path(stage), list[str]()
+        resumed = begin_work(work, request, carried, told.append)
+        (work / MANIFEST).unlink(missing_ok=True)
+        if not (told or resumed) and current is not None:
+            made = Request(current.key, current.manifest["config"], current.manifest["inputs"])
+            if made.config != request.as_read().config:
+                told.append(f"{request.changes(made)}; the stage, which was finished, starts over")
+        for text in told:
+            say(f"{stage}: {text}")
         return StageWriter(work, resumed)
 
     def _publish(self, stage: str) -> None:

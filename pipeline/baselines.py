@@ -115,7 +115,7 @@ def make_baseline(
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
     name = f"baseline-{config.kind}-{ratio:.3f}"
-    return perform_together(run, name, settings, inputs, work, ranks)
+    return perform_together(run, name, settings, inputs, work, ranks, console.say)
 
 
 def largest_within(

@@ -58,12 +58,14 @@ class TrainingPictures:
     scene: Scene
     poses: Float[np.ndarray, "n 3 4"]
     images: UInt8[np.ndarray, "n h w 3"] | UInt8[Tensor, "share h w 3"]
+    windows: int | None = None
+    """Windows of a step, by which several processes share the pictures."""
 
     def pool(self, spec: StudentSpec, device: torch.device, ranks: Ranks = ALONE) -> PicturePool:
         """The pictures as training windows for a student."""
         return PicturePool(
             self.poses, self.images, self.scene.intrinsics, self.scene.space, spec,
-            device=device, rank=ranks.rank, ranks=ranks.count,
+            device=device, rank=ranks.rank, ranks=ranks.count, windows=self.windows,
         )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
     settings = {"published": str(folder.resolve())}
-    return run.perform("pseudo", settings, {"scene": source}, work)[0]
+    return run.perform("pseudo", settings, {"scene": source}, work, say=console.say)[0]
 
 
 def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks = ALONE) -> Artifact:
@@ -141,7 +143,7 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks =
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
     inputs = {"scene": source, "teacher": artifact}
-    return perform_together(run, "pseudo", asdict(config), inputs, work, ranks)
+    return perform_together(run, "pseudo", asdict(config), inputs, work, ranks, console.say)
 
 
 def _kept_on_gpu(
@@ -179,20 +181,22 @@ def training_pictures(
     run: Run,
     pseudo: Artifact,
     console: Console,
+    windows: int,
     ranks: Ranks = ALONE,
     dense: Artifact | None = None,
 ) -> TrainingPictures:
-    """The pictures of the `pseudo` stage, rendered now where they are not in its files; for training
-    from scratch, or to go on from a dense student.
+    """The pictures of the `pseudo` stage, rendered now where they are not in its files, for steps of
+    `windows` windows; for training from scratch, or to go on from a dense student.
 
     Raises:
         CheckpointError: when they are not, and this machine cannot render them.
+        ConfigError: when there are fewer windows than processes.
     """
     _, scene = scene_of(run)
     seen = students_scene(pseudo, scene, dense)
     if (pseudo.path / IMAGES).exists():
         pictures = load_pictures(pseudo.path)
-        return TrainingPictures(seen, pictures.poses, pictures.images)
+        return TrainingPictures(seen, pictures.poses, pictures.images, windows)
     poses, camera, device = load_poses(pseudo.path), scene.intrinsics, compute_device()
     batches = batch_renderer(load_teacher(run, scene, device)[1], scene)
     if batches is None:
@@ -201,9 +205,9 @@ def training_pictures(
             where=pseudo.path,
             remedy=f"run `nelf pseudo --run {run.path} --keep disk` here",
         )
-    share = PicturePool.needed(len(poses), ranks.rank, ranks.count)
+    share = PicturePool.needed(len(poses), ranks.rank, ranks.count, windows)
     with console.progress("pseudo pictures") as progress:
         images = render_pseudo_on_device(
             batches, poses[share], camera.height, camera.width, device, progress
         )
-    return TrainingPictures(seen, poses, images)
+    return TrainingPictures(seen, poses, images, windows)

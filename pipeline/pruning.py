@@ -94,20 +94,21 @@ def make_pruned(
                 where="begin_with",
                 remedy="leave out activation, tail_operator, ray_spacing, tail and tail_blocks",
             )
-        start, settings["begin_with"] = _start(begin_with, field.student)
+        start, settings["begin_with"] = _start(begin_with, dense, field.student, console)
     if isinstance(target, RecordedTarget):
         settings["replayed"] = target.sha256
 
     def work(stage: StageWriter) -> None:
+        measured = target.going_on(stage.path) if isinstance(target, RecordedTarget) else target
         with (
             tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch,
             console.progress("prune") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            bench = workbench(run, field, tuner, target, config, Path(scratch))
+            bench = workbench(run, field, tuner, measured, config, Path(scratch))
             found = search(
                 field.student, bench, config,
-                folder=stage.path, progress=progress, log=stage.log, start=start,
+                folder=stage.path, progress=progress, log=stage.log, start=start, origin=dense.key,
             )  # fmt: skip
         student = tune_on_real_pictures(stage, found.student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
@@ -131,7 +132,7 @@ def make_pruned(
         stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    artifact = perform_together(run, "prune", settings, inputs, work, ranks)
+    artifact = perform_together(run, "prune", settings, inputs, work, ranks, console.say)
     details = artifact.manifest["details"]
     if not details.get("budget_met", True):  # older artifacts were only made when it was
         raise BudgetError(
@@ -142,18 +143,32 @@ def make_pruned(
     return artifact
 
 
-def _start(path: Path, dense: Student) -> tuple[Start, str]:
-    """The student of a search's file, or the pruned one of a run; and its hash."""
-    device = next(dense.parameters()).device
+def _start(path: Path, dense: Artifact, student: Student, console: Console) -> tuple[Start, str]:
+    """The student of a search's file, or the pruned one of a run, made of the dense one; and its hash.
+
+    Raises:
+        CheckpointError: when it was made of another one, by its key or its shape.
+    """
+    device = next(student.parameters()).device
     if path.is_dir():
         pruned = Run(path).artifact("prune")
         state = SearchState.from_json(read_json(pruned.file(HISTORY), CheckpointError))
-        student, sha256 = load_light_field(pruned, device).student, sha256_of(pruned.file(WEIGHTS))
+        start, sha256 = load_light_field(pruned, device).student, sha256_of(pruned.file(WEIGHTS))
+        origin = pruned.manifest["inputs"].get("student", "none")
     else:
-        (state, student), sha256 = read_search(path, device), sha256_of(path)
-    if not state.trials or state.trials[0].spec != dense.spec:
-        raise CheckpointError("was made of another student than this run's", where=path)
-    return Start(student, state.current.kept, state.base), sha256
+        (state, start), sha256 = read_search(path, device), sha256_of(path)
+        origin = state.origin
+    if origin == "":
+        console.say(
+            f"prune: {path} does not say which student it was made of; taken for this run's"
+        )
+    if origin not in ("", dense.key) or not state.trials or state.trials[0].spec != student.spec:
+        raise CheckpointError(
+            "was made of another student than this run's",
+            where=path,
+            remedy=f"begin with one that was pruned from the student in {dense.path}",
+        )
+    return Start(start, state.current.kept, state.base), sha256
 
 
 def _on_the_way(

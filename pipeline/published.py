@@ -63,7 +63,7 @@ def bring_student(run: Run, file: Path, network: PublishedNetwork, console: Cons
         stage.details["published"] = file.name
 
     settings = {"published": sha256_of(file), "network": asdict(network)}
-    artifact = run.perform("student", settings, {"scene": source}, work)[0]
+    artifact = run.perform("student", settings, {"scene": source}, work, say=console.say)[0]
     if artifact.metrics["psnr_db"] < DOUBTFUL_DB:
         console.say(
             "student: its pictures are far from the scene's: was it trained on this scene, with these "

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device.target import RunnerTarget
 from lightfield.files import sha256_of
 from lightfield.latency import DeviceIdentity
-from prune.measurements import MEASUREMENTS, Measure, TimeSpecs, measured_on, replayed
+from prune.measurements import (
+    MEASUREMENTS,
+    Measure,
+    TimeSpecs,
+    measured_on,
+    measurements_in,
+    replayed,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,8 @@ class RecordedTarget:
     identity: DeviceIdentity
     measure: Measure
     time_specs: TimeSpecs
+    folder: Path
+    """Where the record is."""
     sha256: str
     """Of the record."""
     width_multiple: int = RunnerTarget.width_multiple
@@ -27,8 +36,17 @@ class RecordedTarget:
         """The record in a `prune` artifact.
 
         Raises:
-            CheckpointError: when there is none; while it is used, when the search asks for something
-                else than was measured.
+            CheckpointError: when there is none, or a line of it is no measurement; while it is used,
+                when the search asks for something else than was measured.
         """
         identity = measured_on(folder)
-        return cls(identity, *replayed(folder), sha256_of(folder / MEASUREMENTS))
+        return cls(identity, *replayed(folder), folder, sha256_of(folder / MEASUREMENTS))
+
+    def going_on(self, work: Path) -> RecordedTarget:
+        """The record after what an interrupted replay has copied from it into its work folder.
+
+        Raises:
+            CheckpointError: when what was copied cannot be read, or is more than the record.
+        """
+        measure, time_specs = replayed(self.folder, measurements_in(work))
+        return replace(self, measure=measure, time_specs=time_specs)

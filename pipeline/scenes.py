@@ -164,7 +164,7 @@ def make_scene(
             "data": data,
         }
 
-    return run.perform("scene", settings, {}, work)[0]
+    return run.perform("scene", settings, {}, work, say=console.say)[0]
 
 
 def _kind(scene: Scene) -> SceneKind:

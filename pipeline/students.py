@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -19,10 +20,20 @@ from pipeline.console import Console
 from pipeline.pictures import TrainingPictures, students_scene, training_pictures
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
-from pipeline.training import RENDERS, compute_device, foreign, ingredient, scene_of, score
-from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
+from pipeline.training import (
+    RENDERS,
+    compute_device,
+    foreign,
+    ingredient,
+    of_more_steps,
+    scene_of,
+    score,
+)
+from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
+from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
+from train.picture_pool import shared_out
 
 HELD_OUT_EVERY = 8
 
@@ -38,7 +49,11 @@ def make_student(
     """Distil a student from the pseudo pictures, then fine-tune it on the real ones.
 
     Several processes distil together; the first one does the rest.
+
+    Raises:
+        ConfigError: when a step has fewer windows than there are processes.
     """
+    shared_out(config.windows, ranks.rank, ranks.count)
     source, scene = scene_of(run)
     pseudo = ingredient(run, "pseudo")
     scene = students_scene(pseudo, scene)
@@ -46,7 +61,8 @@ def make_student(
     settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
 
     def work(stage: StageWriter) -> None:
-        pool = training_pictures(run, pseudo, console, ranks).pool(spec, device, ranks)
+        pictures = training_pictures(run, pseudo, console, config.windows, ranks)
+        pool = pictures.pool(spec, device, ranks)
         torch.manual_seed(config.seed)
         student = Student(spec).to(device)
         held = real_split(scene)[1]
@@ -65,10 +81,16 @@ def make_student(
         recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
         student = tune_on_real_pictures(stage, student, scene, tuning, config, console)
         save_student(stage, student, scene, console)
-        stage.discard.add("checkpoint.safetensors")
+        stage.discard.add(CHECKPOINT)
 
     inputs = {"scene": source, "pseudo": pseudo}
-    return perform_together(run, "student", settings, inputs, work, ranks)
+    return perform_together(run, "student", settings, inputs, work, ranks, console.say, _carried)
+
+
+def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Distillation's checkpoint serves more steps, and any fine-tuning after them."""
+    distils = "distil" in before and before["network"] == now["network"]
+    return [CHECKPOINT] if distils and of_more_steps(before["distil"], now["distil"]) else []
 
 
 def tune_on_real_pictures(
@@ -92,7 +114,9 @@ def tune_on_real_pictures(
             tuning,
             config,
             progress=progress,
+            folder=stage.path,
         )
+    stage.discard.add(FINE_TUNING)
     stage.metrics |= {
         "fine_tune_steps": tuned.steps,
         "held_out_before_db": tuned.before_db,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightfield.run import Artifact, Run, StageWriter
+from lightfield.work_folder import Carried, nothing_carried
 from train.distributed import Ranks
 
 
@@ -28,6 +29,8 @@ def perform_together(
     inputs: dict[str, Artifact],
     work: Callable[[StageWriter], None],
     ranks: Ranks,
+    say: Callable[[str], None],
+    carried: Carried = nothing_carried,
 ) -> Artifact:
     """What `Run.perform` does, with `work` called in all processes or, of a current stage, in none.
 
@@ -40,7 +43,7 @@ def perform_together(
             ranks.spread_text(str(writer.path.resolve()))
             work(writer)
 
-        artifact = run.perform(stage, config, inputs, leading)[0]
+        artifact = run.perform(stage, config, inputs, leading, say=say, carried=carried)[0]
         ranks.spread_text("")
         return artifact
     assist(work, ranks)

@@ -23,7 +23,7 @@ from lightfield.student import parameter_count
 from pipeline.console import Console
 from train.gpu.availability import usable
 from train.teacher import Teacher, TeacherConfig, render_picture
-from train.teacher_training import train_teacher
+from train.teacher_training import CHECKPOINT, train_teacher
 
 SHOWN_VIEWS = 8
 BLANK_MARGIN_DB = 0.25
@@ -86,9 +86,23 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
             quality = score(render, scene.test, stage.path / RENDERS, progress)
         check_more_than_blank(quality.psnr_db, scene, config.steps, console)
         stage.metrics |= quality.to_json() | {"parameters": parameter_count(teacher)}
-        stage.discard.add("checkpoint.safetensors")
+        stage.discard.add(CHECKPOINT)
 
-    return run.perform("teacher", asdict(config), {"scene": source}, work)[0]
+    return run.perform(
+        "teacher", asdict(config), {"scene": source}, work, say=console.say, carried=_carried
+    )[0]
+
+
+def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A checkpoint serves a training of more steps."""
+    return [CHECKPOINT] if of_more_steps(before, now) else []
+
+
+def of_more_steps(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a training's settings are others by nothing but more `steps`, if at all."""
+    return before.keys() == now.keys() and (
+        {**before, "steps": now["steps"]} == now and before["steps"] <= now["steps"]
+    )
 
 
 def check_more_than_blank(psnr_db: float, scene: Scene, steps: int, console: Console) -> None:

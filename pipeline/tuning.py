@@ -90,7 +90,8 @@ class Tuner:
 
 def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
     """How many windows have about as many pixels as `count` of a student that up-samples `factor` times,
-    of one that does so `now` times; a multiple of the processes."""
+    of one that does so `now` times; where that is another number, a multiple of the processes, whose
+    pictures were shared out for `count`."""
     if now == factor:
         return count
     return max(1, round(count * (factor / now) ** 2 / processes)) * processes
@@ -117,6 +118,6 @@ def tune_along(run: Run, distilling: DistilConfig, console: Console, ranks: Rank
 
 def _tuner(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> Tuner:
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    pictures = training_pictures(run, pseudo, console, ranks, dense=dense)
+    pictures = training_pictures(run, pseudo, console, distilling.windows, ranks, dense)
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
     return Tuner(pictures, distilling, compute_device(), factor, ranks)

@@ -9,10 +9,11 @@ so a write that was cut is as good as never begun.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from lightfield.errors import CheckpointError, NelfError
 from lightfield.files import write_text
@@ -80,7 +81,7 @@ class MeasurementRecord:
                 }
 
             entry = self._next("compare", [student.spec], self._measure, ask)
-            yield self._parsed(_compared, entry)
+            yield _compared(entry)
         if rest is not None:
             next(rest, None)  # it cleans up here, not as garbage, which hears no interruption
 
@@ -90,8 +91,7 @@ class MeasurementRecord:
         def ask(target: TimeSpecs) -> dict[str, Any]:
             return {"median_ms": target(specs, fresh=fresh)}
 
-        entry = self._next("table", specs, self._time_specs, ask)
-        return self._parsed(lambda entry: [float(ms) for ms in entry["median_ms"]], entry)
+        return _medians(self._next("table", specs, self._time_specs, ask))
 
     def _next(
         self,
@@ -123,7 +123,7 @@ class MeasurementRecord:
         else:
             what = (
                 f"measurement {self.position} on record is another one than the search asks for "
-                f"({kind} of {len(specs)})"
+                f"({kind} of {len(specs)}; line {self.position + 1})"
             )
         remedy = "replay with the student, settings and seed it was recorded with"
         return CheckpointError(what, where=self.path, remedy=remedy)
@@ -138,14 +138,6 @@ class MeasurementRecord:
         self._entries.append(json.loads(line))
         self.position += 1
 
-    def _parsed(self, parse: Callable[[dict[str, Any]], Any], entry: dict[str, Any]) -> Any:
-        try:
-            return parse(entry)
-        except (KeyError, TypeError, ValueError, NelfError) as reason:
-            raise CheckpointError(
-                f"measurement {self.position - 1} cannot be read ({reason})", where=self.path
-            ) from reason
-
 
 def _compared(entry: dict[str, Any]) -> ComparedLatency:
     return ComparedLatency(
@@ -153,17 +145,22 @@ def _compared(entry: dict[str, Any]) -> ComparedLatency:
     )
 
 
-def replayed(folder: Path) -> tuple[Measure, TimeSpecs]:
-    """`measure` and `time_specs` that serve the record of an earlier search, in order.
+def _medians(entry: dict[str, Any]) -> list[float]:
+    return [float(ms) for ms in entry["median_ms"]]
+
+
+def replayed(folder: Path, position: int = 0) -> tuple[Measure, TimeSpecs]:
+    """`measure` and `time_specs` that serve the record of an earlier search, in order, after the first
+    `position` measurements.
 
     Raises:
-        CheckpointError: at once when there is no record; later when the search asks for something
-            else than was measured.
+        CheckpointError: at once when there is no record or a line of it is no measurement; later when
+            the search asks for something else than was measured.
     """
     path = folder / MEASUREMENTS
     if not path.is_file():
         raise CheckpointError("no measurements are on record", where=path)
-    record = MeasurementRecord(path)
+    record = MeasurementRecord(path, position)
     return record.measure, record.time_specs
 
 
@@ -175,23 +172,81 @@ def measured_on(folder: Path) -> DeviceIdentity:
     """
     path = folder / MEASUREMENTS
     for entry in _read(path):
-        if entry.get("kind") == "compare":
-            try:
-                return _compared(entry).candidate.device
-            except (KeyError, TypeError, ValueError, NelfError):
-                break
+        if entry["kind"] == "compare":
+            return _compared(entry).candidate.device
     raise CheckpointError("no measurements are on record", where=path)
 
 
+def measurements_in(folder: Path) -> int:
+    """How many measurements a folder has on record; 0 without a record.
+
+    Raises:
+        CheckpointError: when a line of it is no measurement.
+    """
+    return len(_read(folder / MEASUREMENTS))
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a record."""
+    """The whole lines of a record, each checked to be a measurement."""
     if not path.exists():
         return []
     try:
         *lines, _ = path.read_text(encoding="utf-8").split("\n")
-        entries = [json.loads(line) for line in lines]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as reason:
+    except (OSError, UnicodeDecodeError) as reason:
         raise CheckpointError(f"not a record of measurements ({reason})", where=path) from reason
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise CheckpointError("not a record of measurements", where=path)
-    return entries
+    return [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _entry(line: str, where: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        _check(entry)
+    except _MALFORMED as reason:
+        text = f"missing {reason}" if isinstance(reason, KeyError) else str(reason)
+        raise CheckpointError(
+            f"not a measurement ({text})",
+            where=where,
+            remedy="take a record that is whole, or measure anew",
+        ) from reason
+    return entry
+
+
+_MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, NelfError)
+"""What reading a line raises that something else than a measurement has been written to."""
+
+
+def _check(entry: dict[str, Any]) -> None:
+    """Refuse what is no measurement, by one of the errors in `_MALFORMED`."""
+    if not isinstance(entry, dict):
+        raise TypeError(f"an object is needed, not {type(entry).__name__}")
+    specs = entry["specs"]
+    if not (isinstance(specs, list) and specs):
+        raise TypeError("specs is not a list of networks")
+    if entry["kind"] == "table":
+        _check_times("median_ms", entry["median_ms"])
+        if len(entry["median_ms"]) != len(specs):
+            raise ValueError(f"{len(entry['median_ms'])} latencies of {len(specs)} networks")
+    elif entry["kind"] == "compare":
+        for side in ("candidate", "reference"):
+            _check_times("samples_ms", entry[side]["samples_ms"])
+            _check_device(entry[side]["device"])
+        _compared(entry)
+    else:
+        raise ValueError(f"its kind is {entry['kind']!r:.40}")
+
+
+def _check_times(name: str, times_ms: Any) -> None:
+    if not isinstance(times_ms, list):
+        raise TypeError(f"{name} is not a list")
+    for ms in times_ms:
+        if isinstance(ms, bool) or not isinstance(ms, int | float):
+            raise TypeError(f"{name} holds {ms!r:.40}, which is no number")
+        if not 0 < float(ms) < math.inf:
+            raise ValueError(f"{name} holds {ms:.6g}, which is no latency")
+
+
+def _check_device(device: Any) -> None:
+    """JSON knows no dataclass: each field has to have the type that it is annotated with."""
+    for name, kind in get_type_hints(DeviceIdentity).items():
+        if name in device and type(device[name]) is not kind:
+            raise TypeError(f"the device's {name} is {device[name]!r:.40}")

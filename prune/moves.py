@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightfield.errors import BudgetError
+from lightfield.files import fingerprint
 from lightfield.progress import Progress
 from lightfield.ranges import later_seed
 from lightfield.student import Student, StudentSpec
@@ -29,7 +30,7 @@ from prune.trial import CURRENT, Trial
 from prune.workbench import Workbench
 
 TUNING = "tuning-"
-"""Folders of long fine-tunings under way."""
+"""Folders of the fine-tunings of a move under way."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Moves:
         start: Start | None,
         folder: Path,
     ):
-        self.folder = folder
+        self.folder, self.tunings = folder, 0
         self.dense, self.bench, self.config, self.state = dense, bench, config, state
         self.scales = Scales(bench, state, config.percent)
         self.start = start
@@ -86,6 +87,7 @@ class Moves:
             BudgetError: for a budget below the floor.
         """
         state, config = self.state, self.config
+        self.tunings = 0
         if not state.trials:
             self._begin()
         elif len(state.trials) == 1 and (self.start or self.space.base != self.dense.spec):
@@ -274,11 +276,14 @@ class Moves:
         return self.start is None and self._uncut
 
     def _tuned(self, student: Student, steps: int, progress: Progress | None) -> Student:
-        """All candidates of a step see the same data; a long fine-tuning can be interrupted."""
+        """All candidates of a step see the same data; any fine-tuning can be interrupted, and goes on
+        when the move is made again."""
         if not steps:
             return student
         self.state.tuned += steps
-        folder = None if progress is None else self.folder / f"{TUNING}{len(self.state.trials)}"
+        shape = fingerprint(student.spec.to_json())[:8]
+        folder = self.folder / f"{TUNING}{len(self.state.trials)}-{self.tunings}-{shape}"
+        self.tunings += 1
         seed = later_seed(self.config.seed, self.state.step)
         return self.bench.tune(student, steps, seed, progress, folder)
 

@@ -71,11 +71,13 @@ def search(
     progress: Progress,
     log: Callable[..., None],
     start: Start | None = None,
+    origin: str = "",
 ) -> SearchResult:
     """Prune `dense` until its measured latency meets the budget, or the allowed loss is used up; going
     on from the `start`, a smaller student that an earlier search made of it, if given.
 
     Of several budgets the student at each but the last goes into `folder`; the search goes on from it.
+    The files say by `origin`, the dense student's key, what they were made of.
     When no step is left that would meet a budget, the fastest student found is the result, and `stopped`
     says why. Measurements are recorded there (see `prune.measurements.replayed`). Goes on where an
     interrupted search with the same settings stopped.
@@ -90,7 +92,7 @@ def search(
         asked["start"] = start.student.spec.to_json()
     question = fingerprint(asked)
     found = load_search(folder, question, dense.head.weight.device)
-    state, student = found or (SearchState(question), dense)
+    state, student = found or (SearchState(question, origin), dense)
     path = folder / MEASUREMENTS
     record = MeasurementRecord(path, state.measurements, bench.measure, bench.time_specs)
     bench = replace(bench, measure=record.measure, time_specs=record.time_specs)

@@ -37,6 +37,8 @@ class SearchState:
 
     question: str
     """Fingerprint of the settings and the dense specification."""
+    origin: str = ""
+    """Key of the dense student; empty in the files of earlier versions."""
     budget_ms: float = 0.0
     """The budget that the search is on its way to."""
     further_ms: list[float] = field(default_factory=list)

@@ -28,6 +28,7 @@ from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distil_step import PRECISIONS, DistilStep, Precision, optimisers_of
 from train.distributed import ALONE, Ranks, RanksError
+from train.interruption import interruptible
 from train.moving_average import MovingAverage
 from train.picture_pool import PicturePool
 
@@ -122,16 +123,19 @@ def distil(
 
     `held_out` scores the averaged student in dB, for the log, up to `LOOKS` times on the way.
 
-    With a folder it goes on from the checkpoint there, which it renews as often as told and at the
-    end; any number of processes may go on. On the CPU, and by the kernels on one GPU, a resumed
+    With a folder it goes on from the checkpoint there, which it renews as often as told, at the end,
+    and when Ctrl-C or SIGTERM ends the training, after a step; any number of processes may go on. The
+    checkpoint may come from a training of fewer steps: the learning rates then follow the schedule of
+    `config.steps` from the checkpoint's step on. On the CPU, and by the kernels on one GPU, a resumed
     training equals an uninterrupted one bit for bit. With several `ranks`, each calls this with its
     own pool, and all get the same student, but for the statistics of batch norms, which see a
     process's own windows.
 
     Raises:
         CheckpointError: when the folder's checkpoint is damaged or foreign.
-        ConfigError: when the windows are too small for the student or do not divide by the ranks, or
-            the training diverges.
+        ConfigError: when the windows are too small for the student or fewer than the ranks, or the
+            training diverges.
+        KeyboardInterrupt: after a signal.
     """
     ranks.spread_(student.state_dict().values())
     average = MovingAverage(student, config.ema_decay)
@@ -145,41 +149,49 @@ def distil(
     first, running = _resumed(path, config.seed, state, ranks)
     student.train()
     saved = logged = time.monotonic()
-    with DistilStep(
-        student,
-        average,
-        optimisers,
-        pool,
-        windows=config.windows,
-        window_rays=config.window_rays,
-        jitter=config.jitter,
-        seed=config.seed,
-        precision=config.precision,
-        ranks=ranks,
-    ) as steps:
+    with (
+        interruptible() as interruption,
+        DistilStep(
+            student,
+            average,
+            optimisers,
+            pool,
+            windows=config.windows,
+            window_rays=config.window_rays,
+            jitter=config.jitter,
+            seed=config.seed,
+            precision=config.precision,
+            ranks=ranks,
+        ) as steps,
+    ):
         for step in range(first, config.steps):
             share = config.learning_rate_share(step)
             loss = steps.take(step, share)
+            # The others go on until the leader, which alone writes, has stopped.
+            stopping = interruption.requested and ranks.leads
             last = step == config.steps - 1
-            if step % REPORT_EVERY and not last:
+            reporting = last or step % REPORT_EVERY == 0
+            now = time.monotonic()
+            if reporting:
+                ranks.average_(loss)
+                mse = _finite(loss)
+                running = mse if running is None else 0.9 * running + 0.1 * mse
+            if not ranks.leads or not (reporting or stopping):
                 continue
-            ranks.average_(loss)
-            mse = _finite(loss)
-            running = mse if running is None else 0.9 * running + 0.1 * mse
-            if not ranks.leads:
-                continue
+            assert running is not None
             figures = {"psnr_db": mse_to_psnr(running)}
             progress(step + 1, config.steps, **figures)
-            now = time.monotonic()
             if held_out is not None and log is not None and _is_look(step, config.steps):
                 log(step=step + 1, held_out_db=held_out(average.student))
-            if log is not None and (last or now - logged > LOG_EVERY_S):
+            if log is not None and (last or stopping or now - logged > LOG_EVERY_S):
                 log(step=step + 1, learning_rate=share * config.learning_rate, **figures)
                 logged = now
-            if path is not None and (last or now - saved > checkpoint_every_s):
+            if path is not None and (last or stopping or now - saved > checkpoint_every_s):
                 extra = {"mse": running, "seed": config.seed}
                 save_checkpoint(path, step=step + 1, extra=extra, **state)
                 saved = now
+            if stopping:
+                break
     return average.student
 
 

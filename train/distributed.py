@@ -4,6 +4,9 @@ Each process has a rank; rank 0 leads, and alone writes. What is computed togeth
 the settings, never of how many processes there are. Gradients go between GPUs through NCCL; small
 words and waiting go through gloo, whose connections break at once when a process ends. The run's
 folder must be the same one for all of them.
+
+No connection asks who is there. So processes of one machine talk over its loopback interface, and
+`pipeline.processes` starts them so that nothing else listens either.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +29,12 @@ from lightfield.errors import ConfigError, NelfError
 PATIENCE = datetime.timedelta(days=7)
 """How long processes wait for the leader's own work, for example for scoring; a process that ends
 is noticed at once."""
+
+MEETING = datetime.timedelta(minutes=10)
+"""How long processes wait for each other to start."""
+STORE = "NELF_STORE"
+"""Environment variable: a file in which processes of one machine find each other, in place of the ports
+that torchrun opens to the network."""
 
 
 class RanksError(NelfError):
@@ -109,10 +119,11 @@ def joined() -> Iterator[Ranks]:
     if not started_by_torchrun():
         yield ALONE
         return
+    if _on_one_machine():
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback_interface())
     try:
-        store, rank, count = next(
-            iter(rendezvous("env://", timeout=datetime.timedelta(minutes=10)))
-        )
+        store, rank, count = _store()
     except (RuntimeError, ValueError) as reason:
         raise RanksError(
             f"the processes do not find each other ({_line(reason)})",
@@ -133,6 +144,26 @@ def joined() -> Iterator[Ranks]:
             if failures.add("first", 1) > 1:
                 raise AnotherRankFailedError("another process failed first") from error
         raise
+
+
+def _on_one_machine() -> bool:
+    """Whether all processes of the job are on this machine."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+
+
+def _loopback_interface() -> str:
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return min(names, default="lo", key=len)
+
+
+def _store() -> tuple[dist.Store, int, int]:
+    """The store in which the processes find each other, this one's rank, and how many they are."""
+    if STORE not in os.environ:
+        return next(iter(rendezvous("env://", timeout=MEETING)))
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.FileStore(os.environ[STORE], count)
+    store.set_timeout(MEETING)
+    return store, rank, count
 
 
 def _choose_gpu() -> torch.device | None:

@@ -7,15 +7,23 @@ were held out.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from lightfield.progress import Progress
 from lightfield.ranges import STEPS, Range, check_ranges, later_seed
 from lightfield.student import Student
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distil import DistilConfig, distil
 from train.picture_pool import PicturePool
+
+STATE = "fine-tuning.safetensors"
+"""Where a fine-tuning stands after its last whole round."""
+ROUND = "fine-tuning-"
+"""Folders of rounds under way."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,52 @@ class FineTuned:
     after_db: float
 
 
+class _Rounds:
+    """Where a fine-tuning stands after some rounds; in a folder it survives an interruption."""
+
+    def __init__(self, student: Student, held_out: Callable[[Student], float], folder: Path | None):
+        self.current, self.best = copy.deepcopy(student), copy.deepcopy(student)
+        self.folder = folder
+        found = None if folder is None else load_checkpoint(folder / STATE, **self._state)
+        if found is None:
+            score = held_out(student)
+            self.done, self.figures = 0, {"before_db": score, "best_db": score}
+            self.best_steps = self.worse = 0
+            self._save()
+        else:
+            self.done, extra = found
+            self.figures = {name: float(extra[name]) for name in ("before_db", "best_db")}
+            self.best_steps, self.worse = int(extra["best_steps"]), int(extra["worse"])
+
+    @property
+    def round_folder(self) -> Path | None:
+        """Where the round under way keeps its checkpoint."""
+        return None if self.folder is None else self.folder / f"{ROUND}{self.done}"
+
+    def add(self, averaged: Student, steps: int, score: float) -> None:
+        """Take account of a round of some steps, which ended with `averaged`."""
+        self.done += steps
+        if score > self.figures["best_db"]:
+            self.best, self.best_steps, self.worse = averaged, self.done, 0
+            self.figures["best_db"] = score
+        else:
+            self.worse += 1
+        self._save()
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        modules = {"current": self.current, "best": self.best}
+        return {"modules": modules, "optimisers": {}, "generators": {}}
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        extra = {**self.figures, "best_steps": self.best_steps, "worse": self.worse}
+        save_checkpoint(self.folder / STATE, step=self.done, extra=extra, **self._state)
+        for ended in self.folder.glob(f"{ROUND}*"):
+            shutil.rmtree(ended)
+
+
 def fine_tune(
     student: Student,
     pool: PicturePool,
@@ -53,16 +107,21 @@ def fine_tune(
     distil_config: DistilConfig,
     *,
     progress: Progress,
+    folder: Path | None = None,
 ) -> FineTuned:
     """Train on the pool's real pictures in rounds, and return the best student by `held_out` (dB).
 
     The student that came in, which stays as it is, is one of the candidates, so the score never gets
-    worse.
+    worse. With a folder, whose file `STATE` is left behind, an interrupted fine-tuning goes on where it
+    was, and ends as an uninterrupted one does.
+
+    Raises:
+        CheckpointError: when the folder's checkpoint is damaged, or of another student's shape.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    before = best_db = held_out(student)
-    best, best_steps, worse, done = student, 0, 0, 0
-    current = copy.deepcopy(student)
-    while done < config.steps and worse < config.patience:
+    rounds = _Rounds(student, held_out, folder)
+    while rounds.done < config.steps and rounds.worse < config.patience:
+        done = rounds.done
         steps = min(config.evaluate_every, config.steps - done)
         settings = replace(
             distil_config,
@@ -74,14 +133,13 @@ def fine_tune(
             ema_decay=0.98,
             seed=later_seed(distil_config.seed, 1 + done),
         )
-        averaged = distil(current, pool, settings, progress=_shifted(progress, done, config.steps))
-        done += steps
-        score = held_out(averaged)
-        if score > best_db:
-            best, best_db, best_steps, worse = averaged, score, done, 0
-        else:
-            worse += 1
-    return FineTuned(best.eval(), best_steps, before, best_db)
+        averaged = distil(
+            rounds.current, pool, settings,
+            progress=_shifted(progress, done, config.steps), folder=rounds.round_folder,
+        )  # fmt: skip
+        rounds.add(averaged, steps, held_out(averaged))
+    before_db, after_db = rounds.figures["before_db"], rounds.figures["best_db"]
+    return FineTuned(rounds.best.eval(), rounds.best_steps, before_db, after_db)
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Progress:

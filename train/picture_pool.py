@@ -7,8 +7,9 @@ the loss is exactly the whole picture's.
 
 Draws are a function of (seed, step, window) alone. Of W windows the i-th shows picture
 floor((i + u) n / W) of n, with u uniform in [0, 1): all pictures are equally likely, each step is
-spread evenly over them, and the windows of one of N processes, which are its N-th of the W, need its
-N-th of the pictures only. So any number of processes draws the same windows.
+spread evenly over them, and the windows of one of N processes, which are about W / N consecutive ones,
+need about n / N of the pictures only. So any number of processes draws the same windows. Where N does
+not divide W, some processes have one window more than others, and the weights make up for it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class PicturePool:
 
     Pictures stay uint8, and where they are (a memory map), unless they fit on the device. Process
     `rank` of `ranks` holds and draws its own share of them: it is given all of them as an array, or
-    as a tensor on the device those that `needed` names.
+    as a tensor on the device those that `needed` names. Steps are of `windows` windows, or of any
+    multiple of the processes.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class PicturePool:
         device: torch.device,
         rank: int = 0,
         ranks: int = 1,
+        windows: int | None = None,
     ):
         rays = ray_grid(intrinsics, spec)
         if images.shape[1:3] != (intrinsics.height, intrinsics.width):
@@ -91,11 +94,11 @@ class PicturePool:
                 where="picture pool",
             )
         self.spec, self.space, self.device = spec, space, device
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.windows = rank, ranks, windows
         self.height, self.width = rays.height, rays.width
         self.poses = torch.from_numpy(np.array(poses)).to(device)
         self.directions = camera_directions(rays, device=device)
-        needed = self.needed(len(poses), rank, ranks)
+        needed = self.needed(len(poses), rank, ranks, windows)
         self.first = needed.start
         if isinstance(images, Tensor):
             assert len(images) == needed.stop - needed.start
@@ -106,9 +109,16 @@ class PicturePool:
             self.images = _on_gpu(mine, device) if _fits_on_gpu(mine, device) else mine
 
     @staticmethod
-    def needed(count: int, rank: int, ranks: int) -> slice:
-        """The pictures, of `count`, that windows of process `rank` show."""
-        return slice(rank * count // ranks, -(-(rank + 1) * count // ranks))
+    def needed(count: int, rank: int, ranks: int, windows: int | None = None) -> slice:
+        """The pictures, of `count`, that the windows of process `rank` show, in steps of `windows` or of
+        a multiple of the processes.
+
+        Raises:
+            ConfigError: when there are fewer windows than processes.
+        """
+        windows = windows or ranks
+        first = shared_out(windows, rank, ranks).start * count // windows
+        return slice(first, -(-(rank + 1) * count // ranks))
 
     def __len__(self) -> int:
         """Pictures of all processes."""
@@ -136,7 +146,7 @@ class PicturePool:
 
         Raises:
             ConfigError: when windows are so small that no pixel of theirs is sure to count, or
-                cannot be shared out evenly.
+                fewer than the processes.
         """
         step = torch.as_tensor(step, device=self.device)
         everyone = self.places(windows, window_rays, seed, step)
@@ -184,14 +194,8 @@ class PicturePool:
 
     def _share(self, windows: int) -> slice:
         """Which of all windows are this process's."""
-        if windows % self.ranks:
-            raise ConfigError(
-                f"{windows} windows cannot be shared out evenly to {self.ranks} processes",
-                where="distil.windows",
-                remedy=f"choose a multiple of {self.ranks}",
-            )
-        each = windows // self.ranks
-        return slice(self.rank * each, (self.rank + 1) * each)
+        assert windows == self.windows or windows % self.ranks == 0
+        return shared_out(windows, self.rank, self.ranks)
 
     def _check_window(self, p: int, q: int) -> None:
         s, halo = self.spec.factor, self.spec.halo_pixels
@@ -244,6 +248,21 @@ class PicturePool:
 
         rows = known(places.top, places.p, self.height)
         return rows * known(places.left, places.q, self.width)
+
+
+def shared_out(windows: int, rank: int, ranks: int) -> slice:
+    """Which of `windows` windows are process `rank`'s: as many as another's, or one more or less.
+
+    Raises:
+        ConfigError: when there are fewer windows than processes.
+    """
+    if windows < ranks:
+        raise ConfigError(
+            f"{windows} windows cannot be shared out to {ranks} processes",
+            where="distil.windows",
+            remedy=f"choose at least {ranks}, or start fewer processes",
+        )
+    return slice(rank * windows // ranks, (rank + 1) * windows // ranks)
 
 
 class PixelPrefetch:

@@ -26,6 +26,7 @@ from lightfield.scenes.scene import Scene
 from lightfield.scenes.visual_hull import candidate_cells
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.gpu import availability
+from train.interruption import interruptible
 from train.marching import march, rays_in_box
 from train.pixels import PixelPool
 from train.rendering import render_samples
@@ -81,11 +82,14 @@ def train_teacher(
     """Train a teacher on the scene's training views.
 
     Goes on from the checkpoint in `folder`, and then ends with the weights of a training that was
-    not interrupted (bit for bit on a CPU with the same number of threads).
+    not interrupted (bit for bit on a CPU with the same number of threads). The checkpoint may come from
+    a training of fewer steps: the learning rate then follows the schedule of `config.steps` from the
+    checkpoint's step on. Ctrl-C and SIGTERM take effect after a step, once a checkpoint is written.
 
     Raises:
         CheckpointError: when the checkpoint is damaged or of another configuration.
         ConfigError: when the training diverges.
+        KeyboardInterrupt: after a signal.
     """
     teacher = Teacher(config, scene.box, device=device)
     steps = _steps(teacher, scene, device)
@@ -96,18 +100,22 @@ def train_teacher(
         step = resumed[0]
         steps.resume(*resumed)
     started = saved = time.monotonic()
-    while step < config.steps:
-        count = min(steps.report_every - step % steps.report_every, config.steps - step)
-        mse, rays, samples = steps.take(step, count)
-        step += count
-        psnr_db = _finite_psnr_db(mse)
-        progress(step, config.steps, psnr_db=psnr_db)
-        if step % LOG_EVERY == 0 or step == config.steps:
-            seconds = round(time.monotonic() - started, 2)
-            log(step=step, psnr_db=psnr_db, rays=rays, samples=samples, seconds=seconds)
-        if time.monotonic() - saved > checkpoint_every_s or step == config.steps:
-            save_checkpoint(path, step=step, extra=steps.extra, **steps.state)
-            saved = time.monotonic()
+    with interruptible() as interruption:
+        while step < config.steps:
+            count = min(steps.report_every - step % steps.report_every, config.steps - step)
+            mse, rays, samples = steps.take(step, count)
+            step += count
+            psnr_db = _finite_psnr_db(mse)
+            progress(step, config.steps, psnr_db=psnr_db)
+            ends = step == config.steps or interruption.requested
+            if step % LOG_EVERY == 0 or ends:
+                seconds = round(time.monotonic() - started, 2)
+                log(step=step, psnr_db=psnr_db, rays=rays, samples=samples, seconds=seconds)
+            if time.monotonic() - saved > checkpoint_every_s or ends:
+                save_checkpoint(path, step=step, extra=steps.extra, **steps.state)
+                saved = time.monotonic()
+            if ends:
+                break
     return teacher
 
 
@@ -123,7 +131,7 @@ def _steps(teacher: Teacher, scene: Scene, device: torch.device) -> Steps:
 class PlainSteps:
     """Training steps in ordinary PyTorch."""
 
-    report_every = 20
+    report_every = 1
 
     def __init__(self, teacher: Teacher, scene: Scene):
         device = teacher.device

@@ -201,6 +201,24 @@ def test_a_student_of_another_dense_one_is_no_beginning(run, finished):
     assert "was made of another student than this run's" in line
 
 
+def test_a_student_of_another_scene_is_no_beginning_though_it_has_the_same_shape(
+    run, finished, tmp_path
+):
+    (other := tmp_path / "other").mkdir()
+    for name in ("scene", "teacher", "pseudo", "student"):
+        words = ("--seed=3",) if name == "scene" else ()
+        assert stage(other, name, *words).done
+    shape = manifest(other, "student")["details"]["spec"]
+    assert shape == manifest(finished, "student")["details"]["spec"]
+    several = ("--budget-ratio", 0.9, 0.8)
+    assert stage(run, "prune", *several).done
+    (way,) = (run / "prune").glob("at-*.safetensors")
+    for beginning in (run, finished, way):
+        line = stage(other, "prune", "--begin-with", beginning).refusal
+        assert "was made of another student than this run's" in line
+    assert stage(run, "prune", "--begin-with", way, "--budget-ratio=0.85").done
+
+
 def test_a_budget_that_was_not_met_is_said_each_time_and_its_student_goes_on(run):
     path, data = run / "prune" / "manifest.json", manifest(run, "prune")
     missed = {"budget_met": False, "stopped": "the budget of 1.00 ms was not met: no step is left"}

@@ -1,3 +1,5 @@
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -6,7 +8,13 @@ from fake_bench import DENSE, FakeTarget
 
 from lightfield.errors import CheckpointError
 from lightfield.student import Student
-from prune.measurements import MEASUREMENTS, MeasurementRecord, replayed
+from prune.measurements import (
+    MEASUREMENTS,
+    MeasurementRecord,
+    measured_on,
+    measurements_in,
+    replayed,
+)
 
 SMALL = replace(DENSE, inner_widths=(8,))
 
@@ -108,20 +116,103 @@ def test_a_line_that_was_cut_never_happened(tmp_path, students):
     assert (one(measure, students[0]), one(measure, students[1])) == (kept, new)
 
 
-@pytest.mark.parametrize("text", ["no json\n", "[1]\n", b"\xff\xfe\n"])
-def test_a_foreign_record_is_refused(tmp_path, text):
-    path = tmp_path / MEASUREMENTS
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CheckpointError, match="not a record"):
+def test_a_replay_goes_on_after_what_was_replayed_before(tmp_path, students):
+    record = recording(tmp_path, FakeTarget())
+    _, second = (one(record.measure, student) for student in students)
+    measure, _ = replayed(tmp_path, measurements_in(tmp_path) - 1)
+    assert one(measure, students[1]) == second
+
+
+@pytest.fixture
+def lines(tmp_path, students) -> list[str]:
+    """A record of two measurements: a comparison, and a table of two networks."""
+    record = recording(tmp_path, FakeTarget())
+    one(record.measure, students[0])
+    record.time_specs([DENSE, SMALL])
+    return (tmp_path / MEASUREMENTS).read_text().splitlines()
+
+
+def spoilt(line: str, *path: str | int, value: object) -> str:
+    """A line with another value at one place."""
+    entry = place = json.loads(line)
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(entry)
+
+
+ODD = [math.nan, math.inf, -math.inf, 0.0, -1.0, "1", None, True, [1.0], {}]
+TABLE = [[], [1.0], [1.0] * 3, "11", 1.0, None, {"0": 1.0, "1": 1.0}, [10**400, 1.0]]
+TABLE += [[1.0, odd] for odd in ODD]
+FOREIGN = [
+    "no json",
+    "[1]",
+    "",
+    "null",
+    "NaN",
+    "[" * 100_000,
+    "1" * 5000,
+    "{}",
+    '{"kind": "table"}',
+]
+
+
+def refused(folder, lines: list[str]) -> str:
+    (folder / MEASUREMENTS).write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(CheckpointError) as error:
+        replayed(folder)
+    with pytest.raises(CheckpointError):
+        measured_on(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("median_ms", TABLE, ids=lambda value: repr(value)[:20])
+def test_a_table_that_is_none_is_refused_by_its_line(tmp_path, lines, median_ms, unchecked):
+    text = refused(tmp_path, [lines[0], spoilt(lines[1], "median_ms", value=median_ms)])
+    assert f"{MEASUREMENTS}, line 2: not a measurement (" in text
+
+
+@pytest.mark.parametrize("sample", ODD, ids=repr)
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+def test_a_comparison_that_is_none_is_refused_by_its_line(tmp_path, lines, side, sample, unchecked):
+    text = refused(tmp_path, [spoilt(lines[0], side, "samples_ms", 0, value=sample), lines[1]])
+    assert f"{MEASUREMENTS}, line 1: not a measurement (" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("kind",), "other"),
+        (("specs",), []),
+        (("specs",), 1),
+        (("candidate",), {}),
+        (("candidate",), None),
+        (("candidate", "device"), "phone"),
+        (("candidate", "device", "kind"), 1),
+        (("candidate", "device", "threads"), "1"),
+        (("candidate", "device", "colour"), "red"),
+        (("candidate", "samples_ms"), []),
+        (("candidate", "samples_ms"), [1.0]),
+    ],
+)
+def test_whatever_else_is_wrong_with_a_measurement_is_refused(
+    tmp_path, lines, path, value, unchecked
+):
+    assert "line 1: not a measurement (" in refused(
+        tmp_path, [spoilt(lines[0], *path, value=value)]
+    )
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=lambda line: line[:20])
+def test_a_line_that_is_no_measurement_is_refused(tmp_path, lines, line, unchecked):
+    assert "line 3: not a measurement (" in refused(tmp_path, [*lines, line])
+
+
+def test_a_record_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / MEASUREMENTS).write_bytes(b"\xff\xfe\n")
+    with pytest.raises(CheckpointError, match="not a record of measurements"):
         replayed(tmp_path)
-
-
-def test_a_damaged_measurement_is_refused(tmp_path, students, unchecked):
-    one(recording(tmp_path, FakeTarget()).measure, students[0])
-    path = tmp_path / MEASUREMENTS
-    path.write_text(path.read_text().replace('"samples_ms": [', '"samples_ms": [-'))
-    with pytest.raises(CheckpointError, match="measurement 0 cannot be read"):
-        one(replayed(tmp_path)[0], students[0])
 
 
 def test_a_missing_or_too_short_record_is_refused(tmp_path):

@@ -1,6 +1,8 @@
+import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from fake_bench import (
     dense_student,
     synthetic_ms,
 )
+from safetensors.torch import load_file, save_file
 
 from lightfield.errors import BudgetError, CheckpointError, ConfigError, ParityError
 from lightfield.latency import ComparedLatency
@@ -21,7 +24,7 @@ from lightfield.progress import silent
 from lightfield.student import mac_count
 from prune.chains import Shape, every_block
 from prune.evidence import percentile_ratio_interval
-from prune.measurements import MEASUREMENTS, replayed
+from prune.measurements import MEASUREMENTS, measurements_in, replayed
 from prune.proposals import PROPOSED
 from prune.scales import Scales
 from prune.search import PruneConfig, SearchResult, Start, search
@@ -123,6 +126,32 @@ def test_a_search_is_replayed_from_its_record_without_the_target(half, tmp_path)
     assert (tmp_path / MEASUREMENTS).read_text() == (folder / MEASUREMENTS).read_text()
 
 
+def test_an_interrupted_replay_goes_on(half, tmp_path):
+    """Whatever it is interrupted in, the rest of the record is served after what it has copied."""
+    result, folder = half
+
+    def rest():
+        measure, time_specs = replayed(folder, measurements_in(tmp_path))
+        return {"measure": measure, "time_specs": time_specs}
+
+    def ending_after(tunings: int):
+        calls = itertools.count()
+
+        def tune(*args):
+            if next(calls) == tunings:
+                raise KeyboardInterrupt
+            return bench(FakeTarget()).tune(*args)
+
+        return tune
+
+    for tunings in (1, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, FakeTarget(interrupt_at=0), tune=ending_after(tunings), **rest())
+    assert 0 < measurements_in(tmp_path) < measurements_in(folder)
+    assert same(run(tmp_path, FakeTarget(interrupt_at=0), **rest()), result)
+    assert (tmp_path / MEASUREMENTS).read_text() == (folder / MEASUREMENTS).read_text()
+
+
 def test_a_replay_with_other_settings_is_refused(half, tmp_path):
     measure, time_specs = replayed(half[1])
     with pytest.raises(CheckpointError, match=MEASUREMENTS):
@@ -159,6 +188,34 @@ def test_interrupted_while_training_or_scoring_it_goes_on(half, tmp_path, name):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, target, **{name: call})
     assert same(run(tmp_path, target), half[0])
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_no_fine_tuning_that_ended_is_repeated_after_an_interruption(half, tmp_path, at):
+    """Each has a folder of its own, in which it is found again until its move is made."""
+    target, trained = FakeTarget(), list[Path]()
+    tune = bench(target).tune
+
+    def kept(student, steps, seed, progress, folder):
+        if (folder / "weights").exists():
+            student.load_state_dict(load_file(folder / "weights"))
+            return student.eval()
+        if len(trained) == at:
+            trained.append(folder)
+            raise KeyboardInterrupt
+        assert folder not in trained[:at]
+        trained.append(folder)
+        tuned = tune(student, steps, seed, progress, folder)
+        folder.mkdir()
+        save_file(tuned.state_dict(), folder / "weights")
+        return tuned
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, target, tune=kept)
+    assert same(run(tmp_path, target, tune=kept), half[0])
+    assert trained.count(trained[at]) == 2, "the one that was interrupted"
+    assert len(set(trained)) == len(trained) - 1
+    assert not [*tmp_path.glob("tuning-*")]
 
 
 def test_an_ended_search_is_not_done_again(half, tmp_path):

@@ -42,7 +42,7 @@ def train(result: Path, folder: Path | None, ranks: Ranks) -> None:
     images = ground_pictures(poses, intrinsics)
     pool = PicturePool(
         poses, images, intrinsics, RaySpace("world", 2.0, 6.0), spec,
-        device=torch.device("cpu"), rank=ranks.rank, ranks=ranks.count,
+        device=torch.device("cpu"), rank=ranks.rank, ranks=ranks.count, windows=CONFIG.windows,
     )  # fmt: skip
     student = fresh_student(spec, seed=ranks.rank)  # the leader's weights are everyone's
     average = distil(

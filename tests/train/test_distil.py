@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,42 @@ def test_resumed_equals_uninterrupted(tmp_path, at, precision, norm, muon):
     assert later.seen == [done for done in (*range(1, 45, 10), 45) if done >= at]
     assert same(found, expected)
     assert same(resumed, straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [0, 7, 44])
+def test_a_signal_leaves_a_checkpoint_after_any_step(tmp_path, monkeypatch, number, at):
+    config, take, taken = replace(QUICK, steps=45), DistilStep.take, []
+    expected = distil(fresh_student(), ground_pool(), config, progress=silent)
+
+    def interrupted(self: DistilStep, step: int, share: float) -> Tensor:
+        taken.append(step)
+        if len(taken) == at + 1:
+            signal.raise_signal(number)  # in the middle of the step
+        return take(self, step, share)
+
+    monkeypatch.setattr(DistilStep, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
+    resumed = fresh_student(seed=7)
+    found = distil(resumed, ground_pool(), config, progress=silent, folder=tmp_path)
+    assert taken == list(range(45)), "no step is made twice"
+    assert same(found, expected)
+
+
+def test_more_steps_go_on_from_the_checkpoint_of_fewer(tmp_path, monkeypatch):
+    distil(
+        fresh_student(), ground_pool(), replace(QUICK, steps=20), progress=silent, folder=tmp_path
+    )
+    config, take, taken = replace(QUICK, steps=45), DistilStep.take, []
+
+    def recorded(self: DistilStep, step: int, share: float) -> Tensor:
+        taken.append((step, share))
+        return take(self, step, share)
+
+    monkeypatch.setattr(DistilStep, "take", recorded)
+    distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
+    assert taken == [(step, config.learning_rate_share(step)) for step in range(20, 45)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from train.distil import CHECKPOINT
-from train.distributed import ALONE, leads, started_by_torchrun
+from train.distributed import ALONE, STORE, leads, started_by_torchrun
 
 HERE = Path(__file__).resolve().parent
 PROCESS = HERE / "distil_process.py"
@@ -28,7 +28,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def started(count: int, command: list[str], **settings: str) -> list[subprocess.Popen]:
+def started(
+    count: int, command: list[str], *, interface: str | None = "lo", **settings: str
+) -> list[subprocess.Popen]:
     """The processes of a job, with what torchrun would tell them."""
     port = str(free_port())
     processes = []
@@ -36,7 +38,7 @@ def started(count: int, command: list[str], **settings: str) -> list[subprocess.
         environment = os.environ | {
             "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{HERE}",
             "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
+            **({} if interface is None else {"GLOO_SOCKET_IFNAME": interface}),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "WORLD_SIZE": str(count),
@@ -76,9 +78,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return trained(tmp_path_factory.mktemp("alone") / "weights", 1)[0]
 
 
-def test_two_processes_train_as_one(tmp_path, alone):
-    first, second = trained(tmp_path / "weights", 2)
-    assert same(first, second)
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_train_as_one(tmp_path, alone, count):
+    """Eight windows are shared out to three processes as well."""
+    first, *others = trained(tmp_path / "weights", count)
+    assert all(same(first, other) for other in others)
     for name, value in alone.items():  # sums in another order, over 40 steps
         torch.testing.assert_close(first[name], value, rtol=2e-3, atol=2e-4)
 
@@ -137,6 +141,46 @@ def test_the_leaders_words_reach_everyone_and_only_the_first_error_is_told():
     outputs = [p.communicate(timeout=60)[0].splitlines() for p in started(2, ["-c", FAILING])]
     assert [lines[:2] for lines in outputs] == [["a word: ü", "True"]] * 2
     assert sorted(lines[2:] for lines in outputs) == [["broken"], ["quiet"]]
+
+
+LISTENING = """
+import os, sys
+from pathlib import Path
+from lightfield.errors import SceneError
+from train.distributed import AnotherRankFailedError, joined
+def listening():
+    names = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n > "2"
+             and os.path.lexists(f"/proc/self/fd/{n}")]
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in names:
+                yield words[1].split(":")[0]
+try:
+    with joined() as ranks:
+        ranks.wait()
+        print(*listening())
+        sys.stdout.flush()
+        ranks.wait()
+        if ranks.leads:
+            raise SceneError("broken")
+        ranks.wait()
+except SceneError:
+    os._exit(2)  # at once, with all that it holds
+except AnotherRankFailedError:
+    print("quiet")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_on_one_machine_nothing_listens_to_the_network_and_the_leaders_error_is_the_only_one(
+    tmp_path,
+):
+    local = {STORE: str(tmp_path / "store"), "LOCAL_WORLD_SIZE": "2"}
+    first, second = started(2, ["-c", LISTENING], interface=None, **local)
+    outputs = [process.communicate(timeout=60)[0].splitlines() for process in (first, second)]
+    assert [set(lines[0].split()) for lines in outputs] == [{"0100007F"}] * 2, outputs
+    assert [lines[1:] for lines in outputs] == [[], ["quiet"]]
 
 
 def test_alone_nothing_is_joined(monkeypatch):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from tiny_pictures import QUICK, fresh_student, ground_pool, same, score
+from torch import Tensor
 
 from lightfield.errors import ConfigError
 from lightfield.progress import silent
 from lightfield.student import Student
 from train.distil import distil
-from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
+from train.distil_step import DistilStep
+from train.fine_tuning import STATE, FineTuneConfig, FineTuned, fine_tune, held_out_split
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,53 @@ def test_no_steps_of_fine_tuning_are_none(half_trained):
     found = tuned(half_trained, score, replace(TUNING, steps=0))
     assert same(found.student, half_trained)
     assert (found.steps, found.after_db) == (0, found.before_db)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("ending", "moment"), [("Ctrl-C", 0), ("Ctrl-C", 47), ("kill", 20), ("kill", 69), ("kill", 70)]
+)
+def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
+    half_trained, tmp_path, monkeypatch, ending, moment
+):
+    """Whichever step it is interrupted in; the 70th is after the last."""
+    scores = [30.0, 31.0, 30.5, 32.0, 31.0]
+    expected = tuned(half_trained, scripted(scores)[0])
+    take, taken, looked = DistilStep.take, [], []
+
+    def interrupted(self: DistilStep, step: int, share: float) -> Tensor:
+        if len(taken) == moment:
+            taken.append(None)
+            if ending == "kill":
+                raise Killed
+            signal.raise_signal(signal.SIGINT)
+        taken.append(step)
+        return take(self, step, share)
+
+    def held_out(student: Student) -> float:
+        looked.append(student)
+        return scores[len(looked) - 1]
+
+    def again() -> FineTuned:
+        return fine_tune(
+            half_trained, ground_pool(), held_out, TUNING, QUICK, progress=silent, folder=tmp_path
+        )
+
+    monkeypatch.setattr(DistilStep, "take", interrupted)
+    if moment < 70:
+        with pytest.raises(Killed if ending == "kill" else KeyboardInterrupt):
+            again()
+    found = again()
+    assert same(found.student, expected.student)
+    assert replace(found, student=half_trained) == replace(expected, student=half_trained)
+    steps = [step for step in taken if step is not None]
+    assert len(steps) == 70 + (moment % 20 if ending == "kill" and moment < 70 else 0)
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert again().steps == found.steps, "a finished one is not repeated"
+    assert len(looked) == len(scores)
 
 
 def test_fine_tuning_reports_over_all_rounds(half_trained):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from lightfield.light_field import LightField
 from lightfield.rays import camera_rays
 from lightfield.student import StudentSpec
 from train import picture_pool
-from train.picture_pool import PicturePool, PixelPrefetch
+from train.picture_pool import PicturePool, PixelPrefetch, shared_out
 
 
 def coordinate_pool(spec: StudentSpec = SPEC, count: int = 5, height: int = 8, width: int = 10):
@@ -149,23 +150,26 @@ def test_pictures_are_equally_likely_and_each_step_is_spread_over_them():
         assert (places < (strata + 7 / windows).ceil()).all()
 
 
-def test_any_number_of_processes_draws_the_same_windows():
+@pytest.mark.parametrize("windows", [12, 7, 13, 23])
+def test_any_number_of_processes_draws_the_same_windows(windows):
     """Each from its own pictures; the weights make means over a process's pixels means over all."""
     whole = coordinate_pool(replace(SPEC, tail=TAILS["twice twice"]), count=7)
     images = np.asarray(whole.images)
     intrinsics = camera(factor=4)
-    expected = whole.draw(12, 4, 3, 5, jitter=True)
+    expected = whole.draw(windows, 4, 3, 5, jitter=True)
     assert expected.weight is None
-    for ranks in (2, 3, 4):
+    for ranks in (2, 3, 4, 7):
         pools = [
             PicturePool(
                 whole.poses.numpy(), images, intrinsics, WORLD, whole.spec,
-                device=CPU, rank=rank, ranks=ranks,
+                device=CPU, rank=rank, ranks=ranks, windows=windows,
             )
             for rank in range(ranks)
         ]  # fmt: skip
         assert all(len(pool.images) <= -(-7 // ranks) + 1 for pool in pools)
-        parts = [pool.draw(12, 4, 3, 5, jitter=True) for pool in pools]
+        parts = [pool.draw(windows, 4, 3, 5, jitter=True) for pool in pools]
+        counts = [len(part.points) for part in parts]
+        assert max(counts) - min(counts) <= (windows % ranks > 0)
         for name in ("points", "pixels", "mask"):
             together = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(together, getattr(expected, name))
@@ -174,14 +178,24 @@ def test_any_number_of_processes_draws_the_same_windows():
             torch.testing.assert_close(part.weight, share)
 
 
-def test_windows_that_cannot_be_shared_out_are_refused():
-    pool = coordinate_pool()
-    half = PicturePool(
-        pool.poses.numpy(), np.asarray(pool.images), camera(), WORLD, SPEC,
-        device=CPU, rank=1, ranks=2,
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"9 windows cannot be shared .* a multiple of 2"):
-        half.draw(9, 4, 0, 0, jitter=False)
+@pytest.mark.parametrize("windows", [5, 8, 13, 27])
+@pytest.mark.parametrize("ranks", [1, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_a_process_has_the_pictures_that_its_windows_can_show(windows, ranks, count):
+    """The first and the last picture of each, in steps of so many windows or of equal shares."""
+    for rank, steps in itertools.product(range(ranks), (windows, ranks, 3 * ranks)):
+        share, held = (
+            shared_out(steps, rank, ranks),
+            PicturePool.needed(count, rank, ranks, windows),
+        )
+        assert held.start <= share.start * count // steps
+        assert held.stop >= (share.stop * count - 1) // steps + 1
+        assert held.stop - held.start <= count / ranks + count / windows + 2
+
+
+def test_fewer_windows_than_processes_are_refused():
+    with pytest.raises(ConfigError, match=r"distil.windows: 3 windows .* choose at least 4"):
+        PicturePool.needed(100, 0, 4, 3)
 
 
 def test_memory_maps_are_read_where_they_are(tmp_path: Path):

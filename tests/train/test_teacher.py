@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,45 @@ def test_resumed_equals_uninterrupted(scene: Scene, tmp_path: Path) -> None:
     assert whole.state_dict().keys() == resumed.state_dict().keys()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_after_the_step(
+    scene: Scene, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = replace(TINY, steps=30)
+    whole = trained(scene, config, tmp_path / "whole")
+    logged: list[dict[str, Any]] = []
+
+    def interrupt_at_7(done: int, total: int, /, **figures: float) -> None:
+        assert done <= 7, "a step was made after the signal"
+        if done == 7:
+            signal.raise_signal(number)
+
+    def log(**line: Any) -> None:
+        logged.append(line)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(scene, config, tmp_path / "cut", progress=interrupt_at_7, log=log)
+    resumed = trained(scene, config, tmp_path / "cut", log=log)
+    assert [line["step"] for line in logged] == [7, 30]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_more_steps_go_on_from_the_checkpoint_of_fewer(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(scene, replace(TINY, steps=20), tmp_path)
+    done: list[float] = []
+
+    def recorded(share: float) -> float:
+        done.append(share)
+        return annealing(share)
+
+    monkeypatch.setattr(teacher_training, "annealing", recorded)
+    trained(scene, replace(TINY, steps=40), tmp_path)
+    assert done == [step / 40 for step in range(20, 40)]
 
 
 def test_a_finished_training_is_not_repeated(scene: Scene, tmp_path: Path) -> None:

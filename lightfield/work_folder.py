@@ -1,0 +1,180 @@
+"""The folder in which a stage works until it is finished, and what becomes of interrupted work in it.
+
+The folder remembers the settings and inputs that it was begun with. The same ones go on from what an
+interruption left. Others go on where the stage says that its files serve them too. Else the work is
+dropped, which is said: it moves into a folder of its own, from which the settings that it was begun with
+take it up again, until other work of the stage is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightfield.errors import CheckpointError
+from lightfield.files import TEMPORARY_PREFIX, discard_temporaries, read_json, write_json
+
+KEY = "key.json"
+METRICS = "metrics.jsonl"
+LARGEST_DROPPED = 1 << 30
+"""Bytes up to which dropped work is kept."""
+LONGEST_VALUE = 40
+"""Characters of a setting's value that a message shows; longer values are not shown."""
+MOST_NAMED = 3
+"""Differences that a message names."""
+UNKNOWN = "the settings are others than before"
+
+Carried = Callable[[dict[str, Any], dict[str, Any]], Collection[str]]
+"""Files of work begun with some settings (first) that serve others (second) too."""
+
+
+def nothing_carried(before: dict[str, Any], now: dict[str, Any]) -> Collection[str]:
+    """Other settings start over."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stage's settings, the keys of its inputs by name, and the key that stands for both."""
+
+    key: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Request | None:
+        """The request in a file, or None where none can be read.
+
+        Earlier versions wrote the key alone: settings and inputs are then empty.
+        """
+        try:
+            data = read_json(path, CheckpointError)
+        except CheckpointError:
+            return None
+        match data:
+            case {"key": str(key), "config": dict(config), "inputs": dict(inputs)}:
+                return cls(key, config, inputs)
+            case {"key": str(key)}:
+                return cls(key, {}, {})
+        return None
+
+    def as_read(self) -> Request:
+        """The request as it comes back from a file: plain JSON."""
+        return Request(**json.loads(json.dumps(asdict(self))))
+
+    def changes(self, before: Request) -> str:
+        """What this request changes of an earlier one, for people: `steps is 20, was 10`."""
+        if not (before.config or before.inputs):
+            return UNKNOWN
+        found = list(_changes(before.config, self.as_read().config))
+        found += [
+            f"the {name} is another one"
+            for name, key in self.inputs.items()
+            if before.inputs.get(name) != key
+        ]
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        return (", ".join(found[:MOST_NAMED]) or UNKNOWN) + more
+
+
+def begin_work(
+    folder: Path, request: Request, carried: Carried, say: Callable[[str], None]
+) -> bool:
+    """Prepare the work folder of a stage; whether earlier work in it goes on.
+
+    `say` is told in one clause what becomes of work that was begun with other settings.
+    """
+    begun, kept = Request.read(folder / KEY), _dropped(folder, request)
+    if begun is not None and begun.key == request.key:
+        discard_temporaries(folder)
+        return True
+    if begun is not None and (files := _serving(folder, begun, request, carried)):
+        _leave_only(folder, {*files, METRICS, KEY})
+        say(f"{request.changes(begun)}; the interrupted work goes on{_after_step(folder)}")
+    elif kept.exists():
+        _drop(folder, begun, request, say)
+        kept.rename(folder)
+        say(f"the work that was dropped earlier goes on{_after_step(folder)}")
+        return True
+    else:
+        _drop(folder, begun, request, say)
+        folder.mkdir(parents=True)
+    resumed = any(True for _ in folder.iterdir())
+    write_json(folder / KEY, asdict(request))
+    return resumed
+
+
+def _dropped(folder: Path, request: Request) -> Path:
+    """Where work that was begun with a request is kept once it is dropped."""
+    return folder.with_name(f"{folder.stem}.dropped-{request.key[:12]}")
+
+
+def _drop(
+    folder: Path, begun: Request | None, request: Request, say: Callable[[str], None]
+) -> None:
+    """Move interrupted work aside, or delete it when it is large or nobody knows what it is."""
+    if not _files(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    what = f"the interrupted work{_after_step(folder)} is dropped, and the stage starts over"
+    changes = "its settings cannot be read" if begun is None else request.changes(begun)
+    if begun is None or sum(path.stat().st_size for path in _files(folder)) > LARGEST_DROPPED:
+        shutil.rmtree(folder)
+        say(f"{changes}; {what}")
+        return
+    place = _dropped(folder, begun)
+    for older in folder.parent.glob(f"{folder.stem}.dropped-*"):
+        if older != _dropped(folder, request):
+            shutil.rmtree(older)
+    folder.rename(place)
+    say(f"{changes}; {what} (it is kept in {place}, and the earlier settings go on from it)")
+
+
+def _serving(folder: Path, begun: Request, request: Request, carried: Carried) -> list[str]:
+    """Files of the work that serve the request as well."""
+    now = request.as_read()
+    if not begun.config or begun.inputs != now.inputs:
+        return []
+    return [name for name in carried(begun.config, now.config) if (folder / name).is_file()]
+
+
+def _files(folder: Path) -> list[Path]:
+    """What there is beside the key."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != KEY and not path.name.startswith(TEMPORARY_PREFIX)
+    ]
+
+
+def _leave_only(folder: Path, names: Collection[str]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in names:
+            path.unlink()
+
+
+def _after_step(folder: Path) -> str:
+    """Which step the work has reached by its log, in words; empty where the log does not tell."""
+    try:
+        last = (folder / METRICS).read_text(encoding="utf-8").splitlines()[-1]
+        return f" after step {int(json.loads(last)['step'])}"
+    except (OSError, LookupError, TypeError, ValueError):
+        return ""
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for part in [*now, *(part for part in before if part not in now)]:
+            inner = f"{name}.{part}" if name else str(part)
+            yield from _changes(before.get(part), now.get(part), inner)
+    elif before != now:
+        shown = ["not set" if value is None else str(value) for value in (now, before)]
+        if max(map(len, shown)) > LONGEST_VALUE:
+            yield f"{name} is another one"
+        else:
+            yield f"{name} is {shown[0]}, was {shown[1]}"

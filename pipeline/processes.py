@@ -1,0 +1,65 @@
+"""Starts several processes on one machine that perform a stage together, without opening a port to the
+network:
+
+    python -m pipeline.processes 4 student --run runs/lego
+
+This is torchrun with a rendezvous in a file. `torchrun --standalone` listens on all network interfaces,
+and takes orders from whoever connects.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from train.distributed import STORE
+
+REFUSED = 2
+"""Exit code of a process that has said in one line why it ended."""
+USAGE = "usage: python -m pipeline.processes COUNT STAGE --run RUN [OPTION ...]"
+
+
+def main(words: list[str]) -> int:
+    """Run `nelf` with all words but the first, which is the number of processes; the exit code.
+
+    Raises:
+        SystemExit: when the first word is no number.
+        ChildFailedError: when a process ended without having said why.
+    """
+    if len(words) < 2 or not words[0].isdecimal():
+        sys.exit(USAGE)
+    try:
+        _start(int(words[0]), words[1:])
+    except SignalException:  # the first process has said that it was interrupted
+        return REFUSED
+    except ChildFailedError as error:
+        if error.get_first_failure()[1].exitcode == REFUSED:
+            return REFUSED
+        raise
+    return 0
+
+
+def _start(count: int, words: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="nelf-processes-") as folder:
+        os.environ[STORE] = str(Path(folder) / "processes")
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # that one listens everywhere
+        torchrun(
+            [
+                "--rdzv-backend=c10d",
+                "--rdzv-conf=store_type=file",
+                f"--rdzv-endpoint={Path(folder) / 'torchrun'}",
+                "--local-addr=localhost",
+                f"--nproc-per-node={count}",
+                *("-m", "--", "pipeline.cli", *words),
+            ]
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

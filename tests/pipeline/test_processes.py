@@ -1,0 +1,50 @@
+"""Several processes of one machine are started without opening a port to the network."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from pipeline import processes
+from train.distributed import STORE
+
+
+def test_torchrun_is_told_to_meet_in_files_that_go_when_it_ends(monkeypatch):
+    seen: list[list[str]] = []
+    monkeypatch.setattr(processes, "torchrun", seen.append)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert processes.main(["4", "student", "--run", "runs/lego"]) == 0
+    (words,) = seen
+    assert words[-6:] == ["-m", "--", "pipeline.cli", "student", "--run", "runs/lego"]
+    assert {"--nproc-per-node=4", "--rdzv-conf=store_type=file"} <= set(words)
+    assert os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert not Path(os.environ[STORE]).parent.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["student"], ["two", "student"], ["-1", "student"], ["2"]])
+def test_what_is_no_number_of_processes_is_refused(words, monkeypatch):
+    monkeypatch.setattr(processes, "torchrun", pytest.fail)
+    with pytest.raises(SystemExit, match=r"usage: python -m pipeline\.processes COUNT"):
+        processes.main(words)
+
+
+def failed(exit_code: int) -> ChildFailedError:
+    return ChildFailedError("pipeline.cli", {0: ProcessFailure(0, 123, exit_code, "no error file")})
+
+
+@pytest.mark.parametrize("error", [failed(2), SignalException("got signal: 2", signal.SIGINT)])
+def test_what_a_process_has_said_is_not_said_again(error, monkeypatch):
+    monkeypatch.setattr(processes, "torchrun", mock.Mock(side_effect=error))
+    assert processes.main(["2", "student"]) == 2
+
+
+def test_a_process_that_ended_in_silence_is_told_of(monkeypatch):
+    monkeypatch.setattr(processes, "torchrun", mock.Mock(side_effect=failed(-signal.SIGKILL)))
+    with pytest.raises(ChildFailedError):
+        processes.main(["2", "student"])
