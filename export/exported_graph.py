@@ -14,7 +14,7 @@ import onnx
 from export.coreml import SPECIFICATION_VERSION, coreml_runs_here, write_coreml
 from export.graph import Contract, check_file, operators_of, save_model, simplified
 from export.parity import ALLOWED_LOSS_DB, FP16_FLOOR_DB, FP32_FLOOR_DB, Parity, require
-from lightfield.files import atomic_path, sha256_of
+from lightfield.files import TEMPORARY_PREFIX, atomic_path, sha256_of
 from lightfield.light_field import LightField
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -132,7 +132,9 @@ def write_package(
         ParityError: when `measure` finds it too far from PyTorch.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as place:
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f"{TEMPORARY_PREFIX}{path.name}-"
+    ) as place:
         package = Path(place) / path.name
         operators = write_coreml(light_field, package, fused=fused)
         parity = require(measure(package), FP16_FLOOR_DB, where=path)

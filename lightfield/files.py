@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightfield.errors import NelfError
 
 TEMPORARY_PREFIX = ".part-"
 """Files so named are writes under way, or cut by a kill."""
+MAX_TEXT_BYTES = 512 << 20
+MAX_DEPTH = 100
+MAX_DIGITS = 20
+"""Of a whole number, with its sign: a 64-bit one has no more."""
+SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
@@ -47,19 +55,87 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=True) + "\n")
 
 
-def read_json(path: Path, error: type[NelfError]) -> Any:
-    """Parse a JSON file, raising `error` when it is missing, unreadable or no JSON."""
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading bytes; a named pipe or a device would be waited for forever.
+
+    Raises:
+        OSError: when the path cannot be opened, or is not a regular file.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # without O_NONBLOCK, opening a named pipe waits for somebody to write into it
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as reason:  # a NUL character, or half of a surrogate pair
+        raise OSError(errno.EINVAL, f"no file can have this name ({reason})", str(path)) from reason
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: Path, error: type[NelfError], kind: str = "UTF-8 text") -> str:
+    """The text of a UTF-8 file, raising `error` when it is missing, too large or unreadable."""
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_TEXT_BYTES:
+                raise error(f"more than {MAX_TEXT_BYTES >> 20} MiB of text", where=path)
+            return file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise error("file is missing", where=path) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as reason:
+    except OSError as reason:
+        text = reason.strerror or reason
+        raise error(f"cannot be read as {kind} ({text})", where=path) from reason
+    except UnicodeDecodeError as reason:
+        raise error(f"cannot be read as {kind} ({reason})", where=path) from reason
+
+
+def read_json(path: Path, error: type[NelfError]) -> Any:
+    """Parse a JSON file as `parse_json` does, raising `error` when it is missing, or no such JSON."""
+    text = read_text(path, error, "JSON")
+    try:
+        return parse_json(text)
+    except ValueError as reason:
         raise error(f"cannot be read as JSON ({reason})", where=path) from reason
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON that may come from anybody.
+
+    `NaN` and `Infinity` are numbers, since quality can be infinite: who reads a number checks it.
+
+    Raises:
+        ValueError: when the text is no JSON, holds a whole number of more than 20 digits or half of a
+            surrogate pair, or is nested more than 100 deep.
+    """
+    try:
+        data = json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(data, MAX_DEPTH):
+        raise ValueError("nested too deep")
+    if SURROGATE_ESCAPE.search(text):
+        json.dumps(data, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
+    return data
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _is_deeper(data: Any, depth: int) -> bool:
+    level = [data]
+    for _ in range(depth):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Hexadecimal SHA-256 of a regular file's bytes."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.lib import format as npy
 from torch import Tensor
 
+from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics, checked_poses, look_at
 from lightfield.errors import CheckpointError, NelfError
 from lightfield.files import read_json
@@ -107,7 +107,7 @@ def _read_info(path: Path) -> _Info:
             bool(data["ff"]),
             str(data["dataset_type"]),
         )
-    except (KeyError, TypeError, ValueError) as reason:
+    except (KeyError, TypeError, ValueError, OverflowError) as reason:
         raise CheckpointError(
             f"does not describe pseudo pictures ({reason!r})", where=path
         ) from None
@@ -164,13 +164,5 @@ def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "{height}
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array on the disk; an object array, which would have to be unpickled, is refused."""
-    try:
-        array = npy.open_memmap(path, mode="r")
-    except (OSError, ValueError) as reason:
-        raise CheckpointError(f"not a readable array ({reason})", where=path) from None
-    if array.dtype != np.float32 or array.shape != shape:
-        raise CheckpointError(
-            f"{array.dtype} values of shape {array.shape}, not float32 of {shape}", where=path
-        )
-    return array
+    """A float32 array on the disk."""
+    return read_array(path, np.float32, shape)

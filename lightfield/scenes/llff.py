@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics, checked_poses
 from lightfield.errors import SceneError
 from lightfield.files import sha256_of
@@ -129,16 +130,9 @@ def read_capture(path: Path) -> Capture:
     Raises:
         SceneError: when it is missing, damaged, or holds impossible poses or depths.
     """
-    try:
-        # A memory map is never larger than the file, whatever the header claims.
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise SceneError("file is missing", where=path) from None
-    except (OSError, ValueError, EOFError, SyntaxError) as reason:
-        raise SceneError(f"not a readable array ({reason})", where=path) from reason
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17:
-        shape = getattr(rows, "shape", "an archive")
-        raise SceneError(f"is {shape}, not one row of 17 numbers per view", where=path)
+    rows = read_array(path, error=SceneError)
+    if rows.ndim != 2 or rows.shape[1] != 17:
+        raise SceneError(f"is {rows.shape}, not one row of 17 numbers per view", where=path)
     if not len(rows) or rows.dtype.kind != "f":
         raise SceneError(f"holds {len(rows)} views of type {rows.dtype}", where=path)
     values = np.array(rows, dtype=np.float64)

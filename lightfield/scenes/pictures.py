@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8, UInt32
 from PIL import Image
 
 from lightfield.errors import ConfigError, SceneError
+from lightfield.files import open_regular
 from lightfield.progress import Progress, silent
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -85,7 +86,8 @@ def picture_format(paths: Sequence[Path]) -> PictureFormat:
             # Pillow warns of large pictures; MAX_PIXELS is stricter and refuses them.
             with (
                 warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-                Image.open(path, formats=FORMATS) as image,
+                open_regular(path) as file,
+                Image.open(file, formats=FORMATS) as image,
             ):
                 size, transparent = image.size, _is_transparent(image, path)
         except DAMAGED as reason:
@@ -250,7 +252,7 @@ def read_pictures(
 
 def _decode(path: Path, source: PictureFormat) -> tuple[UInt8[np.ndarray, "h w c"], bytes]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").digest()
             file.seek(0)
             with Image.open(file, formats=FORMATS) as image:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numpy.lib import format as npy
 
+from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError, SceneError
 from lightfield.files import read_json, write_json
@@ -128,19 +128,7 @@ def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: In
     n, picture = len(names), (intrinsics.height, intrinsics.width)
 
     def read(kind: str, number: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
-        path = folder / f"{split}_{kind}.npy"
-        try:
-            if n:
-                array = npy.open_memmap(path, mode="r")
-            else:  # nothing to map
-                with path.open("rb") as file:
-                    array = npy.read_array(file, allow_pickle=False)
-        except (OSError, ValueError) as reason:
-            raise CheckpointError(f"not a readable array ({reason})", where=path) from reason
-        fits = np.issubdtype(array.dtype, number) and array.ndim == 1 + len(shape)
-        if not fits or len(array) != n or (n and array.shape[1:] != shape):
-            raise CheckpointError("not the array that scene.json announces", where=path)
-        return array
+        return read_array(folder / f"{split}_{kind}.npy", number, (n, *shape))
 
     has_alpha = (folder / f"{split}_alpha.npy").exists()
     return Views(

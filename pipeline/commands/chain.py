@@ -48,7 +48,7 @@ class Scene:
             f"{self.data if not embedded else 'bricks'} -> {self.run}"
         )
         artifact = training.make_scene(
-            Run(self.run),
+            Run(self.run, console.progress),
             self.data,
             self.name or (training.EMBEDDED if embedded else self.run.resolve().name),
             self.config,
@@ -67,7 +67,7 @@ class Teacher(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the teacher."""
-        artifact = training.make_teacher(Run(self.run), self.config, console)
+        artifact = training.make_teacher(Run(self.run, console.progress), self.config, console)
         say(console, artifact, "{psnr_db:.2f} dB over {views} test views")
 
 
@@ -84,11 +84,15 @@ class Pseudo(Stage):
         if self.published is not None:
             if not leads():
                 return
-            artifact = pictures.bring_pseudo(Run(self.run), self.published, console)
+            artifact = pictures.bring_pseudo(
+                Run(self.run, console.progress), self.published, console
+            )
             say(console, artifact, "{pictures} pictures")
             return
         with joined() as ranks:
-            artifact = pictures.make_pseudo(Run(self.run), self.config, console, ranks)
+            artifact = pictures.make_pseudo(
+                Run(self.run, console.progress), self.config, console, ranks
+            )
         say(console, artifact, "{pictures} pictures")
 
 
@@ -107,7 +111,7 @@ class Student(Stage):
         """Train the student, with all processes that torchrun started."""
         if self.published is not None:
             if leads():
-                run, network = Run(self.run), self.published_network
+                run, network = Run(self.run, console.progress), self.published_network
                 artifact = bring_student(run, self.published, network, console)
                 say(
                     console,
@@ -117,7 +121,12 @@ class Student(Stage):
             return
         with joined() as ranks:
             artifact = students.make_student(
-                Run(self.run), self.network, self.distil, self.fine_tune, console, ranks
+                Run(self.run, console.progress),
+                self.network,
+                self.distil,
+                self.fine_tune,
+                console,
+                ranks,
             )
         say(console, artifact, "{psnr_db:.2f} dB over {views} test views, {parameters} parameters")
 
@@ -128,7 +137,7 @@ class Export(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Export the student."""
-        artifact = delivery.make_export(Run(self.run), console)
+        artifact = delivery.make_export(Run(self.run, console.progress), console)
         say(console, artifact, "{graphs} graphs, lowest parity {lowest_parity_db:.1f} dB")
 
 
@@ -142,7 +151,7 @@ class Lens(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the project."""
-        artifact = delivery.make_lens(Run(self.run), console, self.drift)
+        artifact = delivery.make_lens(Run(self.run, console.progress), console, self.drift)
         say(console, artifact, "{files} files, {size_bytes} bytes")
 
 
@@ -152,5 +161,5 @@ class Report(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the report."""
-        artifact = make_report(Run(self.run), console)
+        artifact = make_report(Run(self.run, console.progress), console)
         console.say(f"report: {artifact.path / 'index.html'}")

@@ -6,7 +6,6 @@ exist.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from device.bench_record import DeviceBench
+from lightfield.arrays import read_array
 from lightfield.errors import CheckpointError
-from lightfield.files import fingerprint, read_json
+from lightfield.files import fingerprint, parse_json, read_json
 from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
@@ -80,6 +80,7 @@ class Chain:
             CheckpointError: when there is no readable scene.
         """
         source = run.artifact("scene")
+        source.check()
         artifacts, absent = {"scene": source}, {}
         for stage in STAGES[1:]:
             try:
@@ -178,16 +179,9 @@ class Chain:
         Raises:
             CheckpointError: when they are missing or do not belong to this scene.
         """
-        path = self.require(stage).file(RENDERS)
-        try:
-            pictures = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as reason:
-            raise CheckpointError(f"its pictures cannot be read ({reason})") from reason
         camera = self.scene.intrinsics
         shape = (len(self.shown_views()), camera.height, camera.width, 3)
-        if pictures.shape != shape or pictures.dtype != np.uint8:
-            raise CheckpointError("its pictures are not of this scene's test views")
-        return pictures
+        return read_array(self.require(stage).file(RENDERS), np.uint8, shape)
 
     def curve(self, stage: str) -> tuple[list[float], list[float]]:
         """Steps and training PSNR in dB from a stage's metrics.jsonl; a resumed stage's last word.
@@ -199,8 +193,8 @@ class Chain:
         points: dict[float, float] = {}
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                data = json.loads(line)
-            except json.JSONDecodeError:
+                data = parse_json(line)
+            except ValueError:
                 continue  # a line cut by an interruption
             if isinstance(data, dict):
                 step, psnr_db = finite(data.get("step")), finite(data.get("psnr_db"))
