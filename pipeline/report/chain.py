@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from device.bench_record import DeviceBench
+from device.bench_record import DeviceBench, read_benches
 from lightfield.arrays import read_array
 from lightfield.errors import CheckpointError
 from lightfield.files import fingerprint, parse_json, read_json
@@ -234,13 +234,7 @@ class Chain:
         Raises:
             NelfError: when nothing was measured, or it is no measurement.
         """
-        data = read_json(self.require("bench").file(LATENCIES), CheckpointError)
-        devices = _dictionaries(data.get("devices")) if isinstance(data, dict) else []
-        if not devices:
-            raise CheckpointError("the bench left no measurements")
-        failed = data.get("failed")
-        reasons = [str(reason) for reason in failed] if isinstance(failed, list) else []
-        return [DeviceBench.from_json(device) for device in devices], reasons
+        return read_benches(self.require("bench").file(LATENCIES))
 
     def graphs(self) -> list[dict[str, Any]]:
         """Records of the exported files.
