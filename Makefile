@@ -39,9 +39,9 @@ $(SETUP): pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Where a scene's pictures are: DATA, else data/ from `make data`, else the embedded scene.
-scene-data = $(or $(DATA),$(firstword $(wildcard data/nerf_synthetic/$* data/nerf_llff_data/$*)),bricks)
-stage = $(NELF) $(1) --run $(RUNS)/$* --preset $(PRESET)
+# A word for the shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+stage = $(NELF) $(1) --run $(call quoted,$(RUNS)/$*) --preset $(PRESET)
 # After `--`, since torchrun would take --run for an option of its own.
 torchrun = $(VENV)/bin/torchrun --standalone --nproc-per-node=$(GPUS) -m -- pipeline.cli
 stage-on-gpus = $(if $(filter 1,$(GPUS)),$(stage),$(subst $(NELF),$(torchrun),$(stage)))
@@ -49,7 +49,7 @@ target = --target $(TARGET)
 budget = $(if $(BUDGET_MS),--budget-ms $(BUDGET_MS))
 
 %-mobile: $(SETUP)
-	$(call stage,scene) --data '$(scene-data)'
+	$(call stage,scene) $(if $(DATA),--data $(call quoted,$(DATA)))
 	$(call stage,teacher)
 	$(call stage-on-gpus,pseudo)
 	$(call stage-on-gpus,student)
@@ -63,10 +63,10 @@ data: $(SETUP)
 	$(NELF) data --folder data
 
 bench-gpu: $(SETUP)
-	$(NELF) bench-gpu $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
+	$(NELF) bench-gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(JSON),--json $(call quoted,$(JSON)))
 
 bench: $(SETUP)
-	$(NELF) bench --run '$(or $(RUN),$(RUNS)/lego)' --target $(TARGET)
+	$(NELF) bench --run $(call quoted,$(or $(RUN),$(RUNS)/lego)) --target $(TARGET)
 
 doctor: $(SETUP)
 	$(NELF) doctor

@@ -20,6 +20,7 @@ unfit.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -59,6 +60,9 @@ from lightfield.student import folded
 
 HALF_NOTE = "checked by ONNX Runtime, and with every result rounded to half precision"
 
+FRAME_KEY = "nelf.scene_transform"
+"""JSON in a graph's metadata: center c, unit u and rotation R of x_scene = R (x - c) / u, which takes a
+position of the user's own poses to the graph's input; R also turns the pose's axes."""
 SCENE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 Writer = Callable[[], ExportedGraph]
@@ -113,6 +117,11 @@ class _Bundle:
     folder: Path
     calibration: Calibration | None
 
+    @property
+    def frame(self) -> dict[str, str]:
+        """Metadata of graphs that take a pose: how a pose of the user's own becomes the graph's."""
+        return {FRAME_KEY: json.dumps(self.light_field.transform.to_json())}
+
     @cached_property
     def plan(self) -> Plan:
         """What of the student becomes int8, by the calibration's poses."""
@@ -130,6 +139,7 @@ class _Bundle:
             sampler_contract(field),
             lambda path: compare.sampler_parity(OnnxFunction(path)),
             purpose="pose to points along all rays",
+            metadata=self.frame,
         )
         yield lambda: write_onnx(
             self.folder / "Embedder.onnx",
@@ -250,6 +260,7 @@ class _Bundle:
             fused_contract(field),
             measure,
             purpose="pose to picture, for browsers and apps",
+            metadata=self.frame,
         )
         yield lambda: write_onnx(
             self.folder / f"{self.name}_fused_batch.onnx",
@@ -257,6 +268,7 @@ class _Bundle:
             fused_contract(field, batch="n"),
             measure_batch,
             purpose="poses to pictures, any number at once",
+            metadata=self.frame,
         )
         yield lambda: _if_possible(
             half_path,
@@ -269,6 +281,7 @@ class _Bundle:
                 purpose=half_purpose,
                 note=HALF_NOTE,
                 precision="fp16",
+                metadata=self.frame,
             ),
         )
 

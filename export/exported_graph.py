@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
+from onnx import helper
 
 from export.coreml import SPECIFICATION_VERSION, coreml_runs_here, write_coreml
 from export.graph import Contract, check_file, operators_of, save_model, simplified
@@ -73,16 +74,19 @@ def write_onnx(
     purpose: str,
     note: str = "",
     precision: Precision = "fp32",
+    metadata: dict[str, str] | None = None,
 ) -> ExportedGraph:
     """Simplify a graph, write it, hold it against its contract and its floor, and publish it.
 
     An int8 graph is left as it was built, and held against what it may lose: see `ExportedGraph.fit`.
+    `metadata` becomes the model's own key-value pairs.
 
     Raises:
         ExportError: when the file is not what the contract says.
         ParityError: when `measure` finds it too far from PyTorch.
     """
     model, refusal = (model, "") if precision == "int8" else simplified(model)
+    helper.set_model_props(model, metadata or {})
     fit = None
     with atomic_path(path) as temporary:
         save_model(model, temporary)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from lightfield.camera import look_at
 from lightfield.errors import ConfigError
 from lightfield.light_field import LightField, ray_grid
 from lightfield.student import Activation
+from lightfield.transform import SceneTransform
 from lightfield.viewpoints import orbit_of
 
 Vector = tuple[float, float, float]
@@ -60,6 +61,8 @@ class LensScene:
     """NDC scenes only, as are the two ranges below."""
     x_range: Range = (0.0, 0.0)
     y_range: Range = (0.0, 0.0)
+    transform: SceneTransform = field(default_factory=SceneTransform)
+    """From the coordinates of the user's own poses to the scene's."""
     drift: float = 0.0
     """Speed at which an untouched picture moves by itself: degrees of azimuth (NDC: units of x) per
     second; 0 for rest, which also rests the phone."""
@@ -147,6 +150,7 @@ class LensScene:
             "near": _rounded(self.near),
             "far": _rounded(self.far),
             "drift": _rounded(self.drift),
+            "source": self.transform.to_json(),
             **(self._orbit_numbers() if self.space == "world" else self._shift_numbers()),
         }
 
@@ -220,6 +224,7 @@ def lens_scene_from(
         far=float(space.far),
         space=space.kind,
         activation=spec.activation,
+        transform=light_field.transform,
         **view,
     )
 

@@ -25,8 +25,11 @@
  * @typedef {{value: number, range: number[] | null, perScreen: number, drag: number, speed: number}} ViewAxis
  *     drag: dragged since the last frame, in screens; speed: screens per second
  * @typedef {{name: string, rays: number[], picture: number[], points: number, frequencies: number,
- *     near: number, far: number, drift: number, horizontal: AxisNumbers, vertical: AxisNumbers}} Numbers
+ *     near: number, far: number, drift: number, source: SourceFrame, horizontal: AxisNumbers,
+ *     vertical: AxisNumbers}} Numbers
  *     rays, picture: [height, width]
+ * @typedef {{center: number[], unit: number, rotation: number[][]}} SourceFrame
+ *     where your own poses lie: rotation * (position - center) / unit is a position of this scene
  * @typedef {{path: "orbit", centre: number[], radius: number, east: number[], north: number[],
  *     up: number[]}} Orbit
  * @typedef {{path: "shift", pose: number[][]}} Shift

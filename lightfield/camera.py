@@ -18,6 +18,7 @@ from jaxtyping import Float
 from lightfield.errors import SceneError
 
 RIGID_TOLERANCE = 1e-3
+REWEIGHTINGS = 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Intrinsics:
 
 
 def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3 4"]:
-    """The top three rows of camera-to-world matrices as float32, refused unless they are rigid.
+    """The top three rows of camera-to-world matrices (float64), refused unless they are rigid.
 
     Args:
         poses: (n, 3, 4) or (n, 4, 4).
@@ -112,7 +113,7 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
                 where=place,
                 remedy="poses must rotate and translate only",
             )
-    return top.astype(np.float32)
+    return top
 
 
 def look_at(
@@ -132,11 +133,37 @@ def look_at(
 
 
 def focus_point(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
-    """The point nearest, in least squares, to all optical axes: what the cameras look at (float64).
+    """The point nearest to nearly all optical axes: what the cameras look at (float64).
 
-    With (nearly) parallel axes the point is (nearly) undetermined; the minimum-norm one is returned.
+    With (nearly) parallel axes it is the one nearest to the world's origin.
     """
-    axis, centre = poses[:, :, 2].astype(np.float64), poses[:, :, 3].astype(np.float64)
-    projector = np.eye(3) - axis[:, :, None] * axis[:, None, :]
-    rhs = (projector @ centre[:, :, None]).sum(0)[:, 0]
-    return np.linalg.lstsq(projector.sum(0), rhs, rcond=1e-6)[0]
+    return nearest_point(poses[:, :, 3], poses[:, :, 2], around=np.zeros(3))
+
+
+def nearest_point(
+    origins: Float[np.ndarray, "n 3"],
+    directions: Float[np.ndarray, "n 3"],
+    *,
+    around: Float[np.ndarray, "3"],
+) -> Float[np.ndarray, "3"]:
+    """The point nearest to nearly all lines (float64); a few lines that pass far away hardly count.
+
+    Least squares, reweighted with Cauchy's weights in units of the lines' median distance. Where the
+    lines are (nearly) parallel, the point is (nearly) undetermined; the one nearest to `around` is
+    returned, which should not be far from the origins, for the sake of precision.
+    """
+    origin = origins.astype(np.float64) - around
+    along = directions / np.linalg.norm(directions, axis=-1, keepdims=True).astype(np.float64)
+    projector = np.eye(3) - along[:, :, None] * along[:, None, :]
+    reach = np.abs(origin).max(initial=0.0)
+    weight, point = np.ones(len(origin)), np.zeros(3)
+    for _ in range(REWEIGHTINGS):
+        weighted = projector * weight[:, None, None]
+        rhs = (weighted @ origin[:, :, None]).sum(0)[:, 0]
+        point = np.linalg.lstsq(weighted.sum(0), rhs, rcond=1e-6)[0]
+        distance = np.linalg.norm((projector @ (point - origin)[:, :, None])[:, :, 0], axis=-1)
+        scale = np.median(distance)
+        if scale <= 1e-9 * reach:
+            break
+        weight = 1 / (1 + (distance / scale) ** 2)
+    return point + around

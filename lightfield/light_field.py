@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from lightfield.rays import (
     world_rays,
 )
 from lightfield.student import Student, StudentSpec
+from lightfield.transform import SceneTransform
 
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread evenly however many there are."""
@@ -70,14 +71,16 @@ def scattered_rays(
 
 @dataclass(frozen=True)
 class LightField:
-    """Renders pictures of `intrinsics` from poses.
+    """Renders images of `intrinsics` from poses in scene coordinates.
 
-    `intrinsics` is the output picture's camera; rays go through the centres of its s x s blocks.
+    `transform` leads there from the coordinates of the user's own poses. `intrinsics` is the output
+    image's camera; rays go through the centres of its s x s blocks.
     """
 
     student: Student
     intrinsics: Intrinsics
     space: RaySpace
+    transform: SceneTransform = field(default_factory=SceneTransform)
 
     def encoded_rays(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "1 c h w"]:
         """The student's input for one pose, on the pose's device."""

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -136,7 +136,7 @@ class Artifact:
     def seconds(self) -> float | None:
         """How long the stage took; None when the manifest does not say."""
         value = self.manifest.get("seconds")
-        return float(value) if _is_number(value) and 0 <= value < MAX_SECONDS else None
+        return float(value) if is_number(value) and 0 <= value < MAX_SECONDS else None
 
     def figure(self, name: str) -> float:
         """One number among the metrics.
@@ -145,7 +145,7 @@ class Artifact:
             CheckpointError: when the manifest has lost it, or holds something else there.
         """
         value = self.metrics.get(name)
-        if not _is_number(value):
+        if not is_number(value):
             raise self._damage(f"its metric {name} is missing or no number", self.path / MANIFEST)
         return value
 
@@ -413,7 +413,7 @@ def fault_of(manifest: Any, stage: str) -> str:
         if not _is_entry(entry):
             return f"not a manifest of this stage (its file {name} has no SHA-256 and size)"
     for name, value in manifest["metrics"].items():
-        if name.endswith(UNITS) and value is not None and not _is_number(value):
+        if name.endswith(UNITS) and value is not None and not is_number(value):
             return f"its metric {name} is no number"
     return ""
 
@@ -425,7 +425,8 @@ def _is_entry(entry: Any) -> bool:
     return type(size) is int and 0 <= size < 1 << 63 and isinstance(sha256, str)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value of a manifest is a number, which a boolean is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

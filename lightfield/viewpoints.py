@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lightfield.camera import focus_point, look_at
 
@@ -21,6 +21,8 @@ UP_SNAP_DEGREES = 10.0
 LEVEL_SPREAD = 0.05
 """Mean squared sideways spread of the x axes from which they determine a plane."""
 FORWARD_MARGIN = 1.1
+USUAL_RATIO = 3.0
+"""How many times as far away, or as near, as the median camera a camera may be to count."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ def sample_orbit(
     poses: Float[np.ndarray, "n 3 4"], count: int, *, seed: int
 ) -> Float[np.ndarray, "{count} 3 4"]:
     """New poses in the range of 360-degree cameras: azimuth uniform, elevation and radius from the
-    cameras' own distributions, the looking-off rotation between those of two cameras."""
+    cameras' own distributions, the looking-off rotation between those of two cameras. Cameras much
+    further away, or nearer, than most are left out."""
     random = np.random.default_rng(seed)
+    poses = poses[_usual(orbit_of(poses).radius)]
     orbit = orbit_of(poses)
     start, extent = orbit.azimuth_range_degrees
     azimuth = start + extent * random.random(count)
@@ -138,6 +142,12 @@ def _horizon(up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     east -= (east @ up) * up
     east /= np.linalg.norm(east)
     return east, np.cross(up, east)
+
+
+def _usual(radius: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Which cameras stand about as far away as most: one far away would thin out all others."""
+    median = np.median(radius)
+    return (radius <= USUAL_RATIO * median) & (radius >= median / USUAL_RATIO)
 
 
 def _redrawn(values: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

@@ -36,6 +36,9 @@ EXPORT_FORMS = 2
 """Counts up when the export writes other files, so that an older run's are written again."""
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"
 CPU = torch.device("cpu")
+PORTS = ("COM", "LPT")
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in PORTS for n in range(10))}
+"""Names of devices, which no file may have on Windows."""
 
 
 def newest_student(run: Run) -> tuple[str, Artifact]:
@@ -68,7 +71,8 @@ def scene_file_name(name: str) -> str:
     """A scene's name as it appears in file names: `lego` becomes `Lego`."""
     words = re.findall(r"[A-Za-z0-9]+", name)
     text = "".join(word[0].upper() + word[1:] for word in words)
-    return text if text and text[0].isalpha() else f"Scene{text}"
+    fits = text[:1].isalpha() and text.upper() not in RESERVED
+    return text if fits else f"Scene{text}"
 
 
 def make_export(run: Run, console: Console) -> Artifact:
@@ -91,7 +95,7 @@ def make_export(run: Run, console: Console) -> Artifact:
             )
         write_json(stage.path / GRAPHS, [graph.to_json() for graph in graphs])
         stage.metrics |= _summary(graphs)
-        stage.details["student"] = stage_name
+        stage.details |= {"student": stage_name, "transform": scene.transform.to_json()}
 
     return run.perform("export", settings, {"scene": source, stage_name: student}, work)[0]
 

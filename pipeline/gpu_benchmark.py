@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from lightfield.errors import ConfigError
 from lightfield.files import write_json
+from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder
 from lightfield.scenes.llff import POSES_FILE
 from lightfield.scenes.scene import Scene
@@ -208,4 +209,5 @@ def _scene(data: Path | None, paper: Preset, console: Console) -> Scene:
         console.say("scene: no --data given, ray-casting the embedded scene")
         return embedded_scene(side // factor * factor, EMBEDDED_VIEWS)
     with console.progress("scene") as progress:
-        return load_scene_folder(data, resolution=side, multiple=factor, progress=progress)
+        choice = SceneChoice(resolution=side, multiple=factor)
+        return load_scene_folder(data, choice, progress)

@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, ConfigError, SceneError
+from lightfield.names import checked_folder
 from lightfield.rays import RaySpace
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
@@ -98,12 +99,14 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
 
     def work(stage: StageWriter) -> None:
         with console.progress("pseudo pictures") as progress:
-            pictures, _ = load_published_pseudo(folder, stage.path, progress=progress)
+            pictures, _ = load_published_pseudo(
+                folder, stage.path, transform=scene.transform, progress=progress
+            )
         stage.details |= {"space": scene.space.to_json(), "rendered": "by the published code"}
         stage.metrics["pictures"] = len(pictures)
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
-    settings = {"published": str(folder.resolve())}
+    settings = {"published": str(checked_folder(folder).resolve())}
     return run.perform("pseudo", settings, {"scene": source}, work)[0]
 
 

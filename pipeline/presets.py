@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from device.benchmark import BenchmarkConfig
 from lightfield.errors import ConfigError
+from lightfield.scenes.background import parsed_color
 from lightfield.student import Activation, Norm, StudentSpec, mobile_r2l_spec
 from prune.search import PruneConfig
 from train.distil import DistilConfig
@@ -39,8 +41,29 @@ class SceneConfig:
     """Validation views of the embedded scene."""
     test_views: int = 12
     """Test views of the embedded scene."""
+    background: str = "auto"
+    """Color behind the object: auto, white, black or #rrggbb. auto takes white for images with alpha,
+    else the color of the images' borders where they all have one."""
+    box: float | None = None
+    """Half side of the cube that holds everything visible, in the units of your poses. By default it is
+    found from the silhouettes and the cameras' common view."""
+    centre: tuple[float, float, float] | None = None
+    """Center of that cube, in the coordinates of your poses."""
+    near: float | None = None
+    """Depth along the optical axis at which rays begin, in the units of your poses."""
+    far: float | None = None
+    """Depth along the optical axis at which rays end, in the units of your poses."""
+    keep_units: bool = False
+    """Keep the coordinates of your poses instead of normalizing them: for students that the published
+    code trained on a scene in other units."""
 
     def __post_init__(self) -> None:
+        parsed_color(self.background)
+        lengths = [self.box, self.near, self.far]
+        if not all(length is None or 0 < length < math.inf for length in lengths):
+            raise ConfigError("box, near and far must be positive and finite", where="scene")
+        if self.centre is not None and not all(map(math.isfinite, self.centre)):
+            raise ConfigError("the center must be finite", where="scene.centre")
         counts = (self.resolution, self.test_every, self.train_views, self.test_views)
         if min(counts) < 1 or self.val_views < 0:
             raise ConfigError("resolution and views must be at least 1", where="scene")

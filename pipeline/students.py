@@ -14,6 +14,7 @@ from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
 from lightfield.scenes.scene import Scene, Views
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
+from lightfield.transform import SceneTransform
 from pipeline.console import Console
 from pipeline.pictures import TrainingPictures, students_scene, training_pictures
 from pipeline.presets import NetworkConfig
@@ -115,7 +116,7 @@ def _subset(views: Views, indices: Sequence[int]) -> Views:
 
 def save_student(stage: StageWriter, student: Student, scene: Scene, console: Console) -> None:
     """Weights, everything needed to render with them, and the scores on the test views."""
-    field = LightField(student, scene.intrinsics, scene.space)
+    field = LightField(student, scene.intrinsics, scene.space, scene.transform)
     device = next(student.parameters()).device
     save_weights(stage.path / WEIGHTS, student.state_dict())
     with console.progress("student, test views") as progress:
@@ -127,6 +128,7 @@ def save_student(stage: StageWriter, student: Student, scene: Scene, console: Co
         "spec": student.spec.to_json(),
         "intrinsics": scene.intrinsics.to_json(),
         "space": scene.space.to_json(),
+        "transform": scene.transform.to_json(),
     }
     stage.metrics |= quality.to_json() | {
         "parameters": parameter_count(student),
@@ -141,7 +143,8 @@ def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
         student = Student(StudentSpec.from_json(details["spec"]))
         camera = Intrinsics.from_json(details["intrinsics"])
         space = RaySpace.from_json(details["space"])
+        transform = SceneTransform.from_json(details["transform"])
     except (KeyError, TypeError, NelfError) as reason:
         raise foreign(artifact, reason) from reason
     load_into(student, artifact.weights(), where=artifact.path)
-    return LightField(student.to(device).eval(), camera, space)
+    return LightField(student.to(device).eval(), camera, space, transform)

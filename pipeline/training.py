@@ -6,7 +6,7 @@ Each function takes a run and its config, does nothing when the artifact is curr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,21 @@ import torch
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, NelfError, SceneError
-from lightfield.metrics import Quality, mean_quality
+from lightfield.metrics import Quality, mean_quality, psnr
 from lightfield.progress import Progress
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
-from lightfield.scenes.bricks import bricks_scene, one_ray_reference_db
-from lightfield.scenes.formats import load_scene_folder
-from lightfield.scenes.pictures import EnlargementError
-from lightfield.scenes.scene import Scene, Views, load_scene, save_scene
+from lightfield.scenes.scene import Scene, Views, load_scene
 from lightfield.student import parameter_count
 from pipeline.console import Console
-from pipeline.presets import SceneConfig
 from train.gpu.availability import usable
 from train.teacher import Teacher, TeacherConfig, render_picture
 from train.teacher_training import train_teacher
 
 SHOWN_VIEWS = 8
+BLANK_MARGIN_DB = 0.25
+FEWEST_TELLING_STEPS = 200
+"""Steps after which a teacher that shows nothing will hardly show more."""
 RENDERS = "renders.npy"
-HELD_OUT_EVERY = 8
-EMBEDDED = "bricks"
 
 
 def compute_device() -> torch.device:
@@ -45,94 +42,6 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return f"{torch.get_num_threads()} CPU cores"
-
-
-def make_scene(
-    run: Run,
-    source: str,
-    name: str,
-    config: SceneConfig,
-    factor: int,
-    preset: str,
-    console: Console,
-) -> Artifact:
-    """Load (or render) the scene's pictures into the run; `source` is a folder or `bricks`.
-
-    Raises:
-        SceneError: when the folder holds no scene, or a damaged one.
-    """
-    settings = {**asdict(config), "factor": factor, "name": name, "preset": preset}
-    settings["source"] = source if source == EMBEDDED else _source_identity(Path(source))
-
-    def work(stage: StageWriter) -> None:
-        with console.progress("scene") as progress:
-            if source == EMBEDDED:
-                scene = replace(_embedded_scene(config, factor, progress), name=name)
-                stage.metrics["one_ray_reference_db"] = one_ray_reference_db(scene)
-            else:
-                scene = _pictured_scene(Path(source), name, config, factor, console, progress)
-        save_scene(scene, stage.path)
-        stage.metrics |= {
-            "width": scene.intrinsics.width,
-            "height": scene.intrinsics.height,
-            "train_views": len(scene.train),
-            "val_views": len(scene.val),
-            "test_views": len(scene.test),
-        }
-        stage.details |= {"preset": preset, "source": scene.source, "name": name}
-
-    return run.perform("scene", settings, {}, work)[0]
-
-
-def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Scene:
-    side = max(1, config.resolution // factor) * factor
-    return bricks_scene(
-        side,
-        side,
-        train_views=config.train_views,
-        val_views=config.val_views,
-        test_views=config.test_views,
-        seed=config.seed,
-        progress=progress,
-    )
-
-
-def _pictured_scene(
-    folder: Path, name: str, config: SceneConfig, factor: int, console: Console, progress: Progress
-) -> Scene:
-    """The folder's scene, at the pictures' own size where they are smaller than asked for."""
-
-    def load(resolution: int) -> Scene:
-        return load_scene_folder(
-            folder,
-            name=name,
-            resolution=resolution,
-            multiple=factor,
-            test_every=config.test_every,
-            progress=progress,
-        )
-
-    try:
-        return load(config.resolution)
-    except EnlargementError as small:
-        console.say(
-            f"scene: the pictures' longest side is {small.longest} pixels, which is taken in place of "
-            f"the {config.resolution} asked for"
-        )
-        return load(small.longest)
-
-
-def _source_identity(folder: Path) -> list[list[Any]]:
-    """Names, sizes and times of a scene's files: enough to notice that it changed."""
-    if not folder.is_dir():
-        raise SceneError(
-            "no such folder",
-            where=folder,
-            remedy="give DATA=path/to/a/scene, or none for the embedded scene",
-        )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def ingredient(run: Run, stage: str) -> Artifact:
@@ -175,10 +84,38 @@ def make_teacher(run: Run, config: TeacherConfig, console: Console) -> Artifact:
         render = teacher_renderer(teacher, scene, device)
         with console.progress("teacher, test views") as progress:
             quality = score(render, scene.test, stage.path / RENDERS, progress)
+        check_more_than_blank(quality.psnr_db, scene, config.steps, console)
         stage.metrics |= quality.to_json() | {"parameters": parameter_count(teacher)}
         stage.discard.add("checkpoint.safetensors")
 
     return run.perform("teacher", asdict(config), {"scene": source}, work)[0]
+
+
+def check_more_than_blank(psnr_db: float, scene: Scene, steps: int, console: Console) -> None:
+    """Refuse a teacher that shows no more than an image of one color; say so after a short training.
+
+    Raises:
+        SceneError: when that is what it is worth.
+    """
+    blank_db = blank_score(scene)
+    if psnr_db > blank_db + BLANK_MARGIN_DB:
+        return
+    what = f"the teacher scores {psnr_db:.2f} dB, and an image of one color {blank_db:.2f} dB"
+    remedy = "check the poses, and --background, --box and --centre of `nelf scene`"
+    if steps >= FEWEST_TELLING_STEPS:
+        raise SceneError(f"{what}: it has learned nothing", where=scene.name, remedy=remedy)
+    console.say(f"teacher: {what}; train for longer, or {remedy}")
+
+
+def blank_score(scene: Scene) -> float:
+    """Mean PSNR in dB over the test views of the better image of one color: the background, or the
+    training images' mean. Test views that are of such a color themselves do not count."""
+    mean = scene.train.images.mean((0, 1, 2), dtype=np.float64) / 255
+    truth = [torch.from_numpy(scene.test.image(index)) for index in range(len(scene.test))]
+    colors = torch.tensor([scene.background, mean.tolist()], dtype=torch.float32)
+    scores = np.array([[float(psnr(c.expand_as(i), i)) for i in truth] for c in colors])
+    told = np.isfinite(scores).all(0)
+    return float(scores[:, told].mean(1).max()) if told.any() else -np.inf
 
 
 def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact, Teacher]:

@@ -27,6 +27,7 @@ from lightfield.camera import Intrinsics, checked_poses, look_at
 from lightfield.errors import CheckpointError, NelfError
 from lightfield.files import read_json
 from lightfield.progress import Progress, silent
+from lightfield.transform import SceneTransform
 from train.posed_pictures import PosedPictures, write_pictures
 
 BLENDER_UNIT = 4.031128857175551 / 1.5
@@ -50,7 +51,12 @@ class _Info:
 
 
 def load_published_pseudo(
-    folder: Path, into: Path, *, unit: float = 1.0, progress: Progress = silent
+    folder: Path,
+    into: Path,
+    *,
+    unit: float = 1.0,
+    transform: SceneTransform | None = None,
+    progress: Progress = silent,
 ) -> tuple[PosedPictures, Intrinsics]:
     """Convert a published pseudo folder into a folder of ours, picture by picture.
 
@@ -61,6 +67,7 @@ def load_published_pseudo(
         into: an existing folder for the converted pictures, a quarter of the size.
         unit: what to multiply the camera centres with besides, where the scene that the student
             shall be scored on has another unit (forward-facing scenes: its loader's scale).
+        transform: from the source's coordinates to those of the scene that the student is scored on.
         progress: told the number of pictures converted.
 
     Raises:
@@ -75,6 +82,7 @@ def load_published_pseudo(
     poses = np.stack(
         [_pose(folder / "poses" / f"c2w_{index:05d}.npy", info, unit) for index in range(count)]
     )
+    poses = (transform or SceneTransform()).to_scene(poses).astype(np.float32)
 
     def converted(start: int, stop: int) -> Tensor:
         paths = [pictures / f"rendered_rgb_{index:05d}.npy" for index in range(start, stop)]

@@ -18,18 +18,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightfield.errors import ConfigError
+from lightfield.errors import ConfigError, SceneError
 from lightfield.metrics import mse_to_psnr
 from lightfield.progress import Progress
 from lightfield.rays import RaySpace
 from lightfield.scenes.scene import Scene
+from lightfield.scenes.visual_hull import candidate_cells
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.gpu import availability
 from train.marching import march, rays_in_box
 from train.pixels import PixelPool
 from train.rendering import render_samples
 from train.teacher import Teacher, TeacherConfig
-from train.visual_hull import candidate_cells
 from train.volume_rendering import distortion, opacity_entropy
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -171,9 +171,16 @@ class PlainSteps:
         loss, mse, samples = training_loss(
             teacher, *batch, self._space, self._background, self._generator
         )
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimiser.step()
+        if samples:  # else these rays passed through empty space alone
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self._optimiser.step()
+        elif not teacher.occupancy.occupied.any():
+            raise SceneError(
+                "the teacher holds nothing any more: the images show nothing in its box",
+                where="teacher",
+                remedy="check --background, --box and --centre of `nelf scene`, and the poses",
+            )
         return mse, samples
 
 
@@ -209,11 +216,21 @@ def annealing(done: float) -> float:
 
 
 def carve(teacher: Teacher, scene: Scene) -> None:
-    """Leave only the cells that the pictures do not rule out."""
+    """Leave only the cells that the pictures do not rule out.
+
+    Raises:
+        SceneError: when that is none.
+    """
     cells = candidate_cells(
         scene.train, scene.intrinsics, scene.space, scene.box,
         teacher.config.occupancy_resolution, device=teacher.device,
     )  # fmt: skip
+    if not cells.any():
+        raise SceneError(
+            "no part of the box is seen by a camera and inside all silhouettes",
+            where=scene.name,
+            remedy="check the poses and the alpha channels, or set --box and --centre of `nelf scene`",
+        )
     teacher.occupancy.restrict(cells)
     if scene.train.alpha is not None:
         teacher.field.initial_density.fill_(CARVED_DENSITY)

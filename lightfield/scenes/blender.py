@@ -21,107 +21,72 @@ from jaxtyping import Float
 from lightfield.camera import Intrinsics, checked_poses
 from lightfield.errors import SceneError
 from lightfield.files import read_json, sha256_of
-from lightfield.progress import Progress, silent
-from lightfield.scenes.bounds import BOX_RULE, SPAN_RULE, orbit_bounds
+from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import (
     HELD_OUT_EVERY,
     Frames,
     folder_entries,
     picture_path,
-    read_views,
 )
 from lightfield.scenes.pictures import (
     ASPECT_TOLERANCE,
-    Colour,
     PictureFormat,
     Resolution,
-    fitted_size,
     picture_format,
 )
-from lightfield.scenes.scene import SPLITS, Scene
+from lightfield.scenes.scene import SPLITS
 
 TRAIN_JSON = "transforms_train.json"
 CAMERA_KEYS = (
     *("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y"),
     *("k1", "k2", "p1", "p2", "k3", "k4", "is_fisheye", "camera_model"),
 )
-WHITE: Colour = (1.0, 1.0, 1.0)
 
 
-def load_blender(
-    folder: Path,
-    *,
-    name: str | None = None,
-    resolution: Resolution = None,
-    multiple: int = 1,
-    test_every: int = 1,
-    background: Colour = WHITE,
-    progress: Progress = silent,
-) -> Scene:
-    """Read a scene folder.
-
-    Args:
-        folder: holds `transforms_train.json`.
-        name: the scene's name, the folder's by default.
-        resolution: longest side, or (width, height); as the pictures are by default.
-        multiple: both sides become multiples of it (a student's up-sampling factor).
-        test_every: take every n-th test view; all of them by default.
-        background: what transparent pictures are composited on.
-        progress: counts pictures.
+def read_blender(folder: Path, resolution: Resolution = None) -> Capture:
+    """Read a scene folder that holds `transforms_train.json`; there is one size of images only.
 
     Raises:
         SceneError: when anything in the folder is missing, damaged, or makes no sense.
-        ConfigError: when the resolution is impossible.
     """
     there = folder_entries(folder)
     files = {split: folder / f"transforms_{split}.json" for split in SPLITS}
     files = {s: path for s, path in files.items() if s == "train" or path.name in there}
     sources = {split: _json_object(path) for split, path in files.items()}
-    splits, test_rule = _splits(folder, sources, files, test_every)
-    source = picture_format([path for frames in splits.values() for path in frames.paths])
-    camera = _common_camera(sources, files, source)
-    size = fitted_size(source.width, source.height, resolution, multiple=multiple)
-    space, box = orbit_bounds(splits["train"].poses, where=files["train"])
-    views, pictures_sha256 = read_views(folder, splits, source, size, background, progress)
-    return Scene(
-        name=name or folder.resolve().name,
+    splits, test_rule = _splits(folder, sources, files)
+    pictures = picture_format([path for frames in splits.values() for path in frames.paths])
+    return Capture(
         source="blender",
-        intrinsics=camera.resized(*size),
-        space=space,
-        box=box,
-        background=background,
-        **views,
+        kind="object",
+        folder=folder,
+        where=files["train"],
+        splits=splits,
+        format=pictures,
+        camera=_common_camera(sources, files, pictures),
+        described_by=tuple(files.values()),
         provenance={
             "poses": "as stored: camera-to-world, OpenGL axes",
-            "bounds": f"{BOX_RULE}; {SPAN_RULE}",
-            "original_size": [source.width, source.height],
-            "resampling": "exact area means of premultiplied colour, then composited",
-            "views": {split: len(frames) for split, frames in splits.items()},
             "test_views": test_rule,
             "json_sha256": {path.name: sha256_of(path) for path in files.values()},
-            "pictures_sha256": pictures_sha256,
         },
     )
 
 
 def _splits(
-    folder: Path, sources: dict[str, dict[str, Any]], files: dict[str, Path], test_every: int
+    folder: Path, sources: dict[str, dict[str, Any]], files: dict[str, Path]
 ) -> tuple[dict[str, Frames], str]:
     """The frames of all three splits, and where the test views come from."""
     frames = {split: _frames(folder, data, files[split]) for split, data in sources.items()}
     train, val, test = (frames.get(split) for split in SPLITS)
     assert train is not None
     if test is not None:
-        rule = f"1 in {test_every} of transforms_test.json"
+        rule = "those of transforms_test.json"
     else:
         train, test = train.held_out()
-        rule = (
-            f"no transforms_test.json: 1 in {HELD_OUT_EVERY} training views held out, "
-            f"of those 1 in {test_every}"
-        )
+        rule = f"no transforms_test.json: 1 in {HELD_OUT_EVERY} training views held out"
     if not len(train):
         raise SceneError("one frame cannot both train and test", where=files["train"])
-    return {"train": train, "val": val or train.at([]), "test": test.every(test_every)}, rule
+    return {"train": train, "val": val or train.at([]), "test": test}, rule
 
 
 def _json_object(path: Path) -> dict[str, Any]:

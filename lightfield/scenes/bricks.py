@@ -55,7 +55,7 @@ def bricks_scene(
         "test": orbit_poses(test_views),
     }
     total, done = sum(map(len, poses.values())), 0
-    views: dict[str, Views] = {}
+    views = {}
     for split, placed in poses.items():
         images = np.zeros((len(placed), height, width, 3), np.uint8)
         alpha = np.zeros((len(placed), height, width), np.uint8)
@@ -73,8 +73,10 @@ def bricks_scene(
         space=RaySpace("world", NEAR, FAR),
         box=BOX,
         background=(1.0, 1.0, 1.0),
+        train=views["train"],
+        val=views["val"],
+        test=views["test"],
         provenance={"generator": "bricks", "seed": seed, "supersampling": supersampling},
-        **views,
     )
 
 

@@ -6,43 +6,42 @@ from pathlib import Path
 
 from lightfield.errors import SceneError
 from lightfield.progress import Progress, silent
-from lightfield.scenes.blender import TRAIN_JSON, load_blender
+from lightfield.scenes.assembly import SceneChoice, scene_from
+from lightfield.scenes.blender import TRAIN_JSON, read_blender
+from lightfield.scenes.capture import Capture, Loader
 from lightfield.scenes.frames import folder_entries
-from lightfield.scenes.llff import POSES_FILE, load_llff
+from lightfield.scenes.llff import POSES_FILE, read_llff
 from lightfield.scenes.pictures import Resolution
 from lightfield.scenes.scene import Scene
 
-LOADERS = {TRAIN_JSON: load_blender, POSES_FILE: load_llff}
+LOADERS: dict[str, Loader] = {TRAIN_JSON: read_blender, POSES_FILE: read_llff}
 KNOWN = f"{TRAIN_JSON} (Blender) or {POSES_FILE} (LLFF)"
 SHOWN = 6
 
 
 def load_scene_folder(
-    folder: Path,
-    *,
-    name: str | None = None,
-    resolution: Resolution = None,
-    multiple: int = 1,
-    test_every: int = 1,
-    progress: Progress = silent,
+    folder: Path, choice: SceneChoice | None = None, progress: Progress = silent
 ) -> Scene:
-    """Read a scene folder of any known form; see `load_blender` and `load_llff`.
+    """Read a scene folder of any known form; see `read_blender`, `read_llff` and `scene_from`.
 
     Raises:
         SceneError: when the folder is missing, of no known form, or damaged.
-        ConfigError: when the resolution is impossible.
+        ConfigError: when the resolution or the bounds are impossible.
+    """
+    choice = choice or SceneChoice()
+    return scene_from(read_capture(folder, choice.resolution), choice, progress)
+
+
+def read_capture(folder: Path, resolution: Resolution = None) -> Capture:
+    """Read the poses and image headers of a scene folder of any known form.
+
+    Raises:
+        SceneError: when the folder is missing, of no known form, or damaged.
     """
     found = folder_entries(folder)
-    for marker, load in LOADERS.items():
+    for marker, read in LOADERS.items():
         if marker in found:
-            return load(
-                folder,
-                name=name,
-                resolution=resolution,
-                multiple=multiple,
-                test_every=test_every,
-                progress=progress,
-            )
+            return read(folder, resolution)
     inside = [entry for entry in found if _is_scene(folder / entry)]
     if inside:
         raise SceneError(

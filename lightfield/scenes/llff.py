@@ -21,36 +21,30 @@ from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics, checked_poses
 from lightfield.errors import SceneError
 from lightfield.files import sha256_of
-from lightfield.progress import Progress, silent
-from lightfield.scenes.bounds import NDC_BOX_RULE, forward_bounds
+from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import (
     HELD_OUT_EVERY,
     Frames,
     folder_entries,
     picture_path,
-    read_views,
 )
 from lightfield.scenes.pictures import (
     ASPECT_TOLERANCE,
     SUFFIXES,
-    Colour,
     PictureFormat,
     Resolution,
-    fitted_size,
     picture_format,
 )
-from lightfield.scenes.scene import Scene
+from lightfield.transform import SceneTransform
 
 POSES_FILE = "poses_bounds.npy"
 PICTURE_FOLDERS = ("images_8", "images_4", "images")  # smallest first
 USUAL_FOLDER = "images_4"
 BOUND_FACTOR = 0.75
-NDC_NEAR = 1.0
-BLACK: Colour = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Capture:
+class PosesBounds:
     """What `poses_bounds.npy` holds, in the project's axes but its own lengths (float64)."""
 
     poses: Float[np.ndarray, "n 3 4"]
@@ -60,71 +54,43 @@ class Capture:
     focal: float
 
 
-def load_llff(
-    folder: Path,
-    *,
-    name: str | None = None,
-    resolution: Resolution = None,
-    multiple: int = 1,
-    test_every: int = 1,
-    background: Colour = BLACK,
-    progress: Progress = silent,
-) -> Scene:
-    """Read a capture folder, from the smallest of its picture folders that is large enough.
+def read_llff(folder: Path, resolution: Resolution = None) -> Capture:
+    """Read a capture folder, from the smallest of its image folders that is large enough.
 
-    Args:
-        folder: holds `poses_bounds.npy` and `images_8`, `images_4` or `images`.
-        name: the scene's name, the folder's by default.
-        resolution: longest side, or (width, height); that of `images_4` by default.
-        multiple: both sides become multiples of it (a student's up-sampling factor).
-        test_every: take every n-th of the held-out views; all of them by default.
-        background: what a field that stops short shows.
-        progress: counts pictures.
+    Without a resolution it is `images_4`, where there is one.
 
     Raises:
         SceneError: when anything in the folder is missing, damaged, or makes no sense.
-        ConfigError: when the resolution is impossible.
     """
     path = folder / POSES_FILE
-    capture = read_capture(path)
-    pictures = _chosen_pictures(folder, resolution, len(capture.poses))
-    source = picture_format(pictures)
-    size = fitted_size(source.width, source.height, resolution, multiple=multiple)
-    camera = _camera(capture, source, path).resized(*size)
-
-    unit = BOUND_FACTOR * float(capture.depths.min())
-    poses = checked_poses(recentred(_scaled(capture.poses, 1 / unit)), where=path)
-    train, held_out = Frames(tuple(pictures), poses).held_out()
+    rows = read_poses_bounds(path)
+    images = _chosen_pictures(folder, resolution, len(rows.poses))
+    pictures = picture_format(images)
+    unit = BOUND_FACTOR * float(rows.depths.min())
+    train, test = Frames(tuple(images), rows.poses).held_out()
     if not len(train):
         raise SceneError("one view cannot both train and test", where=path)
-    splits = {"train": train, "val": train.at([]), "test": held_out.every(test_every)}
-    space, box = forward_bounds(train.poses, camera, NDC_NEAR, where=path)
-    views, pictures_sha256 = read_views(folder, splits, source, size, background, progress)
-    return Scene(
-        name=name or folder.resolve().name,
+    return Capture(
         source="llff",
-        intrinsics=camera,
-        space=space,
-        box=box,
-        background=background,
-        **views,
+        kind="forward",
+        folder=folder,
+        where=path,
+        splits={"train": train, "val": train.at([]), "test": test},
+        format=pictures,
+        camera=_camera(rows, pictures, path),
+        forward_frame=mean_camera_frame(rows.poses, unit),
+        described_by=(path,),
         provenance={
             "poses": "axes (down, right, back) to (right, up, back); then in the mean camera",
-            "unit_length": unit,
             "unit_rule": f"{BOUND_FACTOR} of the nearest depth is 1",
-            "bounds": NDC_BOX_RULE,
-            "pictures": pictures[0].parent.name,
-            "original_size": [source.width, source.height],
-            "resampling": "exact area means",
-            "views": {split: len(frames) for split, frames in splits.items()},
-            "test_views": f"1 in {HELD_OUT_EVERY} held out, of those 1 in {test_every}",
+            "pictures": images[0].parent.name,
+            "test_views": f"1 in {HELD_OUT_EVERY} held out",
             "poses_sha256": sha256_of(path),
-            "pictures_sha256": pictures_sha256,
         },
     )
 
 
-def read_capture(path: Path) -> Capture:
+def read_poses_bounds(path: Path) -> PosesBounds:
     """Read `poses_bounds.npy`.
 
     Raises:
@@ -153,11 +119,11 @@ def read_capture(path: Path) -> Capture:
             remedy="all views of a scene must share one camera",
         )
     height, width, focal = (float(value) for value in size[0])
-    return Capture(poses, depths, height, width, focal)
+    return PosesBounds(poses, depths, height, width, focal)
 
 
-def recentred(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:
-    """The poses seen from their mean camera: mean position, mean viewing axis, mean up (float64).
+def mean_camera_frame(poses: Float[np.ndarray, "n 3 4"], unit: float) -> SceneTransform:
+    """The frame of the mean camera: mean position, mean viewing axis, mean up.
 
     Not defined where the mean viewing axis or up vanishes.
     """
@@ -165,14 +131,9 @@ def recentred(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:
     back /= np.linalg.norm(back)
     right = np.cross(poses[:, :, 1].mean(0), back)
     right /= np.linalg.norm(right)
-    mean = np.stack([right, np.cross(back, right), back], axis=1)
-    rotations = mean.T @ poses[:, :, :3]
-    positions = (poses[:, :, 3] - poses[:, :, 3].mean(0)) @ mean
-    return np.concatenate([rotations, positions[:, :, None]], axis=2)
-
-
-def _scaled(poses: Float[np.ndarray, "n 3 4"], factor: float) -> Float[np.ndarray, "n 3 4"]:
-    return np.concatenate([poses[:, :, :3], poses[:, :, 3:] * factor], axis=2)
+    return SceneTransform.of(
+        poses[:, :, 3].mean(0), unit, np.stack([right, np.cross(back, right), back])
+    )
 
 
 def _chosen_pictures(folder: Path, resolution: Resolution, count: int) -> list[Path]:
@@ -214,7 +175,7 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     ]
 
 
-def _camera(capture: Capture, source: PictureFormat, path: Path) -> Intrinsics:
+def _camera(capture: PosesBounds, source: PictureFormat, path: Path) -> Intrinsics:
     ratio = (capture.width * source.height) / (capture.height * source.width)
     if abs(ratio - 1) > ASPECT_TOLERANCE:
         raise SceneError(

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lightfield.arrays import read_array
-from lightfield.camera import Intrinsics
+from lightfield.camera import Intrinsics, checked_poses
 from lightfield.errors import CheckpointError, SceneError
 from lightfield.files import read_json, write_json
-from lightfield.rays import RaySpace
+from lightfield.names import printable
+from lightfield.rays import LONGEST, RaySpace
+from lightfield.transform import SceneTransform
 
 SPLITS = ("train", "val", "test")
 
@@ -46,12 +48,21 @@ class Box:
     centre: tuple[float, float, float]
     half_extent: float
 
+    def __post_init__(self) -> None:
+        x, y, z = self.centre
+        if not 0 < self.half_extent < LONGEST or not all(abs(c) < LONGEST for c in (x, y, z)):
+            raise SceneError(
+                f"a box around {self.centre} that reaches {self.half_extent} holds no scene",
+                where="box",
+            )
+
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene in the project's world frame.
+    """A scene in the project's world frame, in normalized coordinates.
 
-    `box` bounds the teacher's field and lives in `space`, like the rays. `val` may be empty; then
+    `box` bounds the teacher's field and lives in `space`, like the rays. `transform` leads from the
+    source's own coordinates to the scene's. `val` may be empty; then
     whoever needs held-out views takes them from `train`.
     """
 
@@ -65,6 +76,9 @@ class Scene:
     train: Views
     val: Views
     test: Views
+    transform: SceneTransform = field(default_factory=SceneTransform)
+    notes: tuple[str, ...] = ()
+    """What loading found that the user should be told: one plain sentence each."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How the source was converted, and hashes of what was read."""
 
@@ -91,7 +105,11 @@ def save_scene(scene: Scene, folder: Path) -> None:
             "space": scene.space.to_json(),
             "box": {"centre": list(scene.box.centre), "half_extent": scene.box.half_extent},
             "background": list(scene.background),
-            "names": {split: list(getattr(scene, split).names) for split in SPLITS},
+            "transform": scene.transform.to_json(),
+            "notes": list(scene.notes),
+            "names": {
+                split: [printable(name) for name in getattr(scene, split).names] for split in SPLITS
+            },
             "provenance": scene.provenance,
         },
     )
@@ -103,25 +121,37 @@ def load_scene(folder: Path) -> Scene:
     Raises:
         CheckpointError: when a file is missing, truncated or foreign.
     """
-    data = read_json(folder / "scene.json", CheckpointError)
+    path = folder / "scene.json"
+    data = read_json(path, CheckpointError)
     try:
         intrinsics = Intrinsics.from_json(data["intrinsics"])
+        red, green, blue = (float(value) for value in data["background"])
+        if not all(0 <= value <= 1 for value in (red, green, blue)):
+            raise SceneError("the background is no color")
         views = {
-            split: _load_views(folder, split, tuple(data["names"][split]), intrinsics)
+            split: _load_views(folder, split, _words(data["names"][split]), intrinsics)
             for split in SPLITS
         }
         return Scene(
-            name=data["name"],
-            source=data["source"],
+            name=str(data["name"]),
+            source=str(data["source"]),
             intrinsics=intrinsics,
             space=RaySpace.from_json(data["space"]),
             box=Box(tuple(data["box"]["centre"]), data["box"]["half_extent"]),
-            background=tuple(data["background"]),
-            provenance=data["provenance"],
+            background=(red, green, blue),
+            transform=SceneTransform.from_json(data["transform"]),
+            notes=_words(data["notes"]),
+            provenance=dict(data["provenance"]),
             **views,
         )
-    except (KeyError, TypeError, SceneError) as error:
-        raise CheckpointError(f"not a scene of this tool ({error})", where=folder) from error
+    except (AttributeError, LookupError, TypeError, ValueError, SceneError) as error:
+        raise CheckpointError(f"not a scene of this tool ({error})", where=path) from error
+
+
+def _words(entries: Any) -> tuple[str, ...]:
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise TypeError("a list of words is wanted")
+    return tuple(entries)
 
 
 def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: Intrinsics) -> Views:
@@ -131,9 +161,13 @@ def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: In
         return read_array(folder / f"{split}_{kind}.npy", number, (n, *shape))
 
     has_alpha = (folder / f"{split}_alpha.npy").exists()
+    poses = np.array(read("poses", np.floating, (3, 4)))
+    checked_poses(poses, where=folder / f"{split}_poses.npy")
+    if not (np.abs(poses) < LONGEST).all():
+        raise SceneError(f"a camera of {split} is too far away to compute with")
     return Views(
         names,
-        np.array(read("poses", np.floating, (3, 4))),
+        poses,
         read("images", np.uint8, (*picture, 3)),
         read("alpha", np.uint8, picture) if has_alpha else None,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightfield.names import checked_folder, checked_name
 from lightfield.run import Run
-from pipeline import delivery, pictures, students, training
+from pipeline import delivery, pictures, scenes, students, training
 from pipeline.commands.stage import Flat, PresetChoice, Stage, say
 from pipeline.console import Console
 from pipeline.presets import (
@@ -31,26 +32,31 @@ class Scene:
     run: Path
     """Folder of the run, for example runs/lego."""
     preset: PresetChoice = "auto"
-    """Size of the whole chain; auto looks at the hardware, and is remembered by the run."""
-    data: str = training.EMBEDDED
-    """Folder of a scene (Blender or LLFF form), or `bricks` for the embedded scene."""
+    """Size of the whole chain; auto takes the run's own, or at first what the hardware can do."""
+    data: str | None = None
+    """Folder of a scene (Blender or LLFF form), or `bricks` for the embedded scene. By default what the
+    run was made from, or the example scene of the run's name in `data/`, or the embedded scene."""
     name: str | None = None
-    """Name of the scene; by default the run folder's, or `bricks` for the embedded scene."""
+    """Name of the scene; by default the run's own, the run folder's, or `bricks`."""
     config: Flat[SceneConfig] = field(default_factory=SceneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the scene."""
-        embedded = self.data == training.EMBEDDED
-        if embedded:
+        run = Run(self.run, console.progress)
+        begun = scenes.begun_scene(run)
+        data = scenes.data_of(run, self.data, begun)
+        name = checked_name(self.name or scenes.name_of(run, data, begun))
+        for folder in (self.run, Path(data)):
+            checked_folder(folder)
+        if data == scenes.EMBEDDED:
             console.say("scene: no data set given, using the embedded scene `bricks`")
         console.say(
-            f"scene: preset `{chosen.name}` on {training.device_name()}; "
-            f"{self.data if not embedded else 'bricks'} -> {self.run}"
+            f"scene: preset `{chosen.name}` on {training.device_name()}; {data} -> {self.run}"
         )
-        artifact = training.make_scene(
-            Run(self.run, console.progress),
-            self.data,
-            self.name or (training.EMBEDDED if embedded else self.run.resolve().name),
+        artifact = scenes.make_scene(
+            run,
+            data,
+            name,
             self.config,
             chosen.network.spec().factor,
             chosen.name,

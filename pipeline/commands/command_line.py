@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ import tyro
 from rich.console import Console as RichConsole
 
 from device.tools import ToolConfig
-from lightfield.errors import CheckpointError
+from lightfield.errors import ConfigError
+from lightfield.names import is_utf8, printable
 from lightfield.run import Run
 from lightfield.scenes.llff import POSES_FILE
-from pipeline import training
+from lightfield.scratch import remove_abandoned
+from pipeline import scenes
 from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
 from pipeline.console import Console
 from pipeline.presets import (
     Preset,
-    PresetName,
     SceneKind,
     default_preset_name,
     preset,
@@ -54,8 +56,12 @@ def perform(words: list[str]) -> None:
         SystemExit: when they are no command (2), or ask for help (0).
         NelfError: when it cannot be done.
     """
+    for word in words:
+        if not is_utf8(word):
+            raise ConfigError("this word of the command line is not UTF-8", where=printable(word))
     chosen = preset_for(words)
     if leads():
+        remove_abandoned()
         _parsed(words, chosen).perform(chosen, Console())
         return
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -107,23 +113,25 @@ def preset_for(words: list[str]) -> Preset:
     known = argparse.Namespace(run=None, preset=None, data=None)
     with contextlib.suppress(argparse.ArgumentError):  # the whole parser will say what is wrong
         known, _ = parser.parse_known_args(words)
-    begun = None
-    if known.run is not None and words[:1] != ["scene"]:
-        with contextlib.suppress(CheckpointError):
-            begun = Run(Path(known.run)).find("scene")
-    details = {} if begun is None else begun.manifest["details"]
-    name: PresetName = default_preset_name()
-    if known.preset not in (None, "auto"):
-        name = known.preset
-    elif "preset" in details:
-        name = details["preset"]
-    return preset(name, _scene_kind(known.data, details.get("source")))
+    begun = None if known.run is None else scenes.begun_scene(Run(Path(known.run)))
+    name: Any = None if known.preset == "auto" else known.preset
+    name = name or (default_preset_name() if begun is None else begun.preset)
+    if known.run is None:
+        return preset(name, _scene_kind(known.data))
+    data = scenes.data_of(Run(Path(known.run)), known.data, begun)
+    if begun is None or not scenes.is_same_data(data, begun):
+        return preset(name, _scene_kind(data))
+    chosen = preset(name, _kind_of_source(begun.source))
+    # A scene made again keeps what was said of its data: its box, its background, its size.
+    return chosen if name != begun.preset else replace(chosen, scene=begun.config)
 
 
-def _scene_kind(data: str | None, source: str | None) -> SceneKind:
-    if source is not None:
-        kinds: dict[str, SceneKind] = {training.EMBEDDED: "embedded", "llff": "forward"}
-        return kinds.get(source, "object")
-    if data in (None, training.EMBEDDED):
+def _kind_of_source(source: str) -> SceneKind:
+    kinds: dict[str, SceneKind] = {scenes.EMBEDDED: "embedded", "llff": "forward"}
+    return kinds.get(source, "object")
+
+
+def _scene_kind(data: str | None) -> SceneKind:
+    if data in (None, scenes.EMBEDDED):
         return "embedded"
     return "forward" if (Path(data) / POSES_FILE).exists() else "object"

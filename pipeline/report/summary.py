@@ -23,7 +23,7 @@ from pipeline.report.quantities import (
     size,
     whole,
 )
-from pipeline.training import EMBEDDED
+from pipeline.scenes import EMBEDDED
 
 FORMATS = {"blender": "Blender (NeRF-synthetic) form", "llff": "LLFF form"}
 CREDIT_FIELDS = ("credit", "attribution", "author", "licence", "license")

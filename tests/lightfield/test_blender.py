@@ -13,14 +13,19 @@ from PIL import Image
 
 from lightfield.camera import look_at
 from lightfield.errors import ConfigError, SceneError
+from lightfield.progress import Progress, silent
 from lightfield.scenes import pictures
-from lightfield.scenes.blender import load_blender
+from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder
 from lightfield.scenes.pictures import area_means, fitted_size
-from lightfield.scenes.scene import load_scene, save_scene
+from lightfield.scenes.scene import Scene, load_scene, save_scene
 
 ANGLE = 0.6911112070083618
 RADIUS = 4.031128874
+
+
+def load(folder: Path, progress: Progress = silent, **choice: Any) -> Scene:
+    return load_scene_folder(folder, SceneChoice(**choice), progress)
 
 
 def ring_pose(index: int, radius: float = RADIUS) -> np.ndarray:
@@ -57,7 +62,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object], split: str = 
 
 
 def test_reads_every_split_with_the_published_geometry(tmp_path):
-    scene = load_blender(write_scene(tmp_path / "toy"))
+    scene = load(write_scene(tmp_path / "toy"))
     assert (scene.name, scene.source) == ("toy", "blender")
     assert [len(v) for v in (scene.train, scene.val, scene.test)] == [9, 1, 3]
     assert scene.test.names == ("test/r_0.png", "test/r_1.png", "test/r_2.png")
@@ -65,16 +70,17 @@ def test_reads_every_split_with_the_published_geometry(tmp_path):
     camera = scene.intrinsics
     assert camera.fx == camera.fy == pytest.approx(4 / math.tan(ANGLE / 2))
     assert (camera.cx, camera.cy) == (4, 4)
-    assert scene.box.centre == pytest.approx((0, 0, 0), abs=1e-5)
-    assert scene.box.half_extent == pytest.approx(RADIUS / 3, rel=1e-5)
-    assert (scene.space.near, scene.space.far) == pytest.approx((2, 6), abs=0.05)
+    assert scene.transform.is_identity
+    assert scene.box.centre == pytest.approx((0, 0, 0), abs=0.1)
+    assert scene.box.half_extent == pytest.approx(RADIUS / 3, rel=0.1)
+    assert (scene.space.near, scene.space.far) == pytest.approx((2, 6), abs=0.4)
 
 
 def test_pictures_are_composited_on_the_background(tmp_path):
     folder = write_scene(tmp_path)
     rgba = picture(1, 8, 8).astype(float) / 255
     for background in ((1.0, 1.0, 1.0), (0.0, 0.5, 1.0)):
-        scene = load_blender(folder, background=background)
+        scene = load(folder, background=background)
         alpha = rgba[..., 3:]
         expected = rgba[..., :3] * alpha + (1 - alpha) * background
         np.testing.assert_allclose(scene.train.image(1), expected, atol=0.51 / 255)
@@ -83,13 +89,13 @@ def test_pictures_are_composited_on_the_background(tmp_path):
 
 
 def test_resampling_is_the_mean_of_composited_pixels(tmp_path):
-    scene = load_blender(write_scene(tmp_path, width=16, height=8), resolution=8)
+    scene = load(write_scene(tmp_path, width=16, height=8), resolution=8)
     rgba = picture(0, 16, 8).astype(float)
     white = rgba[..., :3] * rgba[..., 3:] / 255 + 255 - rgba[..., 3:]
     expected = white.reshape(4, 2, 8, 2, 3).mean((1, 3))
     assert scene.train.images.shape == (9, 4, 8, 3)
     np.testing.assert_allclose(scene.train.images[0], expected, atol=0.5 + 1e-6)
-    full = load_blender(tmp_path).intrinsics
+    full = load(tmp_path).intrinsics
     assert scene.intrinsics == full.resized(8, 4)
 
 
@@ -134,7 +140,7 @@ def test_impossible_sizes_are_refused(resolution, multiple):
 
 def test_explicit_intrinsics_scale_with_the_pictures(tmp_path):
     camera = {"fl_x": 30, "fl_y": 40, "cx": 10, "cy": 20, "w": 32, "h": 48, "camera_angle_x": 3.0}
-    scene = load_blender(write_scene(tmp_path, width=16, height=24, camera=camera), resolution=12)
+    scene = load(write_scene(tmp_path, width=16, height=24, camera=camera), resolution=12)
     c = scene.intrinsics
     assert (c.width, c.height) == (8, 12)
     assert (c.fx, c.fy, c.cx, c.cy, c.distortion) == (7.5, 10, 2.5, 5, ())
@@ -142,23 +148,23 @@ def test_explicit_intrinsics_scale_with_the_pictures(tmp_path):
 
 def test_both_fields_of_view_and_distortion_count(tmp_path):
     camera = {"camera_angle_x": 0.8, "camera_angle_y": 0.5, "k1": 0.1, "p2": -0.01}
-    c = load_blender(write_scene(tmp_path, width=16, camera=camera)).intrinsics
+    c = load(write_scene(tmp_path, width=16, camera=camera)).intrinsics
     assert c.fx == pytest.approx(8 / math.tan(0.4))
     assert c.fy == pytest.approx(4 / math.tan(0.25))
     assert c.distortion == (0.1, 0, 0, -0.01)
 
 
 def test_every_nth_test_view(tmp_path):
-    scene = load_blender(write_scene(tmp_path, train=3, test=5), test_every=2)
+    scene = load(write_scene(tmp_path, train=3, test=5), test_every=2)
     assert scene.test.names == ("test/r_0.png", "test/r_2.png", "test/r_4.png")
     assert len(scene.val) == 0
     assert scene.val.images.shape == (0, 8, 8, 3)
     with pytest.raises(ConfigError, match="0-th view"):
-        load_blender(tmp_path, test_every=0)
+        load(tmp_path, test_every=0)
 
 
 def test_without_a_test_split_training_views_are_held_out(tmp_path):
-    scene = load_blender(write_scene(tmp_path, train=17))
+    scene = load(write_scene(tmp_path, train=17))
     assert scene.test.names == ("train/r_0.png", "train/r_8.png", "train/r_16.png")
     assert len(scene.train) == 14
     assert not set(scene.train.names) & set(scene.test.names)
@@ -175,23 +181,23 @@ def test_opaque_pictures_in_any_spelling(tmp_path):
     edit(folder, lambda d: d["frames"][0].update(file_path="train/r_0.png"))
     edit(folder, lambda d: d["frames"][1].update(file_path=".\\train\\r_1.v2"))
     edit(folder, lambda d: d["frames"][2].update(file_path="train/../train/r_2.jpg"))
-    scene = load_blender(folder)
+    scene = load(folder)
     assert scene.train.alpha is None
     np.testing.assert_array_equal(scene.train.images[1], picture(1, 8, 8)[..., :3])
 
 
 def test_provenance_names_what_was_read(tmp_path):
     folder = write_scene(tmp_path)
-    before = load_blender(folder).provenance
+    before = load(folder).provenance
     assert set(before["json_sha256"]) == {f"transforms_{s}.json" for s in ("train", "val", "test")}
     Image.fromarray(picture(99, 8, 8)).save(folder / "test" / "r_1.png")
-    after = load_blender(folder).provenance
+    after = load(folder).provenance
     assert before.pop("pictures_sha256") != after.pop("pictures_sha256")
     assert before == after
 
 
 def test_a_loaded_scene_survives_its_artifact(tmp_path):
-    scene = load_blender(write_scene(tmp_path / "toy"), resolution=4)
+    scene = load(write_scene(tmp_path / "toy"), resolution=4)
     (tmp_path / "artifact").mkdir()
     save_scene(scene, tmp_path / "artifact")
     again = load_scene(tmp_path / "artifact")
@@ -201,9 +207,7 @@ def test_a_loaded_scene_survives_its_artifact(tmp_path):
 
 def test_progress_counts_all_pictures(tmp_path):
     seen = []
-    load_blender(
-        write_scene(tmp_path), progress=lambda done, total, /, **_: seen.append((done, total))
-    )
+    load(write_scene(tmp_path), progress=lambda done, total, /, **_: seen.append((done, total)))
     assert seen == [(i, 13) for i in range(1, 14)]
 
 
@@ -249,7 +253,7 @@ BAD_JSON = {
 def test_senseless_json_is_one_clear_line(tmp_path, message):
     edit(write_scene(tmp_path), BAD_JSON[message])
     with pytest.raises(SceneError, match=message) as error:
-        load_blender(tmp_path)
+        load(tmp_path)
     assert "\n" not in str(error.value)
     assert "transforms_train.json" in str(error.value)
 
@@ -258,13 +262,13 @@ def test_senseless_json_is_one_clear_line(tmp_path, message):
 def test_a_file_that_is_no_json(tmp_path, text):
     (write_scene(tmp_path) / "transforms_val.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(SceneError, match=r"transforms_val.json"):
-        load_blender(tmp_path)
+        load(tmp_path)
 
 
 def test_another_camera_in_another_split(tmp_path):
     edit(write_scene(tmp_path), lambda d: d.update(camera_angle_x=0.5), split="test")
     with pytest.raises(SceneError, match=r"transforms_test.json: another camera"):
-        load_blender(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "link.png", "away/outside.png", "{abs}"])
@@ -277,13 +281,13 @@ def test_paths_that_climb_out_are_refused(tmp_path, name):
     name = name.replace("{abs}", str(outside))
     edit(folder, lambda d: d["frames"][1].update(file_path=name))
     with pytest.raises(SceneError, match=r"frame 1: .* lies outside the scene folder"):
-        load_blender(folder)
+        load(folder)
 
 
 def test_a_scene_folder_may_itself_be_a_link(tmp_path):
     write_scene(tmp_path / "toy")
     (tmp_path / "link").symlink_to(tmp_path / "toy")
-    assert load_blender(tmp_path / "link").test.names[0] == "test/r_0.png"
+    assert load(tmp_path / "link").test.names[0] == "test/r_0.png"
 
 
 def damage(path: Path, how: str) -> None:
@@ -315,7 +319,7 @@ def damage(path: Path, how: str) -> None:
 def test_damaged_pictures_are_named(tmp_path, how, message):
     damage(write_scene(tmp_path) / "test" / "r_1.png", how)
     with pytest.raises(SceneError, match=message) as error:
-        load_blender(tmp_path)
+        load(tmp_path)
     assert str(error.value).startswith(str(tmp_path / "test" / "r_1.png"))
 
 
@@ -327,13 +331,13 @@ def test_a_picture_that_would_fill_the_memory_is_never_decoded(tmp_path):
     bomb = bomb[:12] + header + zlib.crc32(header).to_bytes(4, "big") + bomb[33:]
     (folder / "train" / "r_0.png").write_bytes(bomb)
     with pytest.raises(SceneError, match=r"r_0.png: .* decompression bomb"):
-        load_blender(folder)
+        load(folder)
 
 
 def test_pictures_above_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
     with pytest.raises(SceneError, match="8 x 8 pixels is too large"):
-        load_blender(write_scene(tmp_path))
+        load(write_scene(tmp_path))
 
 
 def test_files_that_cannot_be_opened(tmp_path):
@@ -341,7 +345,7 @@ def test_files_that_cannot_be_opened(tmp_path):
     (folder / "transforms_val.json").unlink()
     (folder / "transforms_val.json").mkdir()
     with pytest.raises(SceneError, match=r"transforms_val.json: cannot be read"):
-        load_blender(folder)
+        load(folder)
 
 
 def test_a_picture_without_permission(tmp_path, monkeypatch):
@@ -350,22 +354,22 @@ def test_a_picture_without_permission(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(SceneError, match=r"r_0.png: picture cannot be read \(Permission denied\);"):
-        load_blender(write_scene(tmp_path))
+        load(write_scene(tmp_path))
 
 
 def test_one_view_is_no_scene(tmp_path):
     with pytest.raises(SceneError, match="both train and test"):
-        load_blender(write_scene(tmp_path, train=1))
+        load(write_scene(tmp_path, train=1))
 
 
 def test_the_format_is_told_by_the_files(tmp_path):
     write_scene(tmp_path / "toy")
-    assert load_scene_folder(tmp_path / "toy", resolution=4, multiple=2).source == "blender"
+    assert load(tmp_path / "toy", resolution=4, multiple=2).source == "blender"
     with pytest.raises(SceneError, match=r"holds toy; name one of them"):
-        load_scene_folder(tmp_path)
+        load(tmp_path)
     with pytest.raises(SceneError, match=r"transforms_train.json .* found r_0.png"):
-        load_scene_folder(tmp_path / "toy" / "val")
+        load(tmp_path / "toy" / "val")
     with pytest.raises(SceneError, match="no such folder"):
-        load_scene_folder(tmp_path / "nothing")
+        load(tmp_path / "nothing")
     with pytest.raises(SceneError, match="not a readable folder"):
-        load_scene_folder(tmp_path / "toy" / "transforms_train.json")
+        load(tmp_path / "toy" / "transforms_train.json")

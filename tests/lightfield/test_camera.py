@@ -66,12 +66,12 @@ def test_impossible_camera_is_refused(wrong):
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-def test_rigid_poses_pass_as_float32(rows):
+def test_rigid_poses_pass_in_double_precision(rows):
     poses = random_poses(50)
     given = np.concatenate([poses, np.tile([[[0, 0, 0, 1.0]]], (50, 1, 1))], axis=1)[:, :rows]
     checked = checked_poses(given, where="scene.json")
-    assert checked.dtype == np.float32
-    np.testing.assert_array_equal(checked, poses.astype(np.float32))
+    assert checked.dtype == np.float64
+    np.testing.assert_array_equal(checked, poses)
 
 
 MIRROR, SHEAR = np.diag([1.0, 1.0, -1.0]), np.array([[1, 0.01, 0], [0, 1, 0], [0, 0, 1.0]])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +11,18 @@ from PIL import Image
 from lightfield.camera import look_at
 from lightfield.errors import ConfigError, SceneError
 from lightfield.rays import camera_rays
+from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder
-from lightfield.scenes.llff import load_llff, recentred
+from lightfield.scenes.llff import mean_camera_frame
+from lightfield.scenes.scene import Scene
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 52.0
 NEAREST = 8.0
 UP = np.array([0.1, 1.0, 0.05])
+
+
+def load(folder: Path, **choice: Any) -> Scene:
+    return load_scene_folder(folder, SceneChoice(**choice))
 
 
 def camera_poses(count: int) -> np.ndarray:
@@ -48,7 +57,7 @@ def capture(tmp_path):
 
 
 def test_every_8th_view_is_held_out(capture):
-    scene = load_scene_folder(capture)
+    scene = load(capture)
     assert (scene.name, scene.source, scene.background) == ("plant", "llff", (0, 0, 0))
     assert scene.test.names == ("images_4/image000.png", "images_4/image008.png")
     assert len(scene.train) == 8
@@ -56,14 +65,14 @@ def test_every_8th_view_is_held_out(capture):
     assert scene.train.alpha is None
     pixels = np.asarray(Image.open(capture / "images_4" / "image001.png"))
     np.testing.assert_array_equal(scene.train.images[0], pixels)
-    assert load_llff(capture, test_every=2).test.names == ("images_4/image000.png",)
+    assert load(capture, test_every=2).test.names == ("images_4/image000.png",)
 
 
 def test_poses_are_rigidly_moved_and_scaled(capture):
-    scene = load_llff(capture)
+    scene = load(capture)
     poses = np.concatenate([scene.test.poses[:1], scene.train.poses[:7]])  # views 0 to 7
     true = camera_poses(10)[:8]
-    assert scene.provenance["unit_length"] == 0.75 * NEAREST
+    assert scene.transform.unit == 0.75 * NEAREST
     # Relative poses do not depend on the world frame: only the lengths may have changed.
     for i, j in ((0, 1), (3, 6)):
         ours = poses[i, :, :3].T @ poses[j]
@@ -75,33 +84,35 @@ def test_poses_are_rigidly_moved_and_scaled(capture):
 
 
 def test_the_mean_camera_becomes_the_identity():
-    poses = recentred(camera_poses(10))
+    frame = mean_camera_frame(camera_poses(10), 2.0)
+    poses = frame.to_scene(camera_poses(10))
     np.testing.assert_allclose(poses[:, :, 3].mean(0), 0, atol=1e-12)
     back = poses[:, :, 2].mean(0)
     np.testing.assert_allclose(back / np.linalg.norm(back), [0, 0, 1], atol=1e-12)
     up = poses[:, :, 1].mean(0)
     assert up[0] == pytest.approx(0, abs=1e-12)
     assert up[1] > 0
-    np.testing.assert_allclose(recentred(poses), poses, atol=1e-12)
+    np.testing.assert_allclose(frame.to_source(poses), camera_poses(10), atol=1e-12)
+    np.testing.assert_allclose(mean_camera_frame(poses, 1.0).to_scene(poses), poses, atol=1e-12)
 
 
 def test_the_camera_scales_with_the_chosen_folder(capture):
     for resolution, folder in ((None, "images_4"), (16, "images_4"), (17, "images")):
-        scene = load_llff(capture, resolution=resolution)
+        scene = load(capture, resolution=resolution)
         assert scene.provenance["pictures"] == folder
         c = scene.intrinsics
         assert c.fx / c.width == pytest.approx(FOCAL / WIDTH, rel=0.02)
         assert (c.cx, c.cy) == (c.width / 2, c.height / 2)
         expected = (2 * FOCAL / WIDTH, 2 * FOCAL / HEIGHT)
         assert scene.space.ndc_scale == pytest.approx(expected)
-    exact = load_llff(capture, resolution=(32, 24), multiple=8).intrinsics
+    exact = load(capture, resolution=(32, 24), multiple=8).intrinsics
     assert (exact.width, exact.height, exact.fx) == (32, 24, FOCAL / 2)
     with pytest.raises(ConfigError, match="neither enlarged"):
-        load_llff(capture, resolution=100)
+        load(capture, resolution=100)
 
 
 def test_rays_stay_inside_the_box(capture):
-    scene = load_llff(capture)
+    scene = load(capture)
     reach = 0.0
     for pose in scene.train.poses:
         origin, direction = camera_rays(torch.from_numpy(pose), scene.intrinsics, scene.space)
@@ -151,7 +162,7 @@ BAD_ROWS = {
 def test_senseless_poses_are_one_clear_line(capture, message):
     rewrite(capture, BAD_ROWS[message])
     with pytest.raises(SceneError, match=message) as error:
-        load_llff(capture)
+        load(capture)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(str(capture))
 
@@ -169,31 +180,31 @@ def test_other_files_in_its_place(capture):
     ):
         spoil()
         with pytest.raises(SceneError, match="not a readable array"):
-            load_llff(capture)
+            load(capture)
     path.unlink()
-    with pytest.raises(SceneError, match="file is missing"):
-        load_llff(capture)
+    with pytest.raises(SceneError, match="not a scene folder"):
+        load(capture)
 
 
 def test_pictures_of_another_shape_or_none(capture):
     for path in (capture / "images_4").iterdir():
         Image.new("RGB", (12, 12)).save(path)
     with pytest.raises(SceneError, match="64 x 48 pixels, but they have 12 x 12"):
-        load_llff(capture)
+        load(capture)
     for path in capture.glob("images*/*"):
         path.rename(path.with_suffix(".txt"))
     with pytest.raises(SceneError, match="no pictures in images_8, images_4, images"):
-        load_llff(capture)
+        load(capture)
     (capture / "images_8").write_text("no folder")
     with pytest.raises(SceneError, match="images_8: not a readable folder"):
-        load_llff(capture)
+        load(capture)
 
 
 def test_picture_folders_that_lead_away_are_refused(capture, tmp_path):
     (capture / "images_4").rename(tmp_path / "elsewhere")
     (capture / "images_4").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SceneError, match="lies outside the scene folder"):
-        load_llff(capture)
+        load(capture)
 
 
 def test_two_views_are_the_fewest(capture):
@@ -201,4 +212,4 @@ def test_two_views_are_the_fewest(capture):
     for path in sorted((capture / "images_4").iterdir())[1:]:
         path.unlink()
     with pytest.raises(SceneError, match="both train and test"):
-        load_llff(capture)
+        load(capture)

@@ -228,7 +228,9 @@ def test_files_of_another_shape_are_not_available_rather_than_wrong(
     run: Run, unchecked: None
 ) -> None:
     for stage in STAGES[1:]:
-        edit(run, stage, MANIFEST, lambda m: m.update(metrics={"parameters": "a lot", "ssim": None}))
+        edit(
+            run, stage, MANIFEST, lambda m: m.update(metrics={"parameters": "a lot", "ssim": None})
+        )
     edit(run, "prune", HISTORY, lambda s: {"trials": [{"verdict": 7}, "x", {"latency_ms": []}]})
     edit(run, "export", GRAPHS, lambda g: [{"size_bytes": 5, "ops": ["Conv"]}, 3])
     edit(run, "bench", LATENCIES, lambda r: r["devices"][0]["graphs"][0].update(latency={"x": 1}))

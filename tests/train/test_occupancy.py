@@ -10,8 +10,8 @@ from torch import Tensor
 from lightfield.camera import Intrinsics, look_at
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box, Views
+from lightfield.scenes.visual_hull import candidate_cells
 from train.occupancy import DECAY, SEGMENT, OccupancyGrid
-from train.visual_hull import candidate_cells
 
 STEP = math.sqrt(3) / 64
 

@@ -25,8 +25,11 @@
  * @typedef {{value: number, range: number[] | null, perScreen: number, drag: number, speed: number}} ViewAxis
  *     drag: dragged since the last frame, in screens; speed: screens per second
  * @typedef {{name: string, rays: number[], picture: number[], points: number, frequencies: number,
- *     near: number, far: number, drift: number, horizontal: AxisNumbers, vertical: AxisNumbers}} Numbers
+ *     near: number, far: number, drift: number, source: SourceFrame, horizontal: AxisNumbers,
+ *     vertical: AxisNumbers}} Numbers
  *     rays, picture: [height, width]
+ * @typedef {{center: number[], unit: number, rotation: number[][]}} SourceFrame
+ *     where your own poses lie: rotation * (position - center) / unit is a position of this scene
  * @typedef {{path: "orbit", centre: number[], radius: number, east: number[], north: number[],
  *     up: number[]}} Orbit
  * @typedef {{path: "shift", pose: number[][]}} Shift
@@ -35,7 +38,7 @@
 
 // this scene's numbers, written when the project is generated
 /** @type {Numbers & (Orbit | Shift)} */
-const SCENE = {"name": "Tiny_bricks", "rays": [2, 3], "picture": [4, 6], "points": 2, "frequencies": 1, "near": 2.0, "far": 6.0, "drift": 0.0, "path": "orbit", "centre": [0.25, -0.5, 1.0], "radius": 4.0, "east": [1.0, 0.0, 0.0], "north": [0.0, 1.0, 0.0], "up": [0.0, 0.0, 1.0], "horizontal": {"start": 30.0, "range": null, "per_screen": -180.0}, "vertical": {"start": 40.0, "range": [10.0, 70.0], "per_screen": 120.0}};
+const SCENE = {"name": "Tiny_bricks", "rays": [2, 3], "picture": [4, 6], "points": 2, "frequencies": 1, "near": 2.0, "far": 6.0, "drift": 0.0, "source": {"center": [0.0, 0.0, 0.0], "unit": 1.0, "rotation": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]}, "path": "orbit", "centre": [0.25, -0.5, 1.0], "radius": 4.0, "east": [1.0, 0.0, 0.0], "north": [0.0, 1.0, 0.0], "up": [0.0, 0.0, 1.0], "horizontal": {"start": 30.0, "range": null, "per_screen": -180.0}, "vertical": {"start": 40.0, "range": [10.0, 70.0], "per_screen": 120.0}};
 
 const RADIANS = Math.PI / 180;
 const GLIDE_SECONDS = 0.4; // a released drag slows down by 1/e in this time
