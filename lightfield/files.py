@@ -22,7 +22,7 @@ TEMPORARY_PREFIX = ".part-"
 MAX_TEXT_BYTES = 512 << 20
 MAX_DEPTH = 100
 MAX_DIGITS = 20
-"""Of a whole number, with its sign: a 64-bit one has no more."""
+"""Of a whole number of 64 bits, with its sign."""
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -104,8 +104,8 @@ def parse_json(text: str) -> Any:
     `NaN` and `Infinity` are numbers, since quality can be infinite: who reads a number checks it.
 
     Raises:
-        ValueError: when the text is no JSON, holds a whole number of more than 20 digits or half of a
-            surrogate pair, or is nested more than 100 deep.
+        ValueError: when the text is no JSON, holds a whole number that 64 bits cannot hold or half of
+            a surrogate pair, or is nested more than 100 deep.
     """
     try:
         data = json.loads(text, parse_int=_parse_int)
@@ -119,8 +119,8 @@ def parse_json(text: str) -> Any:
 
 
 def _parse_int(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
+    if len(digits) > MAX_DIGITS or not -(1 << 63) <= int(digits) < 1 << 63:
+        raise ValueError(f"a whole number of {len(digits)} digits, which 64 bits cannot hold")
     return int(digits)
 
 

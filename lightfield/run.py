@@ -41,6 +41,7 @@ from lightfield.files import (
     TEMPORARY_PREFIX,
     atomic_path,
     fingerprint,
+    open_regular,
     read_json,
     sha256_of,
     write_json,
@@ -74,6 +75,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: when the file is missing, truncated, or something else.
     """
     try:
+        open_regular(path).close()
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise CheckpointError("weights are missing", where=path) from None

@@ -28,6 +28,18 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def libraries_in_scratch(purpose: str) -> Iterator[None]:
+    """Let the temporary files that libraries make lie in a folder of `scratch_folder`, too."""
+    before = tempfile.tempdir
+    with scratch_folder(purpose) as place:
+        tempfile.tempdir = str(place)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def remove_abandoned() -> None:
     """Remove the temporary folders of this user and program whose processes have died."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):

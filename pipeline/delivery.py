@@ -26,6 +26,7 @@ from lightfield.errors import CheckpointError, ExportError
 from lightfield.files import write_json
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene, Views
+from lightfield.scratch import libraries_in_scratch
 from pipeline.console import Console
 from pipeline.students import load_light_field
 from pipeline.training import ingredient, scene_of
@@ -83,7 +84,7 @@ def make_export(run: Run, console: Console) -> Artifact:
 
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)
-        with console.progress("export") as progress:
+        with console.progress("export") as progress, libraries_in_scratch("export"):
             graphs = write_bundle(
                 field,
                 scene.test.poses[:PARITY_VIEWS],

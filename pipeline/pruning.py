@@ -135,7 +135,7 @@ def make_pruned(
     details = artifact.manifest["details"]
     if not details.get("budget_met", True):  # older artifacts were only made when it was
         raise BudgetError(
-            details["stopped"],
+            str(details.get("stopped")),
             remedy=f"go on with that one, which is in {artifact.path}, raise the budget, or train a "
             "smaller student",
         )

@@ -8,7 +8,6 @@ from dataclasses import asdict
 import torch
 
 from lightfield.camera import Intrinsics
-from lightfield.errors import NelfError
 from lightfield.light_field import LightField, ray_grid
 from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
@@ -19,7 +18,15 @@ from pipeline.console import Console
 from pipeline.pictures import TrainingPictures, students_scene, training_pictures
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
-from pipeline.training import RENDERS, compute_device, foreign, ingredient, scene_of, score
+from pipeline.training import (
+    MALFORMED,
+    RENDERS,
+    compute_device,
+    foreign,
+    ingredient,
+    scene_of,
+    score,
+)
 from train.distil import DistilConfig, distil, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
@@ -144,7 +151,7 @@ def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
         camera = Intrinsics.from_json(details["intrinsics"])
         space = RaySpace.from_json(details["space"])
         transform = SceneTransform.from_json(details["transform"])
-    except (KeyError, TypeError, NelfError) as reason:
+    except MALFORMED as reason:
         raise foreign(artifact, reason) from reason
     load_into(student, artifact.weights(), where=artifact.path)
     return LightField(student.to(device).eval(), camera, space, transform)

@@ -225,7 +225,7 @@ BAD_JSON = {
     "camera_angle_x is nan": lambda d: d.update(camera_angle_x=math.nan),
     "not between 0 and pi": lambda d: d.update(camera_angle_x=0),
     "are no camera": lambda d: d.update(fl_x=-1),
-    "a number of 401 digits": lambda d: d.update(fl_x=10**400),
+    "a whole number of 401 digits": lambda d: d.update(fl_x=10**400),
     "pictures of 8 x 0 pixels": lambda d: d.update(w=8, h=0),
     "pictures of 16 x 8 pixels": lambda d: d.update(w=16, h=8),
     "undistort the pictures": lambda d: d.update(camera_model="OPENCV_FISHEYE"),

@@ -389,7 +389,7 @@ def edit_manifest(artifact: Artifact, change) -> None:
         ),
         (lambda manifest: manifest | {"inputs": {"scene": None}}, "its input scene has no key"),
         (lambda manifest: manifest | {"metrics": {"p50_ms": "3"}}, "metric p50_ms is no number"),
-        (lambda manifest: manifest | {"details": 10**30}, "JSON .a number of 31 digits"),
+        (lambda manifest: manifest | {"details": 10**30}, "JSON .a whole number of 31 digits"),
         *[
             (lambda manifest, key=key: {k: v for k, v in manifest.items() if k != key}, "not a ")
             for key in ("schema", "stage", "key", "config", "inputs", "files", "metrics", "details")

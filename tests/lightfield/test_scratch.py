@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightfield.scratch import remove_abandoned, scratch_folder
+from lightfield.scratch import libraries_in_scratch, remove_abandoned, scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHILD = """
@@ -33,6 +33,14 @@ def test_a_folder_lasts_as_long_as_its_block(temporary):
         remove_abandoned()
         assert (place / "file").exists()
         assert place.parent == temporary
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_libraries_make_is_in_a_folder_of_ours(temporary):
+    with libraries_in_scratch("export"):
+        inner = Path(tempfile.mkdtemp())
+        assert inner.parent.name.startswith("nelf-scratch-export-")
+    assert tempfile.gettempdir() == str(temporary)
     assert list(temporary.iterdir()) == []
 
 

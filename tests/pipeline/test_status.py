@@ -266,7 +266,7 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
         ),
         (
             lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": 10**30}}},
-            "cannot be read as JSON (a number of 31 digits)",
+            "cannot be read as JSON (a whole number of 31 digits, which 64 bits cannot hold)",
         ),
         (
             lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": -1}}},
