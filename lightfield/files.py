@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -132,6 +133,14 @@ def _is_deeper(data: Any, depth: int) -> bool:
         if not level:
             return False
     return True
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that it holds, or a file; of a link, the link alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

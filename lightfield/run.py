@@ -23,7 +23,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +42,7 @@ from lightfield.files import (
     fingerprint,
     open_regular,
     read_json,
+    remove,
     sha256_of,
     write_json,
 )
@@ -164,7 +164,11 @@ class Artifact:
         """
         path = self.sized_file(name)
         sha256 = self.manifest["files"][name]["sha256"]
-        if not has_sha256(path, sha256, self.path.parent / REMEMBERED, self.watch):
+        try:
+            same = has_sha256(path, sha256, self.path.parent / REMEMBERED, self.watch)
+        except OSError as reason:
+            raise self._damage(f"cannot be read ({reason.strerror})", path) from reason
+        if not same:
             raise self._damage("the bytes differ from what the manifest recorded", path)
         return path
 
@@ -365,20 +369,20 @@ class Run:
         if resumed:
             (work / MANIFEST).unlink(missing_ok=True)
             for cut in list(work.rglob(f"{TEMPORARY_PREFIX}*")):
-                _remove(cut)
+                remove(cut)
         else:
-            _remove(work)
+            remove(work)
             work.mkdir(parents=True)
             write_json(known, {"key": key})
         return StageWriter(work, resumed)
 
     def _publish(self, stage: str) -> None:
         final, old = self.path / stage, self.path / f".{stage}.old"
-        _remove(old)
+        remove(old)
         if final.exists() or final.is_symlink():
             final.rename(old)
         self._work_path(stage).rename(final)
-        _remove(old)
+        remove(old)
 
     def _finish_publication(self, stage: str) -> None:
         """Finish, or else undo, a publication that was cut; the caller holds the lock."""
@@ -386,7 +390,7 @@ class Run:
         if (work / MANIFEST).is_file() and not (work / KEY).exists():
             self._publish(stage)
         elif final.exists():
-            _remove(old)
+            remove(old)
         elif old.exists():
             old.rename(final)
 
@@ -439,14 +443,6 @@ def _names_below(folder: Path) -> list[str]:
 
 def _entry(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder with all that it holds, or a file; of a link, the link alone."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_whole(artifact: Artifact) -> bool:

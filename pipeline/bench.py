@@ -28,6 +28,7 @@ from export.student_graph import write_student_onnx
 from lightfield.errors import DeviceError
 from lightfield.files import parse_json, read_text, write_text
 from lightfield.light_field import LightField, ray_grid
+from lightfield.names import printable
 from lightfield.progress import Progress
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
@@ -69,7 +70,9 @@ def make_bench(
         measured = measured_graphs(*fields, graphs, np.asarray(poses), stage.path)
         with console.progress("bench") as progress:
             benches, lost = _on_every_target(targets, measured, config, stage, progress)
-        write_records(stage.path, benches, [*failures, *lost], title=run.path.resolve().name)
+        write_records(
+            stage.path, benches, [*failures, *lost], title=printable(run.path.resolve().name)
+        )
         stage.metrics |= bench_metrics(benches[0])
         stage.details |= {
             "device": asdict(benches[0].device),

@@ -16,6 +16,7 @@ from device.bench_record import DeviceBench, read_benches
 from lightfield.arrays import read_array
 from lightfield.errors import CheckpointError
 from lightfield.files import fingerprint, parse_json, read_json
+from lightfield.names import printable
 from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
@@ -92,7 +93,7 @@ class Chain:
                 absent[stage] = f"nelf {stage} has not been run"
             else:
                 artifacts[stage] = artifact
-        return cls(run.path.resolve().name, load_scene(source.path), artifacts, absent)
+        return cls(printable(run.path.resolve().name), load_scene(source.path), artifacts, absent)
 
     def identity(self) -> dict[str, str]:
         """A fingerprint of each manifest: figures may change where the keys stay."""
