@@ -9,16 +9,32 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from device.comparison import RatioInterval
 from device.fidelity import Fidelity, Precision
 from device.operator_profile import OperatorTime
 from lightfield.errors import DeviceError
+from lightfield.files import read_json
 from lightfield.latency import DeviceIdentity, LatencyRecord
 
 SCHEMA = 1
 T = TypeVar("T")
+
+
+def read_benches(path: Path) -> tuple[list[DeviceBench], list[str]]:
+    """What a bench measured, by device, and why other devices were not measured.
+
+    Raises:
+        DeviceError: when the file is missing, or no such record.
+    """
+    data = read_json(path, DeviceError)
+    devices = data.get("devices") if isinstance(data, dict) else None
+    failed = data.get("failed", []) if isinstance(data, dict) else None
+    if not isinstance(devices, list) or not devices or not isinstance(failed, list):
+        raise DeviceError("the bench left no measurements", where=path)
+    return [DeviceBench.from_json(device) for device in devices], [str(why) for why in failed]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ operator, and for as long as an app would run.
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from lightfield.latency import LatencyRecord
 from lightfield.progress import Progress, silent
 from lightfield.ranges import THREADS, Range, check_ranges
 from lightfield.run import tool_versions
+from lightfield.scratch import scratch_folder
 
 SUSTAINED_ON_A_PHONE_SECONDS = 60
 
@@ -124,8 +124,8 @@ def benchmark(
     """
     done: list[GraphBench] = []
     progress(0, len(graphs))
-    with tempfile.TemporaryDirectory(prefix="nelf-bench-") as name:
-        yardstick = write_yardstick(Path(name) / "yardstick.onnx")
+    with scratch_folder("bench") as place:
+        yardstick = write_yardstick(place / "yardstick.onnx")
         for graph in graphs:
             found = (kept or {}).get((graph.name, graph.precision))
             if found is None:

@@ -9,7 +9,6 @@ into one of it.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from device.sensors import Sensor, condition_curve
 from lightfield.errors import ConfigError, DeviceError
 from lightfield.files import sha256_of
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
+from lightfield.scratch import scratch_folder
 
 
 @runtime_checkable
@@ -204,15 +204,15 @@ class RunnerTarget(ABC):
         Raises:
             DeviceError: when an input is not the graph's, or the graph cannot be run.
         """
-        with tempfile.TemporaryDirectory(prefix="nelf-run-") as name:
+        with scratch_folder("run") as place:
             jobs = []
             for index, arrays in enumerate(inputs):
-                folder = Path(name) / str(index)
+                folder = place / str(index)
                 write_inputs(folder / "inputs", checked_inputs(model, arrays))
                 jobs.append(Job(model, folder / "inputs", folder / "outputs"))
             report, _ = self._execute(jobs, replace(self._schedule(warmup=0, turns=1), watch=()))
             return [
-                read_outputs(Path(name) / str(index) / "outputs", times.outputs)
+                read_outputs(place / str(index) / "outputs", times.outputs)
                 for index, times in enumerate(report.models)
             ]
 
@@ -222,8 +222,8 @@ class RunnerTarget(ABC):
         Raises:
             DeviceError: when the graph cannot be run, or ONNX Runtime wrote no trace.
         """
-        with tempfile.TemporaryDirectory(prefix="nelf-profile-") as name:
-            trace = Path(name) / "trace.json"
+        with scratch_folder("profile") as place:
+            trace = place / "trace.json"
             self._reports([model], turns=runs, warmup=warmup, profile=trace)
             return read_profile(trace, runs)
 
@@ -240,10 +240,10 @@ class RunnerTarget(ABC):
             raise ConfigError(
                 f"{turns} runs after {warmup} warm-ups", remedy="measure at least once"
             )
-        with tempfile.TemporaryDirectory(prefix="nelf-measure-") as name:
+        with scratch_folder("measure") as place:
             jobs = []
             for index, model in enumerate(models):
-                inputs = Path(name) / str(index)
+                inputs = place / str(index)
                 write_inputs(inputs, list(fixed_inputs(model).values()))
                 jobs.append(Job(model, inputs))
             schedule = self._schedule(warmup=warmup, turns=turns, seconds=seconds)

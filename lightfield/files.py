@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from lightfield.errors import NelfError
 
 TEMPORARY_PREFIX = ".part-"
 """Files and folders so named are writes under way, or cut by a kill."""
+MAX_TEXT_BYTES = 512 << 20
+MAX_DEPTH = 100
+MAX_DIGITS = 20
+"""Of a whole number of 64 bits, with its sign."""
+SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
@@ -52,10 +58,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def discard_temporaries(folder: Path) -> None:
     """Remove the temporary files and folders that a killed process left below a folder."""
     for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,7 +72,7 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=True) + "\n")
 
 
-def open_regular(path: Path) -> BufferedReader:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading bytes; a named pipe or a device would be waited for forever.
 
     Raises:
@@ -86,15 +89,75 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
-def read_json(path: Path, error: type[NelfError]) -> Any:
-    """Parse a JSON file, raising `error` when it is missing, unreadable or no JSON."""
+def read_text(path: Path, error: type[NelfError], kind: str = "text") -> str:
+    """The text of a file in UTF-8, UTF-16 or UTF-32, raising `error` when it is missing, too large or
+    unreadable."""
     try:
         with open_regular(path) as file:
-            return json.loads(file.read())  # UTF-8, UTF-16 or UTF-32, with or without a mark
+            if os.fstat(file.fileno()).st_size > MAX_TEXT_BYTES:
+                raise error(f"more than {MAX_TEXT_BYTES >> 20} MiB of text", where=path)
+            raw = file.read()
+            return raw.decode(json.detect_encoding(raw))  # UTF-8, UTF-16 or UTF-32, by its mark
     except FileNotFoundError:
         raise error("file is missing", where=path) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as reason:
+    except OSError as reason:
+        text = reason.strerror or reason
+        raise error(f"cannot be read as {kind} ({text})", where=path) from reason
+    except UnicodeDecodeError as reason:
+        raise error(f"cannot be read as {kind} ({reason})", where=path) from reason
+
+
+def read_json(path: Path, error: type[NelfError]) -> Any:
+    """Parse a JSON file as `parse_json` does, raising `error` when it is missing, or no such JSON."""
+    text = read_text(path, error, "JSON")
+    try:
+        return parse_json(text)
+    except ValueError as reason:
         raise error(f"cannot be read as JSON ({reason})", where=path) from reason
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON that may come from anybody.
+
+    `NaN` and `Infinity` are numbers, since quality can be infinite: who reads a number checks it.
+
+    Raises:
+        ValueError: when the text is no JSON, holds a whole number that 64 bits cannot hold or half of
+            a surrogate pair, or is nested more than 100 deep.
+    """
+    try:
+        data = json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(data, MAX_DEPTH):
+        raise ValueError("nested too deep")
+    if SURROGATE_ESCAPE.search(text):
+        json.dumps(data, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
+    return data
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS or not -(1 << 63) <= int(digits) < 1 << 63:
+        raise ValueError(f"a whole number of {len(digits)} digits, which 64 bits cannot hold")
+    return int(digits)
+
+
+def _is_deeper(data: Any, depth: int) -> bool:
+    level = [data]
+    for _ in range(depth):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that it holds, or a file; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_regular_file(path: Path, error: type[NelfError]) -> None:
@@ -106,7 +169,7 @@ def require_regular_file(path: Path, error: type[NelfError]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a regular file's bytes."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,6 +19,8 @@ from lightfield.camera import Intrinsics
 from lightfield.errors import SceneError
 
 UNDISTORT_STEPS = 10
+LONGEST = 1e15
+"""Distances from here on have squares that float32 cannot hold well enough to compute with."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class RaySpace:
     def __post_init__(self) -> None:
         if self.kind not in ("world", "ndc"):
             raise SceneError(f"unknown kind {self.kind!r}", where="ray space")
-        if not 0 <= self.near < self.far < math.inf:
+        if not 0 <= self.near < self.far < LONGEST:
             raise SceneError(f"near {self.near} and far {self.far} bound no ray", where="ray space")
         if self.kind == "ndc" and not all(
             0 < x < math.inf for x in (*self.ndc_scale, self.ndc_near)

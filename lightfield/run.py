@@ -8,6 +8,10 @@ Invariants:
 - The key is the fingerprint of the stage's config and of the manifests it reads. A stage whose key
   has not changed is not run again.
 - One process at a time works in a run; the lock goes with the process, however it ends.
+- A file is handed out only while its bytes are those whose SHA-256 the manifest records. A stage whose
+  files have changed is made again by its own command, and refused by all others.
+- A folder whose manifest cannot be read as one of this version is refused by every command, its own
+  included: what a newer version or a person made is never thrown away.
 """
 
 from __future__ import annotations
@@ -20,13 +24,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -34,14 +37,26 @@ import torch
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, RunLockedError
-from lightfield.files import atomic_path, fingerprint, read_json, sha256_of, write_json
+from lightfield.files import (
+    atomic_path,
+    fingerprint,
+    open_regular,
+    read_json,
+    remove,
+    sha256_of,
+    write_json,
+)
+from lightfield.verified import REMEMBERED, Watch, has_sha256, remember, unwatched
 from lightfield.work_folder import KEY, METRICS, Carried, Request, begin_work, nothing_carried
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
-MANIFEST_FIELDS = {"config", "inputs", "files", "metrics", "details"}
+MANIFEST_FIELDS = ("config", "inputs", "files", "metrics", "details")
 """What every manifest holds beside its names, each a dictionary."""
+UNITS = ("_db", "_ms", "_fps", "_bytes")
+"""A metric whose name ends with a unit is a number, or None."""
+MAX_SECONDS = 1e9
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime", "onnxsim", "coremltools")
 
 
@@ -59,6 +74,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: when the file is missing, truncated, or something else.
     """
     try:
+        open_regular(path).close()
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise CheckpointError("weights are missing", where=path) from None
@@ -109,6 +125,8 @@ class Artifact:
 
     path: Path
     manifest: dict[str, Any]
+    watch: Watch = field(default=unwatched, compare=False, repr=False)
+    """Shows how far the check of a large file is."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -116,11 +134,44 @@ class Artifact:
         return self.manifest["metrics"]
 
     @property
+    def seconds(self) -> float | None:
+        """How long the stage took; None when the manifest does not say."""
+        value = self.manifest.get("seconds")
+        return float(value) if is_number(value) and 0 <= value < MAX_SECONDS else None
+
+    def figure(self, name: str) -> float:
+        """One number among the metrics.
+
+        Raises:
+            CheckpointError: when the manifest has lost it, or holds something else there.
+        """
+        value = self.metrics.get(name)
+        if not is_number(value):
+            raise self._damage(f"its metric {name} is missing or no number", self.path / MANIFEST)
+        return value
+
+    @property
     def key(self) -> str:
         """Fingerprint of what the stage was made from."""
         return self.manifest["key"]
 
     def file(self, name: str) -> Path:
+        """A file of the artifact, checked to hold the bytes that the manifest recorded.
+
+        Raises:
+            CheckpointError: when it is unknown, missing, truncated or changed.
+        """
+        path = self.sized_file(name)
+        sha256 = self.manifest["files"][name]["sha256"]
+        try:
+            same = has_sha256(path, sha256, self.path.parent / REMEMBERED, self.watch)
+        except OSError as reason:
+            raise self._damage(f"cannot be read ({reason.strerror})", path) from reason
+        if not same:
+            raise self._damage("the bytes differ from what the manifest recorded", path)
+        return path
+
+    def sized_file(self, name: str) -> Path:
         """A file of the artifact, checked to be there with the size the manifest states.
 
         Raises:
@@ -131,12 +182,17 @@ class Artifact:
         if entry is None:
             raise CheckpointError("the manifest lists no such file", where=path)
         if not path.is_file() or path.stat().st_size != entry["size_bytes"]:
-            raise CheckpointError(
-                "file is missing or truncated",
-                where=path,
-                remedy=f"delete {self.path} and run the stage again",
-            )
+            raise self._damage("file is missing or truncated", path)
         return path
+
+    def check(self) -> None:
+        """Check every file of the artifact.
+
+        Raises:
+            CheckpointError: when one is missing, truncated or changed.
+        """
+        for name in self.manifest["files"]:
+            self.file(name)
 
     def weights(self, name: str = WEIGHTS) -> dict[str, Tensor]:
         """Tensors of the artifact, checked against the manifest's hash.
@@ -144,14 +200,11 @@ class Artifact:
         Raises:
             CheckpointError: when the file is missing or its bytes have changed.
         """
-        path = self.file(name)
-        if sha256_of(path) != self.manifest["files"][name]["sha256"]:
-            raise CheckpointError(
-                "weights differ from what the manifest recorded",
-                where=path,
-                remedy=f"delete {self.path} and run the stage again",
-            )
-        return load_weights(path)
+        return load_weights(self.file(name))
+
+    def _damage(self, what: str, path: Path) -> CheckpointError:
+        remedy = f"delete {self.path} and run the stage again"
+        return CheckpointError(what, where=path, remedy=remedy)
 
 
 @dataclass
@@ -179,6 +232,8 @@ class Run:
     """The folder of one scene's chain."""
 
     path: Path
+    watch: Watch = field(default=unwatched, compare=False, repr=False)
+    """Shows how far the check of a large file is."""
 
     def artifact(self, stage: str) -> Artifact:
         """A finished stage.
@@ -192,18 +247,15 @@ class Run:
             raise CheckpointError(
                 "this stage has not been run", where=folder, remedy=f"run `nelf {stage}` first"
             )
-        manifest = read_json(folder / MANIFEST, CheckpointError)
-        if not isinstance(manifest, dict) or "schema" not in manifest:
-            raise CheckpointError("not a manifest of this tool", where=folder / MANIFEST)
-        if manifest["schema"] != SCHEMA:
-            raise CheckpointError(
-                f"manifest schema {manifest['schema']}, this version reads {SCHEMA}",
-                where=folder / MANIFEST,
-                remedy="delete the folder and run the stage again",
-            )
-        if not (manifest.get("stage") == stage and _is_well_formed(manifest)):
-            raise CheckpointError("not a manifest of this stage", where=folder / MANIFEST)
-        return Artifact(folder, manifest)
+        try:
+            manifest = read_json(folder / MANIFEST, CheckpointError)
+            fault = fault_of(manifest, stage)
+        except CheckpointError as error:
+            manifest, fault = {}, error.what
+        if fault:
+            remedy = f"put it back as it was, or delete {folder} and run the stage again"
+            raise CheckpointError(fault, where=folder / MANIFEST, remedy=remedy)
+        return Artifact(folder, manifest, self.watch)
 
     def find(self, stage: str) -> Artifact | None:
         """A finished stage, or None when it has not been run; damage still raises."""
@@ -235,6 +287,7 @@ class Run:
 
         Raises:
             RunLockedError: when another process works in this run.
+            CheckpointError: when the stage's folder holds something that would be lost.
         """
         with self.locked():
             self._finish_publication(stage)
@@ -242,23 +295,15 @@ class Run:
             request = Request(
                 key, config, {name: artifact.key for name, artifact in inputs.items()}
             )
-            current = None
-            with contextlib.suppress(CheckpointError):
-                current = self.artifact(stage)
-                if current.key == key and not force and _files_are_whole(current):
-                    return current, False
+            current = self._replaceable(stage)
+            if current is not None and current.key == key and not force and _is_whole(current):
+                return current, False
             writer = self._begin(stage, request, current, carried, say or (lambda text: None))
             started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
             work(writer)
             transient = (*writer.discard, KEY)
-            files = {
-                path.relative_to(writer.path).as_posix(): {
-                    "sha256": sha256_of(path),
-                    "size_bytes": path.stat().st_size,
-                }
-                for path in sorted(writer.path.rglob("*"))
-                if path.is_file() and path.relative_to(writer.path).as_posix() not in transient
-            }
+            names = [name for name in _names_below(writer.path) if name not in transient]
+            files = {name: _entry(writer.path / name) for name in names}
             manifest = {
                 "schema": SCHEMA,
                 "stage": stage,
@@ -279,7 +324,21 @@ class Run:
             for name in transient:  # only now, and the key last: until then the work can be resumed
                 (writer.path / name).unlink(missing_ok=True)
             self._publish(stage)
-            return self.artifact(stage), True
+            made = self.artifact(stage)
+            for name, entry in files.items():
+                remember(made.path / name, entry["sha256"], self.path / REMEMBERED)
+            return made, True
+
+    def _replaceable(self, stage: str) -> Artifact | None:
+        """The stage as it is, None when there is none; refused when it is not known what it holds."""
+        current, folder = self.find(stage), self.path / stage
+        if current is None and folder.is_dir() and any(folder.iterdir()):
+            raise CheckpointError(
+                f"this folder holds no {MANIFEST}, so it is not a stage's",
+                where=folder,
+                remedy="move it elsewhere, or delete it if it can go",
+            )
+        return current
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -328,11 +387,11 @@ class Run:
 
     def _publish(self, stage: str) -> None:
         final, old = self.path / stage, self.path / f".{stage}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
+        remove(old)
+        if final.exists() or final.is_symlink():
             final.rename(old)
         self._work_path(stage).rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
     def _finish_publication(self, stage: str) -> None:
         """Finish, or else undo, a publication that was cut; the caller holds the lock."""
@@ -340,7 +399,7 @@ class Run:
         if (work / MANIFEST).is_file() and not (work / KEY).exists():
             self._publish(stage)
         elif final.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         elif old.exists():
             old.rename(final)
 
@@ -351,21 +410,53 @@ class Run:
                 self._finish_publication(stage)
 
 
-def _is_well_formed(manifest: dict[str, Any]) -> bool:
-    return (
-        isinstance(manifest.get("key"), str)
-        and all(isinstance(manifest.get(name), dict) for name in MANIFEST_FIELDS)
-        and all(
-            isinstance(entry, dict) and entry.keys() >= {"sha256", "size_bytes"}
-            for entry in manifest["files"].values()
-        )
-    )
+def fault_of(manifest: Any, stage: str) -> str:
+    """What keeps parsed JSON from being a stage's manifest of this version; empty when nothing does."""
+    if not isinstance(manifest, dict) or "schema" not in manifest:
+        return "not a manifest of this tool"
+    if manifest["schema"] != SCHEMA:
+        return f"manifest schema {manifest['schema']}, this version reads {SCHEMA}"
+    if manifest.get("stage") != stage or not isinstance(manifest.get("key"), str):
+        return "not a manifest of this stage"
+    for name in MANIFEST_FIELDS:
+        if not isinstance(manifest.get(name), dict):
+            return f"not a manifest of this stage (it has no {name})"
+    for name, key in manifest["inputs"].items():
+        if not isinstance(key, str):
+            return f"not a manifest of this stage (its input {name} has no key)"
+    for name, entry in manifest["files"].items():
+        if not _is_entry(entry):
+            return f"not a manifest of this stage (its file {name} has no SHA-256 and size)"
+    for name, value in manifest["metrics"].items():
+        if name.endswith(UNITS) and value is not None and not is_number(value):
+            return f"its metric {name} is no number"
+    return ""
 
 
-def _files_are_whole(artifact: Artifact) -> bool:
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    size, sha256 = entry.get("size_bytes"), entry.get("sha256")
+    return type(size) is int and 0 <= size < 1 << 63 and isinstance(sha256, str)
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value of a manifest is a number, which a boolean is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names_below(folder: Path) -> list[str]:
+    paths = sorted(folder.rglob("*"))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+
+
+def _is_whole(artifact: Artifact) -> bool:
     try:
-        for name in artifact.manifest["files"]:
-            artifact.file(name)
+        artifact.check()
     except CheckpointError:
         return False
     return True

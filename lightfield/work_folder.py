@@ -9,14 +9,13 @@ take it up again, until other work of the stage is dropped.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightfield.errors import CheckpointError
-from lightfield.files import TEMPORARY_PREFIX, discard_temporaries, read_json, write_json
+from lightfield.files import TEMPORARY_PREFIX, discard_temporaries, read_json, remove, write_json
 
 KEY = "key.json"
 METRICS = "metrics.jsonl"
@@ -117,18 +116,18 @@ def _drop(
 ) -> None:
     """Move interrupted work aside, or delete it when it is large or nobody knows what it is."""
     if not _files(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         return
     what = f"the interrupted work{_after_step(folder)} is dropped, and the stage starts over"
     changes = "its settings cannot be read" if begun is None else request.changes(begun)
     if begun is None or sum(path.stat().st_size for path in _files(folder)) > LARGEST_DROPPED:
-        shutil.rmtree(folder)
+        remove(folder)
         say(f"{changes}; {what}")
         return
     place = _dropped(folder, begun)
     for older in folder.parent.glob(f"{folder.stem}.dropped-*"):
         if older != _dropped(folder, request):
-            shutil.rmtree(older)
+            remove(older)
     folder.rename(place)
     say(f"{changes}; {what} (it is kept in {place}, and the earlier settings go on from it)")
 
@@ -152,10 +151,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _leave_only(folder: Path, names: Collection[str]) -> None:
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in names:
-            path.unlink()
+        if path.is_dir() or path.name not in names:
+            remove(path)
 
 
 def _after_step(folder: Path) -> str:

@@ -8,10 +8,8 @@ optimiser steps as the search spent on all its candidates and its result.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -20,6 +18,7 @@ from device.target import Target
 from lightfield.errors import BudgetError
 from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter
+from lightfield.scratch import scratch_folder
 from lightfield.student import Student
 from pipeline.console import Console
 from pipeline.pictures import students_scene
@@ -96,11 +95,11 @@ def make_baseline(
         field = load_light_field(dense, compute_device())
         began = time.monotonic()
         with (
-            tempfile.TemporaryDirectory(prefix="nelf-baseline-") as scratch,
+            scratch_folder("baseline") as place,
             console.progress(f"baseline {config.kind}") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            bench = workbench(run, field, tuner, target, measuring, Path(scratch))
+            bench = workbench(run, field, tuner, target, measuring, place)
             shape, measured = largest_within(bench, field.student, config.kind, ratio)
             student = _begun(bench, field.student, shape, config.kind, distilling.seed)
             under_way = stage.path / "tuning"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from device.bench_record import DeviceBench, GraphBench
+from device.bench_record import DeviceBench, GraphBench, read_benches
 from device.benchmark import BenchGraph, BenchmarkConfig, benchmark
 from device.choice import together
 from device.fidelity import Precision
@@ -26,8 +26,9 @@ from device.onnx_inputs import TensorSpec, input_specs
 from device.target import RunnerTarget
 from export.student_graph import write_student_onnx
 from lightfield.errors import DeviceError
-from lightfield.files import read_json, write_text
+from lightfield.files import parse_json, read_text, write_text
 from lightfield.light_field import LightField, ray_grid
+from lightfield.names import printable
 from lightfield.progress import Progress
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
@@ -69,7 +70,9 @@ def make_bench(
         measured = measured_graphs(*fields, graphs, np.asarray(poses), stage.path)
         with console.progress("bench") as progress:
             benches, lost = _on_every_target(targets, measured, config, stage, progress)
-        write_records(stage.path, benches, [*failures, *lost], title=run.path.resolve().name)
+        write_records(
+            stage.path, benches, [*failures, *lost], title=printable(run.path.resolve().name)
+        )
         stage.metrics |= bench_metrics(benches[0])
         stage.details |= {
             "device": asdict(benches[0].device),
@@ -145,9 +148,9 @@ def _kept(path: Path) -> dict[tuple[str, str], GraphBench]:
     if not path.exists():
         return {}
     kept: dict[tuple[str, str], GraphBench] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, DeviceError).splitlines():
         with contextlib.suppress(ValueError, DeviceError):  # a line that was cut
-            graph = GraphBench.from_json(json.loads(line))
+            graph = GraphBench.from_json(parse_json(line))
             if not graph.refused:
                 kept[graph.name, graph.precision] = graph
     return kept
@@ -226,8 +229,7 @@ def print_bench(artifact: Artifact, console: Console) -> None:
         DeviceError: when a device was lost or a graph in full precision has no speed; what else was
             measured has been kept.
     """
-    data = read_json(artifact.file(LATENCIES), DeviceError)
-    benches = [DeviceBench.from_json(device) for device in data["devices"]]
+    benches, failed = read_benches(artifact.file(LATENCIES))
     for bench in benches:
         for line in bench_table(bench):
             console.say(line)
@@ -238,7 +240,7 @@ def print_bench(artifact: Artifact, console: Console) -> None:
         for graph in bench.graphs
         if graph.refused and graph.precision == "fp32"
     ]
-    if missing := [*data["failed"], *refused]:
+    if missing := [*failed, *refused]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DeviceError(
             f"{missing[0]}{more}", remedy=f"what else was measured is in {artifact.path}"

@@ -10,6 +10,7 @@ which may be waiting in a library that hears no interruption, and so die of its 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -31,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in words
     if arguments is None:  # the process is ours
         keep_freed_memory()
+        for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     with _ending_when_interrupted():
         from pipeline.commands.command_line import perform
         from pipeline.mishaps import in_one_line

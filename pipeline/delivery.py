@@ -25,6 +25,7 @@ from lightfield.errors import CheckpointError, ExportError
 from lightfield.files import write_json
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene, Views
+from lightfield.scratch import libraries_in_scratch
 from pipeline.console import Console
 from pipeline.students import load_light_field
 from pipeline.training import ingredient, scene_of
@@ -35,6 +36,9 @@ EXPORT_FORMS = 2
 """Counts up when the export writes other files, so that an older run's are written again."""
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"
 CPU = torch.device("cpu")
+PORTS = ("COM", "LPT")
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in PORTS for n in range(10))}
+"""Names of devices, which no file may have on Windows."""
 
 
 def newest_student(run: Run) -> tuple[str, Artifact]:
@@ -67,7 +71,8 @@ def scene_file_name(name: str) -> str:
     """A scene's name as it appears in file names: `lego` becomes `Lego`."""
     words = re.findall(r"[A-Za-z0-9]+", name)
     text = "".join(word[0].upper() + word[1:] for word in words)
-    return text if text and text[0].isalpha() else f"Scene{text}"
+    fits = text[:1].isalpha() and text.upper() not in RESERVED
+    return text if fits else f"Scene{text}"
 
 
 def make_export(run: Run, console: Console) -> Artifact:
@@ -78,7 +83,7 @@ def make_export(run: Run, console: Console) -> Artifact:
 
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)
-        with console.progress("export") as progress:
+        with console.progress("export") as progress, libraries_in_scratch("export"):
             graphs = write_bundle(
                 field,
                 scene.test.poses[:PARITY_VIEWS],

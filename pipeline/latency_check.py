@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from device.target import Target
 from export.student_graph import write_student_onnx
 from lightfield.light_field import ray_grid
 from lightfield.run import Run
+from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
 from pipeline.pruning import spec_latencies, steadiest
 from pipeline.students import load_light_field
@@ -51,12 +50,11 @@ def predictions(run: Run, config: PruneConfig, target: Target, count: int) -> li
     )
     random = np.random.default_rng(config.seed)
     specs = [spec, *(choices.random_spec(spec, random) for _ in range(count))]
-    with tempfile.TemporaryDirectory(prefix="nelf-check-") as name:
-        scratch = Path(name)
-        timed = spec_latencies(run, target, rays, config.table_turns, scratch)
+    with scratch_folder("check") as place:
+        timed = spec_latencies(run, target, rays, config.table_turns, place)
         table = build_latency_table(spec, choices, timed)
         paths = [
-            write_student_onnx(Student(s), rays.height, rays.width, scratch / f"check{i}.onnx")
+            write_student_onnx(Student(s), rays.height, rays.width, place / f"check{i}.onnx")
             for i, s in enumerate(specs)
         ]
         records = target.measure_many(paths, turns=config.table_turns, warmup=1)

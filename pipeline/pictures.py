@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, ConfigError, SceneError
+from lightfield.names import checked_folder
 from lightfield.rays import RaySpace
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
@@ -24,7 +25,9 @@ from lightfield.student import StudentSpec
 from pipeline.console import Console
 from pipeline.together import perform_together
 from pipeline.training import (
+    MALFORMED,
     compute_device,
+    foreign,
     fused_renderer,
     load_teacher,
     scene_of,
@@ -107,7 +110,7 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
         stage.metrics["pictures"] = len(pictures)
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
-    settings = {"published": str(folder.resolve())}
+    settings = {"published": str(checked_folder(folder).resolve())}
     return run.perform("pseudo", settings, {"scene": source}, work, say=console.say)[0]
 
 
@@ -173,8 +176,12 @@ def batch_renderer(
 def students_scene(pseudo: Artifact, scene: Scene, dense: Artifact | None = None) -> Scene:
     """The scene in the ray space that students see it in: that of a dense student, if there is one,
     since a brought one may have been trained in another space than the teacher found."""
-    space = (dense or pseudo).manifest["details"].get("space")
-    return scene if space is None else replace(scene, space=RaySpace.from_json(space))
+    source = dense or pseudo
+    space = source.manifest["details"].get("space")
+    try:
+        return scene if space is None else replace(scene, space=RaySpace.from_json(space))
+    except MALFORMED as reason:
+        raise foreign(source, reason) from reason
 
 
 def training_pictures(

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from lightfield.scratch import scratch_folder
 from train.distributed import STORE
 
 REFUSED = 2
@@ -46,14 +45,14 @@ def main(words: list[str]) -> int:
 
 
 def _start(count: int, words: list[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="nelf-processes-") as folder:
-        os.environ[STORE] = str(Path(folder) / "processes")
+    with scratch_folder("processes") as folder:
+        os.environ[STORE] = str(folder / "processes")
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # that one listens everywhere
         torchrun(
             [
                 "--rdzv-backend=c10d",
                 "--rdzv-conf=store_type=file",
-                f"--rdzv-endpoint={Path(folder) / 'torchrun'}",
+                f"--rdzv-endpoint={folder / 'torchrun'}",
                 "--local-addr=localhost",
                 f"--nproc-per-node={count}",
                 *("-m", "--", "pipeline.cli", *words),

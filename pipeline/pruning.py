@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from lightfield.latency import ComparedLatency, LatencyRecord
 from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered_rays
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
+from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
 from pipeline.latency_store import LatencyStore
@@ -101,11 +101,11 @@ def make_pruned(
     def work(stage: StageWriter) -> None:
         measured = target.going_on(stage.path) if isinstance(target, RecordedTarget) else target
         with (
-            tempfile.TemporaryDirectory(prefix="nelf-prune-") as scratch,
+            scratch_folder("prune") as place,
             console.progress("prune") as progress,
             leading_tuner(run, distilling, console, ranks) as tuner,
         ):
-            bench = workbench(run, field, tuner, measured, config, Path(scratch))
+            bench = workbench(run, field, tuner, measured, config, place)
             found = search(
                 field.student, bench, config,
                 folder=stage.path, progress=progress, log=stage.log, start=start, origin=dense.key,
@@ -136,7 +136,7 @@ def make_pruned(
     details = artifact.manifest["details"]
     if not details.get("budget_met", True):  # older artifacts were only made when it was
         raise BudgetError(
-            details["stopped"],
+            str(details.get("stopped")),
             remedy=f"go on with that one, which is in {artifact.path}, raise the budget, or train a "
             "smaller student",
         )

@@ -64,7 +64,7 @@ def bring_student(run: Run, file: Path, network: PublishedNetwork, console: Cons
 
     settings = {"published": sha256_of(file), "network": asdict(network)}
     artifact = run.perform("student", settings, {"scene": source}, work, say=console.say)[0]
-    if artifact.metrics["psnr_db"] < DOUBTFUL_DB:
+    if artifact.figure("psnr_db") < DOUBTFUL_DB:
         console.say(
             "student: its pictures are far from the scene's: was it trained on this scene, with these "
             f"{network.points} points between {network.near:g} and {network.far:g}, and "

@@ -50,7 +50,10 @@ HEADLINES = {
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage; the figures are those of the artifact in place, None or empty when there is none."""
+    """One stage; the figures are those of the artifact in place, None or empty when there is none.
+
+    `made` is in the local time zone.
+    """
 
     stage: str
     state: State
@@ -117,7 +120,7 @@ def print_status(statuses: Sequence[StageStatus], console: Console, *, title: st
         table.add_row(
             status.stage,
             Text(status.state, STYLES[status.state]),
-            f"{status.made.astimezone():%Y-%m-%d %H:%M}" if status.made else "",
+            f"{status.made:%Y-%m-%d %H:%M}" if status.made else "",
             str(took),
             "" if status.size_bytes is None else decimal(status.size_bytes),
             Text("\n".join(line for line in (status.headline, status.reason) if line)),
@@ -149,19 +152,12 @@ def _read(run: Run, stage: str) -> tuple[Artifact | None, str]:
         artifact = run.artifact(stage)
     except CheckpointError as error:
         return None, error.what
-    inputs, metrics = artifact.manifest["inputs"], artifact.metrics
-    if not (isinstance(artifact.key, str) and isinstance(metrics, dict) and _are_keys(inputs)):
-        return None, "not a manifest of this stage"
     for name in artifact.manifest["files"]:
         try:
-            artifact.file(name)
+            artifact.sized_file(name)
         except CheckpointError as error:
             return artifact, f"{name}: {error.what}"
     return artifact, ""
-
-
-def _are_keys(inputs: Any) -> bool:
-    return isinstance(inputs, dict) and all(isinstance(key, str) for key in inputs.values())
 
 
 def _outdated(artifact: Artifact, stage_of: dict[str, str], stale: set[str]) -> str:
@@ -217,15 +213,13 @@ def _last_change(folder: Path) -> float:
 def _figures(artifact: Artifact | None) -> dict[str, Any]:
     if artifact is None:
         return {}
-    manifest = artifact.manifest
-    sizes = [entry["size_bytes"] for entry in manifest["files"].values()]
-    figures: dict[str, Any] = {"headline": _headline(artifact)}
-    with contextlib.suppress(TypeError):  # of a damaged artifact, as all that follows
-        figures["size_bytes"] = sum(sizes)
-    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-        took = datetime.timedelta(seconds=manifest["seconds"])
-        made = datetime.datetime.fromisoformat(manifest["started"]) + took
-        figures |= {"seconds": took.total_seconds(), "made": made}
+    sizes = [entry["size_bytes"] for entry in artifact.manifest["files"].values()]
+    figures: dict[str, Any] = {"headline": _headline(artifact), "size_bytes": sum(sizes)}
+    seconds = artifact.seconds
+    if seconds is not None:
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # no such date
+            began = datetime.datetime.fromisoformat(artifact.manifest["started"]).astimezone()
+            figures |= {"seconds": seconds, "made": began + datetime.timedelta(seconds=seconds)}
     return figures
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from lightfield.camera import Intrinsics
-from lightfield.errors import NelfError
 from lightfield.light_field import LightField, ray_grid
 from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
@@ -21,6 +20,7 @@ from pipeline.pictures import TrainingPictures, students_scene, training_picture
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
 from pipeline.training import (
+    MALFORMED,
     RENDERS,
     compute_device,
     foreign,
@@ -168,7 +168,7 @@ def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
         camera = Intrinsics.from_json(details["intrinsics"])
         space = RaySpace.from_json(details["space"])
         transform = SceneTransform.from_json(details["transform"])
-    except (KeyError, TypeError, NelfError) as reason:
+    except MALFORMED as reason:
         raise foreign(artifact, reason) from reason
     load_into(student, artifact.weights(), where=artifact.path)
     return LightField(student.to(device).eval(), camera, space, transform)

@@ -29,6 +29,10 @@ SHOWN_VIEWS = 8
 BLANK_MARGIN_DB = 0.25
 FEWEST_TELLING_STEPS = 200
 """Steps after which a teacher that shows nothing will hardly show more."""
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NelfError)
+"""What building something from an edited manifest can raise."""
+SCENE_WORDS = ("preset", "source", "name", "data")
+"""Details of a scene that are words."""
 RENDERS = "renders.npy"
 
 
@@ -51,8 +55,7 @@ def ingredient(run: Run, stage: str) -> Artifact:
         CheckpointError: when it has not been run, is damaged, or is older than what it was made from.
     """
     artifact = run.artifact(stage)
-    for name in artifact.manifest["files"]:
-        artifact.file(name)
+    artifact.check()
     for name, key in artifact.manifest["inputs"].items():
         source = run.find(name)
         if source is None or source.key != key:
@@ -65,8 +68,15 @@ def ingredient(run: Run, stage: str) -> Artifact:
 
 
 def scene_of(run: Run) -> tuple[Artifact, Scene]:
-    """The run's scene."""
+    """The run's scene.
+
+    Raises:
+        CheckpointError: when there is none, or it is damaged.
+    """
     artifact = ingredient(run, "scene")
+    for name in SCENE_WORDS:
+        if not isinstance(artifact.manifest["details"].get(name, ""), str):
+            raise foreign(artifact, TypeError(f"its {name} is no word"))
     return artifact, load_scene(artifact.path)
 
 
@@ -137,7 +147,7 @@ def load_teacher(run: Run, scene: Scene, device: torch.device) -> tuple[Artifact
     artifact = ingredient(run, "teacher")
     try:
         teacher = Teacher(TeacherConfig(**artifact.manifest["config"]), scene.box, device=device)
-    except (TypeError, NelfError) as reason:
+    except MALFORMED as reason:
         raise foreign(artifact, reason) from reason
     load_into(teacher, artifact.weights(), where=artifact.path)
     return artifact, teacher.to(device).eval()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from lightfield.errors import CheckpointError, NelfError
-from lightfield.files import write_text
+from lightfield.files import parse_json, read_text, write_text
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.student import Student, StudentSpec
 
@@ -190,16 +190,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a record, each checked to be a measurement."""
     if not path.exists():
         return []
-    try:
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as reason:
-        raise CheckpointError(f"not a record of measurements ({reason})", where=path) from reason
+    *lines, _ = read_text(path, CheckpointError, "a record of measurements").split("\n")
     return [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def _entry(line: str, where: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         _check(entry)
     except _MALFORMED as reason:
         text = f"missing {reason}" if isinstance(reason, KeyError) else str(reason)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightfield.errors import CheckpointError, ConfigError, NelfError
-from lightfield.files import atomic_path, write_json
+from lightfield.files import atomic_path, open_regular, parse_json, write_json
 from lightfield.run import load_into
 from lightfield.student import Student, StudentSpec
 from prune.latency_table import LatencyTable
@@ -220,13 +220,14 @@ def read_search(
         CheckpointError: when there is no such file, or it is damaged or foreign.
     """
     try:
+        open_regular(path).close()
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:
             raise CheckpointError("not written by this tool")
-        state = SearchState.from_json(json.loads(metadata["state"]))
-        student = Student(StudentSpec.from_json(json.loads(metadata["spec"])))
+        state = SearchState.from_json(parse_json(metadata["state"]))
+        student = Student(StudentSpec.from_json(parse_json(metadata["spec"])))
     except (OSError, KeyError, ValueError, safetensors.SafetensorError, NelfError) as reason:
         raise CheckpointError(
             f"not the state of a search ({reason})", where=path, remedy=remedy

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightfield.errors import CheckpointError, quoted
-from lightfield.files import atomic_path
+from lightfield.files import atomic_path, open_regular, parse_json
 
 FORMAT = "nelf-training-1"
 
@@ -81,6 +81,7 @@ def load_checkpoint(
     if not path.is_file():  # reading a pipe may never end
         raise _refusal("not a regular file", path)
     try:
+        open_regular(path).close()
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -89,7 +90,7 @@ def load_checkpoint(
     if metadata.get("format") != FORMAT:
         raise _refusal("not a checkpoint of this tool", path)
     try:
-        meta = json.loads(metadata["state"])
+        meta = parse_json(metadata["state"])
         for owner, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{owner}/"))
         if meta["optimisers"].keys() != optimisers.keys():

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from numpy.lib import format as npy
 from torch import Tensor
 
+from lightfield.arrays import read_array
 from lightfield.errors import CheckpointError
 from lightfield.files import atomic_path, read_json, write_json
 from lightfield.progress import Progress
@@ -98,12 +99,9 @@ def load_poses(folder: Path) -> Float[np.ndarray, "n 3 4"]:
     Raises:
         CheckpointError: when the file is missing, truncated or foreign.
     """
-    try:
-        poses = np.array(npy.open_memmap(folder / POSES, mode="r"))
-    except (OSError, ValueError) as reason:
-        raise CheckpointError(f"not readable pseudo pictures ({reason})", where=folder) from reason
-    if poses.dtype != np.float32 or poses.ndim != 3 or poses.shape[1:] != (3, 4):
-        raise CheckpointError("arrays are not posed uint8 pictures", where=folder)
+    poses = np.array(read_array(folder / POSES, np.float32, (None, 3, 4)))
+    if not np.isfinite(poses).all():
+        raise CheckpointError("holds NaN or infinity", where=folder / POSES)
     return poses
 
 
@@ -114,13 +112,7 @@ def load_pictures(folder: Path) -> PosedPictures:
         CheckpointError: when a file is missing, truncated or foreign.
     """
     poses = load_poses(folder)
-    try:
-        images = npy.open_memmap(folder / IMAGES, mode="r")
-    except (OSError, ValueError) as reason:
-        raise CheckpointError(f"not readable pseudo pictures ({reason})", where=folder) from reason
-    pictures = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
-    if not pictures or len(poses) != len(images):
-        raise CheckpointError("arrays are not posed uint8 pictures", where=folder)
+    images = read_array(folder / IMAGES, np.uint8, (len(poses), None, None, 3))
     return PosedPictures(poses, images)
 
 

@@ -11,7 +11,6 @@ forward-facing scenes they are OpenCV matrices in an OpenCV world, in units of `
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.lib import format as npy
 from torch import Tensor
 
+from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics, checked_poses, look_at
 from lightfield.errors import CheckpointError, NelfError, quoted
 from lightfield.files import read_json, require_regular_file
@@ -182,16 +181,5 @@ def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "{height}
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array on the disk; an object array, which would have to be unpickled, is refused."""
-    require_regular_file(path, CheckpointError)
-    try:
-        if path.stat().st_size > 4 * math.prod(shape) + LARGEST_HEADER_BYTES:
-            raise ValueError("it is larger than its numbers")
-        array = npy.open_memmap(path, mode="r")
-    except Exception as reason:  # a header is parsed as Python, which raises whatever it leads to
-        raise CheckpointError(f"not a readable array ({quoted(str(reason))})", where=path) from None
-    if array.dtype != np.float32 or array.shape != shape:
-        raise CheckpointError(
-            f"{array.dtype} values of shape {array.shape}, not float32 of {shape}", where=path
-        )
-    return array
+    """A float32 array on the disk."""
+    return read_array(path, np.float32, shape)

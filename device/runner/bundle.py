@@ -29,6 +29,7 @@ from device.runner.maven import fetched_aar
 from device.runner_protocol import Provider
 from lightfield.errors import DeviceError
 from lightfield.files import atomic_path, fingerprint, sha256_of
+from lightfield.scratch import scratch_folder
 
 _LOADER = "ld-linux-aarch64.so.1"
 _GLIBC_FILES = (
@@ -149,8 +150,8 @@ def _runner(form: RunnerForm) -> Path:
     made_of = fingerprint([sources, str(ndk_clang())])[:16]
     path = cache_folder() / f"nelf_runner-{form}-{made_of}"
     if not path.exists():
-        with atomic_path(path) as temporary, tempfile.TemporaryDirectory(prefix="nelf-cc-") as name:
-            compile_runner(form, temporary, Path(name))
+        with atomic_path(path) as temporary, scratch_folder("compile") as place:
+            compile_runner(form, temporary, place)
     return path
 
 

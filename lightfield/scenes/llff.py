@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics, rigid_poses
 from lightfield.errors import SceneError
-from lightfield.files import open_regular, sha256_of
+from lightfield.files import sha256_of
 from lightfield.scenes.capture import Capture, CaptureKind
 from lightfield.scenes.decoding import SUFFIXES, UNREAD_SUFFIXES
 from lightfield.scenes.frames import HELD_OUT_EVERY, Frames
@@ -114,17 +115,9 @@ def read_poses_bounds(path: Path) -> PosesBounds:
     Raises:
         SceneError: when it is missing, damaged, or holds impossible poses.
     """
-    try:
-        with open_regular(path):  # a named pipe or a device would be waited for forever
-            # A memory map is never larger than the file, whatever the header claims.
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise SceneError("file is missing", where=path) from None
-    except (OSError, ValueError, EOFError, SyntaxError) as reason:
-        raise SceneError(f"not a readable array ({reason})", where=path) from reason
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17:
-        shape = getattr(rows, "shape", "an archive")
-        raise SceneError(f"is {shape}, not one row of 17 numbers per view", where=path)
+    rows = read_array(path, error=SceneError)
+    if rows.ndim != 2 or rows.shape[1] != 17:
+        raise SceneError(f"is {rows.shape}, not one row of 17 numbers per view", where=path)
     if not len(rows) or rows.dtype.kind != "f":
         raise SceneError(f"holds {len(rows)} views of type {rows.dtype}", where=path)
     values = np.array(rows, dtype=np.float64)

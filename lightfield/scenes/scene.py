@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numpy.lib import format as npy
 
-from lightfield.camera import Intrinsics
+from lightfield.arrays import read_array
+from lightfield.camera import Intrinsics, checked_poses
 from lightfield.errors import CheckpointError, SceneError
 from lightfield.files import read_json, write_json
-from lightfield.rays import RaySpace
+from lightfield.names import printable
+from lightfield.rays import LONGEST, RaySpace
 from lightfield.transform import SceneTransform
 
 SPLITS = ("train", "val", "test")
@@ -46,6 +47,14 @@ class Box:
 
     centre: tuple[float, float, float]
     half_extent: float
+
+    def __post_init__(self) -> None:
+        x, y, z = self.centre
+        if not 0 < self.half_extent < LONGEST or not all(abs(c) < LONGEST for c in (x, y, z)):
+            raise SceneError(
+                f"a box around {self.centre} that reaches {self.half_extent} holds no scene",
+                where="box",
+            )
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,9 @@ def save_scene(scene: Scene, folder: Path) -> None:
             "background": list(scene.background),
             "transform": scene.transform.to_json(),
             "notes": list(scene.notes),
-            "names": {split: list(getattr(scene, split).names) for split in SPLITS},
+            "names": {
+                split: [printable(name) for name in getattr(scene, split).names] for split in SPLITS
+            },
             "provenance": scene.provenance,
         },
     )
@@ -110,51 +121,53 @@ def load_scene(folder: Path) -> Scene:
     Raises:
         CheckpointError: when a file is missing, truncated or foreign.
     """
-    data = read_json(folder / "scene.json", CheckpointError)
+    path = folder / "scene.json"
+    data = read_json(path, CheckpointError)
     try:
         intrinsics = Intrinsics.from_json(data["intrinsics"])
+        red, green, blue = (float(value) for value in data["background"])
+        if not all(0 <= value <= 1 for value in (red, green, blue)):
+            raise SceneError("the background is no color")
         views = {
-            split: _load_views(folder, split, tuple(data["names"][split]), intrinsics)
+            split: _load_views(folder, split, _words(data["names"][split]), intrinsics)
             for split in SPLITS
         }
         return Scene(
-            name=data["name"],
-            source=data["source"],
+            name=str(data["name"]),
+            source=str(data["source"]),
             intrinsics=intrinsics,
             space=RaySpace.from_json(data["space"]),
             box=Box(tuple(data["box"]["centre"]), data["box"]["half_extent"]),
-            background=tuple(data["background"]),
+            background=(red, green, blue),
             transform=SceneTransform.from_json(data["transform"]),
-            notes=tuple(data["notes"]),
-            provenance=data["provenance"],
+            notes=_words(data["notes"]),
+            provenance=dict(data["provenance"]),
             **views,
         )
-    except (KeyError, TypeError, SceneError) as error:
-        raise CheckpointError(f"not a scene of this tool ({error})", where=folder) from error
+    except (AttributeError, LookupError, TypeError, ValueError, SceneError) as error:
+        raise CheckpointError(f"not a scene of this tool ({error})", where=path) from error
+
+
+def _words(entries: Any) -> tuple[str, ...]:
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise TypeError("a list of words is wanted")
+    return tuple(entries)
 
 
 def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: Intrinsics) -> Views:
     n, picture = len(names), (intrinsics.height, intrinsics.width)
 
     def read(kind: str, number: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
-        path = folder / f"{split}_{kind}.npy"
-        try:
-            if n:
-                array = npy.open_memmap(path, mode="r")
-            else:  # nothing to map
-                with path.open("rb") as file:
-                    array = npy.read_array(file, allow_pickle=False)
-        except (OSError, ValueError) as reason:
-            raise CheckpointError(f"not a readable array ({reason})", where=path) from reason
-        fits = np.issubdtype(array.dtype, number) and array.ndim == 1 + len(shape)
-        if not fits or len(array) != n or (n and array.shape[1:] != shape):
-            raise CheckpointError("not the array that scene.json announces", where=path)
-        return array
+        return read_array(folder / f"{split}_{kind}.npy", number, (n, *shape))
 
     has_alpha = (folder / f"{split}_alpha.npy").exists()
+    poses = np.array(read("poses", np.floating, (3, 4)))
+    checked_poses(poses, where=folder / f"{split}_poses.npy")
+    if not (np.abs(poses) < LONGEST).all():
+        raise SceneError(f"a camera of {split} is too far away to compute with")
     return Views(
         names,
-        np.array(read("poses", np.floating, (3, 4))),
+        poses,
         read("images", np.uint8, (*picture, 3)),
         read("alpha", np.uint8, picture) if has_alpha else None,
     )

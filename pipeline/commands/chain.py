@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from lightfield.names import checked_folder, checked_name
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
 from pipeline import delivery, pictures, scenes, students, training
@@ -47,9 +48,12 @@ class Scene:
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the scene."""
-        run = Run(self.run)
+        run = Run(self.run, console.progress)
         begun = scenes.begun_scene(run)
         data = scenes.data_of(run, self.data, begun)
+        name = checked_name(self.name or scenes.name_of(run, data, begun))
+        for folder in (self.run, Path(data)):
+            checked_folder(folder)
         if data == scenes.EMBEDDED:
             console.say("scene: no data set given, using the embedded scene `bricks`")
         console.say(
@@ -58,7 +62,7 @@ class Scene:
         artifact = scenes.make_scene(
             run,
             data,
-            self.name or scenes.name_of(run, data, begun),
+            name,
             self.config,
             chosen.network.spec().factor,
             chosen.name,
@@ -75,7 +79,7 @@ class Teacher(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the teacher."""
-        artifact = training.make_teacher(Run(self.run), self.config, console)
+        artifact = training.make_teacher(Run(self.run, console.progress), self.config, console)
         say(console, artifact, "{psnr_db:.2f} dB over {views} test views")
 
 
@@ -92,11 +96,15 @@ class Pseudo(Stage):
         if self.published is not None:
             if not leads():
                 return
-            artifact = pictures.bring_pseudo(Run(self.run), self.published, console)
+            artifact = pictures.bring_pseudo(
+                Run(self.run, console.progress), self.published, console
+            )
             say(console, artifact, "{pictures} pictures")
             return
         with joined() as ranks:
-            artifact = pictures.make_pseudo(Run(self.run), self.config, console, ranks)
+            artifact = pictures.make_pseudo(
+                Run(self.run, console.progress), self.config, console, ranks
+            )
         say(console, artifact, "{pictures} pictures")
 
 
@@ -115,7 +123,7 @@ class Student(Stage):
         """Train the student, with all processes that torchrun started."""
         if self.published is not None:
             if leads():
-                run, network = Run(self.run), self.published_network
+                run, network = Run(self.run, console.progress), self.published_network
                 artifact = bring_student(run, self.published, network, console)
                 say(
                     console,
@@ -125,7 +133,12 @@ class Student(Stage):
             return
         with joined() as ranks:
             artifact = students.make_student(
-                Run(self.run), self.network, self.distil, self.fine_tune, console, ranks
+                Run(self.run, console.progress),
+                self.network,
+                self.distil,
+                self.fine_tune,
+                console,
+                ranks,
             )
         say(console, artifact, "{psnr_db:.2f} dB over {views} test views, {parameters} parameters")
 
@@ -136,7 +149,7 @@ class Export(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Export the student."""
-        artifact = delivery.make_export(Run(self.run), console)
+        artifact = delivery.make_export(Run(self.run, console.progress), console)
         say(console, artifact, "{graphs} graphs, lowest parity {lowest_parity_db:.1f} dB")
 
 
@@ -153,7 +166,7 @@ class Lens(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the project."""
-        artifact = delivery.make_lens(Run(self.run), console, self.drift)
+        artifact = delivery.make_lens(Run(self.run, console.progress), console, self.drift)
         say(console, artifact, "{files} files, {size_bytes} bytes")
 
 
@@ -163,5 +176,5 @@ class Report(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the report."""
-        artifact = make_report(Run(self.run), console)
+        artifact = make_report(Run(self.run, console.progress), console)
         console.say(f"report: {artifact.path / 'index.html'}")

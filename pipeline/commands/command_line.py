@@ -18,8 +18,10 @@ from rich.console import Console as RichConsole
 
 from device.tools import ToolConfig
 from lightfield.errors import ConfigError
+from lightfield.names import is_utf8, printable
 from lightfield.run import Run
 from lightfield.scenes.formats import folder_kind
+from lightfield.scratch import remove_abandoned
 from pipeline import scenes
 from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
@@ -55,8 +57,12 @@ def perform(words: list[str]) -> None:
         SystemExit: when they are no command (2), or ask for help (0).
         NelfError: when it cannot be done.
     """
+    for word in words:
+        if not is_utf8(word):
+            raise ConfigError("this word of the command line is not UTF-8", where=printable(word))
     chosen = preset_for(words)
     if leads():
+        remove_abandoned()
         _parsed(words, chosen).perform(chosen, Console())
         return
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

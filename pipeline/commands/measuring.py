@@ -86,7 +86,7 @@ class Prune(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Prune the student; the processes that torchrun started tune together."""
-        run = Run(self.run)
+        run = Run(self.run, console.progress)
         with joined() as ranks:
             if not ranks.leads:
                 tune_along(run, self.distil, console, ranks)
@@ -119,7 +119,7 @@ class Baseline(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the student; the processes that torchrun started train together."""
-        run = Run(self.run)
+        run = Run(self.run, console.progress)
         with joined() as ranks:
             if not ranks.leads:
                 tune_along(run, self.distil, console, ranks)
@@ -153,7 +153,7 @@ class CheckTable(Stage):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Print each prediction, and the median error."""
         with self.on.opened(console) as target:
-            found = predictions(Run(self.run), self.prune, target, self.students)
+            found = predictions(Run(self.run, console.progress), self.prune, target, self.students)
         for each in found:
             console.say(
                 f"{each.predicted_ms:9.2f} ms predicted {each.measured_ms:9.2f} ms measured "
@@ -200,7 +200,12 @@ class Bench:
             )
         with self._opened(console) as (targets, failures):
             artifact = make_bench(
-                Run(self.run), self.config, targets, failures, console, again=self.again
+                Run(self.run, console.progress),
+                self.config,
+                targets,
+                failures,
+                console,
+                again=self.again,
             )
         print_bench(artifact, console)
 

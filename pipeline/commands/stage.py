@@ -8,7 +8,8 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from lightfield.run import Artifact
+from lightfield.errors import CheckpointError
+from lightfield.run import MANIFEST, Artifact
 from pipeline.console import Console
 
 T = TypeVar("T")
@@ -33,8 +34,19 @@ class Stage:
 
 
 def say(console: Console, artifact: Artifact, text: str) -> None:
-    """Tell what a stage made; `text` has places for its metrics."""
+    """Tell what a stage made; `text` has places for its metrics.
+
+    Raises:
+        CheckpointError: when the manifest has lost one of them, or holds something else there.
+    """
     stage = artifact.manifest["stage"]
-    console.say(
-        f"{stage}: {text.format(**artifact.metrics)}  ({artifact.manifest['seconds']:.0f} s)"
-    )
+    try:
+        figures = text.format(**artifact.metrics)
+    except (LookupError, TypeError, ValueError) as reason:
+        raise CheckpointError(
+            f"what it says of the result cannot be shown ({reason!r})",
+            where=artifact.path / MANIFEST,
+            remedy=f"put it back as it was, or delete {artifact.path} and run the stage again",
+        ) from reason
+    took = "" if artifact.seconds is None else f"  ({artifact.seconds:.0f} s)"
+    console.say(f"{stage}: {figures}{took}")

@@ -6,16 +6,17 @@ exist.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from device.bench_record import DeviceBench
+from device.bench_record import DeviceBench, read_benches
+from lightfield.arrays import read_array
 from lightfield.errors import CheckpointError
-from lightfield.files import fingerprint, read_json
+from lightfield.files import fingerprint, parse_json, read_json
+from lightfield.names import printable
 from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
@@ -80,6 +81,7 @@ class Chain:
             CheckpointError: when there is no readable scene.
         """
         source = run.artifact("scene")
+        source.check()
         artifacts, absent = {"scene": source}, {}
         for stage in STAGES[1:]:
             try:
@@ -91,7 +93,7 @@ class Chain:
                 absent[stage] = f"nelf {stage} has not been run"
             else:
                 artifacts[stage] = artifact
-        return cls(run.path.resolve().name, load_scene(source.path), artifacts, absent)
+        return cls(printable(run.path.resolve().name), load_scene(source.path), artifacts, absent)
 
     def identity(self) -> dict[str, str]:
         """A fingerprint of each manifest: figures may change where the keys stay."""
@@ -178,16 +180,9 @@ class Chain:
         Raises:
             CheckpointError: when they are missing or do not belong to this scene.
         """
-        path = self.require(stage).file(RENDERS)
-        try:
-            pictures = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as reason:
-            raise CheckpointError(f"its pictures cannot be read ({reason})") from reason
         camera = self.scene.intrinsics
         shape = (len(self.shown_views()), camera.height, camera.width, 3)
-        if pictures.shape != shape or pictures.dtype != np.uint8:
-            raise CheckpointError("its pictures are not of this scene's test views")
-        return pictures
+        return read_array(self.require(stage).file(RENDERS), np.uint8, shape)
 
     def curve(self, stage: str) -> tuple[list[float], list[float]]:
         """Steps and training PSNR in dB from a stage's metrics.jsonl; a resumed stage's last word.
@@ -199,8 +194,8 @@ class Chain:
         points: dict[float, float] = {}
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                data = json.loads(line)
-            except json.JSONDecodeError:
+                data = parse_json(line)
+            except ValueError:
                 continue  # a line cut by an interruption
             if isinstance(data, dict):
                 step, psnr_db = finite(data.get("step")), finite(data.get("psnr_db"))
@@ -240,13 +235,7 @@ class Chain:
         Raises:
             NelfError: when nothing was measured, or it is no measurement.
         """
-        data = read_json(self.require("bench").file(LATENCIES), CheckpointError)
-        devices = _dictionaries(data.get("devices")) if isinstance(data, dict) else []
-        if not devices:
-            raise CheckpointError("the bench left no measurements")
-        failed = data.get("failed")
-        reasons = [str(reason) for reason in failed] if isinstance(failed, list) else []
-        return [DeviceBench.from_json(device) for device in devices], reasons
+        return read_benches(self.require("bench").file(LATENCIES))
 
     def graphs(self) -> list[dict[str, Any]]:
         """Records of the exported files.

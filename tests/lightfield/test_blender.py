@@ -187,7 +187,7 @@ BAD_JSON = {
     "camera_angle_x is nan": lambda d: d.update(camera_angle_x=math.nan),
     "not between 0 and pi": lambda d: d.update(camera_angle_x=0),
     "invalid intrinsics": lambda d: d.update(fl_x=-1),
-    "fl_x is 1": lambda d: d.update(fl_x=10**400),
+    "a whole number of 401 digits": lambda d: d.update(fl_x=10**400),
     "images of 8 x 0 pixels": lambda d: d.update(w=8, h=0),
     "images of 16 x 8 pixels": lambda d: d.update(w=16, h=8),
     "undistort the images": lambda d: d.update(camera_model="OPENCV_FISHEYE"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -84,12 +86,58 @@ def test_json_round_trip(tmp_path):
     assert list(read_json(tmp_path / "a.json", SceneError)) == ["b", "a", "nested"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{'a': 1}", b'{"a": 1', b"\xff\xfe\x00", b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{'a': 1}",
+        b'{"a": 1',
+        b"\xff\xfe\x00",
+        b"PK\x03\x04",
+        b'{"a": ' + b"1" * 5000 + b"}",
+        b'{"a": -9223372036854775809}',
+        b"[" * 10**5,
+        b"[" * 101 + b"]" * 101,
+        b'{"a":' * 101 + b"1" + b"}" * 101,
+        b'{"file_path": "caf\\udce9"}',
+    ],
+)
 def test_what_is_no_json_is_refused_with_the_callers_error(tmp_path, content):
     path = tmp_path / "transforms.json"
     path.write_bytes(content)
     with pytest.raises(SceneError, match=r"transforms\.json: cannot be read as JSON"):
         read_json(path, SceneError)
+
+
+def test_json_at_its_bounds_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + b"[" * 100 + b'-9223372036854775808, "\\ud83d\\ude00"' + b"]" * 100
+    )
+    data = read_json(path, SceneError)
+    while isinstance(data[0], list):
+        (data,) = data
+    assert data == [-(2**63), "\U0001f600"]
+    path.write_text("[NaN, -Infinity, 1e999]")
+    assert str(read_json(path, SceneError)) == "[nan, -inf, inf]"
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(SceneError, match="not a regular file"):
+            read_json(path, SceneError)
+    with pytest.raises(OSError, match="not a regular file"):
+        sha256_of(tmp_path / "pipe")
+    with pytest.raises(SceneError, match="no file can have this name"):
+        read_json(tmp_path / "a\0b", SceneError)
+
+
+def test_too_large_a_text_is_refused_unread(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SceneError, match=r"a\.json: more than 512 MiB"):
+        read_json(tmp_path / "a.json", SceneError)
 
 
 def test_missing_json_and_folders_are_refused(tmp_path):

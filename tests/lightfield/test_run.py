@@ -141,13 +141,34 @@ def test_another_config_or_input_runs_it_again(run):
     assert len(keys) == 8
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
+def flip_one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"short"), flip_one_bit]
+)
 def test_a_stage_with_damaged_files_is_run_again(run, damage):
     artifact, _ = run.perform("scene", {}, {}, Work(1.0))
     damage(artifact.path / "weights.safetensors")
     artifact, worked = run.perform("scene", {}, {}, Work(2.0))
     assert worked
     assert value_of(artifact) == 2.0
+
+
+def test_a_stage_moved_to_another_disk_and_linked_is_made_again_any_number_of_times(run, tmp_path):
+    made, _ = run.perform("scene", {"v": 0}, {}, Work(0.0))
+    elsewhere = shutil.move(made.path, tmp_path / "elsewhere")
+    made.path.symlink_to(elsewhere)
+    assert not run.perform("scene", {"v": 0}, {}, Work())[1]
+    for value in (1.0, 2.0, 3.0):
+        artifact, worked = run.perform("scene", {"v": value}, {}, Work(value))
+        assert worked
+        assert value_of(artifact) == value
+    assert names(run.path) == {".lock"} | {f"scene/{name}" for name in WHOLE}
+    assert value_of(Artifact(tmp_path / "elsewhere", made.manifest)) == 0.0
 
 
 # -- interruption -----------------------------------------------------------------------------------
@@ -362,7 +383,14 @@ def edit_manifest(artifact: Artifact, change) -> None:
         (lambda manifest: manifest | {"stage": "teacher"}, "not a manifest of this stage"),
         (lambda manifest: manifest | {"files": ["weights"]}, "not a manifest of this stage"),
         (lambda manifest: manifest | {"files": {"w": "abc"}}, "not a manifest of this stage"),
-        (lambda manifest: manifest | {"files": {"w": {}}}, "not a manifest of this stage"),
+        (lambda manifest: manifest | {"files": {"w": {}}}, "its file w has no SHA-256 and size"),
+        (
+            lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": True}}},
+            "its file w has no SHA-256 and size",
+        ),
+        (lambda manifest: manifest | {"inputs": {"scene": None}}, "its input scene has no key"),
+        (lambda manifest: manifest | {"metrics": {"p50_ms": "3"}}, "metric p50_ms is no number"),
+        (lambda manifest: manifest | {"details": 10**30}, "JSON .a whole number of 31 digits"),
         *[
             (lambda manifest, key=key: {k: v for k, v in manifest.items() if k != key}, "not a ")
             for key in ("schema", "stage", "key", "config", "inputs", "files", "metrics", "details")
@@ -370,15 +398,27 @@ def edit_manifest(artifact: Artifact, change) -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_foreign_or_newer_manifest_is_refused_and_replaced(run, change, message):
+def test_a_foreign_or_newer_manifest_is_refused_and_nothing_is_thrown_away(run, change, message):
     artifact, _ = run.perform("scene", {}, {}, Work(1.0))
     edit_manifest(artifact, change)
-    for read in (run.artifact, run.find):
-        with pytest.raises(CheckpointError, match=message):
+    work = Work(2.0)
+    for read in (run.artifact, run.find, lambda stage: run.perform(stage, {}, {}, work)):
+        with pytest.raises(CheckpointError, match=f"{message}.*; .*or delete .*scene and run"):
             read("scene")
-    artifact, worked = run.perform("scene", {}, {}, Work(2.0))
+    assert work.steps == []
+    assert value_of(artifact) == 1.0
+    shutil.rmtree(artifact.path)
+    artifact, worked = run.perform("scene", {}, {}, work)
     assert worked
     assert value_of(artifact) == 2.0
+
+
+def test_a_folder_that_no_stage_made_is_not_replaced(run):
+    theirs = run.path / "scene" / "notes.txt"
+    write_text(theirs, "mine")
+    with pytest.raises(CheckpointError, match=r"scene: this folder holds no manifest\.json"):
+        run.perform("scene", {}, {}, Work())
+    assert theirs.read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x80\x04", b"\xff\xff"])
@@ -398,7 +438,7 @@ def flip_last_byte(content: bytes) -> bytes:
     [
         (lambda content: content[:-1], "missing or truncated; delete .*scene and run"),
         (lambda content: b"", "missing or truncated"),
-        (flip_last_byte, "differ from what the manifest recorded; delete .*scene and run"),
+        (flip_last_byte, "bytes differ from what the manifest recorded; delete .*scene and run"),
         (lambda content: bytes(len(content)), "differ from what the manifest recorded"),
     ],
     ids=["truncated", "empty", "one bit", "zeros"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,16 @@ def test_a_damaged_file_is_refused(saved, name, damage):
 @pytest.mark.usefixtures("unchecked")
 def test_an_array_of_another_kind_or_shape_is_refused(saved, name, array):
     np.save(saved / f"{name}.npy", array)
-    with pytest.raises(CheckpointError, match=f"{name}.npy: not the array"):
+    with pytest.raises(CheckpointError, match=rf"{name}\.npy: holds {array.dtype} values"):
+        load_scene(saved)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_cameras_that_nothing_can_compute_with_are_refused(saved, value):
+    poses = np.load(saved / "train_poses.npy")
+    poses[1, 0, 3] = value
+    np.save(saved / "train_poses.npy", poses)
+    with pytest.raises(CheckpointError, match=r"scene\.json: not a scene of this tool"):
         load_scene(saved)
 
 
@@ -161,6 +171,23 @@ def without(key):
         lambda data: data | {"space": data["space"] | {"near": 9}},
         lambda data: data | {"space": "world"},
         lambda data: data | {"box": {"centre": None, "half_extent": 1}},
+        lambda data: data | {"box": {"centre": [0, 0, 0], "half_extent": "3"}},
+        lambda data: data | {"box": {"centre": [0, 0, 0], "half_extent": 0}},
+        lambda data: data | {"box": {"centre": [0, 0, 0], "half_extent": float("nan")}},
+        lambda data: data | {"box": {"centre": [0, 1e300, 0], "half_extent": 1}},
+        lambda data: data | {"box": {"centre": [0, 0], "half_extent": 1}},
+        lambda data: data | {"box": {"centre": ["0", 0, 0], "half_extent": 1}},
+        lambda data: data | {"background": [1, 1]},
+        lambda data: data | {"background": [1, 1, float("nan")]},
+        lambda data: data | {"background": "white"},
+        lambda data: data | {"space": data["space"] | {"far": 1e308}},
+        lambda data: data | {"space": data["space"] | {"far": "9"}},
+        lambda data: data | {"space": data["space"] | {"near": float("nan")}},
+        lambda data: data | {"intrinsics": data["intrinsics"] | {"width": "24"}},
+        lambda data: data | {"intrinsics": data["intrinsics"] | {"distortion": 3}},
+        lambda data: data | {"intrinsics": list(data["intrinsics"])},
+        lambda data: data | {"names": data["names"] | {"train": "abc"}},
+        lambda data: data | {"provenance": "nowhere"},
         lambda data: data | {"names": {"train": ["a"], "val": [], "test": ["b"]}},
         lambda data: data | {"names": {"train": ["a", "b", "c"]}},
     ],

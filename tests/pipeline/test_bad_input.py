@@ -149,7 +149,17 @@ WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
     ("scene", "train_images.npy", cut, "teacher", "truncated"),
     ("scene", "scene.json", Path.unlink, "teacher", "missing"),
+    ("scene", "test_images.npy", flip_last_byte, "teacher", "differ"),
+    ("scene", "scene.json", flip_last_byte, "teacher", "differ"),
     ("scene", MANIFEST, lambda path: path.write_text("{"), "teacher", "JSON"),
+    ("scene", MANIFEST, lambda path: path.write_text("[" * 10**5), "teacher", "nested too deep"),
+    (
+        "scene",
+        MANIFEST,
+        rewrite(lambda data: data["details"].update(source=[1])),
+        "teacher",
+        "word",
+    ),
     ("scene", MANIFEST, rewrite(lambda data: data.update(details=[])), "teacher", "manifest"),
     ("teacher", WEIGHTS, cut, "pseudo", "truncated"),
     ("teacher", WEIGHTS, flip_last_byte, "pseudo", "differ"),
@@ -158,12 +168,23 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
     ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(x=1)), "pseudo", "describes"),
     ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(levels=5)), "pseudo", "fit"),
     ("pseudo", "images.npy", cut, "student", "truncated"),
+    ("pseudo", "images.npy", flip_last_byte, "student", "differ"),
+    (
+        "pseudo",
+        MANIFEST,
+        rewrite(lambda data: data["details"].update(space=7)),
+        "student",
+        "describes",
+    ),
+    ("pseudo", MANIFEST, rewrite(lambda data: data.update(schema=10**30)), "student", "31 digits"),
     ("student", WEIGHTS, flip_last_byte, "prune", "differ"),
     ("student", MANIFEST, rewrite(foreign_spec), "prune", "fit"),
     ("prune", MANIFEST, rewrite(lambda data: data["details"].pop("spec")), "export", "describes"),
     ("prune", MANIFEST, rewrite(foreign_spec), "export", "fit"),
     ("export", "ToyCar_fused.onnx", cut, "bench", "truncated"),
+    ("export", "ToyCar_fused.onnx", flip_last_byte, "bench", "differ"),
     ("export", "Sampler.onnx", Path.unlink, "lens", "missing"),
+    ("export", "Embedder.onnx", flip_last_byte, "lens", "differ"),
 ]
 
 
@@ -182,11 +203,81 @@ def test_a_damaged_or_foreign_artifact_is_refused(run, spoilt, file, spoil, read
     assert tree(run) == before
 
 
-def test_a_truncated_artifact_is_made_again_by_its_own_command(run, finished):
-    cut(run / "pseudo" / "images.npy")
+@pytest.mark.parametrize("spoil", [cut, flip_last_byte])
+def test_a_damaged_file_is_made_again_by_its_own_command(run, finished, spoil):
+    spoil(run / "pseudo" / "images.npy")
     assert stage(run, "pseudo").done
     assert results(run, "pseudo") == results(finished, "pseudo")
     assert stage(run, "student").done
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["metrics"].pop("psnr_db"),
+        lambda data: data["metrics"].update(psnr_db="good"),
+        lambda data: data["metrics"].update(psnr_db=None),
+        lambda data: data["metrics"].pop("views"),
+        lambda data: data.update(schema=[]),
+        lambda data: data.update(schema=10**400),
+        lambda data: data["files"].update(x={"sha256": "", "size_bytes": -(10**30)}),
+    ],
+)
+def test_a_manifest_that_lost_something_is_refused_by_its_own_command_too(run, change):
+    rewrite(change)(run / "teacher" / MANIFEST)
+    before = tree(run)
+    line = stage(run, "teacher").refusal
+    assert f"{run}/teacher/manifest.json: " in line
+    assert f"or delete {run}/teacher and run the stage again" in line
+    assert nelf("status", "--run", run).done
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("seconds", [None, "long", -1, 1e300])
+def test_times_that_make_no_sense_are_left_out(run, seconds):
+    rewrite(lambda data: data.update(seconds=seconds, started="0001-01-01T00:00:00+14:00"))(
+        run / "teacher" / MANIFEST
+    )
+    assert stage(run, "teacher").done.endswith("test views\n")
+    assert nelf("status", "--run", run).done
+
+
+# --- names and what is no file ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("n" * 300, "300 characters"),
+        ("caf\udce9", "not UTF-8"),
+        ("a\nb", "control character"),
+        ("a\u2028b", "control character"),
+        ("../up", "a path"),
+        ("...", "empty"),
+        ("   ", "empty"),
+    ],
+)
+def test_a_name_that_nothing_can_carry_is_refused_at_once(tmp_path, name, reason):
+    line = nelf("scene", "--run", tmp_path / "run", "--name", name).refusal
+    assert reason in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_not_utf8_is_refused_at_once(tmp_path, monkeypatch):
+    place = tmp_path / "caf\udce9"
+    place.mkdir()
+    assert "not UTF-8" in nelf("scene", "--run", place / "run", "--data", place).refusal
+    monkeypatch.chdir(place)
+    assert "not UTF-8" in nelf("scene", "--run", "run").refusal
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["train/r_1.png", "transforms_train.json"])
+def test_a_named_pipe_is_refused_at_once(good_scene, tmp_path, file):
+    place = shutil.copytree(good_scene, tmp_path / "place")
+    (place / "pictures" / file).unlink()
+    os.mkfifo(place / "pictures" / file)
+    assert file in load(place).refusal
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "prune"])
@@ -285,7 +376,7 @@ def largest_file(size_bytes: int) -> Iterator[None]:
 @pytest.mark.parametrize("size_bytes", [100, 1500])
 @pytest.mark.parametrize("name", CHAIN)
 def test_a_full_disk_is_said_and_spoils_nothing(run, finished, name, size_bytes):
-    (run / name / MANIFEST).write_text("{}")  # so that it has to be made again
+    rewrite(lambda data: data.update(key="other"))(run / name / MANIFEST)  # to be made again
     before = tree(run)
     with largest_file(size_bytes):
         line = stage(run, name).refusal

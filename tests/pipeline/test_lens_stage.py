@@ -1,8 +1,27 @@
 from __future__ import annotations
 
+import pytest
 from miniature import manifest, stage
 
+from pipeline.delivery import scene_file_name
+
 SCRIPT = "Assets/NeuralLightField.js"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("lego", "Lego"),
+        ("my car 2", "MyCar2"),
+        ("360", "Scene360"),
+        ("\U0001f600", "Scene"),
+        ("con", "SceneCon"),
+        ("Lpt 1", "SceneLpt1"),
+        ("console", "Console"),
+    ],
+)
+def test_a_scenes_name_in_file_names_is_one_that_every_system_allows(name, file):
+    assert scene_file_name(name) == file
 
 
 def test_what_a_user_did_to_the_lens_stays_when_it_is_made_anew(run):

@@ -20,7 +20,7 @@ from report_samples import HOST, sample_bench, sample_run, sample_scene
 
 from device.comparison import Comparison, RatioInterval
 from lightfield.errors import CheckpointError
-from lightfield.files import read_json, write_json
+from lightfield.files import read_json, sha256_of, write_json
 from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
@@ -113,15 +113,21 @@ def page_of(run: Run) -> Page:
     return Page((make_report(run, Console()).path / "index.html").read_text(encoding="utf-8"))
 
 
+def record(run: Run, stage: str, name: str) -> None:
+    """Write the hash and size that a file has now into its manifest."""
+    path = run.path / stage / name
+    entry = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+    edit(run, stage, MANIFEST, lambda m: m["files"].update({name: entry}))
+
+
 def edit(run: Run, stage: str, name: str, change: Callable[[Any], Any]) -> None:
-    """Change a JSON file of an artifact, with its size in the manifest."""
+    """Change a JSON file of an artifact, with its hash and size in the manifest."""
     path = run.path / stage / name
     data = read_json(path, CheckpointError)
     changed = change(data)
     write_json(path, data if changed is None else changed)
     if name != MANIFEST:
-        size = path.stat().st_size
-        edit(run, stage, MANIFEST, lambda m: m["files"][name].update(size_bytes=size))
+        record(run, stage, name)
 
 
 def test_whole_page_shows_every_stage_and_its_figures(whole_page: Page) -> None:
@@ -222,7 +228,9 @@ def test_files_of_another_shape_are_not_available_rather_than_wrong(
     run: Run, unchecked: None
 ) -> None:
     for stage in STAGES[1:]:
-        edit(run, stage, MANIFEST, lambda m: m.update(metrics={"psnr_db": "a lot", "ssim": None}))
+        edit(
+            run, stage, MANIFEST, lambda m: m.update(metrics={"parameters": "a lot", "ssim": None})
+        )
     edit(run, "prune", HISTORY, lambda s: {"trials": [{"verdict": 7}, "x", {"latency_ms": []}]})
     edit(run, "export", GRAPHS, lambda g: [{"size_bytes": 5, "ops": ["Conv"]}, 3])
     edit(run, "bench", LATENCIES, lambda r: r["devices"][0]["graphs"][0].update(latency={"x": 1}))
@@ -238,11 +246,13 @@ def test_damaged_files_are_named(run: Run) -> None:
     (run.path / "teacher" / RENDERS).write_bytes(b"cut")
     (run.path / "export" / MANIFEST).write_text("{")
     np.save(run.path / "student" / RENDERS, np.zeros((1, 2, 2, 3), np.uint8))
-    size = (run.path / "student" / RENDERS).stat().st_size
-    edit(run, "student", MANIFEST, lambda m: m["files"][RENDERS].update(size_bytes=size))
+    record(run, "student", RENDERS)
+    changed = run.path / "prune" / RENDERS
+    changed.write_bytes(b"PK\x03\x04" + changed.read_bytes()[4:])
     text = page_of(run).text
     assert "Teacher not available: file is missing or truncated" in text
-    assert "Student not available: its pictures are not of this scene" in text
+    assert "Student not available: holds uint8 values of shape (1, 2, 2, 3), not uint8 of" in text
+    assert "Pruned student not available: the bytes differ from what the manifest recorded" in text
     assert "the export artifact is damaged" in text
 
 
@@ -378,12 +388,7 @@ def test_resumed_curves_keep_the_last_word(run: Run) -> None:
     path = run.path / "teacher" / "metrics.jsonl"
     lines = [{"step": 10, "psnr_db": 1.0}, {"step": 20, "psnr_db": 2.0}, {"step": 10, "psnr_db": 3}]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 30, "ps')
-    edit(
-        run,
-        "teacher",
-        MANIFEST,
-        lambda m: m["files"][path.name].update(size_bytes=path.stat().st_size),
-    )
+    record(run, "teacher", path.name)
     assert Chain.of(run).curve("teacher") == ([10, 20], [3, 2])
 
 

@@ -247,13 +247,34 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
         (lambda manifest: [], "not a manifest of this tool"),
         (lambda manifest: manifest | {"schema": 2}, "manifest schema 2, this version reads 1"),
         (lambda manifest: manifest | {"stage": "scene"}, "not a manifest of this stage"),
-        (lambda manifest: manifest | {"inputs": ["scene"]}, "not a manifest of this stage"),
-        (lambda manifest: manifest | {"inputs": {"scene": [1]}}, "not a manifest of this stage"),
+        (
+            lambda manifest: manifest | {"inputs": ["scene"]},
+            "not a manifest of this stage (it has no inputs)",
+        ),
+        (
+            lambda manifest: manifest | {"inputs": {"scene": [1]}},
+            "not a manifest of this stage (its input scene has no key)",
+        ),
         (lambda manifest: manifest | {"key": 7}, "not a manifest of this stage"),
-        (lambda manifest: manifest | {"metrics": 30.0}, "not a manifest of this stage"),
+        (
+            lambda manifest: manifest | {"metrics": 30.0},
+            "not a manifest of this stage (it has no metrics)",
+        ),
+        (
+            lambda manifest: manifest | {"metrics": {"psnr_db": "good"}},
+            "its metric psnr_db is no number",
+        ),
+        (
+            lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": 10**30}}},
+            "cannot be read as JSON (a whole number of 31 digits, which 64 bits cannot hold)",
+        ),
+        (
+            lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": -1}}},
+            "not a manifest of this stage (its file w has no SHA-256 and size)",
+        ),
         (
             lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": "many"}}},
-            "w: file is missing or truncated",
+            "not a manifest of this stage (its file w has no SHA-256 and size)",
         ),
     ],
 )
@@ -278,6 +299,9 @@ def test_a_manifest_that_is_no_json_is_damage(whole):
         lambda manifest: manifest | {"started": "yesterday"},
         lambda manifest: manifest | {"seconds": "long", "started": 3},
         lambda manifest: manifest | {"seconds": 1e300},
+        lambda manifest: manifest | {"seconds": -5},
+        lambda manifest: manifest | {"started": "0001-01-01T00:00:00+14:00", "seconds": 0},
+        lambda manifest: manifest | {"started": "9999-12-31T23:59:59-12:00", "seconds": 9e8},
     ],
 )
 def test_times_that_make_no_sense_are_left_out(whole, change):
@@ -315,7 +339,7 @@ def test_a_run_that_is_locked_can_be_looked_at(whole):
         ({"latency_ms": 3.4, "psnr_db": 29.1, "dense_ms": 7.0}, "29.10 dB, 3.40 ms"),
         ({"psnr_db": float("inf")}, "inf dB"),
         ({"psnr_db": None, "pictures": 600}, "600 pictures"),
-        ({"psnr_db": "high"}, "2 files"),
+        ({"pictures": "many"}, "2 files"),
     ],
 )
 def test_the_headline(run, metrics, headline):
