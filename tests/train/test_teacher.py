@@ -331,6 +331,14 @@ def test_bounded_exp_saturates_but_keeps_its_gradient() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
+HUGE_GRID = {
+    "levels": 64,
+    "features_per_level": 64,
+    "log2_table_size": 24,
+    "finest_resolution": 65_536,
+}
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
@@ -340,8 +348,8 @@ def test_bounded_exp_saturates_but_keeps_its_gradient() -> None:
         ({"distortion": -1.0}, "teacher.distortion"),
         ({"occupancy_resolution": 2}, "teacher.occupancy_resolution"),
         ({"levels": 0}, "teacher.levels"),
-        ({"finest_resolution": 8}, "hash grid"),
-        ({"levels": 64, "features_per_level": 64, "log2_table_size": 24}, "hash grid"),
+        ({"base_resolution": 4096}, "hash grid"),
+        (HUGE_GRID, "hash grid"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], where: str) -> None:
