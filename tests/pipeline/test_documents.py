@@ -14,6 +14,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+from lightfield.errors import ConfigError
 from pipeline.commands import command_line
 from pipeline.commands.stage import STAGES
 from pipeline.presets import preset
@@ -50,7 +51,8 @@ def commands(path: Path) -> list[str]:
 
 
 def nelf_words(command: str) -> Iterator[list[str]]:
-    """The words behind `nelf`, or torchrun's `pipeline.cli`, of each part of a line of a shell."""
+    """The words behind `nelf`, torchrun's `pipeline.cli`, or `pipeline.processes` and its number, of
+    each part of a line of a shell."""
     one_of_several = re.sub(r"(\w)(\|\w+)+", r"\1", command)
     for part in re.split(r"\s*(?:&&|;|\|)\s*", one_of_several):
         words = [word for word in shlex.split(part) if word not in SHORTHAND]
@@ -58,6 +60,8 @@ def nelf_words(command: str) -> Iterator[list[str]]:
             yield words[1:]
         elif "pipeline.cli" in words:
             yield words[words.index("pipeline.cli") + 1 :]
+        elif "pipeline.processes" in words:
+            yield words[words.index("pipeline.processes") + 2 :]
 
 
 def nelf_commands() -> list[tuple[str, list[str]]]:
@@ -113,12 +117,11 @@ def known_options() -> set[str]:
 def is_taken(words: list[str]) -> bool:
     """Whether the parser takes the words; those in a sentence may leave the run or a value out."""
     for more in ([], ["--run", "RUN"], ["FILE"], ["FILE", "--run", "RUN"]):
-        try:
-            command_line._parsed([*words, *more], PRESET)
-        except SystemExit as end:
-            if not end.code:
-                return True
-        else:
+        with contextlib.suppress(ConfigError):
+            try:
+                command_line._parsed([*words, *more], PRESET)
+            except SystemExit as end:  # after its help
+                return not end.code
             return True
     return False
 
