@@ -57,10 +57,13 @@ class Intrinsics:
             )
         if len(self.distortion) not in (0, 4):
             raise SceneError("distortion must have the four terms k1 k2 p1 p2", where="intrinsics")
-        self._check_view()
 
-    def _check_view(self) -> None:
-        """Refuse a camera whose image could show nothing, or the same everywhere."""
+    def checked_view(self) -> Intrinsics:
+        """This camera, where it is that of a whole image and not of a few rows of one.
+
+        Raises:
+            SceneError: when its image could show nothing, or the same everywhere.
+        """
         for side, focal, center in (
             (self.width, self.fx, self.cx), (self.height, self.fy, self.cy),
         ):  # fmt: skip
@@ -81,6 +84,7 @@ class Intrinsics:
                 f"the distortion {terms} moves points by more than their distance from the center",
                 where="intrinsics",
             )
+        return self
 
     def _bending(self) -> float:
         """How far the distortion moves a point half-way to the farthest corner, in distances from the
@@ -101,7 +105,7 @@ class Intrinsics:
         if not 0 < angle_x < math.pi:
             raise SceneError(f"a field of view of {angle_x} radians", where="intrinsics")
         focal = 0.5 * width / math.tan(0.5 * angle_x)
-        return cls(width, height, focal, focal, 0.5 * width, 0.5 * height)
+        return cls(width, height, focal, focal, 0.5 * width, 0.5 * height).checked_view()
 
     def resized(self, width: int, height: int) -> Intrinsics:
         """The same camera with its picture resampled to `width` x `height` pixels."""
@@ -123,7 +127,7 @@ class Intrinsics:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Intrinsics:
         """The inverse of `to_json`."""
-        return cls(**{**data, "distortion": tuple(data.get("distortion", ()))})
+        return cls(**{**data, "distortion": tuple(data.get("distortion", ()))}).checked_view()
 
 
 @np.errstate(over="ignore", invalid="ignore")

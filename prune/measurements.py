@@ -190,7 +190,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a record, each checked to be a measurement."""
     if not path.exists():
         return []
-    *lines, _ = read_text(path, CheckpointError, "a record of measurements").split("\n")
+    *lines, _ = read_text(path, CheckpointError).split("\n")
     return [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 

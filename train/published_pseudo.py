@@ -149,7 +149,7 @@ def _intrinsics(info: _Info, height: int, width: int, path: Path) -> Intrinsics:
             where=path,
         )
     focal = factor * info.focal
-    return Intrinsics(width, height, focal, focal, width / 2, height / 2)
+    return Intrinsics(width, height, focal, focal, width / 2, height / 2).checked_view()
 
 
 def _pose(path: Path, info: _Info, unit: float) -> Float[np.ndarray, "3 4"]:

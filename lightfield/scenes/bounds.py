@@ -149,7 +149,7 @@ def _seen_region(
     used = shown.any((1, 2))
     outlines = np.array([_outline(mask, directions) for mask in shown[used]])
     pixel_slope = np.abs(np.diff(directions[0, :, 0])).max(initial=0.0)
-    outlines += np.array([[-1], [1]]) * pixel_slope  # a pixel shows more than its middle
+    outlines += np.array([[-0.5], [0.5]]) * pixel_slope  # from the pixels' middles to their edges
     poses = poses[used]
     middles = np.append(outlines.mean(1), -np.ones((len(poses), 1)), axis=1)
     towards = (poses[:, :, :3] @ middles[:, :, None])[:, :, 0]

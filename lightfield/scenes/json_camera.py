@@ -116,7 +116,7 @@ def camera_of(data: Mapping[str, Any], pictures: PictureFormat, *, where: object
             numbers.get("cx", 0.5 * width) * sx,
             numbers.get("cy", 0.5 * height) * sy,
             terms if any(terms) else (),
-        )
+        ).checked_view()
     except SceneError as reason:
         raise SceneError(reason.what, where=where, remedy="correct the intrinsics") from reason
 

@@ -279,4 +279,8 @@ def _camera(capture: PosesBounds, source: PictureFormat, path: Path) -> Intrinsi
         )
     fx = capture.focal * source.width / capture.width
     fy = capture.focal * source.height / capture.height
-    return Intrinsics(source.width, source.height, fx, fy, 0.5 * source.width, 0.5 * source.height)
+    center = (0.5 * source.width, 0.5 * source.height)
+    try:
+        return Intrinsics(source.width, source.height, fx, fy, *center).checked_view()
+    except SceneError as reason:
+        raise SceneError(reason.what, where=path, remedy="correct the focal lengths") from reason

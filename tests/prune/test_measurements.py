@@ -211,7 +211,7 @@ def test_a_line_that_is_no_measurement_is_refused(tmp_path, lines, line, uncheck
 
 def test_a_record_that_is_no_text_is_refused(tmp_path):
     (tmp_path / MEASUREMENTS).write_bytes(b"\xff\xfe\n")
-    with pytest.raises(CheckpointError, match="not a record of measurements"):
+    with pytest.raises(CheckpointError, match="cannot be read as"):
         replayed(tmp_path)
 
 

@@ -168,7 +168,7 @@ def test_a_pipe_is_refused_unopened(tmp_path, into, name):
     write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
     (tmp_path / "theirs" / name).unlink()
     os.mkfifo(tmp_path / "theirs" / name)
-    with pytest.raises(CheckpointError, match=f"{Path(name).name}: is not a regular file"):
+    with pytest.raises(CheckpointError, match=rf"{Path(name).name}: .*not a regular file"):
         load_published_pseudo(tmp_path / "theirs", into)
 
 
