@@ -82,11 +82,21 @@ def begun_scene(run: Run) -> BegunScene | None:
 
 def data_of(run: Run, asked: str | None, begun: BegunScene | None) -> str:
     """The folder that a scene is made from, or `bricks`: what was asked for, what the run was made
-    from, or the example scene of the run's name, or else the embedded scene."""
+    from, or the example scene of the run's name, or else the embedded scene.
+
+    Raises:
+        SceneError: when the run holds a scene that does not say what it was made from.
+    """
     if asked is not None:
         return asked
     if begun is not None:
         return begun.data
+    if (run.path / "scene").exists():
+        raise SceneError(
+            "this run holds a scene that does not say which images it was made from",
+            where=run.path / "scene",
+            remedy="name them with --data FOLDER, or `--data bricks` for the embedded scene",
+        )
     name = run.path.resolve().name
     found = [folder / name for folder in EXAMPLES if (folder / name).is_dir()]
     return str(found[0]) if found else EMBEDDED

@@ -123,6 +123,12 @@ def load_scene(folder: Path) -> Scene:
     """
     path = folder / "scene.json"
     data = read_json(path, CheckpointError)
+    if isinstance(data, dict) and "box" in data and "transform" not in data:
+        raise CheckpointError(
+            "was made by an earlier version, whose scenes are not normalized",
+            where=path,
+            remedy="make it again: `nelf scene --run RUN --data FOLDER`",
+        )
     try:
         intrinsics = Intrinsics.from_json(data["intrinsics"])
         red, green, blue = (float(value) for value in data["background"])

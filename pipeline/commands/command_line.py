@@ -136,7 +136,7 @@ def preset_for(words: list[str]) -> Preset:
     begun = None if known.run is None else scenes.begun_scene(Run(Path(known.run)))
     name: Any = None if known.preset == "auto" else known.preset
     name = name or (default_preset_name() if begun is None else begun.preset)
-    if known.run is None:
+    if known.run is None or (begun is None and words[:1] != ["scene"]):
         return preset(name, _scene_kind(known.data))
     data = scenes.data_of(Run(Path(known.run)), known.data, begun)
     if begun is None or not scenes.is_same_data(data, begun):

@@ -198,3 +198,12 @@ def test_a_foreign_description_is_refused(saved, damage):
     (saved / "scene.json").write_text(json.dumps(damage(data)))
     with pytest.raises(CheckpointError):
         load_scene(saved)
+
+
+def test_a_scene_of_an_earlier_version_has_to_be_made_again(saved):
+    path = saved / "scene.json"
+    data = json.loads(path.read_text())
+    del data["transform"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"earlier version.*nelf scene"):
+        load_scene(saved)

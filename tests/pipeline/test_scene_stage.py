@@ -85,6 +85,19 @@ def test_a_scene_outlives_the_folder_it_was_made_from(tmp_path, data):
     assert tree(run) == before
 
 
+def test_a_scene_that_does_not_say_what_it_was_made_from_is_not_replaced(tmp_path, data):
+    run = tmp_path / "run"
+    made(run, "--data", data, *SMALL)
+    path = run / "scene" / "manifest.json"
+    told = json.loads(path.read_text())
+    del told["details"]["data"]  # as earlier versions had it
+    path.write_text(json.dumps(told))
+    before = tree(run)
+    assert "--data FOLDER" in nelf("scene", "--run", run).refusal
+    assert tree(run) == before
+    made(run, "--data", data)
+
+
 def test_an_example_scene_of_the_runs_name_is_found(tmp_path, data, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data, tmp_path / "data" / "nerf_synthetic" / "cup")
