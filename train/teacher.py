@@ -55,7 +55,7 @@ class TeacherConfig:
     """Optimisation steps."""
     samples_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 18
     """Samples to aim at in each step; the number of rays follows."""
-    max_rays_per_step: Annotated[int, Range(1, 1 << 24)] = 1 << 16
+    max_rays_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 16
     """Most rays of a step, however few their samples."""
     learning_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-2
     """Adam's learning rate at the start; falls to a thirtieth along a cosine."""
