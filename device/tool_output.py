@@ -181,8 +181,8 @@ def _time_ms(number: str, unit: str) -> float | None:
 
 
 def _plain_number(text: str) -> float | None:
-    """A positive number, None for other text. The last separator of `1,234.5`, `1.234,5` and `12,5` begins
-    the decimals; those of `1,234` and `1.234.567` only group digits."""
+    """A positive number, None for other text. The last separator of `1,234.5`, `1.234,5` and `12,5`
+    begins the decimals; those of `1,234` and `1.234.567` only group digits."""
     last = max(text.rfind(","), text.rfind("."))
     if last >= 0:
         grouped = re.fullmatch(r"[1-9]\d{0,2}(,\d{3}|(\.\d{3}){2,})+", text)
