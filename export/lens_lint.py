@@ -76,7 +76,7 @@ def lens_findings(folder: Path) -> LensFindings:
     if not (folder / "Packages").exists():  # packages are archives; what they define is not seen
         files.check_references()
     faults = [*files.faults, *_plugin_faults(folder), *_chain_faults(folder)]
-    return LensFindings(faults, list(_notes(files)))
+    return LensFindings(list(dict.fromkeys(faults)), list(_notes(files)))
 
 
 def _notes(files: ProjectFiles) -> Iterator[str]:
