@@ -87,14 +87,15 @@ def open_phone(client: AdbClient, serial: str | None = None) -> AdbPhone:
     name, where = serial, serial or ""
     if serial is None and (name := os.environ.get("ANDROID_SERIAL") or None):
         where = f"ANDROID_SERIAL={name}"
-    if name is None:
-        return _opened(client, _the_only(_distinct(client, phones) or phones, phones), phones)
-    named = [phone for phone in phones if phone.serial == name]
-    named = named or [phone for phone in phones if phone.is_called(name)]
-    if not named:
+    named = phones
+    if name is not None:
+        named = [phone for phone in phones if phone.serial == name]
+        named = named or [phone for phone in phones if phone.is_called(name)]
+    if name is not None and not named:
         listed = ", ".join(_name(phone, phones) for phone in phones) or "none"
         raise AdbError("no such phone is attached", where=where, remedy=f"attached: {listed}")
-    return _opened(client, _the_only(named, phones), phones)
+    chosen = _the_only(_distinct(client, named, phones) or named, phones)
+    return _opened(client, chosen, phones)
 
 
 def phone_names(client: AdbClient) -> list[str]:
@@ -104,22 +105,33 @@ def phone_names(client: AdbClient) -> list[str]:
         AdbError: when the server does not answer.
     """
     phones = attached_phones(client)
-    return [_name(phone, phones) for phone in _distinct(client, phones)]
+    return [_name(phone, phones) for phone in _distinct(client, phones, phones)]
 
 
-def _distinct(client: AdbClient, phones: Sequence[AttachedPhone]) -> list[AttachedPhone]:
-    """Every usable phone once, over USB where that is one of the ways in which it is attached."""
-    ready = [phone for phone in phones if phone.is_ready]
+def _distinct(
+    client: AdbClient, chosen: Sequence[AttachedPhone], phones: Sequence[AttachedPhone]
+) -> list[AttachedPhone]:
+    """Every usable one of the chosen phones once, over USB where that is one of the ways in which it is
+    attached."""
+    ready = [phone for phone in chosen if phone.is_ready]
     if len(ready) < 2:
         return ready
-    found: dict[str, AttachedPhone] = {}
+    found: dict[str, list[AttachedPhone]] = {}
     for phone in sorted(ready, key=lambda phone: "usb" not in phone.tags):
         try:
             unit = read_identity(_opened(client, phone, phones)).unit
         except AdbError:
             unit = _name(phone, phones)  # whoever opens it next hears why
-        found.setdefault(unit, phone)
-    return [phone for phone in ready if phone in found.values()]
+        same = found.setdefault(unit, [])
+        if all(_are_two(phone, other) for other in same):
+            same.append(phone)
+    return [phone for phone in ready if any(phone in same for same in found.values())]
+
+
+def _are_two(one: AttachedPhone, other: AttachedPhone) -> bool:
+    """Whether two connections are of two phones, though both tell the same of themselves: a phone has
+    one USB port, and one connection of a name."""
+    return one.serial == other.serial or ("usb" in one.tags and "usb" in other.tags)
 
 
 def _the_only(chosen: Sequence[AttachedPhone], phones: Sequence[AttachedPhone]) -> AttachedPhone:

@@ -47,12 +47,14 @@ _VIRTUAL_HARDWARE = re.compile(
 )
 _VIRTUAL_PRODUCT = re.compile(
     "sdk_|google_sdk|emulator|emu64|generic_x86|vbox86|aosp_cf_|cf_x86|vsoc_|waydroid|lineage_waydroid|"
-    "redroid|anbox|bluestacks|subsystem for android|genymotion|android sdk built for"
+    "redroid|anbox|bluestacks|goldfish|ranchu|"
+    "(windows )?subsystem for android|genymotion|android sdk built for"
 )
 _VIRTUAL_PROPERTY = re.compile(
     r"ro\.boot\.qemu\.|(ro\.)?(genymotion|genyd|androvm|microvirt|waydroid|bst|nemud?|redroid)\.|"
     r"init\.svc\.(qemu|goldfish|ranchu|vbox|genyd|nox|ldinit|bst|microvirt|memu|nemu|waydroid)"
 )
+_ABI_PROPERTY = re.compile(r"ro\.(\w+\.)?product\.cpu\.abi(list(32|64)?)?")
 _HARDWARE_KEYS = ("ro.hardware", "ro.boot.hardware", "ro.board.platform")
 _PRODUCT_KEYS = tuple(
     f"ro.{part}{key}"
@@ -61,7 +63,10 @@ _PRODUCT_KEYS = tuple(
 )
 
 _SERIAL_KEYS = ("ro.serialno", "ro.boot.serialno")
-_NO_SERIALS = ("unknown", "none", "null", "0123456789abcdef", "123456789abcdef", "1234567890abcdef")
+_NO_SERIALS = (
+    *("unknown", "none", "null", "(null)", "n/a", "default", "20080411"),
+    *("0123456789abcdef", "123456789abcdef", "1234567890abcdef"),
+)
 """What stands, whole or its beginning, where a phone was given no number of its own."""
 _SHORTEST_SERIAL = 8
 
@@ -180,7 +185,7 @@ def _is_own(number: str) -> bool:
     is_beginning = len(number) >= _SHORTEST_SERIAL and any(
         s.startswith(number) for s in _NO_SERIALS
     )
-    return bool(number.strip("0")) and number not in _NO_SERIALS and not is_beginning
+    return len(set(number)) > 1 and number not in _NO_SERIALS and not is_beginning
 
 
 def _unit(properties: Mapping[str, str], android_id: str) -> str:
@@ -209,11 +214,13 @@ def is_emulated(properties: Mapping[str, str], cpuinfo: str = "") -> bool:
 
 def _translates_arm(properties: Mapping[str, str], cpuinfo: str) -> bool:
     """Whether the processor's own instructions are not Arm's: no Arm phone lists another ABI than
-    Arm's, and no Arm kernel names a `vendor_id`."""
-    lists = ("ro.product.cpu.abilist", "ro.product.cpu.abi")
-    abis = [abi for key in lists for abi in properties.get(key, "").split(",") if abi]
+    Arm's or translates Arm code, and no Arm kernel names a `vendor_id`."""
+    lists = (value for key, value in properties.items() if _ABI_PROPERTY.fullmatch(key))
+    abis = [abi.strip() for each in lists for abi in each.split(",")]
     has_vendor = re.search(r"^vendor_id\s*:", cpuinfo, re.MULTILINE) is not None
-    return has_vendor or any(not abi.strip().startswith("arm") for abi in abis)
+    bridge = properties.get("ro.dalvik.vm.native.bridge", "")
+    is_translated = re.search("houdini|ndk_translation", bridge) is not None
+    return has_vendor or is_translated or any(abi and not abi.startswith("arm") for abi in abis)
 
 
 def is_temperature(celsius: float) -> bool:

@@ -7,6 +7,7 @@ values are the same in every process and on every device: same graph, same input
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def whole_graph(model: Path, folder: Path) -> Path:
         with warnings.catch_warnings():  # about keys of a tensor's place that ONNX does not know
             warnings.simplefilter("ignore")
             for tensor in outside:
-                load_external_data_for_tensor(tensor, str(model.parent))
+                _bring_in(tensor, model.parent)
         path.write_bytes(proto.SerializeToString())
     except (OSError, KeyError, ValueError, EncodeError, onnx.checker.ValidationError) as reason:
         raise DeviceError(
@@ -118,8 +119,30 @@ def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
             graphs += [attribute.g, *attribute.graphs]
 
 
+def _bring_in(tensor: TensorProto, folder: Path) -> None:
+    """Read the elements of a tensor that lie in another file: exactly as many as it has by its sizes,
+    for the file may go on with other tensors.
+
+    Raises:
+        ValueError: when there are fewer.
+    """
+    size_bytes = _size_bytes(tensor)
+    if all(entry.key != "length" for entry in tensor.external_data):
+        tensor.external_data.add(key="length", value=str(size_bytes))
+    load_external_data_for_tensor(tensor, str(folder))
+    if (found := len(tensor.raw_data)) != size_bytes:
+        raise ValueError(f"{tensor.name}: {found} bytes instead of {size_bytes}")
+
+
 def _size_bytes(tensor: TensorProto) -> int:
-    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    narrow = re.fullmatch(
+        r"U?INT([24])|FLOAT([46])E\dM\d", TensorProto.DataType.Name(tensor.data_type)
+    )
+    if narrow:
+        bits = int(narrow[1] or narrow[2])
+    else:
+        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return -(-math.prod(tensor.dims) * bits // 8)
 
 
 def _no_graph(model: Path, reason: str) -> DeviceError:

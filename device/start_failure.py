@@ -11,16 +11,17 @@ from device.runner.compiler import RunnerForm
 _OTHER_AAR = "use an onnxruntime-android AAR of another version"
 # The first pattern that is in the phone's words says what helps.
 _REMEDIES = (
-    (r"page size|alignment", "the phone has pages of 16 KB: use a newer onnxruntime-android AAR"),
+    (r"page size|alignment|page-aligned",
+     "the phone has pages of 16 KB: use a newer onnxruntime-android AAR"),
     (r"cannot locate symbol", "the AAR is for a newer Android: use an older onnxruntime-android AAR"),
     (r"library \S+ not found", f"pass the library with the provider's, or {_OTHER_AAR}"),
     (r"older than ONNX Runtime", "use a newer onnxruntime-android AAR"),
     (r"not executable|Exec format|e_machine|instead of (32|64)-bit",
      "the phone does not run programs for 64-bit Arm: measure on another phone"),
-    (r"No space left|Cannot allocate|out of memory|SIGKILL",
+    (r"No space left|Cannot allocate|out of memory|bad_alloc|SIGKILL",
      "the phone lacks memory or storage: close what runs on it and make room"),
     (r"SIGILL", f"its processor lacks instructions that this ONNX Runtime uses: {_OTHER_AAR}"),
-    (r"time limit", "the phone is busy: let it come to rest, then measure again"),
+    (r"Text file busy|time limit", "the phone is busy: let it come to rest, then measure again"),
 )  # fmt: skip
 _GENERAL = {
     "glibc": "give it Android's own library with an onnxruntime-android AAR",

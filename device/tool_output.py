@@ -3,7 +3,8 @@
     onnxruntime_perf_test   summary on standard output (sums and averages in s and ms, percentiles in s),
                             and one line per run in its result file: name, seconds, ...
     benchmark_model         TensorFlow Lite: `count= first= ...` of the warm-up and of the runs, then one
-                            line of averages, all in microseconds. LiteRT: a table, with units
+                            line of averages, all in microseconds (before 2.2 without the first run).
+                            LiteRT: a table, with units
     executor_runner         ExecuTorch: a line per run in Android's log, in milliseconds
 
 A figure that a tool does not print is None, never a guess.
@@ -25,6 +26,14 @@ ToolKind = Literal["onnxruntime_perf_test", "benchmark_model", "executor_runner"
 _NUMBER = r"([-+\d.eE]+)"
 _GROUPED = r"([-+\d.,eE]+)"
 _MILLISECONDS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ns": 1e-6}
+_TFLITE_AVERAGES = (
+    rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}, "
+    rf"Warmup \(avg\): {_NUMBER}, Inference \(avg\): {_NUMBER}"
+)
+_OLD_TFLITE_AVERAGES = (
+    rf"Average inference timings in us: Warmup: {_NUMBER}, Init: {_NUMBER}, "
+    rf"(?:Inference|no stats): {_NUMBER}"
+)
 _TIME = rf"{_GROUPED}\s*({'|'.join(_MILLISECONDS)})\b"
 
 
@@ -65,7 +74,7 @@ def parse_perf_test(text: str, results: str = "") -> ToolFigures:
     text = text.replace("\r\n", "\n")
     runs = _after(text, r"Total inference requests:")
     mean_ms = _after(text, r"Average inference time cost(?: total)?:")
-    if runs is None or mean_ms is None:
+    if not (runs and mean_ms):
         raise _silent("onnxruntime_perf_test", text)
     memory = _after(text, r"Peak working set size:")
     return ToolFigures(
@@ -89,7 +98,7 @@ def _times_ms(results: str) -> list[float]:
     the run was submitted and that until it was done."""
     cells = [line.strip().split(",") for line in results.splitlines()]
     times = [row[{5: 1, 6: 2}[len(row)]] for row in cells if len(row) in (5, 6)]
-    return [1e3 * float(time) for time in times if _is_number(time)]
+    return [1e3 * time for time in map(_positive, times) if time is not None]
 
 
 def parse_benchmark_model(text: str) -> ToolFigures:
@@ -106,31 +115,33 @@ def parse_benchmark_model(text: str) -> ToolFigures:
 
 
 def _tflite_lines(text: str) -> ToolFigures | None:
-    pattern = (
-        rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}, "
-        rf"Warmup \(avg\): {_NUMBER}, Inference \(avg\): {_NUMBER}"
-    )
-    averages = re.search(pattern, text)
-    if averages is None or not all(_is_number(figure) for figure in averages.groups()):
+    averages = re.search(_TFLITE_AVERAGES, text)
+    if averages is not None:
+        init, first, _, mean = averages.groups()
+    elif (averages := re.search(_OLD_TFLITE_AVERAGES, text)) is not None:
+        (_, init, mean), first = averages.groups(), ""
+    else:
         return None
-    # the last of these lines is that of the runs; those before it are of the warm-up
-    counted = re.findall(r"count=\d+ .*", text)
-    fields = dict(re.findall(rf"(\w+)={_NUMBER}", counted[-1])) if counted else {}
+    # the last line of counts is that of the runs; those before it are of the warm-up, and what follows
+    # the averages is a profile of operators
+    counted = re.findall(r"count=(\d+)(.*)", text[: averages.start()])
+    count, rest = counted[-1] if counted else ("1", "")
+    fields = dict(re.findall(rf"(\w+)={_NUMBER}", rest))
+    runs, mean_ms = _positive(count), _micro(mean)
+    if not (runs and mean_ms):
+        return None
     memory = re.search(rf"overall={_NUMBER}", text)
-
-    def micro(name: str) -> float | None:
-        return float(fields[name]) / 1e3 if _is_number(fields.get(name, "")) else None
-
+    megabytes = _positive(memory[1]) if memory else None
     return ToolFigures(
         "benchmark_model",
-        runs=int(fields.get("count", 1)),
-        mean_ms=float(averages[4]) / 1e3,
-        min_ms=micro("min"),
-        max_ms=micro("max"),
-        p50_ms=micro("median"),
-        load_ms=float(averages[1]) / 1e3,
-        first_run_ms=float(averages[2]) / 1e3,
-        peak_memory_bytes=round(float(memory[1]) * 2**20) if memory else None,
+        runs=int(runs),
+        mean_ms=mean_ms,
+        min_ms=_micro(fields.get("min")),
+        max_ms=_micro(fields.get("max")),
+        p50_ms=_micro(fields.get("median")),
+        load_ms=_micro(init),
+        first_run_ms=_micro(first),
+        peak_memory_bytes=round(megabytes * 2**20) if megabytes else None,
     )
 
 
@@ -140,8 +151,8 @@ def _litert_table(text: str) -> ToolFigures | None:
     if average is None:
         return None
     mean_ms, runs = _time_ms(average[1], average[2]), _plain_number(average[3])
-    if not mean_ms or not runs:
-        return None  # it ran nothing
+    if not (mean_ms and runs):
+        return None
 
     def time_ms(row: str) -> float | None:
         found = re.search(rf"{row}:\s*{_TIME}", text)
@@ -170,14 +181,14 @@ def _time_ms(number: str, unit: str) -> float | None:
 
 
 def _plain_number(text: str) -> float | None:
-    """A finite number, None for other text. The last separator of `1,234.5`, `1.234,5` and `12,5` begins
-    the decimals; those of `1,234` and `1.234.567` only group digits."""
+    """A positive number, None for other text. The last separator of `1,234.5`, `1.234,5` and `12,5`
+    begins the decimals; those of `1,234` and `1.234.567` only group digits."""
     last = max(text.rfind(","), text.rfind("."))
     if last >= 0:
         grouped = re.fullmatch(r"[1-9]\d{0,2}(,\d{3}|(\.\d{3}){2,})+", text)
         mark = "" if grouped else "."
         text = re.sub("[,.]", "", text[:last]) + mark + text[last + 1 :]
-    return float(text) if _is_number(text) and math.isfinite(float(text)) else None
+    return _positive(text)
 
 
 def parse_executor_runner(text: str, warmup: int = 0) -> ToolFigures:
@@ -186,7 +197,8 @@ def parse_executor_runner(text: str, warmup: int = 0) -> ToolFigures:
     Raises:
         DeviceError: when no run is told of.
     """
-    every = [float(ms) for ms in re.findall(rf"Iteration \d+ of \d+: {_NUMBER} ms", text)]
+    lines = re.findall(rf"Iteration \d+ of \d+: {_NUMBER} ms", text)
+    every = [ms for ms in map(_positive, lines) if ms is not None]
     samples = every[warmup:]
     done = re.findall(rf"Model executed successfully (\d+) time\(s\)(?: in {_NUMBER} ms)?", text)
     load_ms = _after(text, "Model loaded in")
@@ -204,10 +216,11 @@ def parse_executor_runner(text: str, warmup: int = 0) -> ToolFigures:
             first_run_ms=every[0],
             samples_ms=tuple(samples),
         )
-    if not done or not done[-1][1]:
+    runs, total_ms = map(_positive, done[-1] if done else ("", ""))
+    if not (runs and total_ms):
         raise _silent("executor_runner", text)
-    runs, total_ms = int(done[-1][0]), float(done[-1][1].rstrip("."))
-    return ToolFigures("executor_runner", runs=runs, mean_ms=total_ms / runs, load_ms=load_ms)
+    mean_ms = total_ms / runs
+    return ToolFigures("executor_runner", runs=int(runs), mean_ms=mean_ms, load_ms=load_ms)
 
 
 def _percentile(samples: Sequence[float], q: int) -> float | None:
@@ -216,19 +229,27 @@ def _percentile(samples: Sequence[float], q: int) -> float | None:
 
 def _after(text: str, label: str) -> float | None:
     match = re.search(rf"{label}\s*{_NUMBER}", text)
-    return float(match[1].rstrip(".")) if match and _is_number(match[1].rstrip(".")) else None
+    return _positive(match[1]) if match else None
 
 
 def _milli(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-def _is_number(text: str) -> bool:
+def _micro(text: str | None) -> float | None:
+    """Milliseconds of a text in microseconds."""
+    micros = _positive(text or "")
+    return None if micros is None else micros / 1e3
+
+
+def _positive(text: str) -> float | None:
+    """A finite number above 0, which a full stop may follow; None for other text, as of a tool that ran
+    nothing."""
     try:
-        float(text)
+        number = float(text.rstrip("."))
     except ValueError:
-        return False
-    return True
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def _silent(tool: ToolKind, text: str) -> DeviceError:

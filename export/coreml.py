@@ -30,11 +30,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
-from export.graph import ANY_RANK, Shape
+from export.graph import ANY_RANK, LARGEST_MESSAGE, Shape
 from export.mil_graph import fused_program, student_program
 from export.mil_replay import replayed
 from export.ray_graphs import point_map
 from lightfield.errors import ExportError
+from lightfield.files import read_json
 from lightfield.light_field import LightField, ray_grid
 from lightfield.student import Student, folded
 
@@ -51,6 +52,9 @@ RAY_OPERATORS = {"matmul", "real_div", "mul", "sin", "cos", "concat", "cast"} | 
 
 UNCOUNTED = re.compile("conv|matmul|attention|lstm|gru|rnn|einsum|classify")
 """In the names of MIL's operations that multiply and accumulate."""
+
+MANIFEST = "Manifest.json"
+"""Lists the parts of a package."""
 
 GELU_MODES = {"gelu": "EXACT", "sigmoid_gelu": "SIGMOID_APPROXIMATION"}
 
@@ -143,8 +147,16 @@ def coreml_facts(path: Path) -> CoremlFacts:
             where=path,
             remedy="give the .mlpackage that it was compiled from",
         )
+    if path.is_file() and (package := _package_around(path)):
+        raise ExportError(
+            "a part of a CoreML package, whose weights lie in another file of it",
+            where=path,
+            remedy=f"give the package, {package.name}",
+        )
     ct = import_coremltools()
     try:
+        if path.is_dir():
+            _require_enclosed(path)
         specification = ct.utils.load_spec(str(path))
         kind = specification.WhichOneof("Type") or "nothing"
         counted = (
@@ -162,6 +174,25 @@ def coreml_facts(path: Path) -> CoremlFacts:
     what = "" if kind == "mlProgram" else f", {kind}"
     title = f"CoreML, specification {specification.specificationVersion}{what}"
     return CoremlFacts(title, inputs, outputs, *counted)
+
+
+def _package_around(path: Path) -> Path | None:
+    """The package that a file is a part of; None for a file by itself."""
+    data = (each for each in path.resolve().parents if each.name == "Data")
+    return next((each.parent for each in data if (each.parent / MANIFEST).is_file()), None)
+
+
+def _require_enclosed(package: Path) -> None:
+    """Refuse a package with files that are missing, lead out of it, or are none: those that lie in it,
+    and those that its manifest names."""
+    items = read_json(package / MANIFEST, ExportError).get("itemInfoEntries", {})
+    named = [package / "Data" / item["path"] for item in items.values()]
+    for each in (*package.rglob("*"), *named):
+        place = each.relative_to(package)
+        if not each.resolve().is_relative_to(package.resolve()):
+            raise ExportError(f"{place} leads out of it, and is not read")
+        if not (each.is_file() or each.is_dir()):
+            raise ExportError(f"{place} is missing, or no file")
 
 
 Counts = tuple[dict[str, int] | None, dict[str, int] | None, int | None]
@@ -234,7 +265,7 @@ def _range(sizes: Any) -> int | str:
 
 def is_coreml_file(path: Path) -> bool:
     """Whether a file holds a CoreML model; by its name where coremltools is not installed."""
-    if not path.is_file() or path.stat().st_size == 0:
+    if not path.is_file() or not 0 < path.stat().st_size <= LARGEST_MESSAGE:
         return False
     try:
         ct = import_coremltools()

@@ -8,6 +8,7 @@ from pathlib import Path
 HEAD_BYTES = 4096
 MAGICS = (
     (4, b"TFL3", "a TensorFlow Lite model"),
+    (4, b"ET1", "an ExecuTorch program"),
     (4, b"ORTM", "a model in ONNX Runtime's own format"),
     (0, b"\x89HDF", "an HDF5 file, as Keras writes them"),
     (0, b"GGUF", "a GGUF model"),
@@ -29,8 +30,10 @@ ZIPPED = (
     ("data.pkl", "a PyTorch checkpoint"),
     ("Manifest.json", "a zipped CoreML package; unpack it first"),
     ("config.json", "a zip archive, as Keras writes them"),
+    ("archive_format", "a program exported by PyTorch"),
     (".onnx", "a zip archive with an ONNX file; unpack it first"),
     (".npy", "NumPy arrays"),
+    (".tflite", "a zip archive with a TensorFlow Lite model; unpack it first"),
 )
 """How the name of a member ends, and what an archive with such a member is."""
 

@@ -265,7 +265,30 @@ def _without_foreign_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
     graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    return {value.name: _shape_of(value) for value in (*graph.value_info, *graph.output)}
+    values = (*graph.input, *graph.value_info, *graph.output)
+    shapes: dict[str, Shape] = {value.name: _shape_of(value) for value in values}
+    stored: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            _require_matching_channels(node, shapes | stored)
+    return shapes
+
+
+def _require_matching_channels(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> None:
+    """Hold the channels of a convolution's input, weights and bias against each other, which ONNX's own
+    shape inference does not do."""
+    x, weight, bias = (shapes.get(name, ()) for name in (*node.input, "", "", "")[:3])
+    first, second = (*weight, "", "")[:2]
+    if not (isinstance(first, int) and isinstance(second, int)):
+        return
+    second *= next((each.i for each in node.attribute if each.name == "group"), 1)
+    taken, made = (first, second) if node.op_type == "ConvTranspose" else (second, first)
+    for what, sizes, wanted in (("input", x[1:2], taken), ("bias", bias, made)):
+        if sizes and isinstance(sizes[0], int) and sizes[0] != wanted:
+            raise shape_inference.InferenceError(
+                f"{node.op_type} {' '.join(node.output)}: {sizes[0]} channels of {what}, and weights "
+                f"for {wanted}"
+            )
 
 
 def values_of(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, Shape]]:

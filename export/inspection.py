@@ -140,19 +140,24 @@ def _snapml_faults(path: Path, model: onnx.ModelProto) -> Iterator[str]:
             yield f"{name} {list(shape)} is not [1, channels, height, width]"
     if (size := imported_bytes(path)) > LARGEST_BYTES:
         yield f"about {size / 1e6:.1f} MB after import, over Snap's {LARGEST_BYTES / 1e6:.0f} MB"
-    if fault := _checker_fault(model):
-        yield f"ONNX's checker refuses it ({fault})"
+    yield from _inner_faults(model)
 
 
-def _checker_fault(model: onnx.ModelProto) -> str | None:
-    """The checker's first words; None also for what it cannot check: functions, weights elsewhere."""
+def _inner_faults(model: onnx.ModelProto) -> Iterator[str]:
+    """The checker's first words, or values within the graph that nothing can hold; nothing of what
+    cannot be checked: functions, weights elsewhere."""
     if model.functions or any(is_external(tensor) for tensor in stored_tensors(model)):
-        return None
+        return
     try:
-        shapes_by_onnx(model)
+        shapes = shapes_by_onnx(model)
     except (checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
-    return None
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        yield f"ONNX's checker refuses it ({first_line})"
+        return
+    ends = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for name, shape in shapes.items():
+        if name not in ends and any(isinstance(size, int) and size < 1 for size in shape):
+            yield f"{name} {list(shape)} has an impossible size"
 
 
 def _is_ray_graph(inputs: dict[str, Shape]) -> bool:

@@ -32,6 +32,8 @@ from lightfield.files import read_json
 
 SCENE_PREFIX = "const SCENE = "
 """Starts the one line of the controller script that holds the scene's numbers, as JSON."""
+MOST_NAMES = 20
+"""How many keys of another editor are named."""
 PLUGINS = "Plugins"
 """Lens Studio loads every plugin in here together with the project."""
 
@@ -76,14 +78,16 @@ def lens_findings(folder: Path) -> LensFindings:
     if not (folder / "Packages").exists():  # packages are archives; what they define is not seen
         files.check_references()
     faults = [*files.faults, *_plugin_faults(folder), *_chain_faults(folder)]
-    return LensFindings(faults, list(_notes(files)))
+    return LensFindings(list(dict.fromkeys(faults)), list(_notes(files)))
 
 
 def _notes(files: ProjectFiles) -> Iterator[str]:
     if files.novelties:
+        names = sorted(files.novelties)
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         yield (
             f"saved by Lens Studio {files.other_editor}; what it writes beyond what is known of it was "
-            f"not checked: {', '.join(sorted(files.novelties))}"
+            f"not checked: {', '.join(names[:MOST_NAMES])}{more}"
         )
 
 
@@ -207,9 +211,10 @@ def _meta_faults(meta: yaml.Node | None, path: Path, model: LensModel) -> Iterat
 
 
 def _tensor_faults(node: yaml.Node, size: Size, place: str) -> Iterator[str]:
-    shape = [scalar(entry(node, "Shape", axis)) for axis in "xyz"]
-    if shape != [f"{count:.6f}" for count in size]:
-        yield f"{place}: shape {', '.join(shape)} instead of {', '.join(map(str, size))}"
+    shape = [entry(node, "Shape", axis) for axis in "xyz"]
+    if tuple(_number(count) for count in shape) != size:
+        found = ", ".join(scalar(count)[:60] for count in shape)
+        yield f"{place}: shape {found} instead of {', '.join(map(str, size))}"
     channels = normalizations(node)
     if len(channels) != size[2]:
         yield f"{place}: {len(channels)} normalisations for {size[2]} channels"

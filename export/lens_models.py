@@ -133,6 +133,8 @@ def _convolution_faults(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]
         yield f"{name} has {settings['group'].i} groups"
     if "auto_pad" in settings and settings["auto_pad"].s != b"NOTSET":
         yield f"{name} pads by {settings['auto_pad'].s.decode(errors='replace')}"
+    if "output_shape" in settings:
+        yield f"{name} pads to an output_shape"
 
 
 def shape_fault(name: str, shape: Shape) -> str | None:

@@ -59,6 +59,7 @@ __all__ = [
     "LensScene",
     "WrittenLens",
     "carry_lens_projects",
+    "generated_hashes",
     "lens_findings",
     "lens_scene_from",
     "lint_lens_project",
@@ -110,7 +111,7 @@ def write_lens_project(
                 remedy="export the student again for Lens Studio",
             )
     _check_size(paths)
-    known = _known_hashes(folder, lens)
+    known = generated_hashes(folder, lens)
     contents = _texts(lens, models, scaled=scales_by_255(student)) | {
         f"{MODELS}/{model.file_name}": paths[model.role].read_bytes() for model in models
     }
@@ -201,8 +202,12 @@ def _check_size(paths: dict[str, Path]) -> None:
         )
 
 
-def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
-    """Hashes of the files as they were last generated."""
+def generated_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
+    """Hashes of the files of a project as they were last generated; none where there is no project.
+
+    Raises:
+        ExportError: when the folder holds something else, or the project of another scene.
+    """
     manifest = folder / MANIFEST
     if folder.is_symlink():
         raise ExportError("is a link, not a folder", where=folder, remedy="put the folder there")
@@ -213,7 +218,7 @@ def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
             raise ExportError(
                 f"the folder holds the project {strangers[0].name}, which was not generated here",
                 where=folder,
-                remedy="choose another folder",
+                remedy="move it away, or choose another folder",
             )
         return {}
     data = read_json(manifest, ExportError)
@@ -223,19 +228,19 @@ def _known_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
             raise ExportError(
                 "comes from another version of this tool",
                 where=manifest,
-                remedy="choose another folder, or move this one away",
+                remedy="move it away, or choose another folder",
             )
     except (AttributeError, KeyError, TypeError) as error:
         raise ExportError(
             f"not a list of generated files ({error})",
             where=manifest,
-            remedy="choose another folder",
+            remedy="move it away, or choose another folder",
         ) from error
     if scene != lens.scene_name:
         raise ExportError(
             f"the folder holds the lens of scene {scene!r}, not {lens.scene_name!r}",
             where=folder,
-            remedy="choose another folder",
+            remedy="move it away, or choose another folder",
         )
     return files
 

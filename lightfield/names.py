@@ -66,6 +66,13 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def in_a_line(text: str) -> str:
+    """The text with escapes for characters that would break its line or command a terminal."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def printable(text: str) -> str:
     """The text with a replacement character for whatever is not UTF-8."""
     return text.encode("utf-8", "replace").decode()

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from lightfield.memory import keep_freed_memory
+from lightfield.names import in_a_line
 
 INTERRUPTED = "interrupted; finished stages are kept, the same command goes on from here"
 UNREAD_EXIT_CODE = 141
@@ -98,7 +99,7 @@ def _is_unread() -> bool:
 
 
 def _refuse(text: str) -> int:
-    print(f"nelf: {text}", file=sys.stderr)
+    print(f"nelf: {in_a_line(text)}", file=sys.stderr)
     return 2
 
 

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from lightfield.names import in_a_line
 from lightfield.progress import Progress
 
 PLAIN_EVERY_S = 15.0
@@ -29,7 +30,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line for the user."""
-        self.rich.print(text, markup=False)
+        self.rich.print(in_a_line(text), markup=False)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Progress]:

@@ -17,6 +17,7 @@ from export.calibration import Calibration
 from export.exported_graph import ExportedGraph
 from export.lens_studio import (
     carry_lens_projects,
+    generated_hashes,
     lens_findings,
     lens_scene_from,
     write_lens_project,
@@ -36,6 +37,8 @@ EXPORT_FORMS = 2
 """Counts up when the export writes other files, so that an older run's are written again."""
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"
 CPU = torch.device("cpu")
+MOST_FAULTS = 20
+"""Of a lens project; how many are told."""
 PORTS = ("COM", "LPT")
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in PORTS for n in range(10))}
 """Names of devices, which no file may have on Windows."""
@@ -137,6 +140,7 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
         lens = replace(lens_scene_from(field, scene.train.poses, name), drift=drift)
         models = [_only(graphs, form) for form in ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")]
         project = stage.path / name
+        generated_hashes(run.path / "lens" / name, lens)  # refuses what is not ours where it lies
         carry_lens_projects(run.path / "lens", stage.path)
         carried = project.is_dir()
         written = write_lens_project(project, lens, *models)
@@ -153,8 +157,11 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
                 f"{findings.faults[0]}",
                 where=stage.path,
             )
-        for finding in (*findings.faults, *findings.notes):  # the user's or the editor's making
+        # the user's or the editor's making
+        for finding in (*findings.faults[:MOST_FAULTS], *findings.notes):
             console.say(f"lens: {finding}")
+        if more := len(findings.faults[MOST_FAULTS:]):
+            console.say(f"lens: and {more} more faults of the project")
         stage.metrics |= {
             "files": len(written.files),
             "size_bytes": sum(path.stat().st_size for path in written.files),

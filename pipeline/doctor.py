@@ -121,7 +121,8 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         state = Text(finding.state, STYLES[finding.state])
         table.add_row(finding.name, state, Text("\n").join(lines))
     console.rich.print(table, width=TABLE_COLUMNS, soft_wrap=False)  # rich keeps the narrower
-    console.say(f"\n{_preset_line()}")
+    console.say("")
+    console.say(_preset_line())
 
 
 def _preset_line() -> str:

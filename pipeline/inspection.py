@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from export.inspection import Inspection, inspect
+from lightfield.names import in_a_line
 from pipeline.console import Console
 
 
@@ -26,7 +27,7 @@ def print_inspection(path: Path, console: Console, *, as_json: bool) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _rows(found):
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(in_a_line(value)))
     console.rich.print(table)
 
 

@@ -128,7 +128,8 @@ def print_status(statuses: Sequence[StageStatus], console: Console, *, title: st
     if title:
         console.say(title)
     console.rich.print(table, width=TABLE_COLUMNS, soft_wrap=False)  # rich keeps the narrower
-    console.say(f"\n{_next_step(statuses)}")
+    console.say("")
+    console.say(_next_step(statuses))
 
 
 def _next_step(statuses: Sequence[StageStatus]) -> str:

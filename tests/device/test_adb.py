@@ -131,7 +131,9 @@ def test_a_phone_is_one_unit_however_it_is_attached(tmp_path):
     assert unit(reached(tmp_path, "HT4A1", ro__serialno="HT4A2")) not in same
 
 
-@pytest.mark.parametrize("number", ["", "unknown", "0123456789ABCDEF", "0000000000"])
+@pytest.mark.parametrize(
+    "number", ["", "unknown", "0123456789ABCDEF", "0000000000", "FFFFFFFF", "20080411"]
+)
 def test_phones_without_a_number_of_their_own_are_told_by_what_else_they_have(tmp_path, number):
     one, two, three = (reached(tmp_path, name, ro__serialno=number) for name in "ABC")
     assert unit(one) == unit(two)
@@ -167,12 +169,24 @@ def test_a_phone_that_is_attached_twice_is_one_phone(tmp_path):
     assert open_phone(FakeClient(ways)).serial == "10.0.0.7:40001"
     ways[1].tags["usb"] = "1-4"
     assert open_phone(FakeClient(ways)).serial == "HT4A1"  # the faster way
+    assert open_phone(FakeClient(ways), "model:Pixel_8").serial == "HT4A1"
     other = reached(tmp_path, "HT4A2", ro__serialno="HT4A2")
     assert phone_names(FakeClient([*ways, other])) == ["HT4A1", "HT4A2"]
 
 
+def test_phones_at_two_usb_ports_are_two_whatever_they_say(tmp_path):
+    phones = [reached(tmp_path, name) for name in ("ONE", "TWO", "10.0.0.7:40001")]
+    phones[0].tags["usb"], phones[1].tags["usb"] = "1-4", "1-5"
+    assert phone_names(FakeClient(phones)) == ["ONE", "TWO"]
+
+
+def test_a_name_of_two_connections_means_the_one_that_can_be_used(tmp_path):
+    client = FakeClient([reached(tmp_path, "10.0.0.7:40001")], {"10.0.0.7:39000": "offline"})
+    assert open_phone(client, "10.0.0.7").serial == "10.0.0.7:40001"
+
+
 def test_a_phone_is_chosen_by_whatever_adb_takes_for_its_name(tmp_path):
-    phones = [reached(tmp_path, "10.0.0.7:40001"), reached(tmp_path, "HT4A2")]
+    phones = [reached(tmp_path, "10.0.0.7:40001"), reached(tmp_path, "HT4A2", ro__serialno="HT4A2")]
     phones[1].tags |= {"usb": "1-4", "device": "shiba"}
     client = FakeClient(phones)
     for name in ("usb:1-4", "device:shiba", "transport_id:2", "HT4A2"):

@@ -126,6 +126,11 @@ def test_weights_of_inner_graphs_and_attributes_come_in_too(tmp_path):
         ({"location": "none.bin"}, "external weights cannot be read"),
         ({"location": "../../etc/passwd"}, "external weights cannot be read"),
         ({"location": "few.bin", "length": "4096"}, "external weights cannot be read"),
+        (
+            {"location": "few.bin", "length": "4"},
+            "external weights cannot be read .*4 bytes instead",
+        ),
+        ({"location": "few.bin", "offset": "4096"}, "external weights cannot be read"),
     ],
 )
 def test_weights_that_are_not_beside_the_graph_are_refused(tmp_path, place, message):
@@ -137,6 +142,21 @@ def test_weights_that_are_not_beside_the_graph_are_refused(tmp_path, place, mess
     onnx.save(graph, path)
     with pytest.raises(DeviceError, match=rf"g\.onnx: its {message}"):
         whole_graph(path, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(TensorProto.FLOAT, [3]), (TensorProto.INT4, [24])])
+def test_a_weight_takes_no_more_of_a_shared_file_than_it_has(tmp_path, kind, shape):
+    (tmp_path / "all.bin").write_bytes(bytes(range(100)))
+    weight = TensorProto(name="w", data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "all.bin"), ("offset", "16")):
+        weight.external_data.add(key=key, value=value)
+    out = helper.make_tensor_value_info("y", kind, shape)
+    node = helper.make_node("Identity", ["w"], ["y"])
+    made = helper.make_model(helper.make_graph([node], "g", [], [out], [weight]))
+    onnx.save(made, tmp_path / "g.onnx")
+    (tmp_path / "spare").mkdir()
+    whole = onnx.load(whole_graph(tmp_path / "g.onnx", tmp_path / "spare"))
+    assert whole.graph.initializer[0].raw_data == bytes(range(16, 28))
 
 
 def test_weights_that_fit_into_no_file_are_refused(tmp_path):

@@ -258,6 +258,8 @@ DENIED = "/data/local/tmp/nelf/0a/nelf_runner: can't execute: Permission denied"
         ('CANNOT LINK EXECUTABLE: cannot locate symbol "x"', 1, "", "for a newer Android"),
         ('CANNOT LINK EXECUTABLE: library "libx.so" not found', 1, "", "pass the library"),
         ('program alignment (4096) cannot be smaller than system page size', 1, "", "pages of 16 KB"),
+        ("libx.so: ELF load command address/offset not page-aligned", 1, "", "16 KB: .* AAR"),
+        ("sh: nelf_runner: Text file busy", 126, "", "the phone is busy"),
         ("not executable: 64-bit ELF file", 126, "", "does not run programs for 64-bit Arm"),
         ("what nobody foresaw", 1, "", "check that the AAR is for this Android"),
     ],

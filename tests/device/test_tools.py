@@ -59,6 +59,23 @@ def test_benchmark_model_in_androids_log_has_a_median_and_its_memory():
     assert found.to_json()["fps"] == pytest.approx(1000 / 141.253)
 
 
+@pytest.mark.parametrize("name", ["Inference", "no stats"])
+def test_benchmark_model_of_tensorflow_1_and_2_0(name):
+    found = parse_benchmark_model(
+        "count=4 first=9000 curr=7100 min=7000 max=9000 avg=7600 std=800\n\n"
+        "count=31 first=7200 curr=7150 min=7050 max=7400 avg=7190.5 std=60\n\n"
+        f"Average inference timings in us: Warmup: 7600, Init: 2250, {name}: 7190.5\n"
+    )
+    assert (found.runs, found.mean_ms, found.min_ms, found.max_ms) == (31, 7.1905, 7.05, 7.4)
+    assert (found.load_ms, found.first_run_ms) == (2.25, None)
+
+
+def test_a_profile_that_follows_benchmark_models_averages_is_not_its_runs():
+    profile = "Timings (microseconds): count=9 first=1 curr=2 min=1 max=3 avg=2 std=1\n"
+    found = parse_benchmark_model(transcript("benchmark_model_stdout") + profile)
+    assert (found.runs, found.min_ms) == (50, 32.687)
+
+
 def litert(**changed: str) -> str:
     """The end of what LiteRT's benchmark_model logs, with rows left out (empty) or changed."""
     rows = {
@@ -125,11 +142,28 @@ def test_an_older_executor_runner_tells_a_sum_only():
         "Segmentation fault\n",
         "Inference timings in us: Init: x",
         "Inference timings in us: Init: -, First inference: 1, Warmup (avg): 1, Inference (avg): .",
+        "Inference timings in us: Init: 0, First inference: 0, Warmup (avg): 0, Inference (avg): 0",
+        "Inference timings in us: Init: 1, First inference: 1, Warmup (avg): 1, Inference (avg): -2",
+        "count=0\nAverage inference timings in us: Warmup: 1, Init: 1, Inference: 1",
+        "Total inference requests: 1e999\nAverage inference time cost: 3 ms",
+        "Total inference requests: 7\nAverage inference time cost: -nan ms",
+        "Model executed successfully 0 time(s) in 0.000 ms.",
+        "Model executed successfully 4 time(s) in -.e ms.",
+        "Iteration 1 of 1: e ms",
     ],
 )
 def test_a_tool_that_says_no_time_is_refused(parse, text):
     with pytest.raises(DeviceError, match="printed no time"):
         parse(text)
+
+
+def test_figures_that_are_none_are_left_out():
+    found = parse_perf_test(
+        "Total inference requests: 2\nAverage inference time cost: 3 ms\n"
+        "Peak working set size: 1e999 bytes\nMin Latency: - s\n",
+        "m,nan,1,1,0\nm,0.003,1,1,1\n",
+    )
+    assert (found.peak_memory_bytes, found.min_ms, found.samples_ms) == (None, None, (3.0,))
 
 
 # --- driving them ---------------------------------------------------------------------------------

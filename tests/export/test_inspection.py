@@ -131,6 +131,8 @@ def zipped(name):
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"\x08\x06\x12\x04nelf", "truncated, or of another kind"),
         (b"\xff\xd8\xff\xe0", "a JPEG image"),
+        (b"\x18\x00\x00\x00ET12\x00", "an ExecuTorch program"),
+        (zipped("best/archive_format"), "a program exported by PyTorch"),
     ],
 )
 @pytest.mark.parametrize("name", ["download.onnx", "download.json"])
@@ -154,6 +156,14 @@ def test_what_is_no_file_is_not_read(tmp_path):
     for path in (tmp_path / "pipe.onnx", Path("/dev/zero")):
         with pytest.raises(ExportError, match="neither a file nor a folder"):
             inspect(path)
+
+
+def test_a_file_beyond_all_messages_is_not_read(tmp_path):
+    for name in ("large.onnx", "large.mlmodel"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**36)
+        with pytest.raises(ExportError, match="more than 2 GB"):
+            inspect(tmp_path / name)
 
 
 def test_a_graph_cut_anywhere_is_refused_or_read_but_never_a_trace(tmp_path):
@@ -364,6 +374,31 @@ def test_a_plain_convolution_fits_a_lens(tmp_path):
     assert inspect(saved(tmp_path / "m.onnx", model())).snapml_faults == []
 
 
+@pytest.mark.parametrize(
+    ("operator", "groups", "weight", "bias"),
+    [
+        ("Conv", 1, (2, 3), 2),
+        ("Conv", 3, (3, 1), 3),
+        ("ConvTranspose", 1, (3, 2), 2),
+        ("ConvTranspose", 3, (3, 2), 6),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["", "input", "bias"])
+def test_channels_that_do_not_match_fit_no_lens(tmp_path, operator, groups, weight, bias, wrong):
+    made = model(
+        helper.make_node(operator, ["x", "w", "b"], ["y"], group=groups),
+        inputs=[tensor("x", (1, 4 if wrong == "input" else 3, 4, 5))],
+        outputs=[tensor("y", (1, bias, 4, 5))],
+        weights=[
+            stored(np.ones((*weight, 1, 1), np.float32)),
+            stored(np.ones(bias + (wrong == "bias"), np.float32), "b"),
+        ],
+    )
+    found = inspect(saved(tmp_path / "m.onnx", made))
+    assert (found.macs is None) == bool(wrong)
+    assert ("checker refuses it" in "; ".join(found.snapml_faults)) == bool(wrong)
+
+
 OBLONG = stored(np.ones((3, 3, 1, 3), np.float32))
 
 
@@ -375,6 +410,12 @@ OBLONG = stored(np.ones((3, 3, 1, 3), np.float32))
         (model(conv(strides=[1, 2]), outputs=[tensor("y", (1, 3, 4, 3))]), "uneven strides"),
         (model(weights=[OBLONG], outputs=[tensor("y", (1, 3, 4, 3))]), "uneven kernel_shape"),
         (model(conv(auto_pad="SAME_UPPER")), "pads by SAME_UPPER"),
+        (model(helper.make_node("ConvTranspose", ["x", "w"], ["y"], output_shape=[4, 5])),
+         "pads to an output_shape"),
+        (model(helper.make_node("Conv", ["x", "k"], ["a"]),
+               helper.make_node("Conv", ["a", "w"], ["y"], pads=[9, 9, 9, 9]),
+               weights=[WEIGHT, stored(np.ones((3, 3, 8, 8), np.float32), "k")],
+               outputs=[tensor("y", (1, 3, 15, 16))]), "a [1, 3, -3, -2] has an impossible size"),
         (model(conv(group="three", pads=1)), "ONNX's checker refuses it"),
         (model(helper.make_node("Conv", [], [])), "not a convolution of images"),
         (model(helper.make_node("Constant", [], ["w"], value=WEIGHT), conv(), weights=[]),
@@ -514,3 +555,39 @@ def test_a_folder_that_is_no_package_is_refused_in_one_line(tmp_path):
     (tmp_path / "coremldata.bin").write_bytes(b"")
     with pytest.raises(ExportError, match="a compiled CoreML model"):
         inspect(tmp_path)
+
+
+@needs_coremltools
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("model.mlmodel", "Data/model.mlmodel is missing"),
+        ("../../elsewhere.mlmodel", "leads out of it, and is not read"),
+        ("endless.mlmodel", "Data/endless.mlmodel leads out of it, and is not read"),
+        ("pipe.mlmodel", "Data/pipe.mlmodel is missing, or no file"),
+    ],
+)
+def test_what_is_no_part_of_a_package_is_not_read(tmp_path, path, fault):
+    package = tmp_path / "m.mlpackage"
+    (package / "Data").mkdir(parents=True)
+    (tmp_path / "elsewhere.mlmodel").write_bytes(b"")
+    if path == "endless.mlmodel":
+        (package / "Data" / path).symlink_to("/dev/zero")
+    if path == "pipe.mlmodel":
+        os.mkfifo(package / "Data" / path)
+    manifest = {"itemInfoEntries": {"1": {"path": path}}, "rootModelIdentifier": "1"}
+    (package / "Manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match=fault):
+        inspect(package)
+
+
+@needs_coremltools
+def test_the_program_of_a_package_is_not_read_without_it(tmp_path):
+    part = tmp_path / "m.mlpackage" / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    part.parent.mkdir(parents=True)
+    specification = import_coremltools().proto.Model_pb2.Model(specificationVersion=7)
+    specification.mlProgram.version = 1
+    part.write_bytes(specification.SerializeToString())
+    (tmp_path / "m.mlpackage" / "Manifest.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"a part of a CoreML package.*; give .* m\.mlpackage"):
+        inspect(part)

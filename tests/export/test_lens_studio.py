@@ -847,3 +847,17 @@ def test_a_real_light_field_goes_the_whole_way(tmp_path):
         path.write_bytes(model.SerializeToString())
     write_lens_project(tmp_path / "lens", lens, *paths)
     assert lint_lens_project(tmp_path / "lens") == []
+
+
+def test_sizes_written_in_another_way_are_the_same_sizes(project):
+    meta = project / "Assets/Models/Student.onnx.meta"
+    meta.write_text(meta.read_text().replace(".000000", ".0"))
+    assert lint_lens_project(project) == []
+
+
+def test_many_novelties_of_another_editor_are_counted(newer_project):
+    file = next(newer_project.glob("*.esproj"))
+    file.write_text(file.read_text() + "".join(f"new{i}: 1\n" for i in range(99)))
+    (note,) = lens_findings(newer_project).notes
+    assert note.endswith("more")
+    assert len(note) < 1000

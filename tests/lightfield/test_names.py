@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lightfield.errors import ConfigError
-from lightfield.names import LONGEST_NAME, checked_folder, checked_name, printable
+from lightfield.names import LONGEST_NAME, checked_folder, checked_name, in_a_line, printable
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,7 @@ def test_a_folder_below_one_that_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not UTF-8"):
         checked_folder(tmp_path / "caf\udce9" / "run")
     assert printable("caf\udce9") == "caf?"
+
+
+def test_text_of_others_stays_in_its_line():
+    assert in_a_line("café [bold] \t\x1b[2J\n\udce9") == r"café [bold] \t\x1b[2J\n\udce9"

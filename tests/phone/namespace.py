@@ -37,6 +37,7 @@ TREE = "NELF_PHONE_TREE"
 """Set inside: FOLDER."""
 OBSERVER, OUTSIDE_PORT = "NELF_PHONE_OBSERVER", "NELF_PHONE_OUTSIDE_PORT"
 """Set inside: the descriptor of a socket to the observer, and a port that listens outside."""
+SERVER_PORT = "ANDROID_ADB_SERVER_PORT"
 
 
 def enter(folder: Path, arguments: list[str]) -> int:
@@ -53,6 +54,8 @@ def enter(folder: Path, arguments: list[str]) -> int:
     listener = socket.create_server(("127.0.0.1", 0))
     inside = {**os.environ, TREE: str(folder), OBSERVER: str(there.fileno())}
     inside[OUTSIDE_PORT] = str(listener.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as free:  # 5037 may be that of another adb server
+        inside[SERVER_PORT] = str(free.getsockname()[1])
     command = [*UNSHARE, sys.executable, __file__, *arguments]
     with subprocess.Popen(command, env=inside, pass_fds=[there.fileno()]) as child:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is interrupted as well, and tells
@@ -134,7 +137,7 @@ def main(folder: Path, arguments: list[str]) -> int:
     raise_loopback()
     register_qemu(folder / "adbd/usr/bin/qemu-aarch64")
     forbid_vm_sockets()
-    for name in ("ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_PORT", "ANDROID_ADB_SERVER_HOST"):
+    for name in ("ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_HOST"):
         os.environ.pop(name, None)
     # adb keeps its key and its log at home
     with tempfile.TemporaryDirectory(prefix="nelf-phone-", ignore_cleanup_errors=True) as home:

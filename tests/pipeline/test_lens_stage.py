@@ -57,3 +57,19 @@ def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
 
 def test_a_lens_of_impossible_drift_is_refused(run):
     assert "drift must not be negative" in stage(run, "lens", "--drift", "-1").refusal
+
+
+def test_a_project_that_was_not_generated_here_is_refused_where_it_lies(run):
+    lens = run / "lens" / "ToyCar"
+    (lens / "nelf-lens.json").unlink()
+    refusal = stage(run, "lens", "--drift", 10).refusal
+    assert f"{lens}: the folder holds the project ToyCar.esproj" in refusal
+    assert "move it away" in refusal
+
+
+def test_many_faults_of_a_project_are_told_in_few_lines(run):
+    for number in range(30):
+        (run / "lens/ToyCar/Assets" / f"{number}.png").write_bytes(b"")
+    said = stage(run, "lens", "--drift", 10).done
+    assert said.count("has no .meta") == 20
+    assert "lens: and 10 more faults of the project" in said
