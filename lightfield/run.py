@@ -332,9 +332,10 @@ class Run:
     def _replaceable(self, stage: str) -> Artifact | None:
         """The stage as it is, None when there is none; refused when it is not known what it holds."""
         current, folder = self.find(stage), self.path / stage
-        if current is None and folder.is_dir() and any(folder.iterdir()):
+        if current is None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+            kind = "is a file" if folder.is_file() else f"folder holds no {MANIFEST}"
             raise CheckpointError(
-                f"this folder holds no {MANIFEST}, so it is not a stage's",
+                f"this {kind}, so it is not a stage's",
                 where=folder,
                 remedy="move it elsewhere, or delete it if it can go",
             )

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from lightfield.errors import CheckpointError
-from lightfield.files import TEMPORARY_PREFIX, discard_temporaries, read_json, remove, write_json
+from lightfield.files import (
+    TEMPORARY_PREFIX,
+    discard_temporaries,
+    parse_json,
+    read_json,
+    read_text,
+    remove,
+    write_json,
+)
 
 KEY = "key.json"
 METRICS = "metrics.jsonl"
@@ -137,7 +145,11 @@ def _serving(folder: Path, begun: Request, request: Request, carried: Carried) -
     now = request.as_read()
     if not begun.config or begun.inputs != now.inputs:
         return []
-    return [name for name in carried(begun.config, now.config) if (folder / name).is_file()]
+    try:
+        names = carried(begun.config, now.config)
+    except (AttributeError, LookupError, TypeError):  # settings that somebody has edited
+        return []
+    return [name for name in names if (folder / name).is_file()]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -158,9 +170,9 @@ def _leave_only(folder: Path, names: Collection[str]) -> None:
 def _after_step(folder: Path) -> str:
     """Which step the work has reached by its log, in words; empty where the log does not tell."""
     try:
-        last = (folder / METRICS).read_text(encoding="utf-8").splitlines()[-1]
-        return f" after step {int(json.loads(last)['step'])}"
-    except (OSError, LookupError, TypeError, ValueError):
+        last = read_text(folder / METRICS, CheckpointError).splitlines()[-1]
+        return f" after step {int(parse_json(last)['step'])}"
+    except (CheckpointError, LookupError, TypeError, ValueError, OverflowError):
         return ""
 
 

@@ -80,8 +80,8 @@ def make_baseline(
     scene = students_scene(pseudo, scene, dense)
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
-        found = run.artifact("prune").metrics
-        ratio, steps = ratio or found["ratio"], steps or found["tuning_steps"]
+        found = run.artifact("prune")
+        ratio, steps = ratio or found.figure("ratio"), steps or int(found.figure("tuning_steps"))
     settings = {
         "kind": config.kind,
         "latency_ratio": ratio,

@@ -8,6 +8,7 @@ changed, all are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ class LatencyStore:
             if any(data[name] != value for name, value in self.about.items()):
                 return {}
             stored = data["latencies"]
-            return stored if all(entry["median_ms"] > 0 for entry in stored.values()) else {}
+            times_ms = [entry["median_ms"] for entry in stored.values()]
+            return stored if all(0 < ms < math.inf for ms in times_ms) else {}
         except (CheckpointError, AttributeError, KeyError, TypeError):
             return {}
 

@@ -10,6 +10,7 @@ and takes orders from whoever connects.
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -22,17 +23,18 @@ from train.distributed import STORE
 REFUSED = 2
 """Exit code of a process that has said in one line why it ended."""
 USAGE = "usage: python -m pipeline.processes COUNT STAGE --run RUN [OPTION ...]"
+COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
 def main(words: list[str]) -> int:
     """Run `nelf` with all words but the first, which is the number of processes; the exit code.
 
     Raises:
-        SystemExit: when the first word is no number.
         ChildFailedError: when a process ended without having said why.
     """
-    if len(words) < 2 or not words[0].isdecimal():
-        sys.exit(USAGE)
+    if len(words) < 2 or COUNT.fullmatch(words[0]) is None:
+        print(f"nelf: {USAGE}", file=sys.stderr)
+        return REFUSED
     try:
         _start(int(words[0]), words[1:])
     except SignalException:  # the first process has said that it was interrupted

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightfield.errors import CheckpointError
+from lightfield.files import read_text
 from lightfield.run import KEY, MANIFEST, Artifact, Run
 from pipeline.console import Console
 
@@ -189,9 +190,9 @@ def _running(run: Run, unfinished: list[str]) -> str | None:
     """
     lock = run.path / ".lock"
     try:
-        process, inode = lock.read_text(encoding="ascii").strip(), str(lock.stat().st_ino)
+        process, inode = read_text(lock, CheckpointError).strip(), str(lock.stat().st_ino)
         held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except (OSError, UnicodeDecodeError):
+    except (OSError, CheckpointError):
         return None
     # for example: 1: FLOCK  ADVISORY  WRITE 12532 fe:00:2213968 0 EOF
     if not unfinished or not any(

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save_file
 
 from lightfield.errors import CheckpointError, ConfigError, NelfError
-from lightfield.files import atomic_path, open_regular, parse_json, write_json
+from lightfield.files import parse_json, write_json
 from lightfield.run import load_into
+from lightfield.state_file import read_state, write_state
 from lightfield.student import Student, StudentSpec
 from prune.latency_table import LatencyTable
 from prune.trial import CURRENT, Trial
@@ -179,7 +178,6 @@ class SearchState:
 def save_search(folder: Path, state: SearchState, student: Student) -> None:
     """Write the state with the current student's weights, and the history for readers; a student that
     met one of several budgets also goes into a file of its own."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "spec": json.dumps(student.spec.to_json()),
@@ -190,8 +188,7 @@ def save_search(folder: Path, state: SearchState, student: Student) -> None:
     here = state.trials.index(state.current) if state.trials else None
     files += [folder / name for name, trial in state.waypoints.items() if trial == here]
     for path in files:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+        write_state(path, student.state_dict(), metadata)
 
 
 def load_search(
@@ -220,17 +217,15 @@ def read_search(
         CheckpointError: when there is no such file, or it is damaged or foreign.
     """
     try:
-        open_regular(path).close()
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_state(path)
         if metadata.get("format") != FORMAT:
             raise CheckpointError("not written by this tool")
         state = SearchState.from_json(parse_json(metadata["state"]))
         student = Student(StudentSpec.from_json(parse_json(metadata["spec"])))
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError, NelfError) as reason:
+    except (KeyError, ValueError, NelfError) as reason:
+        text = reason.what if isinstance(reason, NelfError) else reason
         raise CheckpointError(
-            f"not the state of a search ({reason})", where=path, remedy=remedy
+            f"not the state of a search ({text})", where=path, remedy=remedy
         ) from reason
     load_into(student, tensors, where=path)
     return state, student.to(device).eval()

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightfield.errors import CheckpointError, quoted
-from lightfield.files import atomic_path, open_regular, parse_json
+from lightfield.files import parse_json
+from lightfield.state_file import read_state, write_state
 
 FORMAT = "nelf-training-1"
 
@@ -55,12 +54,7 @@ def save_checkpoint(
     for owner, generator in generators.items():
         tensors[f"generator/{owner}"] = generator.get_state()
     meta = {"step": step, "optimisers": optimiser_data, "extra": dict(extra or {})}
-    plain_tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    data = save(plain_tensors, {"format": FORMAT, "state": json.dumps(meta)})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(
-            data
-        )  # a full disk is an OSError here, in safetensors' writer it is not
+    write_state(path, tensors, {"format": FORMAT, "state": json.dumps(meta)})
 
 
 def load_checkpoint(
@@ -78,15 +72,10 @@ def load_checkpoint(
     """
     if not path.exists():
         return None
-    if not path.is_file():  # reading a pipe may never end
-        raise _refusal("not a regular file", path)
     try:
-        open_regular(path).close()
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as reason:
-        raise _refusal(f"not a readable checkpoint ({_line(reason)})", path) from reason
+        tensors, metadata = read_state(path)
+    except CheckpointError as reason:
+        raise _refusal(f"not a readable checkpoint ({reason.what})", path) from reason
     if metadata.get("format") != FORMAT:
         raise _refusal("not a checkpoint of this tool", path)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from pipeline.training import RENDERS, SHOWN_VIEWS
 from prune.search_state import HISTORY
 
 STAGES = ("scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench")
+EDITED = ("lens",)
+"""Stages whose files people are meant to change."""
 RENDERED = {"teacher": "Teacher", "student": "Student", "prune": "Pruned student"}
 """Stages that score pictures, as the report calls them."""
 
@@ -72,6 +75,8 @@ class Chain:
     artifacts: dict[str, Artifact]
     absent: dict[str, str] = field(default_factory=dict)
     """By stage: the reason."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """By stage that is here: which of its files cannot be used, and why."""
 
     @classmethod
     def of(cls, run: Run) -> Chain:
@@ -82,7 +87,7 @@ class Chain:
         """
         source = run.artifact("scene")
         source.check()
-        artifacts, absent = {"scene": source}, {}
+        artifacts, absent, damaged = {"scene": source}, {}, {}
         for stage in STAGES[1:]:
             try:
                 artifact = run.find(stage)
@@ -91,9 +96,12 @@ class Chain:
                 continue
             if artifact is None:
                 absent[stage] = f"nelf {stage} has not been run"
-            else:
-                artifacts[stage] = artifact
-        return cls(printable(run.path.resolve().name), load_scene(source.path), artifacts, absent)
+                continue
+            artifacts[stage] = artifact
+            if stage not in EDITED and (damage := _damage(artifact)):
+                damaged[stage] = damage
+        name = printable(run.path.resolve().name)
+        return cls(name, load_scene(source.path), artifacts, absent, damaged)
 
     def identity(self) -> dict[str, str]:
         """A fingerprint of each manifest: figures may change where the keys stay."""
@@ -247,6 +255,15 @@ class Chain:
         if not records:
             raise CheckpointError("the export left no list of its files")
         return records
+
+
+def _damage(artifact: Artifact) -> str:
+    """The first file that is not what the manifest recorded, and why; empty when all are."""
+    try:
+        artifact.check()
+    except CheckpointError as error:
+        return f"{Path(str(error.where)).name}: {error.what}"
+    return ""
 
 
 def _dictionaries(entries: object) -> list[dict[str, Any]]:

@@ -44,7 +44,9 @@ def make_report(run: Run, console: Console) -> Artifact:
         CheckpointError: when the run has no readable scene.
     """
     chain = Chain.of(run)
-    settings = {"layout": LAYOUT, "manifests": chain.identity()}
+    for stage, damage in chain.damaged.items():
+        console.say(f"report: the {stage} stage is damaged ({damage}); run `nelf {stage}` again")
+    settings = {"layout": LAYOUT, "manifests": chain.identity(), "damaged": chain.damaged}
 
     def work(stage: StageWriter) -> None:
         parts = []

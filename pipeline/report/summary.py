@@ -49,9 +49,17 @@ def header(chain: Chain) -> Html:
         element("p", _in_one_line(chain), class_="lead"),
         element("p", data_line(chain)),
         element("p", device_line(chain)),
+        *_damages(chain),
         _cards(chain),
     )
     return element("header", element("div", text, _hero(chain), class_="first"), _stages(chain))
+
+
+def _damages(chain: Chain) -> list[Html]:
+    return [
+        element("p", f"Damaged: {stage}/{damage}; run this stage again.", class_="warning")
+        for stage, damage in chain.damaged.items()
+    ]
 
 
 def data_line(chain: Chain) -> str:

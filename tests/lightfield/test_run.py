@@ -421,6 +421,13 @@ def test_a_folder_that_no_stage_made_is_not_replaced(run):
     assert theirs.read_text() == "mine"
 
 
+def test_a_file_in_the_place_of_a_stage_is_not_replaced(run):
+    write_text(run.path / "report", "mine")
+    with pytest.raises(CheckpointError, match="report: this is a file"):
+        run.perform("report", {}, {}, Work())
+    assert (run.path / "report").read_text() == "mine"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\x80\x04", b"\xff\xff"])
 def test_a_manifest_that_is_no_json_is_refused(run, content):
     artifact, _ = run.perform("scene", {}, {}, Work())

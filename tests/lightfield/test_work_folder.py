@@ -179,3 +179,24 @@ def request(config: dict) -> Request:
 )  # fmt: skip
 def test_changes_are_named(before, now, changes):
     assert request(now).changes(request(json.loads(json.dumps(before)))) == changes
+
+
+@pytest.mark.parametrize("steps", ["3", None, [1], {"a": 1}])
+def test_work_whose_settings_were_edited_is_dropped(stage, steps):
+    def carried(before, now):
+        return [CHECKPOINT] if before["steps"] < now["steps"] and before["kind"] else []
+
+    stage.counted({"steps": 9}, until=4)
+    key = stage.run.path / ".teacher.work" / KEY
+    request = json.loads(key.read_text())
+    key.write_text(json.dumps(request | {"config": {"steps": steps}}))
+    assert stage.counted({"steps": 10}, carried=carried) == list(range(10))
+    assert "the interrupted work after step 4 is dropped" in stage.said[0]
+
+
+@pytest.mark.parametrize("line", ['{"step": Infinity}', "[" * 100_000, '{"step": [1]}', "7"])
+def test_a_log_that_was_edited_tells_no_step(stage, line):
+    stage.counted({"steps": 9}, until=4)
+    (stage.run.path / ".teacher.work" / "metrics.jsonl").write_text(f"{line}\n")
+    stage.counted({"steps": 8})
+    assert "the interrupted work is dropped" in stage.said[0]

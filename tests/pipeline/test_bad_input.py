@@ -233,6 +233,20 @@ def test_a_manifest_that_lost_something_is_refused_by_its_own_command_too(run, c
     assert tree(run) == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["metrics"].pop("ratio"),
+        lambda data: data["metrics"].update(ratio="half"),
+        lambda data: data["metrics"].update(tuning_steps=[]),
+    ],
+)
+def test_a_figure_that_a_baseline_reads_and_that_is_lost_is_refused(run, change):
+    rewrite(change)(run / "prune" / MANIFEST)
+    line = nelf("baseline", "--run", run, "--target", "host").refusal
+    assert f"{run}/prune/manifest.json: its metric " in line
+
+
 @pytest.mark.parametrize("seconds", [None, "long", -1, 1e300])
 def test_times_that_make_no_sense_are_left_out(run, seconds):
     rewrite(lambda data: data.update(seconds=seconds, started="0001-01-01T00:00:00+14:00"))(

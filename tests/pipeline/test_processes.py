@@ -27,11 +27,18 @@ def test_torchrun_is_told_to_meet_in_files_that_go_when_it_ends(monkeypatch):
     assert not Path(os.environ[STORE]).parent.exists()
 
 
-@pytest.mark.parametrize("words", [[], ["student"], ["two", "student"], ["-1", "student"], ["2"]])
-def test_what_is_no_number_of_processes_is_refused(words, monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["student"], ["2"], ["two", "student"], ["-1", "student"], ["0", "student"],
+        ["9" * 5000, "student"],
+    ],
+)  # fmt: skip
+def test_what_is_no_number_of_processes_is_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(processes, "torchrun", pytest.fail)
-    with pytest.raises(SystemExit, match=r"usage: python -m pipeline\.processes COUNT"):
-        processes.main(words)
+    assert processes.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nelf: usage: python -m pipeline.processes COUNT STAGE")
 
 
 def failed(exit_code: int) -> ChildFailedError:

@@ -256,6 +256,21 @@ def test_damaged_files_are_named(run: Run) -> None:
     assert "the export artifact is damaged" in text
 
 
+def test_a_flipped_bit_in_a_file_that_the_page_only_lists_is_told(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = run.path / "export" / "Sample.onnx"
+    graph.write_bytes(b"graph")
+    record(run, "export", graph.name)
+    make_report(run, Console())
+    graph.write_bytes(b"grapi")
+    text = page_of(run).text
+    assert "Damaged: export/Sample.onnx: the bytes differ from what the manifest recorded" in text
+    assert "report: the export stage is damaged (Sample.onnx: " in capsys.readouterr().out
+    graph.write_bytes(b"graph")
+    assert "Damaged" not in page_of(run).text
+
+
 def test_emulated_times_are_never_shown(scene: Scene, tmp_path: Path) -> None:
     run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", emulated=True))
     page = page_of(run)

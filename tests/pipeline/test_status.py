@@ -14,7 +14,7 @@ from rich.console import Console as RichConsole
 
 from lightfield.errors import CheckpointError
 from lightfield.files import write_json
-from lightfield.run import MANIFEST, Artifact, Run
+from lightfield.run import KEY, MANIFEST, Artifact, Run
 from pipeline.console import Console
 from pipeline.status import StageStatus, chain_status, print_status, runs_in
 
@@ -326,6 +326,15 @@ def test_looking_changes_nothing(whole):
 def test_a_run_that_is_locked_can_be_looked_at(whole):
     with whole.locked():
         assert states(whole) == ["finished"] * 5
+
+
+def test_a_named_pipe_in_the_place_of_the_lock_is_not_waited_for(whole):
+    lock = whole.path / ".lock"
+    lock.unlink()
+    os.mkfifo(lock)
+    (whole.path / ".teacher.work").mkdir()
+    write_json(whole.path / ".teacher.work" / KEY, {})
+    assert states(whole).count("interrupted") == 1
 
 
 # -- figures ----------------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,18 @@ def test_a_damaged_file_counts_as_none(tmp_path, damage):
     whole = store(tmp_path, Device())
     whole(SPECS)
     whole.path.write_text(damage)
+    device = Device()
+    store(tmp_path, device)(SPECS)
+    assert device.asked == SPECS
+
+
+@pytest.mark.parametrize("median_ms", [math.inf, math.nan, 0, "fast"])
+def test_a_file_with_a_latency_that_is_none_counts_as_none(tmp_path, median_ms):
+    whole = store(tmp_path, Device())
+    whole(SPECS)
+    data = json.loads(whole.path.read_text())
+    list(data["latencies"].values())[1]["median_ms"] = median_ms  # not a witness
+    whole.path.write_text(json.dumps(data))
     device = Device()
     store(tmp_path, device)(SPECS)
     assert device.asked == SPECS

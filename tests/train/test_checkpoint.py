@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,23 @@ def test_damaged_metadata_is_refused(saved, state, unchecked):
 def test_a_tensor_of_another_shape_is_refused(saved, name):
     tensors = load_file(saved)
     with safetensors.safe_open(saved, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {"format": FORMAT, "state": file.metadata()["state"]}
     tensors[name] = tensors[name][:-1].clone() if "generator" in name else torch.zeros(7, 7)
     save_file(tensors, saved, metadata)
     assert "does not fit this training" in refused(saved)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.9])
+def test_a_flipped_bit_is_refused(saved, place):
+    data = bytearray(saved.read_bytes())
+    (header,) = struct.unpack("<Q", data[:8])
+    data[8 + header + int(place * (len(data) - 8 - header))] ^= 4
+    saved.write_bytes(data)
+    assert "its bytes have changed since it was written" in refused(saved)
+
+
+def test_an_edited_state_is_refused(saved):
+    data = saved.read_bytes()
+    assert data.count(b'momentum\\": 0.9') == 1
+    saved.write_bytes(data.replace(b'momentum\\": 0.9', b'momentum\\": 0.1'))
+    assert "its bytes have changed since it was written" in refused(saved)
