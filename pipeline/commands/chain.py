@@ -170,7 +170,7 @@ class Export(Stage):
 class Lens(Stage):
     """Write the Lens Studio project."""
 
-    drift: Annotated[float, Range(-3600, 3600)] = 0.0
+    drift: Annotated[float, Range(0, 3600)] = 0.0
     """Speed at which an untouched picture turns by itself, in degrees per second (forward-facing
     scenes: units to the side per second); 0 for rest."""
 

@@ -140,6 +140,7 @@ def test_no_number_is_without_a_range(holder, name):
         ("teacher --steps=-5", "teacher.steps: -5 is out of range; give a whole number, 1 to"),
         ("pseudo --seed " + 3000 * "9", "pseudo.seed: " + 80 * "9" + "... is out of range"),
         ("lens --drift nan", "lens.drift: nan is out of range"),
+        ("lens --drift=-5", "lens.drift: -5.0 is out of range; give a number, 0 to 3600"),
         ("student --network.blocks=-1", "network.blocks: -1 is"),
         ("student --network.tail-widths " + 9 * " 8", "network.tail_widths: 9 values"),
         ("student --network.blocks 1000 --network.stream-width 8000", "multiply-accumulates per ray"),
