@@ -1,4 +1,8 @@
-"""Files that are either whole or absent: written beside their name, then renamed."""
+"""Files: written whole or not at all, and read with bounds when they may come from anybody.
+
+A file is written beside its name, then renamed. Readers of text and JSON open regular files only, and
+refuse what is too large, nested too deep, or holds what Python's parser should not be given.
+"""
 
 from __future__ import annotations
 

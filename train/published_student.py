@@ -10,8 +10,8 @@ names of the state dict, with i a body block and j a position in the tail:
 
 Its channels have the order of `lightfield.encoding`, so weights are taken over as they are.
 
-Nothing in a file is run (`train.torch_archive`). The pickle may name tensors, containers and the
-published network's own classes; any other name refuses the file.
+Nothing in a file is run (`train.torch_archive`). The pickle may name tensors, containers, NumPy's arrays
+and the published network's own classes; any other name refuses the file.
 """
 
 from __future__ import annotations

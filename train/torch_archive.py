@@ -28,14 +28,15 @@ from lightfield.errors import CheckpointError, quoted
 from lightfield.files import require_regular_file
 
 LARGEST_FILE_BYTES = 1 << 29
-"""Ten times a checkpoint of the published network, with its optimiser's state; likewise the others."""
+"""Ten times the size of a published checkpoint with its optimiser's state. The limits on its parts are
+as generous."""
 LARGEST_READ_BYTES = 1 << 20
-"""Read at a time, which is a zip's whole directory."""
+"""Limit on one read; a zip's directory is read at once."""
 LARGEST_PICKLE_BYTES = 1 << 22
 MOST_OPERATIONS = 1 << 18
 MOST_DIMENSIONS = 8
 LARGEST_KEY, LARGEST_SIZE = 1 << 32, 1 << 62
-"""Of a dictionary's keys, and of a tensor's sizes and strides."""
+"""Limits on a dictionary's whole numbers as keys, and on a tensor's sizes and strides."""
 
 DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
