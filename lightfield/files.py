@@ -1,4 +1,8 @@
-"""Files that are either whole or absent: written beside their name, then renamed."""
+"""Files: written whole or not at all, and read with bounds when they may come from anybody.
+
+A file is written beside its name, then renamed. Readers of text and JSON open regular files only, and
+refuse what is too large, nested too deep, or holds what Python's parser should not be given.
+"""
 
 from __future__ import annotations
 
@@ -89,13 +93,15 @@ def open_regular(path: Path) -> io.BufferedReader:
     return os.fdopen(handle, "rb")
 
 
-def read_text(path: Path, error: type[NelfError], kind: str = "text") -> str:
+def read_text(
+    path: Path, error: type[NelfError], kind: str = "text", most_bytes: int = MAX_TEXT_BYTES
+) -> str:
     """The text of a file in UTF-8, UTF-16 or UTF-32, raising `error` when it is missing, too large or
     unreadable."""
     try:
         with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > MAX_TEXT_BYTES:
-                raise error(f"more than {MAX_TEXT_BYTES >> 20} MiB of text", where=path)
+            if os.fstat(file.fileno()).st_size > most_bytes:
+                raise error(f"more than {most_bytes >> 20} MiB of text", where=path)
             raw = file.read()
             return raw.decode(json.detect_encoding(raw))  # UTF-8, UTF-16 or UTF-32, by its mark
     except FileNotFoundError:
@@ -107,9 +113,9 @@ def read_text(path: Path, error: type[NelfError], kind: str = "text") -> str:
         raise error(f"cannot be read as {kind} ({reason})", where=path) from reason
 
 
-def read_json(path: Path, error: type[NelfError]) -> Any:
+def read_json(path: Path, error: type[NelfError], most_bytes: int = MAX_TEXT_BYTES) -> Any:
     """Parse a JSON file as `parse_json` does, raising `error` when it is missing, or no such JSON."""
-    text = read_text(path, error, "JSON")
+    text = read_text(path, error, "JSON", most_bytes)
     try:
         return parse_json(text)
     except ValueError as reason:

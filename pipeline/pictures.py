@@ -89,16 +89,19 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
         )
 
     camera, ours = published_camera(folder), scene.intrinsics
-    if (camera.width, camera.height) != (ours.width, ours.height) or not np.allclose(
+    same_size = (camera.width, camera.height) == (ours.width, ours.height)
+    if not same_size or not np.allclose(
         (camera.fx, camera.fy, camera.cx, camera.cy),
         (ours.fx, ours.fy, ours.cx, ours.cy),
         rtol=SAME_CAMERA,
     ):
+        longest = max(camera.width, camera.height)
+        load_again = f"load the scene at that size: `nelf scene --resolution {longest}`"
         raise SceneError(
             f"pictures of {camera.width}x{camera.height} pixels with a focal length of "
             f"{camera.fx:.1f}, but the run's scene has {ours.width}x{ours.height} and {ours.fx:.1f}",
             where=folder,
-            remedy=f"load the scene at that size: `nelf scene --resolution {camera.width}`",
+            remedy="give pseudo images of this scene" if same_size else load_again,
         )
 
     def work(stage: StageWriter) -> None:

@@ -131,7 +131,9 @@ def make_scene(
     """
     begun = begun_scene(run)
     capture, identity = None, EMBEDDED
-    if data != EMBEDDED:
+    if data == EMBEDDED:
+        _check_embedded(config, factor, console)
+    else:
         folder = Path(data)
         data = str(folder.resolve())
         if begun is not None and begun.data == data and not folder.exists():
@@ -177,6 +179,21 @@ def make_scene(
     return run.perform("scene", settings, {}, work, say=console.say)[0]
 
 
+def _check_embedded(config: SceneConfig, factor: int, console: Console) -> None:
+    """Refuse a resolution below one ray, and say which options the embedded scene does not use."""
+    if config.resolution < factor:
+        raise ConfigError(
+            f"{config.resolution} pixels are less than the student's up-sampling factor {factor}",
+            where="scene.resolution",
+            remedy=f"give at least {factor}",
+        )
+    plain = SceneConfig()
+    for name in SETTINGS_OF_THE_DATA:
+        if getattr(config, name) != getattr(plain, name):
+            option = name.replace("_", "-")
+            console.say(f"scene: --{option} is not used: it describes images of a folder")
+
+
 def _kind(scene: Scene) -> SceneKind:
     if scene.source == EMBEDDED:
         return "embedded"
@@ -201,7 +218,7 @@ def choice_of(config: SceneConfig, name: str, factor: int) -> SceneChoice:
 
 
 def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Scene:
-    side = max(1, config.resolution // factor) * factor
+    side = config.resolution // factor * factor
     return bricks_scene(
         side,
         side,

@@ -58,6 +58,11 @@ def make_student(
     pseudo = ingredient(run, "pseudo")
     scene = students_scene(pseudo, scene)
     device, spec = compute_device(), network.spec()
+    if config.warmup_steps > config.steps:
+        console.say(
+            f"student: a warm-up of {config.warmup_steps} steps is longer than the {config.steps} steps "
+            "of the training, so the learning rate never reaches its peak"
+        )
     settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
 
     def work(stage: StageWriter) -> None:

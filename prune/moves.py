@@ -128,7 +128,7 @@ class Moves:
             floors_ms += self.forms.floors_ms(self.space.base, self.space.choices_of)
         if min(floors_ms) > last_ms / state.tail:
             raise BudgetError(
-                f"a budget of {last_ms:.2f} ms is out of reach: {self.space.floor()}, "
+                f"a budget of {last_ms:.4g} ms is out of reach: {self.space.floor()}, "
                 f"and the dense student takes {state.pinned_ms:.2f} ms",
                 where=measured.candidate.device.name,
                 remedy="raise the budget, lower smallest_share, or train a smaller student",
@@ -290,7 +290,7 @@ class Moves:
     def _why_not(self) -> str:
         state, now, dense = self.state, self.state.current, self.state.trials[0]
         return (
-            f"the budget of {state.budget_ms:.2f} ms was not met: {state.stopped}; the fastest student "
+            f"the budget of {state.budget_ms:.4g} ms was not met: {state.stopped}; the fastest student "
             f"found takes {now.latency_ms:.2f} ms at {now.psnr_db:.2f} dB, the dense one "
             f"{state.pinned_ms:.2f} ms at {dense.psnr_db:.2f} dB; {self.space.floor()}"
         )

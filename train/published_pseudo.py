@@ -24,7 +24,7 @@ from torch import Tensor
 from lightfield.arrays import read_array
 from lightfield.camera import Intrinsics, checked_poses, look_at
 from lightfield.errors import CheckpointError, NelfError, quoted
-from lightfield.files import read_json, require_regular_file
+from lightfield.files import read_json
 from lightfield.progress import Progress, silent
 from lightfield.transform import SceneTransform
 from train.posed_pictures import PosedPictures, write_pictures
@@ -32,8 +32,9 @@ from train.posed_pictures import PosedPictures, write_pictures
 BLENDER_UNIT = 4.031128857175551 / 1.5
 """The published teacher maps the radius of the Blender scenes' cameras to 1.5, by a constant."""
 INFO = Path("hwf", "dataset_info.json")
+PICTURE = re.compile(r"rendered_rgb_\d{5,}\.npy", re.ASCII)
 PICTURES = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
-LARGEST_INFO_BYTES, LARGEST_HEADER_BYTES = 1 << 20, 1 << 16
+LARGEST_INFO_BYTES = 1 << 20
 FARTHEST = 1e6
 """Most that any length or scale may be; float32 has little left between larger ones."""
 OPENCV_TO_OPENGL = np.array([1.0, -1.0, -1.0])
@@ -78,7 +79,7 @@ def load_published_pseudo(
     """
     info, intrinsics = _read_info(folder / INFO), published_camera(folder)
     pictures, height, width = _picture_folder(folder)
-    count = sum(1 for path in pictures.iterdir() if path.suffix == ".npy")
+    count = sum(1 for path in pictures.iterdir() if PICTURE.fullmatch(path.name))
     if not count:
         raise CheckpointError("holds no pictures", where=pictures)
     poses = np.stack(
@@ -106,10 +107,7 @@ def published_camera(folder: Path) -> Intrinsics:
 
 
 def _read_info(path: Path) -> _Info:
-    require_regular_file(path, CheckpointError)
-    if path.stat().st_size > LARGEST_INFO_BYTES:
-        raise CheckpointError("is larger than any description of pseudo images", where=path)
-    data: Any = read_json(path, CheckpointError)
+    data: Any = read_json(path, CheckpointError, LARGEST_INFO_BYTES)
     try:
         info = _Info(
             int(data["downscaled_height"]),

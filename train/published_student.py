@@ -10,8 +10,8 @@ names of the state dict, with i a body block and j a position in the tail:
 
 Its channels have the order of `lightfield.encoding`, so weights are taken over as they are.
 
-Nothing in a file is run (`train.torch_archive`). The pickle may name tensors, containers and the
-published network's own classes; any other name refuses the file.
+Nothing in a file is run (`train.torch_archive`). The pickle may name tensors, containers, NumPy's arrays
+and the published network's own classes; any other name refuses the file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lightfield.errors import CheckpointError, ConfigError, NelfError, quoted
 from lightfield.ranges import Range, check_ranges
 from lightfield.student import Activation, Student, StudentSpec, TailStage
 from train.torch_archive import (
+    DTYPES,
     ArchiveError,
     Contents,
     StoredTensor,
@@ -38,12 +39,16 @@ from train.torch_archive import (
 
 WEIGHTS = "network_fn_state_dict"
 
+NUMPY = ("core", "_core")
+"""NumPy's inner package, before version 2 and since."""
 HARMLESS = frozenset(
     {"collections.OrderedDict", "__builtin__.set", "torch.Size", "torch.device"}
     | {f"torch._utils._rebuild_{kind}" for kind in ("tensor_v2", "parameter")}
-    | {f"torch.{kind}Storage" for kind in ("Float", "Half", "Double", "Long", "Int", "Bool")}
+    | {f"numpy.{part}.multiarray.{kind}" for part in NUMPY for kind in ("scalar", "_reconstruct")}
+    | {"numpy.dtype", "numpy.ndarray", "_codecs.encode"}
+    | DTYPES.keys()
 )
-"""What PyTorch itself makes of a state dict; none of them runs or allocates what a file asks for."""
+"""What PyTorch makes of a state dict, and NumPy of scores beside it; none of these names is called."""
 ITS_OWN = re.compile(r"model\.R2L\.\w+|torch\.nn\.modules\.[\w.]+|easydict\.EasyDict")
 """Classes of the network that the published code pickles beside its weights."""
 
@@ -100,7 +105,10 @@ def read_published_weights(path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise _refusal(path, f"{WEIGHTS}: {quoted(str(name))} is no tensor")
-        tensors[name.removeprefix("module.")] = value
+        plain = name.removeprefix("module.")
+        if plain in tensors:
+            raise _refusal(path, f"{WEIGHTS}: {quoted(plain)} is there twice")
+        tensors[plain] = value
     try:
         weights = read_tensors(path, tensors)
     except ArchiveError as reason:
@@ -146,6 +154,9 @@ def published_student(
             where, f"is not the published network ({quoted(unknown[0])} is not part of it)"
         )
     given = {names[name]: value for name, value in weights.items()}
+    for name, value in weights.items():
+        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise _refusal(where, f"holds weights of the type {value.dtype} ({quoted(name)})")
     if any(not value.isfinite().all() for value in weights.values()):
         raise _refusal(where, "holds weights that are NaN or infinite")
     with torch.device("meta"):  # shapes alone: what a file claims may be larger than the memory
@@ -173,6 +184,8 @@ def _layout(
     def take(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> Tensor:
         for kind in kinds:
             names[f"{theirs}.{kind}"] = f"{ours}.{kind}"
+        if f"{theirs}.weight" not in weights:
+            raise ConfigError(f"{theirs}.weight is missing")
         return weights[f"{theirs}.weight"]
 
     def take_block(theirs: str, ours: str) -> int:
@@ -182,9 +195,9 @@ def _layout(
         return len(weights[f"{theirs}.conv_block.0.weight"])
 
     head = take("head.0", "head")
-    blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("body."))
+    blocks = 1 + _last(weights, "body.")
     inner = tuple(take_block(f"body.{i}", f"body.{i}") for i in range(blocks))
-    last = max(int(name.split(".")[1]) for name in weights if name.startswith("tail."))
+    last = _last(weights, "tail.")
     stages: list[TailStage] = []
     block_widths: list[int] = []
     for position in range(last):
@@ -192,6 +205,8 @@ def _layout(
         if f"{theirs}.weight" in weights:
             kernel = take(theirs, f"tail.{len(stages)}.0")
             block_widths = []
+            if kernel.ndim != 4 or kernel.shape[2] not in KERNELS:
+                raise ConfigError(f"{theirs} is no up-sampling of {tuple(kernel.shape)}")
             stages.append(TailStage(KERNELS[kernel.shape[2]], kernel.shape[1], ()))
         else:
             ours = f"tail.{len(stages) - 1}.{len(block_widths) + 1}"
@@ -199,6 +214,8 @@ def _layout(
             stage = stages[-1]
             stages[-1] = TailStage(stage.factor, stage.width, tuple(block_widths))
     colour = take(f"tail.{last}", "colour")
+    if head.ndim != 4:
+        raise ConfigError(f"head.0 has the shape {tuple(head.shape)}")
     per_coordinate, rest = divmod(head.shape[1], 3 * network.points)
     if rest or per_coordinate % 2 == 0:
         raise ConfigError(f"{head.shape[1]} input channels are not {network.points} points")
@@ -211,3 +228,11 @@ def _layout(
         network.activation or "gelu", output_channels=len(colour),
     )  # fmt: skip
     return spec, names
+
+
+def _last(weights: dict[str, Tensor], prefix: str) -> int:
+    """The highest number of a part whose names begin like this."""
+    numbers = [int(name.split(".")[1]) for name in weights if name.startswith(prefix)]
+    if not numbers:
+        raise ConfigError(f"nothing is called {prefix}")
+    return max(numbers)

@@ -16,7 +16,7 @@ import math
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,31 @@ from lightfield.errors import CheckpointError, quoted
 from lightfield.files import require_regular_file
 
 LARGEST_FILE_BYTES = 1 << 29
-"""Ten times a checkpoint of the published network, with its optimiser's state; likewise the others."""
+"""Ten times the size of a published checkpoint with its optimiser's state. The limits on its parts are
+as generous."""
 LARGEST_READ_BYTES = 1 << 20
-"""Read at a time, which is a zip's whole directory."""
+"""Limit on one read; a zip's directory is read at once."""
 LARGEST_PICKLE_BYTES = 1 << 22
 MOST_OPERATIONS = 1 << 18
 MOST_DIMENSIONS = 8
 LARGEST_KEY, LARGEST_SIZE = 1 << 32, 1 << 62
-"""Of a dictionary's keys, and of a tensor's sizes and strides."""
+"""Limits on a dictionary's whole numbers as keys, and on a tensor's sizes and strides."""
 
 DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
-    "torch.DoubleStorage": torch.float64, "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32, "torch.BoolStorage": torch.bool,
+    "torch.DoubleStorage": torch.float64, "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8, "torch.BoolStorage": torch.bool,
 }  # fmt: skip
 DAMAGE = (
     zipfile.BadZipFile, ValueError, LookupError, EOFError, OverflowError, RuntimeError, struct.error,
 )  # fmt: skip
 """What the standard library's readers raise at damaged bytes."""
+
+
+OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""First bytes of what torch.save wrote before PyTorch 1.6: a pickled magic number."""
 
 
 class ArchiveError(Exception):
@@ -66,6 +73,11 @@ class Storage:
     dtype: torch.dtype
     key: str
     count: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its numbers."""
+        return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,8 @@ def read_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, T
         CheckpointError: when there is no such file, or it is a pipe, a device or a folder.
         ArchiveError: when the tensors are larger than the file, or an entry is missing or damaged.
     """
-    if sum(tensor.size_bytes for tensor in tensors.values()) > path.stat().st_size:
+    storages = {tensor.storage for tensor in tensors.values()}
+    if max(_sum_bytes(tensors.values()), _sum_bytes(storages)) > path.stat().st_size:
         raise ArchiveError("describes tensors that are larger than the file")
     if empty := [name for name, tensor in tensors.items() if not tensor.size_bytes]:
         raise ArchiveError(f"describes an empty tensor ({quoted(empty[0])})")
@@ -130,12 +143,15 @@ def read_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, T
         order = f"{folder}byteorder"
         if order in archive.namelist() and _bytes_of(archive, archive.getinfo(order)) != b"little":
             raise ArchiveError("was written by a machine of another byte order")
-        storages = {tensor.storage for tensor in tensors.values()}
         numbers = {each: _numbers(archive, f"{folder}data/{each.key}", each) for each in storages}
     return {
         name: numbers[each.storage].as_strided(each.shape, each.strides, each.offset).clone()
         for name, each in tensors.items()
     }
+
+
+def _sum_bytes(parts: Iterable[Storage | StoredTensor]) -> int:
+    return sum(part.size_bytes for part in parts)
 
 
 class _Careful(io.FileIO):
@@ -157,8 +173,11 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     if size > LARGEST_FILE_BYTES:
         raise ArchiveError("is larger than any published checkpoint")
     try:
-        with _Careful(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive, _pickle_of(archive.infolist(), size)
+        with _Careful(path) as file:
+            if file.read(len(OLD_FORMAT)) == OLD_FORMAT:
+                raise ArchiveError("was saved by PyTorch before 1.6, or in its format")
+            with zipfile.ZipFile(file) as archive:
+                yield archive, _pickle_of(archive.infolist(), size)
     except (OSError, *DAMAGE) as reason:
         raise ArchiveError(
             f"is no checkpoint as torch.save writes it ({quoted(str(reason))})"
@@ -182,7 +201,7 @@ def _pickle_of(entries: list[zipfile.ZipInfo], size: int) -> zipfile.ZipInfo:
 
 def _numbers(archive: zipfile.ZipFile, name: str, storage: Storage) -> Tensor:
     entry = archive.getinfo(name)
-    if entry.file_size != storage.count * storage.dtype.itemsize:
+    if entry.file_size != storage.size_bytes:
         raise ArchiveError(
             f"has {entry.file_size} bytes where {storage.count} numbers of {storage.dtype} should be"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from lightfield.errors import ConfigError
 from lightfield.names import checked_folder, checked_name
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
@@ -48,6 +49,10 @@ class Scene:
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the scene."""
+        if self.run.resolve() == Path(self.run.anchor):
+            raise ConfigError(
+                "the top of the file system is no run", where="--run", remedy="name a folder"
+            )
         run = Run(self.run, console.progress)
         begun = scenes.begun_scene(run)
         data = scenes.data_of(run, self.data, begun)
@@ -119,6 +124,14 @@ class Student(Stage):
     """Checkpoint (.tar) of MobileR2L's published code, to take in place of training a student."""
     published_network: PublishedNetwork = field(default_factory=PublishedNetwork)
 
+    def __post_init__(self) -> None:
+        if self.published is None and self.published_network != PublishedNetwork():
+            raise ConfigError(
+                "describes a published checkpoint, and none is given",
+                where="published_network",
+                remedy="add --published FILE, or use --network",
+            )
+
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the student, with all processes that torchrun started."""
         if self.published is not None:
@@ -157,7 +170,7 @@ class Export(Stage):
 class Lens(Stage):
     """Write the Lens Studio project."""
 
-    drift: Annotated[float, Range(-3600, 3600)] = 0.0
+    drift: Annotated[float, Range(0, 3600)] = 0.0
     """Speed at which an untouched picture turns by itself, in degrees per second (forward-facing
     scenes: units to the side per second); 0 for rest."""
 

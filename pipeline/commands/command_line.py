@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console as RichConsole
 
 from device.tools import ToolConfig
-from lightfield.errors import ConfigError
+from lightfield.errors import ConfigError, quoted
 from lightfield.names import is_utf8, printable
 from lightfield.run import Run
 from lightfield.scenes.formats import folder_kind
@@ -26,7 +26,12 @@ from pipeline import scenes
 from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
-from pipeline.commands.option_help import OPTION_RULES, first_statement
+from pipeline.commands.option_help import (
+    OPTION_RULES,
+    first_statement,
+    listed_options,
+    suggestion,
+)
 from pipeline.console import Console
 from pipeline.presets import (
     Preset,
@@ -75,15 +80,47 @@ def _parsed(words: list[str], chosen: Preset) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                _commands(chosen), args=words, prog="nelf", description=ABOUT, registry=OPTION_RULES
-            )
+            return _read(words, chosen)
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise ConfigError(
-            first_statement(said.getvalue()), remedy="`nelf COMMAND --help` lists the options"
-        ) from None
+        raise _mistake(words, chosen, said.getvalue()) from None
+
+
+def _read(words: list[str], chosen: Preset) -> Any:
+    return tyro.cli(
+        _commands(chosen), args=words, prog="nelf", description=ABOUT, registry=OPTION_RULES
+    )
+
+
+def _mistake(words: list[str], chosen: Preset, box: str) -> ConfigError:
+    """The error for words that tyro refused with a box: a mistyped name, or what the box says."""
+    names = list(commands(chosen))
+    command, *options = words or ["COMMAND"]
+    if words and command not in names:
+        return ConfigError(
+            f"{quoted(command)!r} is no command",
+            remedy=f"{suggestion(command, names)}`nelf --help` lists the commands",
+        )
+    page = f"`nelf {command} --help` lists the options"
+    if not words:
+        return ConfigError(first_statement(box), remedy=page)
+    known = listed_options(_help_of(command, chosen))
+    for word in options:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            return ConfigError(
+                f"{quoted(name)} is no option of `nelf {command}`",
+                remedy=suggestion(name, known) + page,
+            )
+    return ConfigError(first_statement(box), remedy=page)
+
+
+def _help_of(command: str, chosen: Preset) -> str:
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        _read([command, "--help"], chosen)
+    return page.getvalue()
 
 
 def commands(chosen: Preset) -> dict[str, Any]:

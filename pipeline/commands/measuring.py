@@ -187,6 +187,12 @@ class Bench:
             raise ConfigError("a host or a serial is not all phones", where="all_phones")
         if self.all_phones and self.compare is not None:
             raise ConfigError("two students are compared on one device", where="all_phones")
+        if self.run is not None and self.compare is not None:
+            raise ConfigError(
+                "the two students of compare are measured, not those of a run",
+                where="run",
+                remedy="leave one of the two options out",
+            )
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Measure the graphs."""

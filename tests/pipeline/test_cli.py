@@ -140,6 +140,7 @@ def test_no_number_is_without_a_range(holder, name):
         ("teacher --steps=-5", "teacher.steps: -5 is out of range; give a whole number, 1 to"),
         ("pseudo --seed " + 3000 * "9", "pseudo.seed: " + 80 * "9" + "... is out of range"),
         ("lens --drift nan", "lens.drift: nan is out of range"),
+        ("lens --drift=-5", "lens.drift: -5.0 is out of range; give a number, 0 to 3600"),
         ("student --network.blocks=-1", "network.blocks: -1 is"),
         ("student --network.tail-widths " + 9 * " 8", "network.tail_widths: 9 values"),
         ("student --network.blocks 1000 --network.stream-width 8000", "multiply-accumulates per ray"),
@@ -149,16 +150,39 @@ def test_no_number_is_without_a_range(holder, name):
         ("scene --name 'a\033b'", "scene.name: a text"),
         ("scene --data=", "--data: an empty path"),
         ("bench-tool --kind benchmark_model --program p --model m --threads 0", "tool.threads"),
-        ("fly", "Unrecognized options: fly"),
-        ("teacher --bogus", "Unrecognized options: --bogus"),
+        ("scene --resolution 3", "scene.resolution: 3 pixels are less than the student's"),
+        ("student --published-network.points 6", "and none is given; add --published"),
+        ("prune --replay=", "an option has an empty path"),
+        ("bench --compare a b", "leave one of the two options out"),
+        ("fly", "'fly' is no command; `nelf --help` lists the commands"),
+        ("stutus", "'stutus' is no command; perhaps status is meant"),
+        ("--run x export", "'--run' is no command"),
+        ("teacher --bogus", "--bogus is no option of `nelf teacher`; `nelf teacher --help`"),
+        ("lens --dirft=3", "perhaps --drift is meant; `nelf lens --help`"),
+        ("student --network.stream_wdth 8", "perhaps --network.stream-width is meant"),
+        ("student --steps 8", "perhaps --distil.steps or --fine-tune.steps is meant"),
+        ("export surplus", "Unrecognized options: surplus; `nelf export --help`"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_nonsense_is_refused_in_one_line(tmp_path, words, line):
     command, *rest = shlex.split(words)
-    run = ["--run", tmp_path / "x"] if command not in ("bench-tool", "fly") else []
+    run = ["--run", tmp_path / "x"] if command in CHAIN else []
     assert line in nelf(command, *run, *rest).refusal
     assert not list(tmp_path.iterdir())
+
+
+def test_the_top_of_the_file_system_is_no_run():
+    assert "--run: the top of the file system is no run" in nelf("scene", "--run", "/").refusal
+
+
+def test_options_of_the_scene_that_the_embedded_one_does_not_use_are_told(tmp_path):
+    said = nelf(
+        "scene", "--run", tmp_path / "x", "--preset=tiny", *FEW, "--box=3", "--keep-units"
+    ).done
+    assert "--box is not used" in said
+    assert "--keep-units is not used" in said
+    assert "--near" not in said
 
 
 def test_the_help_lists_every_command():

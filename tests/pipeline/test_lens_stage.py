@@ -56,7 +56,7 @@ def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
 
 
 def test_a_lens_of_impossible_drift_is_refused(run):
-    assert "drift must not be negative" in stage(run, "lens", "--drift", "-1").refusal
+    assert "lens.drift: -1.0 is out of range" in stage(run, "lens", "--drift", "-1").refusal
 
 
 def test_a_project_that_was_not_generated_here_is_refused_where_it_lies(run):

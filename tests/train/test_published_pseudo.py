@@ -135,7 +135,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
         ({"downscaled_focal": float("nan")}, "positive"),
         ({"downscaled_focal": 5000 * "9."}, "does not describe .{,130}$"),
         ({"max_radius": 1e-300}, "positive"),
-        ({"dataset_type": (1 << 20) * "x"}, "larger than any description"),
+        ({"dataset_type": (1 << 20) * "x"}, "more than 1 MiB of text"),
     ],
 )
 def test_descriptions_that_fit_no_pictures_are_refused(tmp_path, into, change, said, unchecked):
@@ -181,3 +181,10 @@ def test_a_folder_without_one_set_of_pictures_is_refused(tmp_path, into, names):
         (tmp_path / "theirs/16x24_rgb").rename(tmp_path / "theirs/pictures")
     with pytest.raises(CheckpointError, match="folders named like"):
         load_published_pseudo(tmp_path / "theirs", into)
+
+
+def test_what_a_file_manager_leaves_among_the_images_is_no_image(tmp_path, into):
+    write_folder(tmp_path / "theirs", "orbit", orbit_poses(COUNT))
+    for name in ("._rendered_rgb_00000.npy", "mean.npy", ".DS_Store"):
+        (tmp_path / "theirs/16x24_rgb" / name).write_bytes(b"\0\5\26\7")
+    assert len(load_published_pseudo(tmp_path / "theirs", into)[0].poses) == COUNT

@@ -82,6 +82,20 @@ def test_weights_of_several_gpus_are_read_too(tmp_path):
     )
 
 
+def test_weights_of_other_precision_are_read_and_scores_of_numpy_do_no_harm(tmp_path):
+    network = published_network()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in network.state_dict().items()
+        }
+        path = save_checkpoint(
+            tmp_path / "a.tar", network, whole=False, network_fn_state_dict=state,
+            best_psnr=np.float64(31.2), losses=np.zeros(3),
+        )  # fmt: skip
+        assert {value.dtype for value in imported(path).parameters()} == {torch.float32}
+
+
 # --- what is no such checkpoint -------------------------------------------------------------------
 
 
@@ -214,6 +228,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another kernel": (
         changed(lambda s: s.update({"tail.0.weight": torch.zeros(12, 8, 5, 5)})),
         "not the published network",
+    ),
+    "whole numbers": (
+        changed(lambda s: s.update({"head.0.bias": torch.zeros(12, dtype=torch.int64)})),
+        "weights of the type torch.int64 (head.0.bias)",
+    ),
+    "two weights of one name": (
+        changed(lambda s: s.update({"module.head.0.bias": torch.zeros(12)})),
+        "head.0.bias is there twice",
     ),
     "NaN": (
         changed(lambda s: s.update({"head.0.bias": torch.full((12,), torch.nan)})), "NaN",

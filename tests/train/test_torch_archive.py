@@ -161,6 +161,19 @@ def test_tensors_that_share_a_storage_cost_no_more_than_the_file(tmp_path):
         read_tensors(path, {str(index): found for index in range(1000)})
 
 
+def test_a_storage_that_is_read_as_many_types_costs_no_more_than_the_file(tmp_path):
+    size = 4000
+    path = archive(tmp_path / "a.tar", b"N", {"any/data/0": bytes(size)})
+    kinds = [torch.float32, torch.int32, torch.float16, torch.bfloat16, torch.int16, torch.uint8]
+    views = {
+        str(kind): StoredTensor(Storage(kind, "0", size // kind.itemsize), 0, (1,), (1,))
+        for kind in kinds
+    }
+    assert len(read_tensors(path, dict([views.popitem()]))) == 1
+    with pytest.raises(ArchiveError, match="larger than the file"):
+        read_tensors(path, views)
+
+
 def test_a_directory_of_many_entries_is_not_read(tmp_path):
     path = tmp_path / "a.tar"
     archive(path, b"N", {f"any/{index:050d}": b"" for index in range(12_000)})
@@ -183,7 +196,10 @@ def test_a_compressed_archive_and_an_old_one_are_refused(tmp_path):
         contents(path)
     old = io.BytesIO()
     torch.save({"a": torch.zeros(2)}, old, _use_new_zipfile_serialization=False)
-    for data in (old.getvalue(), pickle.dumps([1]), b"", b"PK"):
+    path.write_bytes(old.getvalue())
+    with pytest.raises(ArchiveError, match=r"before 1\.6"):
+        contents(path)
+    for data in (pickle.dumps([1]), b"", b"PK"):
         path.write_bytes(data)
         with pytest.raises(ArchiveError, match=r"no checkpoint as torch\.save writes it"):
             contents(path)
