@@ -13,6 +13,7 @@ from lightfield.rays import RaySpace
 from lightfield.scenes import background
 from lightfield.scenes.bounds import (
     ACCEPTED_SHARE,
+    FARTHEST_RATIO,
     NDC_BOX_RULE,
     OBJECT_RULE,
     BoundsChoice,
@@ -30,8 +31,6 @@ NOT_FOR_FORWARD = (
     "--box, --centre, --near, --far and --keep-units are not used: the bounds of a forward-facing "
     "capture come from its frusta"
 )
-FARTHEST_RATIO = 1000.0
-"""How many times as far away as most a camera may be."""
 
 
 @dataclass(frozen=True)

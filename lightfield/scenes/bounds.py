@@ -5,9 +5,10 @@ are camera-to-world, looking along -z, in float64. An image's outline is the rec
 show something: those with coverage, or those that are not the background, or all.
 
 An object's box: c is the point nearest to the rays through the middles of the outlines. h is the reach
-of the outlines at the depth d, as most cameras see it, so that neither the focal length nor a camera far
-away matters. Silhouettes then tighten the box to their visual hull. Without silhouettes the box grows
-until nearly all rays that show something pass through it.
+of the outlines at the depth d, as most cameras see it, so that neither the focal length nor cameras far
+away matter. Silhouettes (an alpha channel) then set the box to their visual hull. In front of a plain
+backdrop the box also holds the visual hull of the outlines. Without silhouettes the box grows until
+nearly all rays that show something pass through it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from lightfield.transform import SceneTransform, Vector
 
 OBJECT_RULE = (
     "center: nearest point to the rays through the middles of the images' outlines; half extent: the "
-    "outlines' reach at that depth, then the visual hull of the silhouettes, or until at most 1 % of "
-    "the rays that show something miss the box; near and far: the box's depths in the training views"
+    "outlines' reach at that depth, then the visual hull of the silhouettes or outlines, or until at "
+    "most 1 % of the rays that show something miss the box; near and far: the box's depths in the "
+    "training views"
 )
 NDC_BOX_RULE = "1.1 x the farthest corner of the train frusta in NDC"
 NDC_MARGIN = 1.1  # pseudo views are drawn from a little more than the train views' range
@@ -36,6 +38,13 @@ NDC_MARGIN = 1.1  # pseudo views are drawn from a little more than the train vie
 REACH_QUANTILE = 0.9
 """Share of the views whose outlines the first box holds; a camera far away sees much further."""
 REACH_MARGIN = 1.05
+FAR_RATIO = 3.0
+"""Cameras farther away than this, in median depths of the center, do not set the box's size."""
+FARTHEST_RATIO = 1000.0
+"""How many times as far away as most a camera may be."""
+HULL_REACHES = (1.0, 1.2)
+"""Half sides of the cubes in which the visual hull is looked for, in those of the outlines' reach. The
+second one is taken where the hull touches the faces of the first, and most outlines are whole."""
 HULL_RESOLUTION = 64
 GROWTH, LARGEST_GROWTH = 1.1, 6.0
 ACCEPTED_SHARE = 0.01
@@ -45,6 +54,8 @@ LEAST_DEPTH = 1e-6
 """Median depth of the center, as a share of the cameras' spread, from which they look at it."""
 NEAREST_SHARE = 0.05
 """Nearest t, as a share of the least depth of the center, where cameras stand inside the box."""
+ONE_PLACE = 1e-9
+"""Spread of the cameras, as a share of their coordinates, up to which they stand at one place."""
 STANDARD_HALF_EXTENT = 4 / 3
 """Half side of a normalized box. It is that of the NeRF synthetic scenes' usual box."""
 STANDARD_RANGE = (0.8, 2.0)
@@ -107,16 +118,15 @@ def object_bounds(
         where: what to name in errors.
 
     Raises:
-        SceneError: when the cameras do not look at a common point in front of them, or nothing is there.
+        SceneError: when the cameras stand at one place, or do not look at a common point in front of
+            them, or nothing is there.
         ConfigError: when the chosen numbers bound nothing.
     """
     directions = camera_directions(intrinsics).numpy().astype(np.float64)
     region = _chosen(_seen_region(poses, directions, shown, where=where), choice)
     if choice.box is None:
-        if views.alpha is not None:
-            region = _chosen(_hull(region, views, poses, intrinsics, where=where), choice)
-        else:
-            region = _grown(region, poses, directions, shown)
+        placed = replace(views, poses=poses)
+        region = _chosen(_fitted(region, placed, intrinsics, directions, shown, where), choice)
     transform = SceneTransform() if keep_units else _normalizing(region)
     near, far = _depth_range(region, poses, choice, where=where)
     return ObjectBounds(
@@ -146,6 +156,7 @@ def _seen_region(
     where: object,
 ) -> Region:
     """What most outlines reach, around the point that all cameras look at."""
+    _check_parallax(poses, where)
     used = shown.any((1, 2))
     outlines = np.array([_outline(mask, directions) for mask in shown[used]])
     pixel_slope = np.abs(np.diff(directions[0, :, 0])).max(initial=0.0)
@@ -157,7 +168,7 @@ def _seen_region(
     depths = _depths(center, poses)
     _check_common_point(depths, center, poses, where)
     sides = (outlines[:, 1] - outlines[:, 0]).max(1) / 2
-    reach = (depths * sides)[depths > 0]
+    reach = (depths * sides)[_is_near(depths)]
     return Region(center, REACH_MARGIN * float(np.quantile(reach, REACH_QUANTILE)))
 
 
@@ -175,6 +186,21 @@ def _depths(
 ) -> Float[np.ndarray, "n"]:
     """Depths of a point along the optical axes; negative behind a camera."""
     return ((poses[:, :, 3] - point) * poses[:, :, 2]).sum(-1)
+
+
+def _is_near(depths: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Which cameras have the center in front of them, and are not much farther away than most."""
+    return (depths > 0) & (depths <= FAR_RATIO * np.median(depths[depths > 0]))
+
+
+def _check_parallax(poses: Float[np.ndarray, "n 3 4"], where: object) -> None:
+    positions = poses[:, :, 3]
+    if len(poses) > 1 and np.ptp(positions, axis=0).max() <= ONE_PLACE * np.abs(positions).max():
+        raise SceneError(
+            "all cameras stand at one place, so the images show no depth",
+            where=str(where),
+            remedy="are the matrices world-to-camera ones? Give camera-to-world matrices",
+        )
 
 
 def _check_common_point(
@@ -201,29 +227,75 @@ def _check_common_point(
     )
 
 
-def _hull(
-    region: Region,
+def _fitted(
+    seen: Region,
     views: Views,
-    poses: Float[np.ndarray, "n 3 4"],
     intrinsics: Intrinsics,
-    *,
+    directions: Float[np.ndarray, "h w 3"],
+    shown: Bool[np.ndarray, "n h w"],
     where: object,
 ) -> Region:
-    """The cube around the part of the region that no silhouette rules out."""
-    local = SceneTransform.of(region.center, region.half_extent)
-    placed = replace(views, poses=local.to_scene(poses).astype(np.float32))
-    space = RaySpace("world", 0.0, 1.0)
-    cells = candidate_cells(placed, intrinsics, space, Box((0.0, 0.0, 0.0), 1.0), HULL_RESOLUTION)
-    inside = cells.nonzero().numpy()
-    if not len(inside):
-        raise SceneError(
-            "the silhouettes have no volume in common, so there is no object to learn",
-            where=str(where),
-            remedy="check the alpha channels or masks, and that every image has its own pose",
-        )
-    depth = float(np.median(_depths(region.center, poses)))
-    pixel = depth / intrinsics.fx / region.half_extent
-    margin = max(2 / HULL_RESOLUTION, pixel)
+    """The region that holds what the images show, found from the one that most outlines reach."""
+    if views.alpha is not None:
+        if shown.all():
+            return seen
+        hull = _hull(seen, shown, views, intrinsics)
+        if hull is None:
+            raise SceneError(
+                "the silhouettes have no volume in common, so there is no object to learn",
+                where=str(where),
+                remedy="check the alpha channels or masks, and that every image has its own pose",
+            )
+        return hull
+    if not shown.all():
+        hull = _hull(seen, np.stack([_filled(mask) for mask in shown]), views, intrinsics)
+        seen = seen if hull is None else _around(seen, hull)
+    near = _is_near(_depths(seen.center, views.poses))
+    return _grown(seen, views.poses[near], directions, shown[near])
+
+
+def _filled(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The rectangle around the pixels that show something; all pixels where none does."""
+    if not mask.any():
+        return ~mask
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    filled = np.zeros_like(mask)
+    filled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return filled
+
+
+def _are_whole(silhouettes: Bool[np.ndarray, "n h w"]) -> bool:
+    """Whether most silhouettes end within their images."""
+    sides = (silhouettes[:, 0], silhouettes[:, -1], silhouettes[..., 0], silhouettes[..., -1])
+    return bool(np.mean([np.any(side, axis=1) for side in sides], axis=1).max() < 0.5)
+
+
+def _around(one: Region, other: Region) -> Region:
+    """The smallest cube around two."""
+    low = np.minimum(one.center - one.half_extent, other.center - other.half_extent)
+    high = np.maximum(one.center + one.half_extent, other.center + other.half_extent)
+    return Region((low + high) / 2, float((high - low).max()) / 2)
+
+
+def _hull(
+    seen: Region, silhouettes: Bool[np.ndarray, "n h w"], views: Views, intrinsics: Intrinsics
+) -> Region | None:
+    """The cube around the part of space that no silhouette rules out, or None where all is ruled out."""
+    views = replace(views, alpha=255 * silhouettes.astype(np.uint8))
+    space, unit = RaySpace("world", 0.0, 1.0), Box((0.0, 0.0, 0.0), 1.0)
+    region, inside = seen, np.empty((0, 3))
+    for reach in HULL_REACHES if _are_whole(silhouettes) else HULL_REACHES[:1]:
+        region = replace(seen, half_extent=reach * seen.half_extent)
+        local = SceneTransform.of(region.center, region.half_extent)
+        placed = replace(views, poses=local.to_scene(views.poses).astype(np.float32))
+        cells = candidate_cells(placed, intrinsics, space, unit, HULL_RESOLUTION)
+        inside = cells.nonzero().numpy()
+        if not len(inside):
+            return None
+        if inside.min() > 0 and inside.max() < HULL_RESOLUTION - 1:
+            break
+    depth = float(np.median(_depths(region.center, views.poses)))
+    margin = max(2 / HULL_RESOLUTION, depth / intrinsics.fx / region.half_extent)  # or a pixel
     low = inside.min(0) / HULL_RESOLUTION * 2 - 1 - margin
     high = (inside.max(0) + 1) / HULL_RESOLUTION * 2 - 1 + margin
     half = float((high - low).max()) / 2
@@ -274,7 +346,7 @@ def _depth_range(
     """Nearest and farthest depth of the box along the optical axes, in the source's units."""
     depths = _depths(region.center, poses)
     support = region.half_extent * np.abs(poses[:, :, 2]).sum(-1)
-    in_front = depths > 0
+    in_front = (depths > 0) & (depths <= FARTHEST_RATIO * abs(np.median(depths)))
     if not in_front.any():
         raise SceneError("no camera looks towards the center of the box", where=str(where))
     least = float(depths[in_front].min())
