@@ -12,7 +12,7 @@ from lightfield.progress import Progress, silent
 from lightfield.rays import RaySpace
 from lightfield.scenes import background
 from lightfield.scenes.bounds import (
-    ACCEPTED_SHARE,
+    FARTHEST_RATIO,
     NDC_BOX_RULE,
     OBJECT_RULE,
     BoundsChoice,
@@ -22,6 +22,7 @@ from lightfield.scenes.bounds import (
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import read_views
 from lightfield.scenes.pictures import Colour, Resolution, fitted_size, resampling_notes
+from lightfield.scenes.region import ACCEPTED_SHARE
 from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
@@ -30,8 +31,6 @@ NOT_FOR_FORWARD = (
     "--box, --centre, --near, --far and --keep-units are not used: the bounds of a forward-facing "
     "capture come from its frusta"
 )
-FARTHEST_RATIO = 1000.0
-"""How many times as far away as most a camera may be."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ WHITE = NAMED["white"]
 HEX = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 TOLERANCE = 12
 """Difference of 8-bit values up to which a pixel counts as background: JPEG files add as much noise."""
+FAINT = 32
+"""8-bit coverage that the noise of a JPEG mask can have."""
 UNIFORM_SHARE = 0.85
 """Share of all border pixels that must have the same color for it to be a backdrop."""
 
@@ -67,9 +69,13 @@ def shown_pixels(
     alpha: UInt8[np.ndarray, "n h w"] | None,
     plain: Colour | None,
 ) -> Bool[np.ndarray, "n h w"]:
-    """The pixels that show something: with coverage, or unlike the plain backdrop, or else all."""
+    """The pixels that show something: with coverage, or unlike the plain backdrop, or else all.
+
+    Coverage within the noise of JPEG masks counts only where no image has more.
+    """
     if alpha is not None:
-        return alpha > 0
+        clear = alpha > FAINT
+        return clear if clear.any() else alpha > 0
     if plain is None:
         return np.ones(images.shape[:3], bool)
     color = np.rint(255 * np.array(plain)).astype(np.int16)

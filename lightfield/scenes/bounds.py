@@ -1,13 +1,6 @@
-"""The part of space that a scene's cameras look at: the box, and near and far along the rays.
+"""The box in which a scene's field lives, near and far along the rays, and normalized coordinates.
 
-Letters: c the center of the box, h half its side, d the depth of c along a camera's optical axis. Poses
-are camera-to-world, looking along -z, in float64. An image's outline is the rectangle of its pixels that
-show something: those with coverage, or those that are not the background, or all.
-
-An object's box: c is the point nearest to the rays through the middles of the outlines. h is the reach
-of the outlines at the depth d, as most cameras see it, so that neither the focal length nor a camera far
-away matters. Silhouettes then tighten the box to their visual hull. Without silhouettes the box grows
-until nearly all rays that show something pass through it.
+Poses are camera-to-world, looking along -z, in float64.
 """
 
 from __future__ import annotations
@@ -18,31 +11,24 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from lightfield.camera import Intrinsics, nearest_point
+from lightfield.camera import Intrinsics
 from lightfield.errors import ConfigError, SceneError
 from lightfield.rays import RaySpace, camera_directions, rays_in_space
+from lightfield.scenes.region import Region, depths_of, fitted, missing_share, seen_region
 from lightfield.scenes.scene import Box, Views
-from lightfield.scenes.visual_hull import candidate_cells
 from lightfield.transform import SceneTransform, Vector
 
 OBJECT_RULE = (
     "center: nearest point to the rays through the middles of the images' outlines; half extent: the "
-    "outlines' reach at that depth, then the visual hull of the silhouettes, or until at most 1 % of "
-    "the rays that show something miss the box; near and far: the box's depths in the training views"
+    "outlines' reach at that depth, then the visual hull of the silhouettes or outlines, or until at "
+    "most 1 % of the rays that show something miss the box; near and far: the box's depths in the "
+    "training views"
 )
 NDC_BOX_RULE = "1.1 x the farthest corner of the train frusta in NDC"
 NDC_MARGIN = 1.1  # pseudo views are drawn from a little more than the train views' range
 
-REACH_QUANTILE = 0.9
-"""Share of the views whose outlines the first box holds; a camera far away sees much further."""
-REACH_MARGIN = 1.05
-HULL_RESOLUTION = 64
-GROWTH, LARGEST_GROWTH = 1.1, 6.0
-ACCEPTED_SHARE = 0.01
-"""Share of the rays that show something which may miss the box unsaid."""
-RAYS_PER_VIEW = 2000
-LEAST_DEPTH = 1e-6
-"""Median depth of the center, as a share of the cameras' spread, from which they look at it."""
+FARTHEST_RATIO = 1000.0
+"""How many times as far away as most a camera may be."""
 NEAREST_SHARE = 0.05
 """Nearest t, as a share of the least depth of the center, where cameras stand inside the box."""
 STANDARD_HALF_EXTENT = 4 / 3
@@ -50,14 +36,6 @@ STANDARD_HALF_EXTENT = 4 / 3
 STANDARD_RANGE = (0.8, 2.0)
 """Scenes around the origin whose box is of such a size keep their coordinates: students that were
 published for the NeRF synthetic scenes see those scenes' own units."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """A cube in the source's coordinates."""
-
-    center: Float[np.ndarray, "3"]
-    half_extent: float
 
 
 @dataclass(frozen=True)
@@ -107,23 +85,22 @@ def object_bounds(
         where: what to name in errors.
 
     Raises:
-        SceneError: when the cameras do not look at a common point in front of them, or nothing is there.
+        SceneError: when the cameras stand at one place, or do not look at a common point in front of
+            them, or nothing is there.
         ConfigError: when the chosen numbers bound nothing.
     """
     directions = camera_directions(intrinsics).numpy().astype(np.float64)
-    region = _chosen(_seen_region(poses, directions, shown, where=where), choice)
+    region = _chosen(seen_region(poses, directions, shown, where=where), choice)
     if choice.box is None:
-        if views.alpha is not None:
-            region = _chosen(_hull(region, views, poses, intrinsics, where=where), choice)
-        else:
-            region = _grown(region, poses, directions, shown)
+        placed = replace(views, poses=poses)
+        region = _chosen(fitted(region, placed, intrinsics, directions, shown, where), choice)
     transform = SceneTransform() if keep_units else _normalizing(region)
     near, far = _depth_range(region, poses, choice, where=where)
     return ObjectBounds(
         transform,
         RaySpace("world", near / transform.unit, far / transform.unit),
         Box(transform.point_to_scene(_vector(region.center)), region.half_extent / transform.unit),
-        _missing_share(region, poses, directions, shown),
+        missing_share(region, poses, directions, shown),
     )
 
 
@@ -138,143 +115,13 @@ def _vector(values: Float[np.ndarray, "3"]) -> Vector:
     return x, y, z
 
 
-def _seen_region(
-    poses: Float[np.ndarray, "n 3 4"],
-    directions: Float[np.ndarray, "h w 3"],
-    shown: Bool[np.ndarray, "n h w"],
-    *,
-    where: object,
-) -> Region:
-    """What most outlines reach, around the point that all cameras look at."""
-    used = shown.any((1, 2))
-    outlines = np.array([_outline(mask, directions) for mask in shown[used]])
-    pixel_slope = np.abs(np.diff(directions[0, :, 0])).max(initial=0.0)
-    outlines += np.array([[-0.5], [0.5]]) * pixel_slope  # from the pixels' middles to their edges
-    poses = poses[used]
-    middles = np.append(outlines.mean(1), -np.ones((len(poses), 1)), axis=1)
-    towards = (poses[:, :, :3] @ middles[:, :, None])[:, :, 0]
-    center = nearest_point(poses[:, :, 3], towards, around=np.median(poses[:, :, 3], axis=0))
-    depths = _depths(center, poses)
-    _check_common_point(depths, center, poses, where)
-    sides = (outlines[:, 1] - outlines[:, 0]).max(1) / 2
-    reach = (depths * sides)[depths > 0]
-    return Region(center, REACH_MARGIN * float(np.quantile(reach, REACH_QUANTILE)))
-
-
-def _outline(
-    mask: Bool[np.ndarray, "h w"], directions: Float[np.ndarray, "h w 3"]
-) -> Float[np.ndarray, "2 2"]:
-    """Low and high (x, y) of the directions through the pixels that show something."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    corners = directions[np.ix_(rows[[0, -1]], columns[[0, -1]])][..., :2].reshape(4, 2)
-    return np.stack([corners.min(0), corners.max(0)])
-
-
-def _depths(
-    point: Float[np.ndarray, "3"], poses: Float[np.ndarray, "n 3 4"]
-) -> Float[np.ndarray, "n"]:
-    """Depths of a point along the optical axes; negative behind a camera."""
-    return ((poses[:, :, 3] - point) * poses[:, :, 2]).sum(-1)
-
-
-def _check_common_point(
-    depths: Float[np.ndarray, "n"],
-    center: Float[np.ndarray, "3"],
-    poses: Float[np.ndarray, "n 3 4"],
-    where: object,
-) -> None:
-    distances = np.linalg.norm(poses[:, :, 3] - center, axis=-1)
-    spread = np.median(np.abs(poses[:, :, 3] - np.median(poses[:, :, 3], axis=0)))
-    if np.median(depths) > LEAST_DEPTH * spread and distances.min() > 0:
-        return
-    if np.median(depths) < 0:
-        raise SceneError(
-            "the cameras look away from their common point: the poses are probably in OpenCV's axes, "
-            "which look along +z",
-            where=str(where),
-            remedy="negate the second and third column of every matrix, for OpenGL's axes look along -z",
-        )
-    raise SceneError(
-        "the cameras do not look at a common point in front of them",
-        where=str(where),
-        remedy="this form is for an object seen from around it",
-    )
-
-
-def _hull(
-    region: Region,
-    views: Views,
-    poses: Float[np.ndarray, "n 3 4"],
-    intrinsics: Intrinsics,
-    *,
-    where: object,
-) -> Region:
-    """The cube around the part of the region that no silhouette rules out."""
-    local = SceneTransform.of(region.center, region.half_extent)
-    placed = replace(views, poses=local.to_scene(poses).astype(np.float32))
-    space = RaySpace("world", 0.0, 1.0)
-    cells = candidate_cells(placed, intrinsics, space, Box((0.0, 0.0, 0.0), 1.0), HULL_RESOLUTION)
-    inside = cells.nonzero().numpy()
-    if not len(inside):
-        raise SceneError(
-            "the silhouettes have no volume in common, so there is no object to learn",
-            where=str(where),
-            remedy="check the alpha channels or masks, and that every image has its own pose",
-        )
-    depth = float(np.median(_depths(region.center, poses)))
-    pixel = depth / intrinsics.fx / region.half_extent
-    margin = max(2 / HULL_RESOLUTION, pixel)
-    low = inside.min(0) / HULL_RESOLUTION * 2 - 1 - margin
-    high = (inside.max(0) + 1) / HULL_RESOLUTION * 2 - 1 + margin
-    half = float((high - low).max()) / 2
-    return Region(
-        region.center + region.half_extent * (low + high) / 2, region.half_extent * min(half, 1.0)
-    )
-
-
-def _grown(
-    region: Region,
-    poses: Float[np.ndarray, "n 3 4"],
-    directions: Float[np.ndarray, "h w 3"],
-    shown: Bool[np.ndarray, "n h w"],
-) -> Region:
-    """The region, made larger until nearly all rays of nearly all views that show something hit it."""
-    largest = LARGEST_GROWTH * region.half_extent
-    while (
-        region.half_extent < largest
-        and _missing_share(region, poses, directions, shown) > ACCEPTED_SHARE
-    ):
-        region = replace(region, half_extent=GROWTH * region.half_extent)
-    return region
-
-
-def _missing_share(
-    region: Region,
-    poses: Float[np.ndarray, "n 3 4"],
-    directions: Float[np.ndarray, "h w 3"],
-    shown: Bool[np.ndarray, "n h w"],
-) -> float:
-    """Share of the rays that show something which never enter the region."""
-    missing, asked = 0, 0
-    for pose, mask in zip(poses, shown, strict=True):
-        rays = directions[mask]
-        rays = rays[:: max(1, len(rays) // RAYS_PER_VIEW)] @ pose[:, :3].T
-        inverse = 1 / np.where(rays == 0, 1e-30, rays)
-        offset = region.center - pose[:, 3]
-        a, b = (offset - region.half_extent) * inverse, (offset + region.half_extent) * inverse
-        enter, leave = np.minimum(a, b).max(-1), np.maximum(a, b).min(-1)
-        missing += int((np.maximum(enter, 0) >= leave).sum())
-        asked += len(rays)
-    return missing / max(asked, 1)
-
-
 def _depth_range(
     region: Region, poses: Float[np.ndarray, "n 3 4"], choice: BoundsChoice, *, where: object
 ) -> tuple[float, float]:
     """Nearest and farthest depth of the box along the optical axes, in the source's units."""
-    depths = _depths(region.center, poses)
+    depths = depths_of(region.center, poses)
     support = region.half_extent * np.abs(poses[:, :, 2]).sum(-1)
-    in_front = depths > 0
+    in_front = (depths > 0) & (depths <= FARTHEST_RATIO * abs(np.median(depths)))
     if not in_front.any():
         raise SceneError("no camera looks towards the center of the box", where=str(where))
     least = float(depths[in_front].min())

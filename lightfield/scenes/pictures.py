@@ -62,7 +62,7 @@ class PictureFormat:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures on their background; `alpha` is their coverage, if the files have any."""
+    """Decoded pictures on their background; `alpha` is their coverage, if any is transparent."""
 
     images: UInt8[np.ndarray, "n h w 3"]
     alpha: UInt8[np.ndarray, "n h w"] | None
@@ -296,6 +296,8 @@ def read_pictures(
                 progress(done, len(paths))
         finally:
             pool.shutdown(cancel_futures=True)  # so that Ctrl-C or a bad file ends it at once
+    if alpha is not None and alpha.min(initial=255) == 255:
+        alpha = None  # a channel that says nothing, as in screenshots
     return Pictures(images, alpha, whole.hexdigest())
 
 

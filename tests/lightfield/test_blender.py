@@ -34,8 +34,10 @@ def test_reads_every_split_with_the_published_geometry(tmp_path):
     assert (camera.cx, camera.cy) == (4, 4)
     assert scene.transform.is_identity
     assert scene.box.centre == pytest.approx((0, 0, 0), abs=0.1)
-    assert scene.box.half_extent == pytest.approx(RADIUS / 3, rel=0.3)  # of 8 pixels, each counts
-    assert (scene.space.near, scene.space.far) == pytest.approx((2, 6), abs=0.7)
+    assert scene.box.half_extent == pytest.approx(RADIUS * 4.5 / camera.fx, rel=0.1)  # and a pixel
+    reach = math.sqrt(3) * scene.box.half_extent
+    bounds = RADIUS - reach, RADIUS + reach
+    assert (scene.space.near, scene.space.far) == pytest.approx(bounds, abs=0.1)
 
 
 def test_pictures_are_composited_on_the_background(tmp_path):
@@ -200,7 +202,7 @@ BAD_JSON = {
     "frame 0: frame has no file_path": lambda d: d["frames"].insert(0, {}),
     "lists no frames": lambda d: d.update(frames=[]),
     "no list of frames": lambda d: d.update(frames={}),
-    "common point": lambda d: [
+    "stand at one place": lambda d: [
         f.update(transform_matrix=np.diag([1.0, 1, 1, 1]).tolist()) for f in d["frames"]
     ],
     "cannot be opened": lambda d: d["frames"][1].update(file_path="a" * 5000),

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ball_captures import ball_images, ring, write_capture
+from ball_captures import UP, ball_images, ring, write_capture
 
-from lightfield.camera import Intrinsics
+from lightfield.camera import Intrinsics, look_at
 from lightfield.errors import ConfigError, SceneError
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.bounds import STANDARD_HALF_EXTENT, BoundsChoice
@@ -179,12 +179,56 @@ def test_opencv_axes_are_named(tmp_path):
         load(write_capture(tmp_path, poses, images, alpha, ANGLE))
 
 
+@pytest.mark.parametrize("count", [9, 17])
 @pytest.mark.parametrize("distance", [1e5, 1e30])
-def test_a_camera_beyond_everything_is_named(tmp_path, distance):
-    poses = ring(17, 4.0)
+def test_a_camera_beyond_everything_is_named(tmp_path, count, distance):
+    poses = ring(count, 4.0)
     images, alpha = ball_images(
         poses, Intrinsics.from_field_of_view(SIDE, SIDE, ANGLE), np.zeros(3), 1
     )
-    poses[9, 0, 3] = distance
-    with pytest.raises(SceneError, match=r"camera of train/r_009.png is .* times as far"):
+    poses[5, 0, 3] = distance
+    with pytest.raises(SceneError, match=r"camera of train/r_005.png is .* times as far"):
+        load(write_capture(tmp_path, poses, images, alpha, ANGLE))
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_few_cameras_on_a_narrow_arc_do_not_cut_the_object_off(tmp_path, alpha):
+    lift, turn = np.radians(np.linspace(5, 25, 12)), np.radians(60 * np.linspace(0, 1, 12))
+    places = [np.cos(lift) * np.cos(turn), np.cos(lift) * np.sin(turn), np.sin(lift)]
+    poses = np.stack([look_at(4 * place, np.zeros(3), UP) for place in np.stack(places, -1)])
+    scene = load(write_ball(tmp_path, poses=poses, alpha=alpha, background=30))
+    assert held(scene, np.zeros(3), 1.0) < 1.7
+
+
+def test_three_cameras_far_away_do_not_set_the_size_of_whole_images(tmp_path):
+    poses = np.concatenate([ring(18, 4.0), ring(19, 40.0)[[5, 11, 17]]])
+    images = np.random.default_rng(1).integers(0, 256, (21, SIDE, SIDE, 3), np.uint8)
+    scene = load(write_capture(tmp_path, poses, images, None, ANGLE))
+    assert scene.box.half_extent * scene.transform.unit < 4
+
+
+def test_faint_coverage_does_not_widen_the_outlines(tmp_path):
+    poses, camera = ring(17, 4.0), Intrinsics.from_field_of_view(SIDE, SIDE, ANGLE)
+    images, alpha = ball_images(poses, camera, np.zeros(3), 1.0)
+    noise = np.random.default_rng(2).integers(0, 9, alpha.shape, np.uint8)
+    scene = load(write_capture(tmp_path, poses, images, np.maximum(alpha, noise), ANGLE))
+    assert held(scene, np.zeros(3), 1.0) < 1.3
+
+
+def test_an_alpha_channel_that_is_full_everywhere_is_none(tmp_path):
+    poses, camera = ring(17, 4.0), Intrinsics.from_field_of_view(SIDE, SIDE, ANGLE)
+    images, alpha = ball_images(poses, camera, np.zeros(3), 1.0, background=0)
+    scene = load(write_capture(tmp_path, poses, images, np.full_like(alpha, 255), ANGLE))
+    assert scene.train.alpha is None
+    assert scene.background == (0, 0, 0)
+    assert held(scene, np.zeros(3), 1.0) < 1.6
+
+
+def test_cameras_at_one_place_are_refused(tmp_path):
+    poses, camera = ring(17, 4.0), Intrinsics.from_field_of_view(SIDE, SIDE, ANGLE)
+    images, alpha = ball_images(poses, camera, np.zeros(3), 1.0)
+    poses = np.concatenate(  # world-to-camera
+        [poses[:, :, :3].swapaxes(1, 2), np.tile([[0.0], [0.0], [-4.0]], (17, 1, 1))], axis=2
+    )
+    with pytest.raises(SceneError, match=r"at one place.*world-to-camera"):
         load(write_capture(tmp_path, poses, images, alpha, ANGLE))
