@@ -121,7 +121,7 @@ def _depth_range(
     """Nearest and farthest depth of the box along the optical axes, in the source's units."""
     depths = depths_of(region.center, poses)
     support = region.half_extent * np.abs(poses[:, :, 2]).sum(-1)
-    in_front = (depths > 0) & (depths <= FARTHEST_RATIO * abs(np.median(depths)))
+    in_front = (depths > 0) & (depths <= FARTHEST_RATIO * np.median(np.abs(depths)))
     if not in_front.any():
         raise SceneError("no camera looks towards the center of the box", where=str(where))
     least = float(depths[in_front].min())

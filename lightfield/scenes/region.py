@@ -94,7 +94,7 @@ def depths_of(
 
 def _is_near(depths: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
     """Which cameras have the center in front of them, and are not much farther away than most."""
-    return (depths > 0) & (depths <= FAR_RATIO * np.median(depths[depths > 0]))
+    return (depths > 0) & (depths <= FAR_RATIO * np.median(np.abs(depths)))
 
 
 def _check_parallax(poses: Float[np.ndarray, "n 3 4"], where: object) -> None:
