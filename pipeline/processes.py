@@ -9,9 +9,11 @@ and takes orders from whoever connects.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -22,6 +24,8 @@ from train.distributed import STORE
 
 REFUSED = 2
 """Exit code of a process that has said in one line why it ended."""
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Keeps torchrun from opening a store of its own, which listens on all interfaces."""
 USAGE = "usage: python -m pipeline.processes COUNT STAGE --run RUN [OPTION ...]"
 COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
@@ -47,9 +51,10 @@ def main(words: list[str]) -> int:
 
 
 def _start(count: int, words: list[str]) -> None:
-    with scratch_folder("processes") as folder:
-        os.environ[STORE] = str(folder / "processes")
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # that one listens everywhere
+    with (
+        scratch_folder("processes") as folder,
+        _told({STORE: str(folder / "processes"), OWN_STORE: "1"}),
+    ):
         torchrun(
             [
                 "--rdzv-backend=c10d",
@@ -60,6 +65,18 @@ def _start(count: int, words: list[str]) -> None:
                 *("-m", "--", "pipeline.cli", *words),
             ]
         )
+
+
+@contextlib.contextmanager
+def _told(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that are started in the block."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,16 @@ from train.distributed import STORE
 
 
 def test_torchrun_is_told_to_meet_in_files_that_go_when_it_ends(monkeypatch):
-    seen: list[list[str]] = []
-    monkeypatch.setattr(processes, "torchrun", seen.append)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+    seen: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(processes, "torchrun", lambda words: seen.append((words, {**os.environ})))
+    before = dict(os.environ)
     assert processes.main(["4", "student", "--run", "runs/lego"]) == 0
-    (words,) = seen
+    assert dict(os.environ) == before  # what this program starts next is not of that job
+    ((words, told),) = seen
     assert words[-6:] == ["-m", "--", "pipeline.cli", "student", "--run", "runs/lego"]
     assert {"--nproc-per-node=4", "--rdzv-conf=store_type=file"} <= set(words)
-    assert os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
-    assert not Path(os.environ[STORE]).parent.exists()
+    assert told["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert not Path(told[STORE]).parent.exists()
 
 
 @pytest.mark.parametrize(
