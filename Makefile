@@ -87,7 +87,7 @@ $(PHONE)/.ready: $(SETUP) tests/phone/packages.py $(wildcard device/runner/*)
 test-phone: $(PHONE)/.ready
 	$(VENV)/bin/python tests/phone/namespace.py $(PHONE) -m pytest tests/phone
 
-# TypeScript for the types of a lens's scripts, ONNX Runtime for the pictures of its models.
+# TypeScript for the types of a lens's scripts, ONNX Runtime for the images of its models.
 $(LENS)/.ready: tests/lens/package.json tests/lens/package-lock.json
 	npm --prefix tests/lens ci --ignore-scripts --no-audit --no-fund
 	touch $@

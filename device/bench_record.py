@@ -1,6 +1,6 @@
 """What a benchmark of one device found, typed: the record that is kept, shown and compared.
 
-Units are in the names. A speed stands beside the picture it was got for: a graph whose output is not
+Units are in the names. A speed stands beside the image it was got for: a graph whose output is not
 the host's, or that could not be run, has a reason and no speed. Every sample is in it.
 """
 
@@ -42,7 +42,7 @@ class GraphBench:
     """One graph on one device."""
 
     name: str
-    """What the graph is: student, pose_to_picture."""
+    """What the graph is: student, pose_to_image."""
     precision: Precision
     model: str
     """Its file's name."""

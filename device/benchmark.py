@@ -1,6 +1,6 @@
 """A benchmark of several graphs on a device.
 
-Each graph goes through the same protocol: its pictures against the host's first, for a device that
+Each graph goes through the same protocol: its images against the host's first, for a device that
 draws something else gets no speed; then the runs alone, in turns with the yardstick, operator by
 operator, and for as long as an app would run.
 """
@@ -59,7 +59,7 @@ class BenchmarkConfig:
     sustained_seconds: Annotated[int | None, Range(0, 86_400)] = None
     """How long the sustained pass goes on; by default a minute on a phone, and none on this machine."""
     poses: Annotated[int, Range(1, 10_000)] = 2
-    """Test poses on which the device's pictures are held against the host's."""
+    """Test poses on which the device's images are held against the host's."""
     yardstick_turns: Annotated[int, Range(0, 100_000)] = 20
     """Turns of each graph with the graph that never changes; 0 leaves the yardstick out."""
     profile: bool = True
@@ -91,7 +91,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class BenchGraph:
-    """A graph to measure, and what its pictures are held against."""
+    """A graph to measure, and what its images are held against."""
 
     name: str
     model: Path
@@ -99,7 +99,7 @@ class BenchGraph:
     reference: Path | None = None
     """The full-precision graph of the same; without one it is the graph itself."""
     inputs: Sequence[dict[str, np.ndarray]] = ()
-    """Real ones; without any the pictures are not compared."""
+    """Real ones; without any the images are not compared."""
     sustained: bool = False
     """Whether it is worth a pass as long as an app would run."""
 
@@ -143,10 +143,10 @@ def _measured(
 ) -> GraphBench:
     found = GraphBench(graph.name, graph.precision, graph.model.name)
     try:
-        found = replace(found, fidelity=_pictures(target, graph, config))
+        found = replace(found, fidelity=_images(target, graph, config))
         if found.fidelity is not None and not found.fidelity.holds:
             psnr_db, floor_db = found.fidelity.psnr_db, found.fidelity.floor_db
-            refused = f"its pictures are {psnr_db:.1f} dB from the host's, below {floor_db:.0f} dB"
+            refused = f"its images are {psnr_db:.1f} dB from the host's, below {floor_db:.0f} dB"
             return replace(found, refused=refused)
         latency = target.measure(graph.model, runs=config.runs, warmup=config.warmup)
         if config.refuse_throttled and latency.conditions.get("throttled"):
@@ -167,8 +167,8 @@ def _measured(
         return replace(found, latency=None, refused=error.what)
 
 
-def _pictures(target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig) -> Fidelity | None:
-    """The device's pictures against the host's, of real inputs."""
+def _images(target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig) -> Fidelity | None:
+    """The device's images against the host's, of real inputs."""
     inputs = graph.inputs[: config.poses]
     if not inputs:
         return None

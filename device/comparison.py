@@ -1,7 +1,7 @@
 """Two graphs held against each other on one device: a ratio, and how sure it is.
 
 Both run in turns, so what slows the device down slows both; each round gives one ratio, and the median
-of the rounds is the answer. Its interval is bootstrapped over the rounds, in blocks of neighbours, since
+of the rounds is the answer. Its interval is bootstrapped over the rounds, in blocks of neighbors, since
 a round resembles the next one (the same clock, the same other programs).
 """
 

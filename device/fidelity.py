@@ -1,6 +1,6 @@
-"""How near a device's pictures are to the host's: a speed counts only with the picture it was got for.
+"""How near a device's images are to the host's: a speed counts only with the image it was got for.
 
-The host computes the full-precision graph on the same real inputs; colours lie in [0, 1], so PSNR has
+The host computes the full-precision graph on the same real inputs; colors lie in [0, 1], so PSNR has
 peak 1. A device below the floor of its precision computes something else, and its speed is not
 reported.
 """
@@ -19,26 +19,26 @@ from lightfield.errors import DeviceError
 Precision = Literal["fp32", "fp16", "int8"]
 FLOORS_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 40.0, "int8": 25.0}
 """By the graph's precision. fp32 differs by rounding alone (about 120 dB); fp16 by up to half a step of
-an 8-bit picture; int8 as much as its calibration allowed, so its floor only tells it from noise."""
+an 8-bit image; int8 as much as its calibration allowed, so its floor only tells it from noise."""
 HALF_FLOOR_DB = FLOORS_DB["fp16"]
 """Of an fp32 graph on a provider that may compute it in fp16: NNAPI and QNN."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The worst of several pictures against the host's."""
+    """The worst of several images against the host's."""
 
     psnr_db: float | None
     """None when they are equal to the last bit."""
     max_error: float
-    """Largest difference of any colour value."""
+    """Largest difference of any color value."""
     floor_db: float
     """Below it no speed is reported."""
-    pictures: int
+    images: int
 
     @property
     def holds(self) -> bool:
-        """Whether the pictures are the same as far as the precision goes."""
+        """Whether the images are the same as far as the precision goes."""
         return self.psnr_db is None or self.psnr_db >= self.floor_db
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def fidelity(
         psnr_db=-10 * math.log10(worst) if worst else None,
         max_error=max(float(np.abs(error).max()) for error in errors),
         floor_db=floor_db,
-        pictures=len(found),
+        images=len(found),
     )
 
 

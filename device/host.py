@@ -104,7 +104,7 @@ class HostTarget(RunnerTarget):
             "load_average_before": load_before,
             "load_average_after": os.getloadavg()[0],
             "processors": os.cpu_count(),
-            "graph_optimisation": "all",
+            "graph_optimization": "all",
             "spinning": False,
         }
         return report, conditions

@@ -232,7 +232,7 @@ class PhoneTarget(RunnerTarget):
             "runner": self._bundle.form,
             "runner_sha256": self._bundle.hashes(),
             "phone": self._about.unit,
-            "graph_optimisation": "all",
+            "graph_optimization": "all",
             "spinning": False,
         }
         return report, conditions

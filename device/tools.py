@@ -2,7 +2,7 @@
 
 The user brings the program, built for Android, and the model in its format. It is pushed, pinned to the
 fast cores, run and removed like our own runner; what it prints is read by `device.tool_output`. Its
-figures say what that runtime does with that model, not that its picture is right: no output is compared.
+figures say what that runtime does with that model, not that its image is right: no output is compared.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@
     <Scene>.onnx                      the student for ONNX Runtime
     <Scene>_opset17.onnx              the same for runtimes older than opset 20
     <Scene>[_opset17]_fp16.onnx       both in half precision
-    <Scene>[_opset17]_int8.onnx       both with int8 weights and, where the picture allows, arithmetic
-    <Scene>_fused.onnx                pose to picture, one pose
-    <Scene>_fused_batch.onnx          pose to picture, any number of poses
-    <Scene>_fused_fp16.onnx           pose to picture, the student in half precision
+    <Scene>[_opset17]_int8.onnx       both with int8 weights and, where the image allows, arithmetic
+    <Scene>_fused.onnx                pose to image, one pose
+    <Scene>_fused_batch.onnx          pose to image, any number of poses
+    <Scene>_fused_fp16.onnx           pose to image, the student in half precision
     <Scene>.mlpackage                 the student for CoreML
-    <Scene>_fused.mlpackage           pose to picture for CoreML
+    <Scene>_fused.mlpackage           pose to image for CoreML
 
 A graph that is not what it promises, or further from PyTorch than its floor, raises and leaves no
 file. Only half precision may be missing, whose range not every student keeps to, and CoreML where
@@ -31,13 +31,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.calibration import Calibration, Plan, plan_quantisation
+from export.calibration import Calibration, Plan, plan_quantization
 from export.coreml import coreml_runs_here, predicted, replay
 from export.exported_graph import ExportedGraph, Precision, write_onnx, write_package
 from export.fused import fused_contract, fused_model
 from export.graph import load_model
 from export.half_replay import evaluate_in_half
-from export.parity import OnnxFunction, Parity, Pictures, Poses, Reference
+from export.parity import Images, OnnxFunction, Parity, Poses, Reference
 from export.ray_graphs import embedder_contract, embedder_model, sampler_contract, sampler_model
 from export.snap_gelu import (
     evaluate_by_reference,
@@ -74,14 +74,14 @@ def write_bundle(
     scene_name: str,
     folder: Path,
     *,
-    truth: Pictures | None = None,
+    truth: Images | None = None,
     calibration: Calibration | None = None,
     coreml: bool = True,
     progress: Progress = silent,
 ) -> list[ExportedGraph]:
     """Write every graph of a light field into a folder, each compared on these poses.
 
-    `truth` are the poses' real pictures in [0, 1], by which graphs are told what they lose. int8 graphs
+    `truth` are the poses' real images in [0, 1], by which graphs are told what they lose. int8 graphs
     are written when there is a calibration.
 
     Raises:
@@ -127,9 +127,9 @@ class _Bundle:
         """What of the student becomes int8, by the calibration's poses."""
         assert self.calibration is not None
         rays = [self.reference.encoded(pose) for pose in torch.as_tensor(self.calibration.poses)]
-        truth = torch.from_numpy(self.calibration.pictures).permute(0, 3, 1, 2)
+        truth = torch.from_numpy(self.calibration.images).permute(0, 3, 1, 2)
         student = folded(self.light_field.student).cpu()
-        return plan_quantisation(student, torch.from_numpy(np.concatenate(rays)), truth)
+        return plan_quantization(student, torch.from_numpy(np.concatenate(rays)), truth)
 
     def rays(self) -> Iterator[Writer]:
         field, compare = self.light_field, self.reference
@@ -167,7 +167,7 @@ class _Bundle:
             for older, form in forms.items():
                 yield lambda older=older, form=form: self.student(
                     f"{self.name}{older}_int8.onnx",
-                    replace(form, quantised=self.plan.quantised),
+                    replace(form, quantized=self.plan.quantized),
                     "student in int8",
                     note=self.plan.summary,
                     precision="int8",
@@ -252,14 +252,14 @@ class _Bundle:
             replace(ONNX_RUNTIME, half=True),
             self.folder / f"{self.name}_fused_fp16.onnx",
         )
-        half_purpose = "pose to picture, the student in half precision"
+        half_purpose = "pose to image, the student in half precision"
 
         yield lambda: write_onnx(
             self.folder / f"{self.name}_fused.onnx",
             fused_model(field),
             fused_contract(field),
             measure,
-            purpose="pose to picture, for browsers and apps",
+            purpose="pose to image, for browsers and apps",
             metadata=self.frame,
         )
         yield lambda: write_onnx(
@@ -267,7 +267,7 @@ class _Bundle:
             fused_model(field, batch="n"),
             fused_contract(field, batch="n"),
             measure_batch,
-            purpose="poses to pictures, any number at once",
+            purpose="poses to images, any number at once",
             metadata=self.frame,
         )
         yield lambda: _if_possible(
@@ -289,7 +289,7 @@ class _Bundle:
         name = self.name
         yield lambda: self.package(f"{name}.mlpackage", "student for CoreML (iOS 16)", fused=False)
         yield lambda: self.package(
-            f"{name}_fused.mlpackage", "pose to picture for CoreML (iOS 16)", fused=True
+            f"{name}_fused.mlpackage", "pose to image for CoreML (iOS 16)", fused=True
         )
 
     def package(self, file_name: str, purpose: str, *, fused: bool) -> ExportedGraph:

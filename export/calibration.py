@@ -1,9 +1,9 @@
 """Which convolutions of a student may be int8, found by measuring what each costs.
 
 The grids of activations come from real poses. Then every convolution is made int8 by itself, in PyTorch
-and on a window of rays, and the error of the picture noted. Errors of different convolutions are nearly
+and on a window of rays, and the error of the image noted. Errors of different convolutions are nearly
 independent, so they add: first weights, cheapest per byte, then arithmetic, cheapest per product, are
-taken until their sum reaches a share of what the picture may lose against the ground truth. The plan is
+taken until their sum reaches a share of what the image may lose against the ground truth. The plan is
 measured as a whole, and its dearest parts leave it until it holds. Arithmetic of grouped convolutions
 stays in float: runtimes have no fast integer kernels for them.
 """
@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from export.parity import ALLOWED_LOSS_DB, Pictures, Poses
-from export.quantisation import Grid, Quantised, quantised_weight
+from export.parity import ALLOWED_LOSS_DB, Images, Poses
+from export.quantization import Grid, Quantized, quantized_weight
 from lightfield.student import Student
 
 SHARE = 0.3
 """Of the allowed error, what the plan may use on the calibration poses; other poses differ."""
 WINDOW_RAYS = 24
-"""Side of the window on which errors are measured, if the picture has as many rays."""
+"""Side of the window on which errors are measured, if the image has as many rays."""
 WINDOW_POSES = 2
 SAMPLES = 1 << 14
 """Activations looked at when a grid is fitted, of each pose (up to twice as many)."""
@@ -38,17 +38,17 @@ CLIPPED_TO = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Real poses and their pictures in [0, 1], none of those that graphs are compared on."""
+    """Real poses and their images in [0, 1], none of those that graphs are compared on."""
 
     poses: Poses
-    pictures: Pictures
+    images: Images
 
 
 @dataclass(frozen=True)
 class Plan:
     """The convolutions that become int8, and how much of the student that is."""
 
-    quantised: dict[str, Quantised]
+    quantized: dict[str, Quantized]
     """By place."""
     in_float: tuple[str, ...]
     """Places of those that stay as they are."""
@@ -62,35 +62,35 @@ class Plan:
         """One clause for people."""
         rest = f"; in float: {', '.join(self.in_float)}" if self.in_float else ""
         return (
-            f"int8 weights in {len(self.quantised)} of {len(self.quantised) + len(self.in_float)} "
+            f"int8 weights in {len(self.quantized)} of {len(self.quantized) + len(self.in_float)} "
             f"convolutions ({self.weights_share:.0%} of the weights), int8 arithmetic in "
-            f"{sum(q.is_integer for q in self.quantised.values())} "
+            f"{sum(q.is_integer for q in self.quantized.values())} "
             f"({self.products_share:.0%} of the products){rest}"
         )
 
 
-def plan_quantisation(
+def plan_quantization(
     student: Student,
     rays: Float[Tensor, "n c h w"],
     truth: Float[Tensor, "n rgb sh sw"],
     *,
     allowed_loss_db: float = ALLOWED_LOSS_DB,
 ) -> Plan:
-    """Plan int8 for a folded student, from the encoded rays of real poses and their real pictures."""
+    """Plan int8 for a folded student, from the encoded rays of real poses and their real images."""
     trial = _Trial.of(student, rays)
-    shown = _centre(truth[:WINDOW_POSES], WINDOW_RAYS * student.spec.factor)
-    error_of_student = float(torch.square(trial.picture - shown).mean())
+    shown = _center(truth[:WINDOW_POSES], WINDOW_RAYS * student.spec.factor)
+    error_of_student = float(torch.square(trial.image - shown).mean())
     budget = SHARE * error_of_student * (10 ** (allowed_loss_db / 10) - 1)
-    weights = {place: trial.error({place: Quantised()}) for place in trial.convolutions}
+    weights = {place: trial.error({place: Quantized()}) for place in trial.convolutions}
     arithmetic = {
         place: trial.error({place: grids}) - weights[place] for place, grids in trial.grids.items()
     }
-    chosen: list[tuple[float, str, Quantised]] = []
+    chosen: list[tuple[float, str, Quantized]] = []
     spent = 0.0
     for place in sorted(weights, key=lambda p: weights[p] / trial.size(p)):
         if spent + weights[place] <= budget:
             spent += weights[place]
-            chosen.append((weights[place], place, Quantised()))
+            chosen.append((weights[place], place, Quantized()))
     with_weights = {place for _, place, _ in chosen}
     for place in sorted(arithmetic, key=lambda p: arithmetic[p] / trial.products(p)):
         if place in with_weights and spent + arithmetic[place] <= budget:
@@ -103,9 +103,9 @@ def plan_quantisation(
     return trial.plan(_as_plan(chosen))
 
 
-def _as_plan(chosen: list[tuple[float, str, Quantised]]) -> dict[str, Quantised]:
+def _as_plan(chosen: list[tuple[float, str, Quantized]]) -> dict[str, Quantized]:
     """The later word on a place, its arithmetic, replaces the earlier one."""
-    return {place: quantised for _, place, quantised in chosen}
+    return {place: quantized for _, place, quantized in chosen}
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class _Trial:
 
     student: Student
     rays: Float[Tensor, "n c h w"]
-    picture: Float[Tensor, "n rgb sh sw"]
+    image: Float[Tensor, "n rgb sh sw"]
     convolutions: dict[str, nn.Conv2d | nn.ConvTranspose2d]
     """By place, as the graphs name them."""
-    grids: dict[str, Quantised] = field(default_factory=dict)
+    grids: dict[str, Quantized] = field(default_factory=dict)
     """Of those whose arithmetic may be int8."""
     pixels: dict[str, int] = field(default_factory=dict)
     """By place, the pixels its kernel is applied to."""
@@ -125,7 +125,7 @@ class _Trial:
     @classmethod
     @torch.no_grad()
     def of(cls, student: Student, rays: Float[Tensor, "n c h w"]) -> _Trial:
-        window = _centre(rays[:WINDOW_POSES], WINDOW_RAYS)
+        window = _center(rays[:WINDOW_POSES], WINDOW_RAYS)
         trial = cls(student, window, student(window), _convolutions(student))
         ranges: dict[str, _Range] = {}
         with contextlib.ExitStack() as hooks:
@@ -135,19 +135,19 @@ class _Trial:
                 student(one[None])
         upsampling = {f"tail.{index}.0" for index in range(len(student.spec.tail))}
         for place in trial.convolutions:
-            grouped = place == "colour" or place.startswith("tail.")
+            grouped = place == "color" or place.startswith("tail.")
             if not grouped or place in upsampling or not upsampling:
                 seen, made = ranges[f"{place}.input"], ranges[place]
-                trial.grids[place] = Quantised(seen.grid(), made.grid())
+                trial.grids[place] = Quantized(seen.grid(), made.grid())
         return trial
 
     @torch.no_grad()
-    def error(self, plan: Mapping[str, Quantised]) -> float:
-        """Mean squared change of the picture when a plan is carried out."""
+    def error(self, plan: Mapping[str, Quantized]) -> float:
+        """Mean squared change of the image when a plan is carried out."""
         with contextlib.ExitStack() as changes:
-            for place, quantised in plan.items():
-                changes.enter_context(_carried_out(self.convolutions[place], quantised))
-            return float(torch.square(self.student(self.rays) - self.picture).mean())
+            for place, quantized in plan.items():
+                changes.enter_context(_carried_out(self.convolutions[place], quantized))
+            return float(torch.square(self.student(self.rays) - self.image).mean())
 
     def size(self, place: str) -> int:
         return self.convolutions[place].weight.numel()
@@ -155,13 +155,13 @@ class _Trial:
     def products(self, place: str) -> int:
         return self.size(place) * self.pixels[place]
 
-    def plan(self, quantised: dict[str, Quantised]) -> Plan:
+    def plan(self, quantized: dict[str, Quantized]) -> Plan:
         places = list(self.convolutions)
-        integer = [place for place in quantised if quantised[place].is_integer]
+        integer = [place for place in quantized if quantized[place].is_integer]
         return Plan(
-            {place: quantised[place] for place in places if place in quantised},
-            tuple(place for place in places if place not in quantised),
-            sum(map(self.size, quantised)) / sum(map(self.size, places)),
+            {place: quantized[place] for place in places if place in quantized},
+            tuple(place for place in places if place not in quantized),
+            sum(map(self.size, quantized)) / sum(map(self.size, places)),
             sum(map(self.products, integer)) / sum(map(self.products, places)),
         )
 
@@ -175,8 +175,8 @@ def _convolutions(student: Student) -> dict[str, nn.Conv2d | nn.ConvTranspose2d]
     }
 
 
-def _centre(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c a b"]:
-    """The middle of a picture, where the object is; of rays and of pixels the same part."""
+def _center(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c a b"]:
+    """The middle of an image, where the object is; of rays and of pixels the same part."""
     height, width = (min(size, side) for size in x.shape[2:])
     # In whole rays: `side` is a multiple of a ray's pixels, and so are both sizes.
     pixels = side // WINDOW_RAYS
@@ -230,16 +230,16 @@ def _watched(
 
 
 @contextlib.contextmanager
-def _carried_out(module: nn.Conv2d | nn.ConvTranspose2d, quantised: Quantised) -> Iterator[None]:
+def _carried_out(module: nn.Conv2d | nn.ConvTranspose2d, quantized: Quantized) -> Iterator[None]:
     """A convolution that computes with int8 numbers, in float."""
     original, handles = module.weight.data, []
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
-    levels, steps = quantised_weight(original.numpy(), axis)
+    levels, steps = quantized_weight(original.numpy(), axis)
     shape = [-1 if other == axis else 1 for other in range(4)]
     module.weight.data = torch.from_numpy(levels * steps.reshape(shape))
-    if (seen := quantised.input) is not None:
+    if (seen := quantized.input) is not None:
         handles.append(module.register_forward_pre_hook(lambda _, x: (seen.rounded(x[0]),)))
-    if (made := quantised.output) is not None:
+    if (made := quantized.output) is not None:
         handles.append(module.register_forward_hook(partial(_on_grid, made)))
     try:
         yield

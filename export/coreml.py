@@ -222,7 +222,7 @@ def _network_facts(network: Any, kind: str) -> Counts:
         if message.DESCRIPTOR.name == "WeightParams":
             weights["float32"] += len(message.floatValue)
             weights["float16"] += len(message.float16Value) // 2
-            weights["quantised bytes"] += len(message.rawValue) + len(message.int8RawValue)
+            weights["quantized bytes"] += len(message.rawValue) + len(message.int8RawValue)
     return dict(sorted(layers.items())), dict(+weights), None
 
 

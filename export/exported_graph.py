@@ -45,7 +45,7 @@ class ExportedGraph:
     precision: Precision = "fp32"
     """Of its weights; arithmetic may be finer, which the note then says."""
     lost_db: float | None = None
-    """Of the PSNR against the real pictures, on the mean of the poses; None where there were none."""
+    """Of the PSNR against the real images, on the mean of the poses; None where there were none."""
     fit: bool | None = None
     """Of int8: whether it loses no more than allowed. It is published all the same, but so marked."""
 
@@ -116,7 +116,7 @@ def write_onnx(
 
 
 def lost(parity: Parity) -> str:
-    """What a graph loses against the real pictures, for people."""
+    """What a graph loses against the real images, for people."""
     return "an unknown amount" if parity.lost_db is None else f"{parity.lost_db:.2f}"
 
 

@@ -1,11 +1,11 @@
-"""One graph from pose to picture, for browsers and apps: Sampler, Embedder and student in a row.
+"""One graph from pose to image, for browsers and apps: Sampler, Embedder and student in a row.
 
     <Scene>_fused.onnx          pose [1, 3, 4]  ->  rgb [1, 3, sH, sW]
     <Scene>_fused_batch.onnx    pose [n, 3, 4]  ->  rgb [n, 3, sH, sW], any n
     <Scene>_fused_fp16.onnx     as the first, the student in half precision, half the download
 
 The pose is the project's camera-to-world matrix as `lightfield.camera` defines it, the one input an
-app has; colours are planes in (0, 1). Between Embedder and student stands the layout change of
+app has; colors are planes in (0, 1). Between Embedder and student stands the layout change of
 `lightfield.encoding.embedder_to_student`, so that no caller can forget it. Rays are fp32 in all of them:
 at a distance of 4 a coordinate in fp16 is off by 0.002, which the sixth octave multiplies by 32.
 """
@@ -42,12 +42,12 @@ def fused_contract(
     """What the fused graph promises."""
     student = light_field.student
     grid = ray_grid(light_field.intrinsics, student.spec)
-    picture = student_contract(student, grid.height, grid.width, form).outputs["output"]
+    image = student_contract(student, grid.height, grid.width, form).outputs["output"]
     layout = {"Transpose", "Reshape", "Split"}
     operators = SAMPLER_OPERATORS | EMBEDDER_OPERATORS | student_operators(student, form)
     return Contract(
         {"pose": (batch, 3, 4)},
-        {"rgb": (batch, *picture[1:])},
+        {"rgb": (batch, *image[1:])},
         form.opset,
         operators | layout,
     )
@@ -68,8 +68,8 @@ def fused_model(
     shape = graph.constant("pose_shape", [-1, 1, 4, 3])
     columns = graph.add("Reshape", columns, shape, name="pose_columns_apart")
     parts = graph.constant("pose_parts", [3, 1])
-    axes, centre = graph.split(columns, parts, axis=2, names=("turned_axes", "centre"))
-    points = emit_sampler(graph, point_map(light_field), axes, centre, name="points")
+    axes, center = graph.split(columns, parts, axis=2, names=("turned_axes", "center"))
+    points = emit_sampler(graph, point_map(light_field), axes, center, name="points")
     encoded = emit_embedder(graph, points, spec.frequencies, name="encoded")
     turned = graph.add("Transpose", encoded, perm=[0, 3, 1, 2], name="encoded_by_channel")
     shape = graph.constant("rays_shape", [-1, spec.input_channels, grid.height, grid.width])

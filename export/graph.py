@@ -155,7 +155,7 @@ def simplified(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Serialise a model.
+    """Serialize a model.
 
     Raises:
         ExportError: when it is beyond the 2 GB of one protobuf message.
@@ -163,7 +163,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     try:
         path.write_bytes(model.SerializeToString())
     except (EncodeError, ValueError) as error:
-        raise ExportError(f"the graph cannot be serialised ({error})", where=path) from error
+        raise ExportError(f"the graph cannot be serialized ({error})", where=path) from error
 
 
 def load_model(path: Path) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from export.lens_models import (
-    COLOUR_SCALE,
+    COLOR_SCALE,
     LARGEST_BYTES,
     LensModel,
     Size,
@@ -178,11 +178,11 @@ def _models_of_script(path: Path) -> tuple[LensModel, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
         (line,) = (line for line in lines if line.startswith(SCENE_PREFIX))
         scene = json.loads(line.removeprefix(SCENE_PREFIX).rstrip().rstrip(";"))
-        sizes = (*scene["rays"], *scene["picture"], scene["points"], scene["frequencies"])
+        sizes = (*scene["rays"], *scene["image"], scene["points"], scene["frequencies"])
         if not all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes):
             raise ValueError("a size is not a positive whole number")
         return lens_models(
-            tuple(scene["rays"]), tuple(scene["picture"]), scene["points"], scene["frequencies"]
+            tuple(scene["rays"]), tuple(scene["image"]), scene["points"], scene["frequencies"]
         )
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
@@ -203,11 +203,9 @@ def _meta_faults(meta: yaml.Node | None, path: Path, model: LensModel) -> Iterat
             yield from _tensor_faults(tensors[name], size, f"{place} {name}")
     if model.role == "student":
         outputs = items(entry(settings, "Outputs"))
-        in_meta = any(
-            scale == COLOUR_SCALE for node in outputs for scale, _ in normalizations(node)
-        )
+        in_meta = any(scale == COLOR_SCALE for node in outputs for scale, _ in normalizations(node))
         if in_meta + scales_by_255(path) != 1:
-            yield f"{path.name}: colours must be scaled by 255 once, by the graph or its .meta"
+            yield f"{path.name}: colors must be scaled by 255 once, by the graph or its .meta"
 
 
 def _tensor_faults(node: yaml.Node, size: Size, place: str) -> Iterator[str]:
@@ -217,10 +215,10 @@ def _tensor_faults(node: yaml.Node, size: Size, place: str) -> Iterator[str]:
         yield f"{place}: shape {found} instead of {', '.join(map(str, size))}"
     channels = normalizations(node)
     if len(channels) != size[2]:
-        yield f"{place}: {len(channels)} normalisations for {size[2]} channels"
+        yield f"{place}: {len(channels)} normalizations for {size[2]} channels"
     if len(set(channels)) > 1:
         yield f"{place}: channels are scaled differently"
-    allowed = {1.0, COLOUR_SCALE} if place.endswith("output output") else {1.0}
+    allowed = {1.0, COLOR_SCALE} if place.endswith("output output") else {1.0}
     for scale, bias in sorted(set(channels)):
         if scale not in allowed or bias != 0:
             yield f"{place}: values would become {scale:g} x + {bias:g}"

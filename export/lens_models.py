@@ -24,8 +24,8 @@ from export.onnx_tensors import (
 from lightfield.encoding import encodings_per_coordinate
 
 LENS_OPSET = 11
-COLOUR_SCALE = 255.0
-"""SnapML's textures hold 0 to 255, the student's colours 0 to 1."""
+COLOR_SCALE = 255.0
+"""SnapML's textures hold 0 to 255, the student's colors 0 to 1."""
 LARGEST_BYTES = 10_000_000
 """Snap's limit for the SnapML assets of one lens, after import."""
 
@@ -63,10 +63,10 @@ class LensModel:
 
 
 def lens_models(
-    rays: tuple[int, int], picture: tuple[int, int], points: int, frequencies: int
+    rays: tuple[int, int], image: tuple[int, int], points: int, frequencies: int
 ) -> tuple[LensModel, LensModel, LensModel]:
     """The Sampler, the Embedder and the student of a lens; sizes are (height, width)."""
-    (ray_height, ray_width), (height, width) = rays, picture
+    (ray_height, ray_width), (height, width) = rays, image
     n, d, k = ray_height * ray_width, 3 * points, encodings_per_coordinate(frequencies)
     return (
         LensModel("sampler", {"c2w33": (3, 3, 1), "c2w13": (3, 1, 1)}, {"pts": (d, n, 1)}),
@@ -75,7 +75,7 @@ def lens_models(
             "student",
             {"input": (ray_width, ray_height, d * k)},
             {"output": (width, height, 3)},
-            COLOUR_SCALE,
+            COLOR_SCALE,
         ),
     )
 
@@ -167,7 +167,7 @@ def scales_by_255(path: Path) -> bool:
         node.op_type == "Mul"
         and outputs & set(node.output)
         and any(
-            name in weights and (numpy_helper.to_array(weights[name]) == COLOUR_SCALE).all()
+            name in weights and (numpy_helper.to_array(weights[name]) == COLOR_SCALE).all()
             for name in node.input
         )
         for node in model.graph.node

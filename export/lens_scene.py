@@ -1,7 +1,7 @@
 """What a lens knows about its scene: sizes of the models, and where the camera may go.
 
 World scenes are seen from an orbit: azimuth turns about `orbit_up` from `orbit_east`, elevation rises
-above the plane of both horizontal axes, and the camera looks at `orbit_centre`. NDC scenes are seen
+above the plane of both horizontal axes, and the camera looks at `orbit_center`. NDC scenes are seen
 from `mean_pose`, moved by x and y along its own right and up axes. Angles are in degrees, lengths in
 the world's units, poses as in `lightfield.camera`.
 """
@@ -47,7 +47,7 @@ class LensScene:
     far: float
     space: Literal["world", "ndc"]
     activation: Activation
-    orbit_centre: Vector = (0.0, 0.0, 0.0)
+    orbit_center: Vector = (0.0, 0.0, 0.0)
     orbit_radius: float = 1.0
     elevation_min: float = 0.0
     elevation_max: float = 0.0
@@ -64,7 +64,7 @@ class LensScene:
     transform: SceneTransform = field(default_factory=SceneTransform)
     """From the coordinates of the user's own poses to the scene's."""
     drift: float = 0.0
-    """Speed at which an untouched picture moves by itself: degrees of azimuth (NDC: units of x) per
+    """Speed at which an untouched image moves by itself: degrees of azimuth (NDC: units of x) per
     second; 0 for rest, which also rests the phone."""
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class LensScene:
         pose = sum(self.mean_pose, ()) if self.mean_pose else ()
         ranges = (*(self.azimuth_range or ()), *self.x_range, *self.y_range)
         angles = (self.elevation_min, self.elevation_max, self.start_azimuth, self.start_elevation)
-        axes = (*self.orbit_centre, *self.orbit_east, *self.orbit_up)
+        axes = (*self.orbit_center, *self.orbit_east, *self.orbit_up)
         return (*pose, *ranges, *angles, *axes, self.orbit_radius, self.near, self.far, self.drift)
 
     def _check_orbit(self) -> None:
@@ -130,12 +130,12 @@ class LensScene:
         return name
 
     @property
-    def picture_height(self) -> int:
+    def image_height(self) -> int:
         """Rows of pixels that come out."""
         return self.ray_height * self.factor
 
     @property
-    def picture_width(self) -> int:
+    def image_width(self) -> int:
         """Columns of pixels that come out."""
         return self.ray_width * self.factor
 
@@ -144,7 +144,7 @@ class LensScene:
         return {
             "name": self.file_name,
             "rays": [self.ray_height, self.ray_width],
-            "picture": [self.picture_height, self.picture_width],
+            "image": [self.image_height, self.image_width],
             "points": self.points,
             "frequencies": self.frequencies,
             "near": _rounded(self.near),
@@ -159,7 +159,7 @@ class LensScene:
         elevations = (self.elevation_min, self.elevation_max)
         return {
             "path": "orbit",
-            "centre": _rounded(self.orbit_centre),
+            "center": _rounded(self.orbit_center),
             "radius": _rounded(self.orbit_radius),
             "east": _rounded(self.orbit_east),
             "north": _rounded(np.cross(self.orbit_up, self.orbit_east).tolist()),
@@ -203,7 +203,7 @@ def lens_scene_from(
     It starts at the training pose of median elevation, or in the middle of a forward-facing capture.
 
     Raises:
-        ConfigError: when the picture is not a multiple of the up-sampling factor, or the student
+        ConfigError: when the image is not a multiple of the up-sampling factor, or the student
             gives more than three channels, which a lens cannot show.
     """
     spec, space = light_field.student.spec, light_field.space
@@ -239,7 +239,7 @@ def _orbit(poses: np.ndarray) -> dict[str, Any]:
         azimuth = min(first + (azimuth - first) % 360, first + extent)
     east = orbit.pose(0, 0, 1)[:, 2]  # at azimuth 0 on the horizon, `back` is east
     return {
-        "orbit_centre": _tuple(orbit.centre),
+        "orbit_center": _tuple(orbit.center),
         "orbit_radius": float(np.median(orbit.radius)),
         "elevation_min": float(elevations.min()),
         "elevation_max": float(elevations.max()),
@@ -252,9 +252,9 @@ def _orbit(poses: np.ndarray) -> dict[str, Any]:
 
 
 def _shift(poses: np.ndarray) -> dict[str, Any]:
-    _, up, back, centre = poses.astype(np.float64).mean(0).T
-    mean = look_at(centre, centre - back, up)
-    offsets = (poses[:, :, 3] - centre) @ mean[:, :2]
+    _, up, back, center = poses.astype(np.float64).mean(0).T
+    mean = look_at(center, center - back, up)
+    offsets = (poses[:, :, 3] - center) @ mean[:, :2]
     low, high = offsets.min(0), offsets.max(0)
     return {
         "mean_pose": tuple(_tuple(row) for row in mean),

@@ -4,7 +4,7 @@ The project is text in Lens Studio 5.15.4's own form, filled in from the files o
 newer versions migrate it. What a reader should know of its shape:
 
 - The MLComponents are made by the script at run time, as Snap's own samples do; the scene holds none.
-- The picture is the clear texture of the render target. An Image would need a material, whose shader
+- The image is the clear texture of the render target. An Image would need a material, whose shader
   graph is a binary only the editor writes. The script prefers an Image when the user adds one.
 - A plugin for the editor puts the same scene together from the assets: it can add the Image, and it is
   the way out when the editor does not take the text.
@@ -99,7 +99,7 @@ def write_lens_project(
     paths = {"sampler": sampler, "embedder": embedder, "student": student}
     models = lens_models(
         (lens.ray_height, lens.ray_width),
-        (lens.picture_height, lens.picture_width),
+        (lens.image_height, lens.image_width),
         lens.points,
         lens.frequencies,
     )
@@ -347,7 +347,7 @@ def _model_meta(lens: LensScene, model: LensModel, scale: float) -> str:
 
 def _tensor(lens: LensScene, kind: str, name: str, size: Size, scale: float) -> str:
     x, y, z = (f"{count:.6f}" for count in size)
-    # One normalisation per channel: value * scale + bias.
+    # One normalization per channel: value * scale + bias.
     channel = f"          - scale: {scale:.6f}\n            bias: 0.000000"
     channels = "\n".join([channel] * size[2])
     text = _filled(lens, f"model_{kind}.part", name=name, x=x, y=y, z=z, normalizations=channels)

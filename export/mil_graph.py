@@ -31,26 +31,26 @@ def student_program(ct: Any, student: Student, height: int, width: int) -> Any:
     """
     shape = (1, student.spec.input_channels, height, width)
 
-    def picture(mb: Any, rays: Any) -> Any:
-        return _Network(mb, student).picture(rays, "output")
+    def image(mb: Any, rays: Any) -> Any:
+        return _Network(mb, student).image(rays, "output")
 
-    return _program(ct, "input", shape, "fp16", picture)
+    return _program(ct, "input", shape, "fp16", image)
 
 
 def fused_program(ct: Any, student: Student, points: PointMap, height: int, width: int) -> Any:
-    """The program from a pose to a folded student's picture; `ct` is the coremltools package.
+    """The program from a pose to a folded student's image; `ct` is the coremltools package.
 
     Raises:
         ExportError: when a weight is NaN or beyond fp16's range.
     """
 
-    def picture(mb: Any, pose: Any) -> Any:
+    def image(mb: Any, pose: Any) -> Any:
         encoded = _encoded(mb, points, student.spec.frequencies, pose)
         rays = mb.reshape(x=encoded, shape=[1, -1, height, width], name="rays_fp32")
         rays = mb.cast(x=rays, dtype="fp16", name="rays")
-        return _Network(mb, student).picture(rays, "rgb")
+        return _Network(mb, student).image(rays, "rgb")
 
-    return _program(ct, "pose", (1, 3, 4), "fp32", picture)
+    return _program(ct, "pose", (1, 3, 4), "fp32", image)
 
 
 def _program(
@@ -77,7 +77,7 @@ def _encoded(mb: Any, points: PointMap, frequencies: int, pose: Any) -> Any:
         return values.T.reshape(1, values.shape[-1], -1).astype(np.float32)
 
     rotation = mb.slice_by_size(x=pose, begin=[0, 0, 0], size=[1, 3, 3], name="rotation")
-    centre = mb.slice_by_size(x=pose, begin=[0, 0, 3], size=[1, 3, 1], name="centre")
+    center = mb.slice_by_size(x=pose, begin=[0, 0, 3], size=[1, 3, 1], name="center")
     directions = points.directions.T[None].astype(np.float32)
     rays = mb.matmul(x=rotation, y=directions, name="rays_in_world")
     if points.gain is not None:
@@ -85,10 +85,10 @@ def _encoded(mb: Any, points: PointMap, frequencies: int, pose: Any) -> Any:
         rays = mb.real_div(x=rays, y=depths, name="rays_at_unit_depth")
     along = mb.matmul(x=columns(points.spread), y=rays, name="along_rays")
     if points.gain is not None:
-        gain = mb.matmul(x=columns(points.gain), y=centre, name="gain_of_pose")
+        gain = mb.matmul(x=columns(points.gain), y=center, name="gain_of_pose")
         gain = mb.add(x=gain, y=columns(points.gain_bias), name="gain_of_coordinate")
         along = mb.mul(x=along, y=gain, name="projected")
-    shift = mb.matmul(x=columns(points.shift), y=centre, name="shift_of_pose")
+    shift = mb.matmul(x=columns(points.shift), y=center, name="shift_of_pose")
     if points.shift_bias.any():
         shift = mb.add(x=shift, y=columns(points.shift_bias), name="shift_of_coordinate")
     coordinates = mb.expand_dims(x=mb.add(x=along, y=shift, name="points"), axes=[2])
@@ -105,7 +105,7 @@ class _Network:
     mb: Any
     student: Student
 
-    def picture(self, rays: Any, name: str) -> Any:
+    def image(self, rays: Any, name: str) -> Any:
         head = self.activation(self.pointwise(self.student.head, rays, "head"), "head_activation")
         stream = head
         for index, block in enumerate(self.student.body):
@@ -117,7 +117,7 @@ class _Network:
             stream = self.upsampling(upsampling, stream, f"tail_{index}_0")
             for number, block in enumerate(blocks, 1):
                 stream = self.block(block, stream, f"tail_{index}_{number}")
-        return self.mb.sigmoid(x=self.pointwise(self.student.colour, stream, "colour"), name=name)
+        return self.mb.sigmoid(x=self.pointwise(self.student.color, stream, "color"), name=name)
 
     def block(self, block: nn.Module, x: Any, place: str) -> Any:
         assert isinstance(block, ResidualBlock)

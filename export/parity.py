@@ -1,9 +1,9 @@
 """Does an exported graph compute what the student computes? Measured on real poses, or refused.
 
-The reference is PyTorch's picture of the student as trained, in evaluation mode with its batch norms.
+The reference is PyTorch's image of the student as trained, in evaluation mode with its batch norms.
 A graph is fed through the whole chain that will feed it in use: Sampler, Embedder, layout change,
-student, all as exported. PSNR is that of the worst pose. Where values are no pictures, the peak in
-PSNR is the range of the reference. Where the real pictures of the poses are given, it is also said how
+student, all as exported. PSNR is that of the worst pose. Where values are no images, the peak in
+PSNR is the range of the reference. Where the real images of the poses are given, it is also said how
 much PSNR against them a graph loses beside PyTorch, on the mean of the poses.
 """
 
@@ -30,14 +30,14 @@ from lightfield.light_field import LightField, ray_grid
 from lightfield.rays import camera_rays, points_along
 
 FP32_FLOOR_DB = 80.0
-"""An error of 1e-4 of the range: a hundredth of what an 8-bit picture can show."""
+"""An error of 1e-4 of the range: a hundredth of what an 8-bit image can show."""
 FP16_FLOOR_DB = 45.0
-"""An error of about one and a half of an 8-bit picture's 256 steps."""
+"""An error of about one and a half of an 8-bit image's 256 steps."""
 ALLOWED_LOSS_DB = 0.5
 """What an int8 student may lose against the ground truth; beyond it, it is marked unfit."""
 
 Poses = Float[np.ndarray, "n 3 4"] | Float[Tensor, "n 3 4"]
-Pictures = Float[np.ndarray, "n h w rgb"]
+Images = Float[np.ndarray, "n h w rgb"]
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,15 @@ class Reference:
 
     light_field: LightField
     poses: Float[Tensor, "n 3 4"]
-    pictures: list[Float[np.ndarray, "1 rgb sh sw"]]
+    images: list[Float[np.ndarray, "1 rgb sh sw"]]
     sampler: OnnxFunction
     embedder: OnnxFunction
     truth: list[Float[np.ndarray, "1 rgb sh sw"]] | None = None
-    """The real pictures, where they are known."""
+    """The real images, where they are known."""
 
     @classmethod
-    def of(cls, light_field: LightField, poses: Poses, truth: Pictures | None = None) -> Reference:
-        """Render all poses, on the CPU; `truth` are the real pictures, in [0, 1].
+    def of(cls, light_field: LightField, poses: Poses, truth: Images | None = None) -> Reference:
+        """Render all poses, on the CPU; `truth` are the real images, in [0, 1].
 
         Raises:
             ExportError: when there are no poses.
@@ -144,7 +144,7 @@ class Reference:
             [still.render(pose).permute(2, 0, 1)[None].numpy() for pose in views],
             OnnxFunction(sampler_model(still)),
             OnnxFunction(embedder_model(still)),
-            None if truth is None else [picture.transpose(2, 0, 1)[None] for picture in truth],
+            None if truth is None else [image.transpose(2, 0, 1)[None] for image in truth],
         )
 
     def encoded(self, pose: Float[Tensor, "3 4"]) -> Float[np.ndarray, "1 c h w"]:
@@ -175,47 +175,47 @@ class Reference:
         return Parity.worst(parts)
 
     def student_parity(self, student: Callable[[np.ndarray], np.ndarray]) -> Parity:
-        """Of a function from encoded rays to pictures."""
+        """Of a function from encoded rays to images."""
         return self._parity(lambda pose: student(self.encoded(pose)))
 
-    def pose_parity(self, picture: Callable[[np.ndarray], np.ndarray]) -> Parity:
-        """Of a function from poses [1, 3, 4] to pictures."""
-        return self._parity(lambda pose: picture(pose[None].numpy()))
+    def pose_parity(self, image: Callable[[np.ndarray], np.ndarray]) -> Parity:
+        """Of a function from poses [1, 3, 4] to images."""
+        return self._parity(lambda pose: image(pose[None].numpy()))
 
-    def batch_parity(self, pictures: Callable[[np.ndarray], np.ndarray]) -> Parity:
-        """Of a function from poses [n, 3, 4] to pictures, called once with two or more poses."""
+    def batch_parity(self, images: Callable[[np.ndarray], np.ndarray]) -> Parity:
+        """Of a function from poses [n, 3, 4] to images, called once with two or more poses."""
         alone = len(self.poses) == 1
-        found = pictures((self.poses.repeat(2, 1, 1) if alone else self.poses).numpy())
+        found = images((self.poses.repeat(2, 1, 1) if alone else self.poses).numpy())
         if alone and not np.array_equal(found[0], found[1]):
-            return Parity(math.nan, math.nan)  # the same pose twice, two pictures
-        return self._compared([picture[None] for picture in found[: len(self.poses)]])
+            return Parity(math.nan, math.nan)  # the same pose twice, two images
+        return self._compared([image[None] for image in found[: len(self.poses)]])
 
     def _points(self, pose: Float[Tensor, "3 4"]) -> Float[np.ndarray, "hw d"]:
         field, spec = self.light_field, self.light_field.student.spec
         rays = camera_rays(pose, ray_grid(field.intrinsics, spec), field.space)
         return points_along(*rays, field.space, spec.points).flatten(0, 1).numpy()
 
-    def _parity(self, picture: Callable[[Tensor], np.ndarray]) -> Parity:
-        return self._compared([picture(pose) for pose in self.poses])
+    def _parity(self, image: Callable[[Tensor], np.ndarray]) -> Parity:
+        return self._compared([image(pose) for pose in self.poses])
 
     def _compared(self, found: list[np.ndarray]) -> Parity:
-        pairs = zip(found, self.pictures, strict=True)
-        parity = Parity.worst([Parity.between(picture, expected) for picture, expected in pairs])
+        pairs = zip(found, self.images, strict=True)
+        parity = Parity.worst([Parity.between(image, expected) for image, expected in pairs])
         if self.truth is None:
             return parity
-        ours, theirs = mean_psnr_db(found, self.truth), mean_psnr_db(self.pictures, self.truth)
+        ours, theirs = mean_psnr_db(found, self.truth), mean_psnr_db(self.images, self.truth)
         return replace(parity, lost_db=theirs - ours)
 
     def first(self) -> Reference:
         """The same with the first pose only, for what is slow to evaluate."""
         truth = None if self.truth is None else self.truth[:1]
-        return replace(self, poses=self.poses[:1], pictures=self.pictures[:1], truth=truth)
+        return replace(self, poses=self.poses[:1], images=self.images[:1], truth=truth)
 
 
-def mean_psnr_db(pictures: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
-    """PSNR against real pictures, the mean over the poses."""
-    pairs = zip(pictures, truth, strict=True)
-    return float(np.mean([Parity.between(picture, real).psnr_db for picture, real in pairs]))
+def mean_psnr_db(images: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
+    """PSNR against real images, the mean over the poses."""
+    pairs = zip(images, truth, strict=True)
+    return float(np.mean([Parity.between(image, real).psnr_db for image, real in pairs]))
 
 
 def sampler_inputs(pose: Float[Tensor, "3 4"]) -> dict[str, np.ndarray]:

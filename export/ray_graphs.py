@@ -3,11 +3,11 @@
     Sampler.onnx    c2w33 [1, 1, 3, 3], c2w13 [1, 1, 1, 3]  ->  pts [1, 1, H*W, D]
     Embedder.onnx   rays [1, 1, H*W, D]                     ->  embbrays [1, K, H*W, D]
 
-Names and shapes are those of the published lenses: c2w33 and c2w13 are a pose's rotation and centre,
+Names and shapes are those of the published lenses: c2w33 and c2w13 are a pose's rotation and center,
 D = points * 3 coordinates j = point * 3 + axis, K encodings in the order of `lightfield.encoding`.
 The Embedder's output becomes the student's input by `lightfield.encoding.embedder_to_student`.
 
-All points of a picture follow from the pose by `PointMap`, a few small matrix products; the pixels'
+All points of an image follow from the pose by `PointMap`, a few small matrix products; the pixels'
 directions are the only large constant.
 """
 
@@ -31,7 +31,7 @@ EMBEDDER_OPERATORS = frozenset({"Mul", "Sin", "Cos", "Concat"})
 
 @dataclass(frozen=True)
 class PointMap:
-    """All points of a picture as a function of the pose [R | o].
+    """All points of an image as a function of the pose [R | o].
 
     With d = directions R^T, in NDC divided by its own z, the coordinates of ray r are
 
@@ -77,9 +77,9 @@ def _ndc_point_map(
 
 
 def emit_sampler(
-    graph: GraphBuilder, points: PointMap, turned_axes: str, centre: str, *, name: str
+    graph: GraphBuilder, points: PointMap, turned_axes: str, center: str, *, name: str
 ) -> str:
-    """Add the Sampler's nodes; `turned_axes` is R^T [N, 1, 3, 3], `centre` is o [N, 1, 1, 3]."""
+    """Add the Sampler's nodes; `turned_axes` is R^T [N, 1, 3, 3], `center` is o [N, 1, 1, 3]."""
     directions = graph.constant("directions", points.directions[None, None])
     rays = graph.add("MatMul", directions, turned_axes, name="rays_in_world")
     if points.gain is not None:
@@ -88,11 +88,11 @@ def emit_sampler(
         rays = graph.add("Div", rays, depths, name="rays_at_unit_depth")
     spread = graph.add("MatMul", rays, graph.constant("spread", points.spread), name="along_rays")
     if points.gain is not None:
-        gain = graph.add("MatMul", centre, graph.constant("gain", points.gain), name="gain_of_pose")
+        gain = graph.add("MatMul", center, graph.constant("gain", points.gain), name="gain_of_pose")
         bias = graph.constant("gain_bias", points.gain_bias)
         gain = graph.add("Add", gain, bias, name="gain_of_coordinate")
         spread = graph.add("Mul", spread, gain, name="projected")
-    shift = graph.add("MatMul", centre, graph.constant("shift", points.shift), name="shift_of_pose")
+    shift = graph.add("MatMul", center, graph.constant("shift", points.shift), name="shift_of_pose")
     if points.shift_bias.any():
         bias = graph.constant("shift_bias", points.shift_bias)
         shift = graph.add("Add", shift, bias, name="shift_of_coordinate")

@@ -67,7 +67,7 @@ class GeluSnap(OpRun):
 
 
 class ConvTranspose(OpRun):
-    """The evaluator's own transposed convolution takes minutes on a phone-sized picture."""
+    """The evaluator's own transposed convolution takes minutes on a phone-sized image."""
 
     op_domain = ""
 

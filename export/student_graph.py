@@ -1,14 +1,14 @@
-"""The student as ONNX: input [1, C, H, W] of encoded rays, output [1, 3, sH, sW] of colours.
+"""The student as ONNX: input [1, C, H, W] of encoded rays, output [1, 3, sH, sW] of colors.
 
 Two ways of up-sampling compute the same function. `trained` repeats the network operator by operator,
 with operators that all of SnapML's backends have: pixel shuffle is a transposed convolution of ones.
 `phases` is what ONNX Runtime runs fastest: the s x s pixels (phases) around every ray are channels of
 an ordinary convolution; the residual blocks, which look at single pixels, are grouped 1x1
 convolutions with one group per phase; and only at the end of the stage, in the last one after the
-colours, DepthToSpace moves the phases to their pixels.
+colors, DepthToSpace moves the phases to their pixels.
 
 A last stage of pixel shuffle alone, without blocks, has nothing between its convolution and that of the
-colours, and both forms write them as one.
+colors, and both forms write them as one.
 
 A transposed convolution with kernel 4, stride 2, padding 1 is a 2x2 convolution over the corners
 between rays: corner m of H + 1 sees the rays m - 1 and m and holds the output rows 2m - 1 (phase 0)
@@ -35,7 +35,7 @@ from jaxtyping import Float
 from torch import nn
 
 from export.graph import Contract, GraphBuilder, check_file, save_model
-from export.quantisation import Grid, Quantised, quantised_bias, quantised_weight
+from export.quantization import Grid, Quantized, quantized_bias, quantized_weight
 from lightfield.errors import ExportError
 from lightfield.files import atomic_path
 from lightfield.student import ResidualBlock, Student, TailStage, folded
@@ -54,14 +54,14 @@ class Form:
     """The operator of exact GELU: ONNX's own (opset 20), written out with Erf, or SnapML's."""
     half: bool = False
     """Weights and arithmetic in fp16."""
-    quantised: Mapping[str, Quantised] = field(default_factory=dict)
+    quantized: Mapping[str, Quantized] = field(default_factory=dict)
     """By place, the convolutions whose weights, and perhaps arithmetic, are int8."""
 
     @property
     def operators(self) -> frozenset[str]:
         """Operators that the precision brings along."""
         casts = {"Cast"} if self.half else set()
-        grids = {"QuantizeLinear", "DequantizeLinear"} if self.quantised else set()
+        grids = {"QuantizeLinear", "DequantizeLinear"} if self.quantized else set()
         return frozenset(casts | grids)
 
 
@@ -135,7 +135,7 @@ def emit_student(
         stream = emitter.stage(index, stage, stream, height, width, output if last else None)
         height, width = height * stage.factor, width * stage.factor
     if not student.spec.tail:
-        stream = emitter.colour(stream, 1, output)
+        stream = emitter.color(stream, 1, output)
     if form.half:
         return graph.add("Cast", stream, to=onnx.TensorProto.FLOAT, name=name)
     return stream
@@ -159,7 +159,7 @@ class _Emitter:
     def stage(
         self, index: int, stage: TailStage, x: str, height: int, width: int, output: str | None
     ) -> str:
-        """A tail stage on height x width pixels; the last one, with `output`, has the colours."""
+        """A tail stage on height x width pixels; the last one, with `output`, has the colors."""
         modules, place = self.student.tail[index], f"tail.{index}"
         assert isinstance(modules, nn.Sequential)
         if output is not None and self.ends_linearly(stage):
@@ -169,7 +169,7 @@ class _Emitter:
         for number, block in enumerate(list(modules)[1:], 1):
             stream = self.block(block, stream, f"{place}.{number}", groups)
         if output is not None:
-            stream = self.colour(stream, groups, output if groups == 1 else "colour.phases")
+            stream = self.color(stream, groups, output if groups == 1 else "color.phases")
         if groups == 1:
             return stream
         name = output or place
@@ -181,24 +181,24 @@ class _Emitter:
         return self.graph.add("Slice", wide, begin, end, axes, name=name)
 
     def ends_linearly(self, stage: TailStage) -> bool:
-        """Whether a last stage and the colours are one convolution; plans of int8 know two."""
+        """Whether a last stage and the colors are one convolution; plans of int8 know two."""
         shuffled = stage.operator == "pixel_shuffle" and not stage.inner_widths
-        return shuffled and not self.form.quantised
+        return shuffled and not self.form.quantized
 
     def patches(self, stage: TailStage, module: nn.Module, x: str, place: str, output: str) -> str:
-        """The colours of all pixels around a ray by one convolution, then moved to their places."""
+        """The colors of all pixels around a ray by one convolution, then moved to their places."""
         assert isinstance(module, nn.Sequential)
         convolution = module[0]
         assert isinstance(convolution, nn.Conv2d)
         weight, bias = phase_convolution(*_arrays(convolution), stage)
-        kernel, offset = _arrays(self.student.colour)
+        kernel, offset = _arrays(self.student.color)
         phases, mixing = stage.factor**2, kernel[:, :, 0, 0]
         bias = (bias.reshape(phases, -1) @ mixing.T + offset).reshape(-1)
         by_phase = weight.reshape(phases, stage.width, -1)
         weight = np.einsum("ow,pwi->poi", mixing, by_phase).reshape(len(bias), -1, 1, 1)
-        colours = self.weighted("Conv", x, weight, bias, place)
-        colours = self.graph.add("Sigmoid", colours, name="colour.phases")
-        return self.pixels(colours, stage.factor, len(offset), output)
+        colors = self.weighted("Conv", x, weight, bias, place)
+        colors = self.graph.add("Sigmoid", colors, name="color.phases")
+        return self.pixels(colors, stage.factor, len(offset), output)
 
     def upsampling(self, stage: TailStage, module: nn.Module, x: str, place: str) -> str:
         conv = module[0] if isinstance(module, nn.Sequential) else module
@@ -223,9 +223,9 @@ class _Emitter:
         change = self.pointwise(block.contract, hidden, f"{place}.contract", groups)
         return self.graph.add("Add", x, change, name=place)
 
-    def colour(self, x: str, groups: int, name: str) -> str:
+    def color(self, x: str, groups: int, name: str) -> str:
         return self.graph.add(
-            "Sigmoid", self.pointwise(self.student.colour, x, "colour", groups), name=name
+            "Sigmoid", self.pointwise(self.student.color, x, "color", groups), name=name
         )
 
     def activation(self, x: str, place: str) -> str:
@@ -237,7 +237,7 @@ class _Emitter:
             return add("Mul", x, add("Sigmoid", scaled, name=f"{place}.gate"), name=place)
         if self.form.gelu != "Erf":
             return add(self.form.gelu, x, name=place)
-        # This very chain is what runtimes recognise and fuse.
+        # This very chain is what runtimes recognize and fuse.
         scaled = add("Div", x, self.shared("gelu.root_two", 2**0.5), name=f"{place}.scaled")
         erf = add("Erf", scaled, name=f"{place}.erf")
         gate = add("Add", erf, self.shared("gelu.one", 1.0), name=f"{place}.gate")
@@ -255,24 +255,24 @@ class _Emitter:
         self, operator: str, x: str, weight: np.ndarray, bias: np.ndarray, place: str, **how: Any
     ) -> str:
         how["kernel_shape"] = weight.shape[2:]
-        plan = self.form.quantised.get(place)
+        plan = self.form.quantized.get(place)
         if plan is None:
             kernel = self.constant(f"{place}.weight", weight)
             offset = self.constant(f"{place}.bias", bias)
             return self.graph.add(operator, x, kernel, offset, name=place, **how)
         axis = 1 if operator == "ConvTranspose" else 0
-        levels, steps = quantised_weight(weight, axis)
-        kernel = self.dequantised(levels, steps, f"{place}.weight", axis=axis)
+        levels, steps = quantized_weight(weight, axis)
+        kernel = self.dequantized(levels, steps, f"{place}.weight", axis=axis)
         if plan.input is None or plan.output is None:
             offset = self.graph.constant(f"{place}.bias", bias)
             return self.graph.add(operator, x, kernel, offset, name=place, **how)
         x = self.on_grid(x, plan.input, f"{place}.input")
-        bias_levels, bias_steps = quantised_bias(bias, steps, plan.input)
-        offset = self.dequantised(bias_levels, bias_steps, f"{place}.bias", axis=0)
+        bias_levels, bias_steps = quantized_bias(bias, steps, plan.input)
+        offset = self.dequantized(bias_levels, bias_steps, f"{place}.bias", axis=0)
         sums = self.graph.add(operator, x, kernel, offset, name=f"{place}.sums", **how)
         return self.on_grid(sums, plan.output, place)
 
-    def dequantised(self, levels: np.ndarray, steps: np.ndarray, place: str, *, axis: int) -> str:
+    def dequantized(self, levels: np.ndarray, steps: np.ndarray, place: str, *, axis: int) -> str:
         """Weights as levels, one step per channel of an axis."""
         inputs = (
             self.graph.constant(f"{place}.levels", levels),

@@ -1,9 +1,9 @@
-// Shows a neural light field: touches move a camera, the camera's pose becomes a picture.
+// Shows a neural light field: touches move a camera, the camera's pose becomes an image.
 //
-// Three models run in a chain, once per picture:
+// Three models run in a chain, once per image:
 //     Sampler    pose (c2w33, c2w13) -> points along every ray (pts)
 //     Embedder   points (rays) -> their positional encoding (embbrays)
-//     student    encoding (input) -> picture (output)
+//     student    encoding (input) -> image (output)
 // SnapML's buffers are channel-last, data[(row * width + column) * channels + channel]. Laid out so,
 // each output has the very order that the next input wants, and is copied unchanged.
 //
@@ -24,13 +24,13 @@
  *     the whole screen
  * @typedef {{value: number, range: number[] | null, perScreen: number, drag: number, speed: number}} ViewAxis
  *     drag: dragged since the last frame, in screens; speed: screens per second
- * @typedef {{name: string, rays: number[], picture: number[], points: number, frequencies: number,
+ * @typedef {{name: string, rays: number[], image: number[], points: number, frequencies: number,
  *     near: number, far: number, drift: number, source: SourceFrame, horizontal: AxisNumbers,
  *     vertical: AxisNumbers}} Numbers
- *     rays, picture: [height, width]
+ *     rays, image: [height, width]
  * @typedef {{center: number[], unit: number, rotation: number[][]}} SourceFrame
  *     where your own poses lie: rotation * (position - center) / unit is a position of this scene
- * @typedef {{path: "orbit", centre: number[], radius: number, east: number[], north: number[],
+ * @typedef {{path: "orbit", center: number[], radius: number, east: number[], north: number[],
  *     up: number[]}} Orbit
  * @typedef {{path: "shift", pose: number[][]}} Shift
  * @typedef {{rotation: number[], position: number[]}} Pose
@@ -62,7 +62,7 @@ const vertical = axisOf(SCENE.vertical); // elevation, or the camera's shift upw
 let touch = null; // the finger that moves the camera
 let restSeconds = 0;
 let driftSign = 1;
-let stale = true; // the picture on screen is not the one for the present pose
+let stale = true; // the image on screen is not the one for the present pose
 let shown = false;
 let stopped = false;
 
@@ -96,12 +96,12 @@ function orbitPose(orbit, azimuth, elevation) {
         const right = Math.cos(a) * orbit.north[i] - Math.sin(a) * orbit.east[i];
         const back = Math.cos(e) * outward + Math.sin(e) * orbit.up[i];
         rotation.push(right, Math.cos(e) * orbit.up[i] - Math.sin(e) * outward, back);
-        position.push(orbit.centre[i] + orbit.radius * back);
+        position.push(orbit.center[i] + orbit.radius * back);
     }
     return { rotation: rotation, position: position };
 }
 
-// the mean pose moved within its own picture plane
+// the mean pose moved within its own image plane
 /** @param {Shift} mean @param {number} x @param {number} y @returns {Pose} */
 function shiftedPose(mean, x, y) {
     const rotation = [];
@@ -208,7 +208,7 @@ function tensorSizes() {
         embedder: { inputs: { rays: rays * coordinates }, outputs: { embbrays: encoded } },
         student: {
             inputs: { input: encoded },
-            outputs: { output: SCENE.picture[0] * SCENE.picture[1] * 3 },
+            outputs: { output: SCENE.image[0] * SCENE.image[1] * 3 },
         },
     };
 }
@@ -301,7 +301,7 @@ function render(sampler, embedder, student) {
 }
 
 // The output texture is not reliable before the first run, so it is put on screen after it: on this
-// object's Image where there is one with a material, which keeps the picture's proportions, else
+// object's Image where there is one with a material, which keeps the image's proportions, else
 // behind everything on the render target, which stretches it over the screen.
 /** @param {Texture} texture */
 function show(texture) {

@@ -1,8 +1,8 @@
 """Cameras, in the project's one world frame.
 
 Frame: a pose is a camera-to-world matrix [R | t] of shape (3, 4). The camera's x axis points right in
-the picture, y up, and it looks along -z (OpenGL, Blender). Pixel (column u, row v) covers
-[u, u+1) x [v, v+1) with its centre at (u + 0.5, v + 0.5); row 0 is the top one.
+the image, y up, and it looks along -z (OpenGL, Blender). Pixel (column u, row v) covers
+[u, u+1) x [v, v+1) with its center at (u + 0.5, v + 0.5); row 0 is the top one.
 Every loader converts into this frame once and records how it did.
 """
 
@@ -46,9 +46,7 @@ class Intrinsics:
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
         if self.width < 1 or self.height < 1:
-            raise SceneError(
-                f"a picture of {self.width} x {self.height} pixels", where="intrinsics"
-            )
+            raise SceneError(f"an image of {self.width} x {self.height} pixels", where="intrinsics")
         if not all(abs(x) <= LARGEST for x in numbers) or self.fx <= 0 or self.fy <= 0:
             raise SceneError(
                 "invalid intrinsics: focal lengths must be positive, and all numbers finite "
@@ -97,7 +95,7 @@ class Intrinsics:
 
     @classmethod
     def from_field_of_view(cls, width: int, height: int, angle_x: float) -> Intrinsics:
-        """The centred square-pixel camera that sees `angle_x` radians across its width.
+        """The centerd square-pixel camera that sees `angle_x` radians across its width.
 
         Raises:
             SceneError: unless the angle lies between 0 and pi.
@@ -108,7 +106,7 @@ class Intrinsics:
         return cls(width, height, focal, focal, 0.5 * width, 0.5 * height).checked_view()
 
     def resized(self, width: int, height: int) -> Intrinsics:
-        """The same camera with its picture resampled to `width` x `height` pixels."""
+        """The same camera with its image resampled to `width` x `height` pixels."""
         sx, sy = width / self.width, height / self.height
         return replace(
             self,
@@ -216,7 +214,7 @@ def look_at(
     target: Float[np.ndarray, "3"],
     up: Float[np.ndarray, "3"],
 ) -> Float[np.ndarray, "3 4"]:
-    """The pose at `position` that looks at `target` with `up` upwards in the picture (float64).
+    """The pose at `position` that looks at `target` with `up` upwards in the image (float64).
 
     Not defined where the viewing direction is parallel to `up`.
     """

@@ -37,7 +37,7 @@ class ConfigError(NelfError):
 
 
 class SceneError(NelfError):
-    """A scene that cannot be read, or whose cameras or pictures make no sense."""
+    """A scene that cannot be read, or whose cameras or images make no sense."""
 
 
 class DataError(NelfError):

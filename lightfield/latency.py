@@ -149,7 +149,7 @@ class ComparedLatency:
 
     @property
     def ratios(self) -> np.ndarray:
-        """Candidate over reference, of each pair of neighbouring turns."""
+        """Candidate over reference, of each pair of neighboring turns."""
         return np.divide(self.candidate.samples_ms, self.reference.samples_ms)
 
     @property

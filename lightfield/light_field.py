@@ -30,12 +30,12 @@ def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
     """The low-resolution camera whose pixels are the student's rays.
 
     Raises:
-        ConfigError: when the picture's sides are not multiples of the up-sampling factor.
+        ConfigError: when the image's sides are not multiples of the up-sampling factor.
     """
     s = spec.factor
     if intrinsics.width % s or intrinsics.height % s:
         raise ConfigError(
-            f"a picture of {intrinsics.width}x{intrinsics.height} pixels cannot be "
+            f"an image of {intrinsics.width}x{intrinsics.height} pixels cannot be "
             f"up-sampled {s}x from whole rays",
             remedy=f"choose a resolution divisible by {s}, or other tail factors",
         )
@@ -45,7 +45,7 @@ def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
 def encoded_rays(
     pose: Float[Tensor, "3 4"], intrinsics: Intrinsics, space: RaySpace, spec: StudentSpec
 ) -> Float[Tensor, "1 c h w"]:
-    """A student's input for one pose, on the pose's device; `intrinsics` is the picture's camera."""
+    """A student's input for one pose, on the pose's device; `intrinsics` is the image's camera."""
     rays = camera_rays(pose, ray_grid(intrinsics, spec), space)
     points = points_along(*rays, space, spec.points)
     return encode(points, spec.frequencies).permute(2, 0, 1)[None]
@@ -74,7 +74,7 @@ class LightField:
     """Renders images of `intrinsics` from poses in scene coordinates.
 
     `transform` leads there from the coordinates of the user's own poses. `intrinsics` is the output
-    image's camera; rays go through the centres of its s x s blocks.
+    image's camera; rays go through the centers of its s x s blocks.
     """
 
     student: Student
@@ -88,5 +88,5 @@ class LightField:
 
     @torch.no_grad()
     def render(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "sh sw rgb"]:
-        """One picture with values in (0, 1), by the student in its current mode."""
+        """One image with values in (0, 1), by the student in its current mode."""
         return self.student(self.encoded_rays(pose))[0].permute(1, 2, 0)

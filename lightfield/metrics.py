@@ -1,4 +1,4 @@
-"""Picture quality: PSNR, SSIM, LPIPS. Pictures are [..., H, W, 3] in [0, 1], as stored (sRGB).
+"""Image quality: PSNR, SSIM, LPIPS. Images are [..., H, W, 3] in [0, 1], as stored (sRGB).
 
 A scene's figure is the mean over its views of each view's figure, as the literature reports it.
 """
@@ -21,9 +21,9 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 
-def psnr(picture: Float[Tensor, "*n h w c"], truth: Float[Tensor, "*n h w c"]) -> Tensor:
-    """Peak signal-to-noise ratio in dB for each picture; infinite for equal ones."""
-    mse = (picture - truth).square().flatten(-3).mean(-1)
+def psnr(image: Float[Tensor, "*n h w c"], truth: Float[Tensor, "*n h w c"]) -> Tensor:
+    """Peak signal-to-noise ratio in dB for each image; infinite for equal ones."""
+    mse = (image - truth).square().flatten(-3).mean(-1)
     return -10 * torch.log10(mse)
 
 
@@ -32,20 +32,20 @@ def mse_to_psnr(mse: float) -> float:
     return float(-10 * torch.log10(torch.tensor(mse, dtype=torch.float64)))
 
 
-def ssim(picture: Float[Tensor, "h w c"], truth: Float[Tensor, "h w c"]) -> float:
+def ssim(image: Float[Tensor, "h w c"], truth: Float[Tensor, "h w c"]) -> float:
     """Structural similarity (Wang et al. 2004): Gaussian window 11, sigma 1.5, valid pixels only,
-    per channel, averaged. A picture smaller than the window gives NaN."""
-    if min(picture.shape[:2]) < SSIM_WINDOW:
+    per channel, averaged. An image smaller than the window gives NaN."""
+    if min(image.shape[:2]) < SSIM_WINDOW:
         return float("nan")
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    window = (window / window.sum()).to(picture.device)
+    window = (window / window.sum()).to(image.device)
 
     def blur(x: Tensor) -> Tensor:
         x = F.conv2d(x, window.view(1, 1, -1, 1))
         return F.conv2d(x, window.view(1, 1, 1, -1))
 
-    x = picture.double().permute(2, 0, 1)[:, None]
+    x = image.double().permute(2, 0, 1)[:, None]
     y = truth.double().permute(2, 0, 1)[:, None]
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
@@ -63,12 +63,12 @@ class Lpips:
     unavailable: str | None
 
     def __call__(
-        self, picture: Float[Tensor, "h w c"], truth: Float[Tensor, "h w c"]
+        self, image: Float[Tensor, "h w c"], truth: Float[Tensor, "h w c"]
     ) -> float | None:
         """LPIPS with the AlexNet backbone on values scaled to [-1, 1]; None when unavailable."""
         if self.network is None:
             return None
-        x, y = (2 * p.permute(2, 0, 1)[None].float().cpu() - 1 for p in (picture, truth))
+        x, y = (2 * p.permute(2, 0, 1)[None].float().cpu() - 1 for p in (image, truth))
         with torch.no_grad():
             return float(self.network(x, y))
 
@@ -108,7 +108,7 @@ class Quality:
 
 
 def mean_quality(pairs: list[tuple[Tensor, Tensor]]) -> Quality:
-    """Quality of (picture, truth) pairs, each [H, W, 3] in [0, 1]."""
+    """Quality of (image, truth) pairs, each [H, W, 3] in [0, 1]."""
     lpips = load_lpips()
     psnrs = [float(psnr(p, t)) for p, t in pairs]
     ssims = [ssim(p, t) for p, t in pairs]

@@ -1,7 +1,7 @@
 """Rays of a camera, and the space in which a field is queried along them.
 
 Letters: o origin, d direction, t ray parameter, so a point is o + t d. Directions are **not**
-normalised: in camera space their z is -1, so t is the depth along the optical axis (before NDC).
+normalized: in camera space their z is -1, so t is the depth along the optical axis (before NDC).
 Everything here is the contract between teacher, student, and the exported Sampler.
 """
 
@@ -28,7 +28,7 @@ class RaySpace:
     """Where fields live, and the part [near, far] of every ray that matters.
 
     `world`: rays as they leave the camera. `ndc`: rays of a forward-facing capture, projected to
-    normalised device coordinates (NeRF, appendix C) so that t runs from 0 at the near plane to 1 at
+    normalized device coordinates (NeRF, appendix C) so that t runs from 0 at the near plane to 1 at
     infinity; `ndc_scale` is then (2 fx / W, 2 fy / H) and `ndc_near` the near plane's distance.
     """
 
@@ -61,7 +61,7 @@ class RaySpace:
 def camera_directions(
     intrinsics: Intrinsics, *, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "h w 3"]:
-    """Directions through all pixel centres, in camera space, with z = -1."""
+    """Directions through all pixel centers, in camera space, with z = -1."""
     u = torch.arange(intrinsics.width, device=device, dtype=torch.float32) + 0.5
     v = torch.arange(intrinsics.height, device=device, dtype=torch.float32) + 0.5
     x = ((u - intrinsics.cx) / intrinsics.fx).expand(intrinsics.height, -1)
@@ -114,7 +114,7 @@ def rays_in_space(
 def camera_rays(
     pose: Float[Tensor, "3 4"], intrinsics: Intrinsics, space: RaySpace
 ) -> tuple[Float[Tensor, "h w 3"], Float[Tensor, "h w 3"]]:
-    """The rays of one picture in `space`, on the pose's device."""
+    """The rays of one image in `space`, on the pose's device."""
     directions = camera_directions(intrinsics, device=pose.device)
     return rays_in_space(*world_rays(directions, pose), space)
 
@@ -130,7 +130,7 @@ def points_along(
     """`count` points per ray, flattened to point * 3 + axis.
 
     The points lie at t = linspace(near, far, count). With `within`, each lies at that share in [0, 1]
-    of its stratum, the span between the midpoints to its neighbours, which random shares jitter
+    of its stratum, the span between the midpoints to its neighbors, which random shares jitter
     (training only; MobileR2L 3.1).
     """
     t = torch.linspace(space.near, space.far, count, device=origins.device)

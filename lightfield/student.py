@@ -1,16 +1,16 @@
 """The student network: a MobileR2L neural light field (Cao et al., CVPR 2023, section 3).
 
 Letters: H x W rays go in as [N, C, H, W] with C = points * 3 * (2 * frequencies + 1) channels in the
-order of `lightfield.encoding`; [N, 3, sH, sW] colours in (0, 1) come out, s the up-sampling factor.
+order of `lightfield.encoding`; [N, 3, sH, sW] colors in (0, 1) come out, s the up-sampling factor.
 
     head    conv1x1 C -> stream, activation
     body    residual blocks: conv1x1 stream -> inner, norm, activation, conv1x1 -> stream, norm, + x;
             and one skip around all of them
     tail    per stage an up-sampling operator, then residual blocks of its width
-    colour  conv1x1 -> output channels, sigmoid
+    color  conv1x1 -> output channels, sigmoid
 
-Only the up-sampling operators look at neighbours, so a patch with `halo_rays` extra rays on each
-side computes exactly what the whole picture computes there. `StudentSpec` says everything about the
+Only the up-sampling operators look at neighbors, so a patch with `halo_rays` extra rays on each
+side computes exactly what the whole image computes there. `StudentSpec` says everything about the
 shape; a spec and a state dict rebuild the network.
 """
 
@@ -201,7 +201,7 @@ def _upsampling(width_in: int, stage: TailStage) -> nn.Module:
 
 
 class Student(nn.Module):
-    """The network of a StudentSpec, freshly initialised with torch's current random state.
+    """The network of a StudentSpec, freshly initialized with torch's current random state.
 
     Without norms the last convolution of each residual block starts small enough that the sum of all
     blocks keeps the stream's variance (Fixup-style), which stands in for what batch norm does.
@@ -225,11 +225,11 @@ class Student(nn.Module):
             ]
             self.tail.append(nn.Sequential(_upsampling(width, stage), *blocks))
             width = stage.width
-        self.colour = nn.Conv2d(width, spec.output_channels, 1)
+        self.color = nn.Conv2d(width, spec.output_channels, 1)
         if spec.norm == "none":
-            self._initialise_without_norms()
+            self._initialize_without_norms()
 
-    def _initialise_without_norms(self) -> None:
+    def _initialize_without_norms(self) -> None:
         tails = [stage[1:] for stage in self.tail if isinstance(stage, nn.Sequential)]
         for blocks in [self.body, *tails]:
             for block in blocks:
@@ -250,7 +250,7 @@ class Student(nn.Module):
         stream = stream + head
         for stage in self.tail:
             stream = stage(stream)
-        return torch.sigmoid(self.colour(stream))
+        return torch.sigmoid(self.color(stream))
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -280,7 +280,7 @@ def mac_count(spec: StudentSpec, height: int, width: int) -> int:
 @torch.no_grad()
 def folded(student: Student) -> Student:
     """The same function (in evaluation mode) with every batch norm folded into its convolution."""
-    with torch.device("meta"):  # no initialisation, which would draw from torch's random state
+    with torch.device("meta"):  # no initialization, which would draw from torch's random state
         result = Student(replace(student.spec, norm="none"))
     state = student.state_dict()
     plain: dict[str, Tensor] = {}

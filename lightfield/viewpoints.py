@@ -2,7 +2,7 @@
 
 A 360-degree capture is described in spherical coordinates about the point its cameras look at:
 azimuth about `up`, elevation above the plane it is normal to, radius; plus the small rotation that
-takes a camera looking straight at the point to the real one, so that off-centre views and roll are
+takes a camera looking straight at the point to the real one, so that off-center views and roll are
 kept. A forward-facing capture is described by the boxes of its positions and viewing axes.
 """
 
@@ -27,15 +27,15 @@ USUAL_RATIO = 3.0
 
 @dataclass(frozen=True)
 class Orbit:
-    """Spherical coordinates of cameras about a centre; angles in degrees, radius in world units."""
+    """Spherical coordinates of cameras about a center; angles in degrees, radius in world units."""
 
-    centre: Float[np.ndarray, "3"]
+    center: Float[np.ndarray, "3"]
     up: Float[np.ndarray, "3"]
     azimuth_degrees: Float[np.ndarray, "n"]
     elevation_degrees: Float[np.ndarray, "n"]
     radius: Float[np.ndarray, "n"]
     offset: Float[np.ndarray, "n 3 3"]
-    """Rotation from the camera that looks straight at the centre to the real camera."""
+    """Rotation from the camera that looks straight at the center to the real camera."""
 
     @property
     def azimuth_range_degrees(self) -> tuple[float, float]:
@@ -48,25 +48,25 @@ class Orbit:
         return float(around[(widest + 1) % len(around)]), float(360 - gaps[widest])
 
     def pose(self, azimuth: float, elevation: float, radius: float) -> Float[np.ndarray, "3 4"]:
-        """The pose that looks straight at the centre from the given place (degrees)."""
+        """The pose that looks straight at the center from the given place (degrees)."""
         east, north = _horizon(self.up)
         a, e = np.radians(azimuth), np.radians(elevation)
         outward = np.cos(e) * (np.cos(a) * east + np.sin(a) * north) + np.sin(e) * self.up
-        return look_at(self.centre + radius * outward, self.centre, self.up)
+        return look_at(self.center + radius * outward, self.center, self.up)
 
 
 def orbit_of(poses: Float[np.ndarray, "n 3 4"]) -> Orbit:
     """Describe 360-degree cameras as an orbit."""
     poses = poses.astype(np.float64)
-    centre, up = focus_point(poses), up_axis(poses)
+    center, up = focus_point(poses), up_axis(poses)
     east, north = _horizon(up)
-    outward = poses[:, :, 3] - centre
+    outward = poses[:, :, 3] - center
     radius = np.linalg.norm(outward, axis=1)
     elevation = np.degrees(np.arcsin(np.clip(outward @ up / radius, -1, 1)))
     azimuth = np.degrees(np.arctan2(outward @ north, outward @ east))
     limit = 90 - POLE_MARGIN_DEGREES
     orbit = Orbit(
-        centre,
+        center,
         up,
         azimuth,
         elevation.clip(-limit, limit),
@@ -77,7 +77,7 @@ def orbit_of(poses: Float[np.ndarray, "n 3 4"]) -> Orbit:
         [orbit.pose(*place) for place in zip(azimuth, orbit.elevation_degrees, radius, strict=True)]
     )
     offset = np.swapaxes(straight[:, :, :3], 1, 2) @ poses[:, :, :3]
-    return Orbit(centre, up, azimuth, orbit.elevation_degrees, radius, offset)
+    return Orbit(center, up, azimuth, orbit.elevation_degrees, radius, offset)
 
 
 def up_axis(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:

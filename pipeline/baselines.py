@@ -2,7 +2,7 @@
 
 `width` and `depth` shrink the trained student evenly at one go; `scratch` trains a smaller one, even in
 both, from nothing. Each takes the largest shape that is measured within the latency, and as many
-optimiser steps as the search spent on all its candidates and its result.
+optimizer steps as the search spent on all its candidates and its result.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student
 from pipeline.console import Console
-from pipeline.pictures import students_scene
+from pipeline.images import students_scene
 from pipeline.pruning import workbench
-from pipeline.students import load_light_field, save_student, tune_on_real_pictures
+from pipeline.students import load_light_field, save_student, tune_on_real_images
 from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
 from pipeline.tuning import leading_tuner
@@ -51,7 +51,7 @@ class BaselineConfig:
     latency_ratio: Annotated[float | None, SHARE] = None
     """Share of the dense latency to stay within; by default what the pruned student takes."""
     steps: Annotated[int | None, STEPS] = None
-    """Optimiser steps; by default as many as the search and its result took."""
+    """Optimizer steps; by default as many as the search and its result took."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "baseline")
@@ -105,7 +105,7 @@ def make_baseline(
             under_way = stage.path / "tuning"
             student = bench.tune(student, steps, distilling.seed, progress, under_way)
             shutil.rmtree(under_way)
-        student = tune_on_real_pictures(stage, student, scene, tuning, distilling, console)
+        student = tune_on_real_images(stage, student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
             "ratio": measured, "steps": steps, "work_seconds": time.monotonic() - began,

@@ -1,4 +1,4 @@
-"""The stage that measures: graphs of the run, real poses to check their pictures on, one device or many.
+"""The stage that measures: graphs of the run, real poses to check their images on, one device or many.
 
 A device's record is kept graph by graph while it is made, so a lost phone or an interruption costs one
 graph; the next attempt goes on from there.
@@ -50,7 +50,7 @@ def make_bench(
     *,
     again: bool = False,
 ) -> Artifact:
-    """Measure the dense student, the newest one, and the whole way from pose to picture, on each device.
+    """Measure the dense student, the newest one, and the whole way from pose to image, on each device.
 
     Args:
         failures: why other devices could not be attached; they become part of the record.
@@ -164,7 +164,7 @@ def measured_graphs(
     student = graphs.file(fused.name.replace("_fused", ""))
     found = [
         _graph("student", student, newest, poses, sustained=True),
-        _graph("pose_to_picture", fused, newest, poses, sustained=True),
+        _graph("pose_to_image", fused, newest, poses, sustained=True),
     ]
     names = graphs.manifest["files"]
     for whole in list(found):
@@ -267,7 +267,7 @@ def _row(graph: GraphBench, *, emulated: bool) -> str:
     if graph.fidelity is not None:
         near = "equal" if graph.fidelity.psnr_db is None else f"{graph.fidelity.psnr_db:.1f}"
     if emulated:
-        return f"{name:24}pictures against the host's, PSNR dB: {near}"
+        return f"{name:24}images against the host's, PSNR dB: {near}"
     figures = graph.latency.statistics()
     cells = [f"{figures[key]:10.3f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
     cells += [f"{figures['fps']:10.1f}"]

@@ -37,7 +37,7 @@ def compare_students(
     """
     first, second = (student_graph(path) for path in pair)
     for model in (first, second):
-        _require_pictures(model, config, target)
+        _require_images(model, config, target)
     found = compare(target, first, second, rounds=config.runs, warmup=config.warmup)
     signs = found.candidate.conditions.get("throttling") or []
     if config.refuse_throttled and signs:
@@ -90,7 +90,7 @@ def student_graph(path: Path) -> Path:
     return graphs.file(exported_fused(graphs).name.replace("_fused", ""))
 
 
-def _require_pictures(model: Path, config: BenchmarkConfig, target: RunnerTarget) -> None:
+def _require_images(model: Path, config: BenchmarkConfig, target: RunnerTarget) -> None:
     inputs = [fixed_inputs(model)]
     floor_db = HALF_FLOOR_DB if config.provider in ("nnapi", "qnn") else FLOORS_DB["fp32"]
     near = fidelity(target.run_many(model, inputs), HostTarget().run_many(model, inputs), floor_db)
@@ -98,5 +98,5 @@ def _require_pictures(model: Path, config: BenchmarkConfig, target: RunnerTarget
         raise DeviceError(
             f"its output is {near.psnr_db:.1f} dB from the host's, below {floor_db:.0f} dB",
             where=model,
-            remedy="no speed is reported for another picture; try the provider cpu",
+            remedy="no speed is reported for another image; try the provider cpu",
         )

@@ -92,7 +92,7 @@ def make_export(run: Run, console: Console) -> Artifact:
                 scene.test.poses[:PARITY_VIEWS],
                 scene_file_name(scene.name),
                 stage.path,
-                truth=_pictures(scene.test, range(min(PARITY_VIEWS, len(scene.test)))),
+                truth=_images(scene.test, range(min(PARITY_VIEWS, len(scene.test)))),
                 calibration=_calibration(scene),
                 progress=progress,
             )
@@ -103,7 +103,7 @@ def make_export(run: Run, console: Console) -> Artifact:
     return run.perform("export", settings, {"scene": source, stage_name: student}, work)[0]
 
 
-def _pictures(views: Views, indices: Iterable[int]) -> Float[np.ndarray, "n h w 3"]:
+def _images(views: Views, indices: Iterable[int]) -> Float[np.ndarray, "n h w 3"]:
     return np.stack([views.image(index) for index in indices])
 
 
@@ -111,7 +111,7 @@ def _calibration(scene: Scene) -> Calibration:
     """Training views, evenly spread."""
     last = len(scene.train) - 1
     chosen = np.linspace(0, last, min(CALIBRATION_VIEWS, last + 1)).round().astype(int).tolist()
-    return Calibration(scene.train.poses[chosen], _pictures(scene.train, chosen))
+    return Calibration(scene.train.poses[chosen], _images(scene.train, chosen))
 
 
 def _summary(graphs: list[ExportedGraph]) -> dict[str, float | int | list[str]]:
@@ -182,7 +182,7 @@ def _only(graphs: Artifact, form: str) -> Path:
 
 
 def exported_fused(graphs: Artifact) -> Path:
-    """The exported graph from one pose to its picture, in full precision."""
+    """The exported graph from one pose to its image, in full precision."""
     names = [
         name
         for name in fnmatch.filter(graphs.manifest["files"], "*_fused.onnx")

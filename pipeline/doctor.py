@@ -39,7 +39,7 @@ GIB = 2**30
 MEMORY_BYTES = 4 * GIB
 """What the tiny preset stays below."""
 DISK_MARGIN_BYTES = 2 * GIB
-"""Room for everything of a run but its pseudo pictures."""
+"""Room for everything of a run but its pseudo images."""
 
 COREML_TRIAL = """
 import coremltools
@@ -179,7 +179,7 @@ def find_disk(runs: Path) -> Found:
     if not os.access(folder, os.W_OK):
         return "broken", f"no permission to write in {folder}"
     chosen = preset(default_preset_name())
-    pseudo_bytes = 3 * chosen.scene.resolution**2 * chosen.pseudo.pictures
+    pseudo_bytes = 3 * chosen.scene.resolution**2 * chosen.pseudo.images
     free, needed = shutil.disk_usage(folder).free, pseudo_bytes + DISK_MARGIN_BYTES
     detail = f"{free / GIB:.1f} GiB free; a `{chosen.name}` run takes up to {needed / GIB:.1f}"
     return "ok" if free >= needed else "broken", detail

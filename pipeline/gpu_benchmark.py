@@ -1,7 +1,7 @@
 """What this machine's GPU makes of the teacher and the student: its ceilings, kernels, throughputs.
 
 All is measured at the size of the `paper` preset, on a scene folder or on the embedded scene, whose
-pictures at 800 x 800 take seconds. What does not fit into the GPU's memory is left out, and said so.
+images at 800 x 800 take seconds. What does not fit into the GPU's memory is left out, and said so.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pipeline.training import compute_device
 from train.benchmarks import ceilings as chip
 from train.benchmarks.figure import Figure
 from train.gpu.availability import reason
-from train.picture_pool import PicturePool
+from train.image_pool import ImagePool
 
 GIB = 2**30
 LITTLE_MEMORY_GIB, CUDA_ITSELF_GIB = 10.0, 0.6
 """A small GPU, and what of it CUDA's context and code take beside torch's tensors."""
-POOL_PICTURES = 200
+POOL_IMAGES = 200
 EMBEDDED_VIEWS = 24
 
 
@@ -140,26 +140,26 @@ def _measure(
         console.say("rendering")
         findings.throughputs += throughput.rendering(renderer, scene, seconds)
     with findings.area("students"):
-        done, poses, images = throughput.pseudo_pictures(renderer, scene)
+        done, poses, images = throughput.pseudo_images(renderer, scene)
         findings.throughputs += done
-        pictures = images[:POOL_PICTURES].cpu().numpy()
-        poses = poses[: len(pictures)]
+        on_host = images[:POOL_IMAGES].cpu().numpy()
+        poses = poses[: len(on_host)]
         del images, renderer
         torch.cuda.empty_cache()
         spec = paper.network.spec()
-        pool = PicturePool(poses, pictures, scene.intrinsics, scene.space, spec, device=device)
-        _measure_students(findings, pool, pictures, paper, seconds, console)
+        pool = ImagePool(poses, on_host, scene.intrinsics, scene.space, spec, device=device)
+        _measure_students(findings, pool, on_host, paper, seconds, console)
 
 
 def _measure_students(
     findings: Findings,
-    pool: PicturePool,
-    pictures: UInt8[np.ndarray, "n h w 3"],
+    pool: ImagePool,
+    images: UInt8[np.ndarray, "n h w 3"],
     paper: Preset,
     seconds: float,
     console: Console,
 ) -> None:
-    """By the kernels; by them in little memory, with the pictures in the host's; and without them."""
+    """By the kernels; by them in little memory, with the images in the host's; and without them."""
     from train.benchmarks.throughput import student_training
 
     config, peak_gib = paper.distil, 0.0
@@ -173,7 +173,7 @@ def _measure_students(
         findings.throughputs.append(
             student_training(name, pool.spec, pool, config, seconds, fused=False, graphs=False)
         )
-    pool.images = pictures  # in the host's memory
+    pool.images = images  # in the host's memory
     windows = fitting_windows(config.windows, peak_gib, LITTLE_MEMORY_GIB - CUDA_ITSELF_GIB)
     with findings.area("student in little memory"), _little_memory(pool.device):
         name = f"student, in {LITTLE_MEMORY_GIB:.0f} GiB"

@@ -34,10 +34,10 @@ MOST_MACS_PER_RAY = 1 << 32
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Which pictures, at which size."""
+    """Which images, at which size."""
 
     resolution: Annotated[int, Range(1, 16_384)] = 100
-    """Longest side of the pictures in pixels, at most; both sides become multiples of the factor."""
+    """Longest side of the images in pixels, at most; both sides become multiples of the factor."""
     test_every: Annotated[int, Range(1, 1_000_000)] = 1
     """Score every n-th test view; 1 scores all of them."""
     seed: Annotated[int, SEED] = 0
@@ -54,7 +54,7 @@ class SceneConfig:
     box: Annotated[float | None, LENGTH] = None
     """Half side of the cube that holds everything visible, in the units of your poses. By default it is
     found from the silhouettes and the cameras' common view."""
-    centre: Annotated[tuple[float, float, float] | None, COORDINATE] = None
+    center: Annotated[tuple[float, float, float] | None, COORDINATE] = None
     """Center of that cube, in the coordinates of your poses."""
     near: Annotated[float | None, LENGTH] = None
     """Depth along the optical axis at which rays begin, in the units of your poses."""
@@ -260,7 +260,7 @@ def _paper(kind: SceneKind) -> Preset:
             turns=10,
             rounds=2,
             table_turns=3,
-            pictures=4,
+            images=4,
             smallest_share=0.25,
             inner_choices=5,
             tune_steps=500,

@@ -25,10 +25,10 @@ from lightfield.scenes.scene import Scene
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
+from pipeline.images import TrainingImages, students_scene
 from pipeline.latency_store import LatencyStore
-from pipeline.pictures import TrainingPictures, students_scene
 from pipeline.replay import RecordedTarget
-from pipeline.students import load_light_field, real_split, save_student, tune_on_real_pictures
+from pipeline.students import load_light_field, real_split, save_student, tune_on_real_images
 from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
 from pipeline.tuning import Tuner, leading_tuner
@@ -47,11 +47,11 @@ CORES_PER_MEASUREMENT = 4
 """Measurements on one thread that go on side by side leave each other this much of the host."""
 MOST_SIDE_BY_SIDE = 4
 LEAST_RAYS = 16
-"""Along a picture's shorter side."""
+"""Along an image's shorter side."""
 RAY_POSES, RAYS_PER_POSE = 256, 32
 """How many rays a head is fitted to that is to see other points of them."""
 CALIBRATION_PIXELS = 1 << 18
-"""Pictures of the search's own are computed this many pixels at a time, and at least one."""
+"""Images of the search's own are computed this many pixels at a time, and at least one."""
 
 
 def make_pruned(
@@ -65,7 +65,7 @@ def make_pruned(
     begin_with: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Artifact:
-    """Prune the student to a latency measured on the target, then fine-tune it on real pictures.
+    """Prune the student to a latency measured on the target, then fine-tune it on real images.
 
     This is the first process's part; of several `ranks` the others `tune_along`.
     `begin_with` is a student that an earlier search of the same dense one left behind, or a run that
@@ -110,7 +110,7 @@ def make_pruned(
                 field.student, bench, config,
                 folder=stage.path, progress=progress, log=stage.log, start=start, origin=dense.key,
             )  # fmt: skip
-        student = tune_on_real_pictures(stage, found.student, scene, tuning, distilling, console)
+        student = tune_on_real_images(stage, found.student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
             "budget_ms": found.state.budget_ms,
@@ -204,7 +204,7 @@ def workbench(
     scratch: Path,
 ) -> Workbench:
     """Join exporter, device and trainer; measured graphs go into `scratch`."""
-    scene, camera = tuner.pictures.scene, field.intrinsics
+    scene, camera = tuner.images.scene, field.intrinsics
     if isinstance(target, RecordedTarget):
         measure, time_specs = target.measure, target.time_specs
     else:
@@ -239,8 +239,8 @@ def workbench(
         recalibrate,
         score,
         check,
-        _calibration(camera, tuner.pictures, config.pictures, tuner.device),
-        _scattered(camera, tuner.pictures, tuner.device),
+        _calibration(camera, tuner.images, config.images, tuner.device),
+        _scattered(camera, tuner.images, tuner.device),
         fits,
         target.width_multiple,
         beside=tuner.device.type == "cuda" or not on_host,
@@ -312,17 +312,17 @@ def steadiest(record: LatencyRecord) -> LatencyRecord:
 
 
 def _written(student: Student, camera: Intrinsics, path: Path) -> Path:
-    """The student's graph for whole pictures."""
+    """The student's graph for whole images."""
     rays = ray_grid(camera, student.spec)
     return write_student_onnx(student, rays.height, rays.width, path)
 
 
 def _calibration(
-    camera: Intrinsics, pictures: TrainingPictures, count: int, device: torch.device
+    camera: Intrinsics, images: TrainingImages, count: int, device: torch.device
 ) -> Batches:
-    """Whole pseudo pictures, the first, on which the search measures what parts are worth, with any
+    """Whole pseudo images, the first, on which the search measures what parts are worth, with any
     student's rays."""
-    count = min(count, len(pictures.images))  # which may be a process's share
+    count = min(count, len(images.images))  # which may be a process's share
     known: dict[tuple[int, ...], Sequence[Batch]] = {}
 
     def batches(spec: StudentSpec) -> Sequence[Batch]:
@@ -333,12 +333,12 @@ def _calibration(
 
     def made(spec: StudentSpec) -> Iterator[Batch]:
         rays = [
-            encoded_rays(torch.from_numpy(pose).to(device), camera, pictures.scene.space, spec)
-            for pose in pictures.poses[:count]
+            encoded_rays(torch.from_numpy(pose).to(device), camera, images.scene.space, spec)
+            for pose in images.poses[:count]
         ]
         truths = [
             _as_tensor(image).to(device).float().permute(2, 0, 1)[None] / 255
-            for image in pictures.images[:count]
+            for image in images.images[:count]
         ]
         together = max(1, CALIBRATION_PIXELS // truths[0][0, 0].numel())
         for i in range(0, count, together):
@@ -347,13 +347,13 @@ def _calibration(
     return batches
 
 
-def _scattered(camera: Intrinsics, pictures: TrainingPictures, device: torch.device) -> Rays:
+def _scattered(camera: Intrinsics, images: TrainingImages, device: torch.device) -> Rays:
     """Rays of many poses: those of one all begin at one point."""
-    chosen = np.linspace(0, len(pictures.poses) - 1, RAY_POSES).round().astype(int)
-    poses = torch.from_numpy(np.array(pictures.poses[chosen])).to(device)
+    chosen = np.linspace(0, len(images.poses) - 1, RAY_POSES).round().astype(int)
+    poses = torch.from_numpy(np.array(images.poses[chosen])).to(device)
 
     def rays(spec: StudentSpec) -> torch.Tensor:
-        return scattered_rays(poses, camera, pictures.scene.space, spec, each=RAYS_PER_POSE)
+        return scattered_rays(poses, camera, images.scene.space, spec, each=RAYS_PER_POSE)
 
     return rays
 

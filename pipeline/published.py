@@ -31,7 +31,7 @@ def bring_student(run: Run, file: Path, network: PublishedNetwork, console: Cons
 
     Raises:
         CheckpointError: when the file is no such checkpoint.
-        ConfigError: when the scene's pictures are not a whole number of its rays.
+        ConfigError: when the scene's images are not a whole number of its rays.
         SceneError: when the scene's coordinates have been normalized: the student sees the source's own.
     """
     source, scene = scene_of(run)
@@ -66,7 +66,7 @@ def bring_student(run: Run, file: Path, network: PublishedNetwork, console: Cons
     artifact = run.perform("student", settings, {"scene": source}, work, say=console.say)[0]
     if artifact.figure("psnr_db") < DOUBTFUL_DB:
         console.say(
-            "student: its pictures are far from the scene's: was it trained on this scene, with these "
+            "student: its images are far from the scene's: was it trained on this scene, with these "
             f"{network.points} points between {network.near:g} and {network.far:g}, and "
             f"{network.activation}?"
         )

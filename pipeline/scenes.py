@@ -21,7 +21,7 @@ from lightfield.scenes.bounds import BoundsChoice
 from lightfield.scenes.bricks import bricks_scene, one_ray_reference_db
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.formats import read_capture
-from lightfield.scenes.pictures import EnlargementError
+from lightfield.scenes.images import EnlargementError
 from lightfield.scenes.scene import Scene, save_scene
 from pipeline.console import Console
 from pipeline.presets import Preset, PresetName, SceneConfig, SceneKind
@@ -30,7 +30,7 @@ EMBEDDED = "bricks"
 EXAMPLES = (Path("data/nerf_synthetic"), Path("data/nerf_llff_data"))
 """Where `make data` puts example scenes; a run takes the one of its name."""
 HASHING_THREADS = 4
-SETTINGS_OF_THE_DATA = ("background", "box", "centre", "near", "far", "keep_units")
+SETTINGS_OF_THE_DATA = ("background", "box", "center", "near", "far", "keep_units")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def choice_of(config: SceneConfig, name: str, factor: int) -> SceneChoice:
         multiple=factor,
         test_every=config.test_every,
         background=parsed_color(config.background),
-        bounds=BoundsChoice(config.box, config.centre, config.near, config.far),
+        bounds=BoundsChoice(config.box, config.center, config.near, config.far),
         keep_units=config.keep_units,
     )
 

@@ -42,7 +42,7 @@ HEADLINES = {
     "latency_ms": "{:.2f} ms",
     "student_p50_ms": "{:.2f} ms",
     "train_views": "{} training views",
-    "pictures": "{} pictures",
+    "images": "{} images",
     "graphs": "{} graphs",
     "lowest_parity_db": "parity {:.0f} dB",
 }

@@ -1,4 +1,4 @@
-"""The students: distilled from pseudo pictures, tuned on real ones, scored, saved and loaded."""
+"""The students: distilled from pseudo images, tuned on real ones, scored, saved and loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightfield.scenes.scene import Scene, Views
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from lightfield.transform import SceneTransform
 from pipeline.console import Console
-from pipeline.pictures import TrainingPictures, students_scene, training_pictures
+from pipeline.images import TrainingImages, students_scene, training_images
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
 from pipeline.training import (
@@ -33,7 +33,7 @@ from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrat
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
-from train.picture_pool import shared_out
+from train.image_pool import shared_out
 
 HELD_OUT_EVERY = 8
 
@@ -46,7 +46,7 @@ def make_student(
     console: Console,
     ranks: Ranks = ALONE,
 ) -> Artifact:
-    """Distil a student from the pseudo pictures, then fine-tune it on the real ones.
+    """Distil a student from the pseudo images, then fine-tune it on the real ones.
 
     Several processes distil together; the first one does the rest.
 
@@ -66,8 +66,8 @@ def make_student(
     settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
 
     def work(stage: StageWriter) -> None:
-        pictures = training_pictures(run, pseudo, console, config.windows, ranks)
-        pool = pictures.pool(spec, device, ranks)
+        images = training_images(run, pseudo, console, config.windows, ranks)
+        pool = images.pool(spec, device, ranks)
         torch.manual_seed(config.seed)
         student = Student(spec).to(device)
         held = real_split(scene)[1]
@@ -84,7 +84,7 @@ def make_student(
         if not ranks.leads:
             return
         recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
-        student = tune_on_real_pictures(stage, student, scene, tuning, config, console)
+        student = tune_on_real_images(stage, student, scene, tuning, config, console)
         save_student(stage, student, scene, console)
         stage.discard.add(CHECKPOINT)
 
@@ -98,7 +98,7 @@ def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [CHECKPOINT] if distils and of_more_steps(before["distil"], now["distil"]) else []
 
 
-def tune_on_real_pictures(
+def tune_on_real_images(
     stage: StageWriter,
     student: Student,
     scene: Scene,
@@ -106,13 +106,13 @@ def tune_on_real_pictures(
     config: DistilConfig,
     console: Console,
 ) -> Student:
-    """The student after fine-tuning on real pictures, or as it was where that did not help."""
+    """The student after fine-tuning on real images, or as it was where that did not help."""
     kept, held = real_split(scene)
     device = next(student.parameters()).device
-    with console.progress("real pictures") as progress:
+    with console.progress("real images") as progress:
         tuned = fine_tune(
             student,
-            TrainingPictures(scene, kept.poses, kept.images).pool(student.spec, device),
+            TrainingImages(scene, kept.poses, kept.images).pool(student.spec, device),
             lambda s: mean_psnr(
                 LightField(s, scene.intrinsics, scene.space), held.poses, held.images
             ),
@@ -131,7 +131,7 @@ def tune_on_real_pictures(
 
 
 def real_split(scene: Scene) -> tuple[Views, Views]:
-    """Real pictures to fine-tune on, and held-out ones: the scene's `val`, or every 8th of `train`."""
+    """Real images to fine-tune on, and held-out ones: the scene's `val`, or every 8th of `train`."""
     if len(scene.val):
         return scene.train, scene.val
     kept, held = held_out_split(len(scene.train), HELD_OUT_EVERY)

@@ -1,4 +1,4 @@
-"""The stages from pictures to a student: load artifacts, call a package, save an artifact.
+"""The stages from images to a student: load artifacts, call a package, save an artifact.
 
 Each function takes a run and its config, does nothing when the artifact is current, and returns it.
 """
@@ -22,7 +22,7 @@ from lightfield.scenes.scene import Scene, Views, load_scene
 from lightfield.student import parameter_count
 from pipeline.console import Console
 from train.gpu.availability import usable
-from train.teacher import Teacher, TeacherConfig, render_picture
+from train.teacher import Teacher, TeacherConfig, render_image
 from train.teacher_training import CHECKPOINT, train_teacher
 
 SHOWN_VIEWS = 8
@@ -125,7 +125,7 @@ def check_more_than_blank(psnr_db: float, scene: Scene, steps: int, console: Con
     if psnr_db > blank_db + BLANK_MARGIN_DB:
         return
     what = f"the teacher scores {psnr_db:.2f} dB, and an image of one color {blank_db:.2f} dB"
-    remedy = "check the poses, and --background, --box and --centre of `nelf scene`"
+    remedy = "check the poses, and --background, --box and --center of `nelf scene`"
     if steps >= FEWEST_TELLING_STEPS:
         raise SceneError(f"{what}: it has learned nothing", where=scene.name, remedy=remedy)
     console.say(f"teacher: {what}; train for longer, or {remedy}")
@@ -165,14 +165,14 @@ def foreign(artifact: Artifact, reason: Exception) -> CheckpointError:
 def teacher_renderer(
     teacher: Teacher, scene: Scene, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """A function from a pose [3, 4] to the teacher's picture [H, W, 3] of the scene's camera."""
+    """A function from a pose [3, 4] to the teacher's image [H, W, 3] of the scene's camera."""
     view = (scene.intrinsics, scene.space, scene.background)
     fused = fused_renderer(teacher)
 
     def render(pose: Tensor) -> Tensor:
         if fused is not None:
-            return fused.render_colours(pose.to(device), *view)
-        return render_picture(teacher, pose.to(device), *view)
+            return fused.render_colors(pose.to(device), *view)
+        return render_image(teacher, pose.to(device), *view)
 
     return render
 
@@ -189,14 +189,14 @@ def fused_renderer(teacher: Teacher) -> Any:
 def score(
     render: Callable[[Tensor], Tensor], views: Views, renders: Path, progress: Progress
 ) -> Quality:
-    """Quality over all views; the pictures of up to eight of them, evenly spread, are kept."""
+    """Quality over all views; the images of up to eight of them, evenly spread, are kept."""
     shown = set(np.linspace(0, len(views) - 1, min(SHOWN_VIEWS, len(views))).round().astype(int))
     pairs, kept = [], []
     for i in range(len(views)):
-        picture = render(torch.from_numpy(views.poses[i])).float().clamp(0, 1).cpu()
-        pairs.append((picture, torch.from_numpy(views.image(i))))
+        image = render(torch.from_numpy(views.poses[i])).float().clamp(0, 1).cpu()
+        pairs.append((image, torch.from_numpy(views.image(i))))
         if i in shown:
-            kept.append((picture * 255).round().to(torch.uint8).numpy())
+            kept.append((image * 255).round().to(torch.uint8).numpy())
         progress(i + 1, len(views))
     np.save(renders, np.stack(kept))
     return mean_quality(pairs)

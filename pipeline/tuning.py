@@ -1,4 +1,4 @@
-"""Tuning students on the pseudo pictures while a search goes on, by all processes of its job.
+"""Tuning students on the pseudo images while a search goes on, by all processes of its job.
 
 The first process searches and measures. Whenever it tunes a student, it tells the others which one and
 for how long, and they train along; in between they wait for its word.
@@ -18,12 +18,12 @@ from lightfield.progress import Progress, silent
 from lightfield.run import Run, StageWriter
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
-from pipeline.pictures import TrainingPictures, training_pictures
+from pipeline.images import TrainingImages, training_images
 from pipeline.together import assist
 from pipeline.training import compute_device, ingredient
 from train.distil import DistilConfig, distil
 from train.distributed import ALONE, Ranks
-from train.picture_pool import PicturePool
+from train.image_pool import ImagePool
 
 WARMUP_STEPS = 50
 
@@ -35,7 +35,7 @@ class Tuner:
     Its windows are for students that up-sample `factor` times; others get as many pixels.
     """
 
-    pictures: TrainingPictures
+    images: TrainingImages
     distilling: DistilConfig
     device: torch.device
     factor: int
@@ -65,9 +65,9 @@ class Tuner:
             folder = None if request["folder"] is None else Path(request["folder"])
             self._trained(student, request["steps"], request["seed"], silent, folder)
 
-    def pool(self, spec: StudentSpec) -> PicturePool:
-        """This process's pictures as training windows."""
-        return self.pictures.pool(spec, self.device, self.ranks)
+    def pool(self, spec: StudentSpec) -> ImagePool:
+        """This process's images as training windows."""
+        return self.images.pool(spec, self.device, self.ranks)
 
     def _trained(
         self, student: Student, steps: int, seed: int, progress: Progress, folder: Path | None
@@ -91,7 +91,7 @@ class Tuner:
 def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
     """How many windows have about as many pixels as `count` of a student that up-samples `factor` times,
     of one that does so `now` times; where that is another number, a multiple of the processes, whose
-    pictures were shared out for `count`."""
+    images were shared out for `count`."""
     if now == factor:
         return count
     return max(1, round(count * (factor / now) ** 2 / processes)) * processes
@@ -118,6 +118,6 @@ def tune_along(run: Run, distilling: DistilConfig, console: Console, ranks: Rank
 
 def _tuner(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> Tuner:
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    pictures = training_pictures(run, pseudo, console, distilling.windows, ranks, dense)
+    images = training_images(run, pseudo, console, distilling.windows, ranks, dense)
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
-    return Tuner(pictures, distilling, compute_device(), factor, ranks)
+    return Tuner(images, distilling, compute_device(), factor, ranks)

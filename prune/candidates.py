@@ -155,7 +155,7 @@ class Candidates:
 
 def acceptable(tried: Sequence[Tried], now: Trial) -> list[Tried]:
     """The candidates that are surely faster than the current student and met their target; failing that,
-    those that gained at least half of what was predicted. The best pictures first."""
+    those that gained at least half of what was predicted. The best images first."""
     faster = [pair for pair in tried if pair[0].ratio_high < now.ratio]
     met = [pair for pair in faster if pair[0].met]
     gained = [

@@ -2,7 +2,7 @@
 
 Chain 0 is the head and the body, chain s + 1 is tail stage s. Each chain is an entry (the head's
 convolution, or the stage's up-sampling operator) and residual blocks behind it: one width for the
-stream that they share, one inner width for each block. The colour convolution reads the last chain
+stream that they share, one inner width for each block. The color convolution reads the last chain
 and is never pruned.
 """
 

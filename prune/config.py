@@ -24,7 +24,7 @@ class PruneConfig:
     budget_ms: Annotated[float | None, Range(0.001, 10_000_000)] = None
     """Latency to reach on the target."""
     budget_fps: Annotated[float | None, Range(0.001, 1_000_000)] = None
-    """The same, as pictures per second."""
+    """The same, as images per second."""
     budget_ratio: Annotated[tuple[float, ...], Range(1e-6, 1)] = ()
     """The same, as share of the dense student's latency; 0.5 when no budget is given. Of several,
     falling ones, a student is kept at each, and the last is the result."""
@@ -40,7 +40,7 @@ class PruneConfig:
     ray_spacing: Literal[1, 2, 4] = 1
     """How many times as far apart the pruned student's rays are, by more up-sampling; likewise."""
     tail: Tail = "kept"
-    """`short`: from one of its stages to the colours by one pixel shuffle; likewise."""
+    """`short`: from one of its stages to the colors by one pixel shuffle; likewise."""
     tail_stages: Annotated[int, Range(1, 16)] = 1
     """Stages of the dense student's tail that a short one still has."""
     tail_blocks: Annotated[tuple[int, ...], Range(0, 100)] = ()
@@ -74,8 +74,8 @@ class PruneConfig:
     """Widths to choose from, at most, for each block; the latency table grows with both."""
     point_choices: Annotated[int, Range(2, 1000)] = 6
     """Numbers of points per ray to choose from, at most."""
-    pictures: Annotated[int, Range(1, 100_000)] = 8
-    """Pseudo pictures on which the worth of parts is measured."""
+    images: Annotated[int, Range(1, 100_000)] = 8
+    """Pseudo images on which the worth of parts is measured."""
     margin: Annotated[float, Range(0, 1, below=True)] = 0.03
     """How far under the target a proposal is predicted to be."""
     max_steps: Annotated[int, Range(1, 10_000)] = 20

@@ -1,8 +1,8 @@
 """The same student with another activation or up-sampling operator, its weights carried over.
 
 A transposed convolution (kernel 4, stride 2, padding 1) makes output row 2 i + a from ray i, by kernel
-row a + 1, and from one of its neighbours. Pixel shuffle sees no neighbours: it gets the sum of both
-kernel rows, as if the neighbour were ray i itself. The way back, and the operators of factor 3, are
+row a + 1, and from one of its neighbors. Pixel shuffle sees no neighbors: it gets the sum of both
+kernel rows, as if the neighbor were ray i itself. The way back, and the operators of factor 3, are
 exact; a new activation takes the weights as they are. What is lost is for training to find.
 """
 
@@ -20,7 +20,7 @@ KERNEL_ROWS: dict[int, Sequence[Sequence[int]]] = {
     2: ((1, 3), (2, 0)),
     3: ((0,), (1,), (2,)),
 }
-"""By factor and phase: the kernel row of the ray itself, then its neighbour's."""
+"""By factor and phase: the kernel row of the ray itself, then its neighbor's."""
 
 
 def converted_spec(
@@ -47,7 +47,7 @@ def converted(student: Student, spec: StudentSpec) -> Student:
             weight, bias = state.pop(f"{shuffled}.weight"), state.pop(f"{shuffled}.bias")
             state[f"{plain}.weight"] = shuffle_as_transposed(weight, new.factor)
             state[f"{plain}.bias"] = bias.view(-1, new.factor**2).mean(1)
-    with torch.device("meta"):  # no initialisation, which would draw from torch's random state
+    with torch.device("meta"):  # no initialization, which would draw from torch's random state
         result = Student(spec)
     result.load_state_dict(state, assign=True)
     return result.eval()
@@ -62,7 +62,7 @@ def _shuffled(weight: Tensor, factor: int) -> Tensor:
 
 
 def shuffle_as_transposed(weight: Tensor, factor: int) -> Tensor:
-    """The inverse for rays without neighbours, whose kernel rows stay zero: [out * factor^2, in, 1, 1]
+    """The inverse for rays without neighbors, whose kernel rows stay zero: [out * factor^2, in, 1, 1]
     of a convolution ahead of a pixel shuffle to [in, out, k, k]."""
     side = 4 if factor == 2 else 3
     channels_in, channels_out = weight.shape[1], weight.shape[0] // factor**2

@@ -32,7 +32,7 @@ class Forms:
 
     dense: StudentSpec
     fits: Callable[[StudentSpec], bool]
-    """Whether the pictures have whole rays for a student."""
+    """Whether the images have whole rays for a student."""
     times_ms: Callable[[Sequence[StudentSpec]], list[float]]
     """Measures the median latencies of students in ms."""
     table_of: Callable[[StudentSpec], LatencyTable]

@@ -20,9 +20,9 @@ from prune.chains import Shape
 from prune.slimming import Channels, Inputs, Keep, Masks, Statistics, masked_forward
 
 Batch = tuple[Float[Tensor, "_ _c _h _w"], Float[Tensor, "_ _rgb _sh _sw"]]
-"""Inputs and their true pictures; batches may be of different sizes."""
+"""Inputs and their true images; batches may be of different sizes."""
 Batches = Callable[[StudentSpec], Sequence[Batch]]
-"""The same pictures with the rays of any student."""
+"""The same images with the rays of any student."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def rank_channels(student: Student, batches: Sequence[Batch]) -> Ranking:
 
 def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
     """The squared derivative of the mean squared error with respect to each channel's mask, summed
-    over pictures (Molchanov et al. 2019, equation 8, with the mask as the parameter).
+    over images (Molchanov et al. 2019, equation 8, with the mask as the parameter).
 
     Leaves the student in evaluation mode.
     """
@@ -69,10 +69,10 @@ def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
     for mask in masks.all():
         mask.requires_grad_(True)
     for x, truth in batches:
-        for picture, its_truth in zip(x.split(1), truth.split(1), strict=True):
+        for image, its_truth in zip(x.split(1), truth.split(1), strict=True):
             # The same ranking each time: a search can then be replayed.
             with torch.backends.cudnn.flags(enabled=True, deterministic=True):
-                error = masked_forward(student, picture, masks) - its_truth
+                error = masked_forward(student, image, masks) - its_truth
                 gradients = torch.autograd.grad(error.square().mean(), masks.all())
             for score, gradient in zip(scores.all(), gradients, strict=True):
                 score += gradient.square()
@@ -81,19 +81,19 @@ def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
 
 @torch.no_grad()
 def input_statistics(student: Student, batches: Sequence[Batch]) -> Statistics:
-    """Means and covariances of every convolution's input over all pictures and pixels.
+    """Means and covariances of every convolution's input over all images and pixels.
 
     Leaves the student in evaluation mode.
     """
     student.eval()
-    pictures = sum(len(x) for x, _ in batches)
+    images = sum(len(x) for x, _ in batches)
     means: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
 
     def collecting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].flatten(2).double()
-            share = values.shape[2] * pictures
+            share = values.shape[2] * images
             means[name] = means.get(name, 0) + values.sum((0, 2)) / share
             squares[name] = squares.get(name, 0) + (values @ values.mT).sum(0) / share
 

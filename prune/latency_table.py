@@ -1,6 +1,6 @@
 """What the parts of a student cost on a target, measured there.
 
-A student's latency is modelled as
+A student's latency is modeled as
 
     T = scale * (base[widths] - missing input channels * channel[width] + sum of its blocks) + offset
 

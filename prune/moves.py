@@ -172,7 +172,7 @@ class Moves:
 
     def _race(self, student: Student) -> Student:
         """Let students in other forms, made for the whole way to the budget, run against cuts that go
-        there at once: the best pictures at one latency win. Where that is a cut, the student keeps its
+        there at once: the best images at one latency win. Where that is a cut, the student keeps its
         form, and steps find a better way."""
         state = self.state
         state.raced = True

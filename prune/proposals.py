@@ -84,16 +84,16 @@ def measure_choices(
     student: Student, batches: Batches, rays: Rays, choices: Choices
 ) -> ChoiceLosses:
     """Measure what each single choice costs."""
-    dense, pictures = Shape.of(student.spec), batches(student.spec)
+    dense, images = Shape.of(student.spec), batches(student.spec)
     own = dense.sampling
     assert own is not None
     fewer = [s for s in choices.samplings if all(map(int.__le__, s, own))]
     losses = ChoiceLosses(
         {s: resampled(student, s, rays) for s in dict.fromkeys([own, *fewer])},
-        rank_channels(student, pictures),
-        input_statistics(student, pictures),
+        rank_channels(student, images),
+        input_statistics(student, images),
         batches,
-        mean_squared_error(student, pictures),
+        mean_squared_error(student, images),
         {}, {}, [],
     )  # fmt: skip
 
@@ -219,7 +219,7 @@ def _best(
 def evenly(
     spec: StudentSpec, losses: ChoiceLosses, table: LatencyTable, target_ms: float
 ) -> Proposal | None:
-    """The body's blocks brought to one width, or to two neighbouring ones that alternate, so that the
+    """The body's blocks brought to one width, or to two neighboring ones that alternate, so that the
     target is predicted to be met with the sampling that makes the loss least; None when that is out of
     reach."""
     found = [_evenly(spec, losses, table, target_ms, s) for s in losses.samplings]

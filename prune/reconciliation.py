@@ -5,7 +5,7 @@ from the first to the last, by least squares over real inputs: a block's first o
 that the original had there, its second one to the difference between the stream that the original had
 before its next kept block and the stream that has come so far; whoever reads a chain's last stream gets
 the best linear guess of the original's from it. (Layer-wise reconstruction, as in He et al. 2017, along
-a residual stream.) A pixel weighs as much as its colours can still move: where the sigmoid is saturated,
+a residual stream.) A pixel weighs as much as its colors can still move: where the sigmoid is saturated,
 streams run to thousands and mean nothing.
 
 Without norms this decides over life and death. A student that loses blocks at random places paints
@@ -34,13 +34,13 @@ LEAST_WEIGHT = 1e-3
 
 class Original:
     """The student that cut ones are brought back to, in evaluation mode; what its modules make of some
-    pictures is computed once for all of them, and kept."""
+    images is computed once for all of them, and kept."""
 
     @torch.no_grad()
     def __init__(self, student: Student, batches: Sequence[Batch]):
         self.student = student.eval()
         self.inputs = [x for x, _ in batches]
-        self.weights = [colour_slopes(student(x)) for x in self.inputs]
+        self.weights = [color_slopes(student(x)) for x in self.inputs]
         """What each pixel weighs."""
         self._streams: dict[nn.Module, Stream] = {}
 
@@ -69,8 +69,8 @@ def reconciled(student: Student, original: Original, keep: Keep) -> Student:
         pair = _through_blocks(student, c, keep, pair)
         pair = pair.plus(head) if c == 0 else pair
     if not pair.one:
-        colours = original.behind(original.student.colour, pair.its)
-        correct(student.colour, pair.mine, colours, original.weights)
+        colors = original.behind(original.student.color, pair.its)
+        correct(student.color, pair.mine, colors, original.weights)
     return student
 
 
@@ -162,9 +162,9 @@ def _sum(stream: Stream, other: Stream) -> Stream:
     return [x + y for x, y in zip(stream, other, strict=True)]
 
 
-def colour_slopes(colours: Float[Tensor, "n rgb h w"]) -> Float[Tensor, "n 1 h w"]:
+def color_slopes(colors: Float[Tensor, "n rgb h w"]) -> Float[Tensor, "n 1 h w"]:
     """What each pixel weighs: the sigmoid's slope there."""
-    return (colours * (1 - colours)).mean(1, keepdim=True) + LEAST_WEIGHT
+    return (colors * (1 - colors)).mean(1, keepdim=True) + LEAST_WEIGHT
 
 
 def correct(

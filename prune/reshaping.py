@@ -2,8 +2,8 @@
 
 Rays twice as far apart stand for twice as many pixels along each side, so that head and body do a
 quarter of the work; one more stage, like the first, leads from them to where the tail began. A `short`
-tail goes from its first stage to the colours by one pixel shuffle, a linear guess of a patch from a
-stream that has seen its neighbours, without the stages whose many pixels cost most. Narrow residual
+tail goes from its first stage to the colors by one pixel shuffle, a linear guess of a patch from a
+stream that has seen its neighbors, without the stages whose many pixels cost most. Narrow residual
 blocks of the tail cost little beside what either saves, so that a form may also have more of them. Head,
 body and the stages that stay are carried over; what is new is fitted by least squares, or begins by
 adding nothing, and the rest is for training to find.
@@ -27,13 +27,13 @@ from prune.chains import Kept, chains_of, entry_of
 from prune.conversion import shuffle_as_transposed
 from prune.importance import Batch, Batches
 from prune.least_squares import Stream, covariance, regression
-from prune.reconciliation import colour_slopes, correct, through
+from prune.reconciliation import color_slopes, correct, through
 
 Tail = Literal["kept", "short"]
 WIDEST_SPACING = 4
 """Times that rays may be as far apart as the dense student's."""
 MOST_LOGIT = 8.0
-"""A colour's distance from grey, ahead of the sigmoid, that a fit still tells from more."""
+"""A color's distance from gray, ahead of the sigmoid, that a fit still tells from more."""
 
 
 def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -> StudentSpec:
@@ -148,7 +148,7 @@ def reshaped(student: Student, spec: StudentSpec, batches: Batches) -> Student:
     Args:
         student: left as it is, but in evaluation mode.
         spec: the form to take.
-        batches: the same pictures with the rays of any student.
+        batches: the same images with the rays of any student.
     """
     kept = student.spec.tail[:1]
     form = in_form_of(student.spec, student.spec, spec)
@@ -166,26 +166,26 @@ def _coarser(student: Student, spec: StudentSpec, batches: Batches) -> Student:
     result = _with_body_of(student, spec)
     for old, new in zip(student.tail, result.tail[1:], strict=True):
         new.load_state_dict(_loadable(old, new), strict=False)
-    result.colour.load_state_dict(student.colour.state_dict())
+    result.color.load_state_dict(student.color.state_dict())
     its = through(_up_to_tail(student), [x for x, _ in batches(student.spec)])
     mine = through(_up_to_tail(result), [x for x, _ in batches(spec)])
-    logits = through(nn.Sequential(*student.tail, student.colour), its)
-    weights = [colour_slopes(torch.sigmoid(y)) for y in logits]
+    logits = through(nn.Sequential(*student.tail, student.color), its)
+    weights = [color_slopes(torch.sigmoid(y)) for y in logits]
     _lead_in(result, student, mine, its, weights)
     mine = through(nn.Sequential(*result.tail), mine)
-    correct(result.colour, mine, logits, weights)
+    correct(result.color, mine, logits, weights)
     return result
 
 
-def _shortened(student: Student, spec: StudentSpec, pictures: Sequence[Batch]) -> Student:
+def _shortened(student: Student, spec: StudentSpec, images: Sequence[Batch]) -> Student:
     """With one shuffle in place of the last stages."""
     result = _with_body_of(student, spec)
     for old, new in zip(student.tail, result.tail[:-1], strict=False):
         new.load_state_dict(old.state_dict())
-    streams = through(_up_to_tail(student), [x for x, _ in pictures])
+    streams = through(_up_to_tail(student), [x for x, _ in images])
     mine = through(nn.Sequential(*result.tail[:-1]), streams)
-    logits = through(nn.Sequential(*student.tail, student.colour), streams)
-    _end(result, mine, logits, [colour_slopes(torch.sigmoid(y)) for y in logits])
+    logits = through(nn.Sequential(*student.tail, student.color), streams)
+    _end(result, mine, logits, [color_slopes(torch.sigmoid(y)) for y in logits])
     return result
 
 
@@ -283,7 +283,7 @@ def _lead_in(
 def _end(
     result: Student, mine: Stream, logits: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> None:
-    """Fit the last stage's convolution to what the colours were ahead of their sigmoid."""
+    """Fit the last stage's convolution to what the colors were ahead of their sigmoid."""
     entry = entry_of(result, len(result.tail))
     assert isinstance(entry, nn.Sequential)
     convolution, shuffle = entry[0], entry[1]
@@ -295,9 +295,9 @@ def _end(
     convolution.weight.copy_(slope[:, :, None, None])
     assert convolution.bias is not None
     convolution.bias.copy_(constant)
-    nn.init.dirac_(result.colour.weight)
-    assert result.colour.bias is not None
-    nn.init.zeros_(result.colour.bias)
+    nn.init.dirac_(result.color.weight)
+    assert result.color.bias is not None
+    nn.init.zeros_(result.color.bias)
 
 
 def _rows(entry: nn.Module) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"]]:

@@ -1,7 +1,7 @@
 """Fewer points per ray, and fewer octaves of their encoding: another input for the same rays.
 
 The head reads sines and cosines of points that lie evenly along a ray, up to 2^(F - 1) x for F octaves.
-Where neighbours are closer than half a wave of those, more points say nothing new (Nyquist): what the
+Where neighbors are closer than half a wave of those, more points say nothing new (Nyquist): what the
 head makes of them is a linear function of fewer as well, the same for all rays, and is found by least
 squares over many. So with rays of length l it takes little more than
 
@@ -53,7 +53,7 @@ def resampled(student: Student, sampling: Sampling, rays: Rays) -> Student:
     spec = replace(student.spec, points=points, frequencies=frequencies)
     if spec == student.spec:
         return student
-    with torch.device("meta"):  # no initialisation, which would draw from torch's random state
+    with torch.device("meta"):  # no initialization, which would draw from torch's random state
         result = Student(spec)
     weight, bias = _fitted(student, rays(student.spec), rays(spec))
     state = {**student.state_dict(), "head.weight": weight, "head.bias": bias}
@@ -70,9 +70,9 @@ def _fitted(
     seen, sees = seen.double(), sees.double()
     old_mean, mean = seen.mean(0), sees.mean(0)
     wanted = (seen - old_mean) @ head.weight[:, :, 0, 0].double().T
-    centred = sees - mean
-    among = centred.T @ centred / len(sees)
+    centerd = sees - mean
+    among = centerd.T @ centerd / len(sees)
     ridge = torch.diag(RIDGE * among.diagonal() + 1e-8)  # which also settles constant channels
-    slope = torch.linalg.solve(among + ridge, centred.T @ wanted / len(sees)).T
+    slope = torch.linalg.solve(among + ridge, centerd.T @ wanted / len(sees)).T
     bias = head.bias.double() + head.weight[:, :, 0, 0].double() @ old_mean - slope @ mean
     return slope.to(head.weight.dtype)[:, :, None, None], bias.to(head.bias.dtype)

@@ -6,7 +6,7 @@ on the way to the budget, takes several proposals that are predicted to reach it
 moment, exports and measures it on the target in turns with the pinned dense student, and keeps the best
 that really got there. Steps go by the median, which a few turns determine; a student that should meet
 the budget is then measured for longer, by the percentile that the budget is about, before and after the
-long fine-tuning, and both count alike. If it misses, the search goes on with what it has learnt about
+long fine-tuning, and both count alike. If it misses, the search goes on with what it has learned about
 percentile and median. Of several budgets each next one is approached from the finished student at the
 one before.
 

@@ -55,7 +55,7 @@ class SearchState:
     raced: bool = False
     """Whether other forms have been tried on the way to this budget."""
     tuned: int = 0
-    """Optimiser steps spent on candidates and results so far."""
+    """Optimizer steps spent on candidates and results so far."""
     renewed: int = 0
     """How many trials there were when the table was last measured anew."""
     measurements: int = 0

@@ -131,7 +131,7 @@ def masked_forward(
             stream = stream + output * width
         if c == 0:
             stream = stream + entry
-    return torch.sigmoid(student.colour(stream))
+    return torch.sigmoid(student.color(stream))
 
 
 @torch.no_grad()
@@ -158,8 +158,8 @@ def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) 
         shift = shift.new_zeros(Shape.of(student.spec).widths[c])
         shift = slices.blocks(chain, keep.blocks[c], width, shift)
         source = width
-    slices.convolution("colour", student.colour, None, source, shift)
-    with torch.device("meta"):  # no initialisation, which would draw from torch's random state
+    slices.convolution("color", student.color, None, source, shift)
+    with torch.device("meta"):  # no initialization, which would draw from torch's random state
         result = Student(spec)
     result.load_state_dict(slices.state, assign=True)
     return result.eval()

@@ -44,11 +44,11 @@ class Workbench:
     check: Callable[[Student], None]
     """Export, and refuse with ParityError a graph that computes something else than the student."""
     batches: Batches
-    """Whole pictures for measuring importance."""
+    """Whole images for measuring importance."""
     rays: Rays
-    """Rays of more poses than these pictures have."""
+    """Rays of more poses than these images have."""
     fits: Callable[[StudentSpec], bool]
-    """Whether the pictures have whole rays for a student, enough of them to be one."""
+    """Whether the images have whole rays for a student, enough of them to be one."""
     width_multiple: int
     """Widths are rounded to multiples of this."""
     beside: bool = False

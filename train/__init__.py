@@ -1,1 +1,1 @@
-"""Pictures to teacher, teacher to pseudo pictures, pseudo pictures to student."""
+"""Images to teacher, teacher to pseudo images, pseudo images to student."""

@@ -27,33 +27,33 @@ def save_checkpoint(
     *,
     step: int,
     modules: Mapping[str, nn.Module],
-    optimisers: Mapping[str, Optimizer],
+    optimizers: Mapping[str, Optimizer],
     generators: Mapping[str, torch.Generator],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state of a training after `step` steps; `extra` is any JSON."""
     tensors: dict[str, Tensor] = {}
-    optimiser_data: dict[str, Any] = {}
+    optimizer_data: dict[str, Any] = {}
     for owner, module in modules.items():
         for name, value in module.state_dict().items():
             tensors[f"module/{owner}/{name}"] = value
-    for owner, optimiser in optimisers.items():
-        state = optimiser.state_dict()
+    for owner, optimizer in optimizers.items():
+        state = optimizer.state_dict()
         plain: dict[str, dict[str, Any]] = {}
         for index, entries in state["state"].items():
             for name, value in entries.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimiser/{owner}/{index}/{name}"] = value
+                    tensors[f"optimizer/{owner}/{index}/{name}"] = value
                 else:
                     plain.setdefault(str(index), {})[name] = value
         groups = [
             {key: float(v) if isinstance(v, Tensor) else v for key, v in group.items()}
             for group in state["param_groups"]
         ]
-        optimiser_data[owner] = {"groups": groups, "plain": plain}
+        optimizer_data[owner] = {"groups": groups, "plain": plain}
     for owner, generator in generators.items():
         tensors[f"generator/{owner}"] = generator.get_state()
-    meta = {"step": step, "optimisers": optimiser_data, "extra": dict(extra or {})}
+    meta = {"step": step, "optimizers": optimizer_data, "extra": dict(extra or {})}
     write_state(path, tensors, {"format": FORMAT, "state": json.dumps(meta)})
 
 
@@ -61,7 +61,7 @@ def load_checkpoint(
     path: Path,
     *,
     modules: Mapping[str, nn.Module],
-    optimisers: Mapping[str, Optimizer],
+    optimizers: Mapping[str, Optimizer],
     generators: Mapping[str, torch.Generator],
 ) -> tuple[int, dict[str, Any]] | None:
     """Restore a training in place; its step and `extra`, or None when there is no file.
@@ -82,11 +82,11 @@ def load_checkpoint(
         meta = parse_json(metadata["state"])
         for owner, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{owner}/"))
-        if meta["optimisers"].keys() != optimisers.keys():
-            raise ValueError(f"optimisers {sorted(meta['optimisers'])}")
-        for owner, optimiser in optimisers.items():
-            state = _below(tensors, f"optimiser/{owner}/")
-            _restore(optimiser, _state_dict(optimiser, meta["optimisers"][owner], state))
+        if meta["optimizers"].keys() != optimizers.keys():
+            raise ValueError(f"optimizers {sorted(meta['optimizers'])}")
+        for owner, optimizer in optimizers.items():
+            state = _below(tensors, f"optimizer/{owner}/")
+            _restore(optimizer, _state_dict(optimizer, meta["optimizers"][owner], state))
         for owner, generator in generators.items():
             generator.set_state(tensors[f"generator/{owner}"])
         return int(meta["step"]), dict(meta["extra"])
@@ -101,11 +101,11 @@ def load_checkpoint(
         raise _refusal(f"checkpoint does not fit this training ({_line(reason)})", path) from reason
 
 
-def _restore(optimiser: Optimizer, state: dict[str, Any]) -> None:
+def _restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a state dict; settings that are tensors, as CUDA graphs need them, stay such."""
-    before = [dict(group) for group in optimiser.param_groups]
-    optimiser.load_state_dict(state)
-    for group, old in zip(optimiser.param_groups, before, strict=True):
+    before = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, old in zip(optimizer.param_groups, before, strict=True):
         for key, value in old.items():
             if isinstance(value, Tensor):
                 group[key] = value.fill_(group[key])
@@ -114,10 +114,10 @@ def _restore(optimiser: Optimizer, state: dict[str, Any]) -> None:
 
 
 def _state_dict(
-    optimiser: Optimizer, data: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    optimizer: Optimizer, data: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What the optimiser's `state_dict` gave; its shapes are checked here, torch does not."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    """What the optimizer's `state_dict` gave; its shapes are checked here, torch does not."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {
         int(index): dict(entries) for index, entries in data["plain"].items()
     }

@@ -1,6 +1,6 @@
 """The part of the rays of a scene that matters, from what its teacher holds.
 
-A student's points lie between the ray space's near and far. Pictures come with a range that is sure to
+A student's points lie between the ray space's near and far. Images come with a range that is sure to
 be wide enough; the nearer it fits the object, the finer are the points.
 """
 
@@ -27,14 +27,14 @@ def occupied_space(
     """`space` with near and far moved in to where some of the poses see an occupied cell.
 
     A ray's parameter is its depth along the optical axis, so the range of a pose's depths holds for
-    all rays of its picture. NDC spaces stay as they are: theirs end at infinity.
+    all rays of its image. NDC spaces stay as they are: theirs end at infinity.
     """
     grid, box = teacher.occupancy, teacher.box
     cells = grid.occupied.nonzero()
     if space.kind != "world" or not len(cells):
         return space
     side = 2 * box.half_extent
-    corner = torch.tensor(box.centre, device=cells.device) - box.half_extent
+    corner = torch.tensor(box.center, device=cells.device) - box.half_extent
     pose = torch.from_numpy(np.ascontiguousarray(poses)).to(cells.device)
     back = pose[:, :, 2]
     nearest, farthest = torch.inf, -torch.inf

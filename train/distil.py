@@ -1,7 +1,7 @@
-"""Distillation: a student learns pictures, the teacher's pseudo ones first of all.
+"""Distillation: a student learns images, the teacher's pseudo ones first of all.
 
-It learns on windows of pictures (`train.picture_pool`), whose pixels in the loss are exactly the
-whole picture's. Weights, their moving average, optimiser states and the loss are float32; only the
+It learns on windows of images (`train.image_pool`), whose pixels in the loss are exactly the
+whole image's. Weights, their moving average, optimizer states and the loss are float32; only the
 network's convolutions may run in bfloat16.
 """
 
@@ -26,11 +26,11 @@ from lightfield.progress import Progress
 from lightfield.ranges import SEED, SHARE, STEPS, Range, check_ranges
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.distil_step import PRECISIONS, DistilStep, Precision, optimisers_of
+from train.distil_step import PRECISIONS, DistilStep, Precision, optimizers_of
 from train.distributed import ALONE, Ranks, RanksError
+from train.image_pool import ImagePool
 from train.interruption import interruptible
 from train.moving_average import MovingAverage
-from train.picture_pool import PicturePool
 
 CHECKPOINT = "checkpoint.safetensors"
 MOST_RAYS = 1 << 28
@@ -44,12 +44,12 @@ LOOKS = 20
 
 @dataclass(frozen=True)
 class DistilConfig:
-    """How a student is trained on pictures."""
+    """How a student is trained on images."""
 
     steps: Annotated[int, STEPS] = 4000
-    """Optimiser steps."""
+    """Optimizer steps."""
     windows: Annotated[int, Range(1, 65_536)] = 24
-    """Windows per step, spread over the pictures; of all processes together."""
+    """Windows per step, spread over the images; of all processes together."""
     window_rays: Annotated[int, Range(1, 4096)] = 10
     """Side of a window in rays, halo included."""
     learning_rate: Annotated[float, Range(0, 10, above=True)] = 2e-3
@@ -95,9 +95,9 @@ class DistilConfig:
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
         return (self.final_share + (1 - self.final_share) * cosine) * warmup
 
-    def optimisers(self, student: Student) -> dict[str, torch.optim.Optimizer]:
-        """The student's optimisers, at their peak learning rates."""
-        return optimisers_of(
+    def optimizers(self, student: Student) -> dict[str, torch.optim.Optimizer]:
+        """The student's optimizers, at their peak learning rates."""
+        return optimizers_of(
             student,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -109,7 +109,7 @@ class DistilConfig:
 
 def distil(
     student: Student,
-    pool: PicturePool,
+    pool: ImagePool,
     config: DistilConfig,
     *,
     progress: Progress,
@@ -139,10 +139,10 @@ def distil(
     """
     ranks.spread_(student.state_dict().values())
     average = MovingAverage(student, config.ema_decay)
-    optimisers = config.optimisers(student)
+    optimizers = config.optimizers(student)
     state: dict[str, Any] = {
         "modules": {"student": student, "average": average.student},
-        "optimisers": optimisers,
+        "optimizers": optimizers,
         "generators": {},  # draws are a function of the seed and the step
     }
     path = None if folder is None else folder / CHECKPOINT
@@ -154,7 +154,7 @@ def distil(
         DistilStep(
             student,
             average,
-            optimisers,
+            optimizers,
             pool,
             windows=config.windows,
             window_rays=config.window_rays,
@@ -235,9 +235,9 @@ def _finite(loss: Tensor) -> float:
 
 @torch.no_grad()
 def recalibrate_norms(
-    student: Student, pool: PicturePool, *, windows: int, batches: int, seed: int
+    student: Student, pool: ImagePool, *, windows: int, batches: int, seed: int
 ) -> None:
-    """Recompute the batch norms' running statistics over whole pictures, in place.
+    """Recompute the batch norms' running statistics over whole images, in place.
 
     Pruning and averaging change the statistics that evaluation relies on. No-op without norms.
     """
@@ -264,15 +264,15 @@ def mean_psnr(
     poses: Float[np.ndarray, "n 3 4"],
     images: UInt8[np.ndarray, "n sh sw 3"],
 ) -> float:
-    """Mean over pictures of the light field's PSNR in dB; the student is put into eval mode.
+    """Mean over images of the light field's PSNR in dB; the student is put into eval mode.
 
-    NaN without pictures.
+    NaN without images.
     """
     light_field.student.eval()
     device = next(light_field.student.parameters()).device
     total = 0.0
     for pose, image in zip(poses, images, strict=True):
-        picture = light_field.render(torch.from_numpy(pose).to(device))
+        rendered = light_field.render(torch.from_numpy(pose).to(device))
         truth = torch.from_numpy(np.array(image)).to(device).float() / 255
-        total += mse_to_psnr(float((picture - truth).square().mean()))
+        total += mse_to_psnr(float((rendered - truth).square().mean()))
     return total / len(poses) if len(poses) else math.nan

@@ -1,4 +1,4 @@
-"""One optimiser step of distillation: draw, gradients, their mean over processes, update, average.
+"""One optimizer step of distillation: draw, gradients, their mean over processes, update, average.
 
 On a GPU the first steps run as written, and from then on as two CUDA graphs, before and after the mean
 over the processes: thousands of launches become two. So nothing here waits for the GPU, and all that
@@ -21,9 +21,9 @@ from lightfield.student import Student
 from train.distributed import ALONE, Ranks
 from train.gpu.availability import usable
 from train.gpu.graphs import Replayed, side_by_side
+from train.image_pool import ImagePool, PixelPrefetch, Windows
 from train.moving_average import MovingAverage
 from train.muon import Muon, block_matrices, end_matrices
-from train.picture_pool import PicturePool, PixelPrefetch, Windows
 
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS = get_args(Precision)
@@ -39,8 +39,8 @@ class DistilStep:
         self,
         student: Student,
         average: MovingAverage,
-        optimisers: Mapping[str, torch.optim.Optimizer],
-        pool: PicturePool,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        pool: ImagePool,
         *,
         windows: int,
         window_rays: int,
@@ -54,7 +54,7 @@ class DistilStep:
         assert ranks.count == pool.ranks
         device = pool.device
         self._student, self._average, self._pool, self._ranks = student, average, pool, ranks
-        self._optimisers = list(optimisers.values())
+        self._optimizers = list(optimizers.values())
         self._drawn, self._jitter = (windows, window_rays, seed), jitter
         self._bfloat16 = multiplies_in_bfloat16(precision, device)
         self._parameters = list(student.parameters())
@@ -71,7 +71,7 @@ class DistilStep:
         )
         self._loss = torch.zeros((), device=device)
         self._pixels: Tensor | None = None
-        # A GPU draws the next step's windows while the optimisers work.
+        # A GPU draws the next step's windows while the optimizers work.
         self._draws_ahead = device.type == "cuda"
         self._ahead: int | None = None
         self._windows: Windows | None = None
@@ -112,11 +112,11 @@ class DistilStep:
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Each part of a step alone, after some steps, the host's work left out: for benchmarks."""
-        windows, optimisers = self._draw(self._step), self._optimisers
+        windows, optimizers = self._draw(self._step), self._optimizers
         works: dict[str, Callable[[], object]] = {
             "draw": lambda: self._draw(self._step),
             "gradients": lambda: self._loss_of(windows),
-            **{type(optimiser).__name__.lower(): optimiser.step for optimiser in optimisers},
+            **{type(optimizer).__name__.lower(): optimizer.step for optimizer in optimizers},
             "average": lambda: self._average.update(self._share),
         }
         return {name: Replayed(work, self._pool.device) for name, work in works.items()}
@@ -124,8 +124,8 @@ class DistilStep:
     def _prepare(self, step: int, rate_share: float) -> None:
         """Everything about a step that comes from the host."""
         self._step.fill_(step)
-        for optimiser in self._optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
                 rate = rate_share * group["initial_lr"]
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)
@@ -164,8 +164,8 @@ class DistilStep:
     def _autograd_loss(self, windows: Windows) -> Tensor:
         kind = self._pool.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self._bfloat16):
-            colours = self._student(self._pool.encoded(windows.points))
-        loss = masked_mse(colours.float(), windows.pixels, windows.mask)
+            colors = self._student(self._pool.encoded(windows.points))
+        loss = masked_mse(colors.float(), windows.pixels, windows.mask)
         if windows.weight is not None:
             loss = loss * windows.weight
         torch._foreach_copy_(self._views, torch.autograd.grad(loss, self._parameters))
@@ -182,14 +182,14 @@ class DistilStep:
         with warnings.catch_warnings():
             # AdamW, made for graphs, wants to be captured from the first step.
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-            works: list[Callable[[], object]] = [o.step for o in self._optimisers]
+            works: list[Callable[[], object]] = [o.step for o in self._optimizers]
             if self._draws_ahead:
                 works.append(lambda: self._hold(self._draw(self._step + 1)))
             side_by_side(works, self._pool.device)
         self._average.update(self._share)
 
 
-def optimisers_of(
+def optimizers_of(
     student: Student,
     *,
     learning_rate: float,
@@ -213,19 +213,19 @@ def optimisers_of(
     def rate(value: float) -> float | Tensor:
         return torch.tensor(value, device=device) if on_gpu else value
 
-    optimisers: dict[str, torch.optim.Optimizer] = {
+    optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
             others, lr=rate(learning_rate), weight_decay=weight_decay, fused=True, capturable=on_gpu
         )
     }
     if matrices:
-        optimisers["muon"] = Muon(
+        optimizers["muon"] = Muon(
             matrices, lr=rate(muon_learning_rate), weight_decay=muon_weight_decay
         )
     for name, peak in (("adamw", learning_rate), ("muon", muon_learning_rate)):
-        for group in optimisers[name].param_groups if name in optimisers else ():
+        for group in optimizers[name].param_groups if name in optimizers else ():
             group["initial_lr"] = peak
-    return optimisers
+    return optimizers
 
 
 def multiplies_in_bfloat16(precision: Precision, device: torch.device) -> bool:
@@ -241,11 +241,11 @@ def multiplies_in_bfloat16(precision: Precision, device: torch.device) -> bool:
 
 
 def masked_mse(
-    colours: Float[Tensor, "b 3 h w"], pixels: UInt8[Tensor, "b h w 3"], mask: Bool[Tensor, "b h w"]
+    colors: Float[Tensor, "b 3 h w"], pixels: UInt8[Tensor, "b h w 3"], mask: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
     """Mean squared error over the pixels that the mask holds, which must not be none."""
-    truth = pixels.permute(0, 3, 1, 2).to(colours.dtype) / 255
-    error = (colours - truth).square() * mask[:, None]
+    truth = pixels.permute(0, 3, 1, 2).to(colors.dtype) / 255
+    error = (colors - truth).square() * mask[:, None]
     return error.sum() / (3 * mask.sum())
 
 

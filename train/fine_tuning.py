@@ -1,6 +1,6 @@
-"""Fine-tuning: a distilled student goes on with the real pictures, as long as that helps.
+"""Fine-tuning: a distilled student goes on with the real images, as long as that helps.
 
-It trains in rounds of `train.distil`, at a share of its rates, and after each looks at pictures that
+It trains in rounds of `train.distil`, at a share of its rates, and after each looks at images that
 were held out.
 """
 
@@ -18,7 +18,7 @@ from lightfield.ranges import STEPS, Range, check_ranges, later_seed
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distil import DistilConfig, distil
-from train.picture_pool import PicturePool
+from train.image_pool import ImagePool
 
 STATE = "fine-tuning.safetensors"
 """Where a fine-tuning stands after its last whole round."""
@@ -28,12 +28,12 @@ ROUND = "fine-tuning-"
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """Fine-tuning on the real pictures, kept only while it helps on held-out ones."""
+    """Fine-tuning on the real images, kept only while it helps on held-out ones."""
 
     steps: Annotated[int, Range(0, 100_000_000)] = 600
-    """Most optimiser steps."""
+    """Most optimizer steps."""
     evaluate_every: Annotated[int, STEPS] = 100
-    """Steps between two looks at the held-out pictures."""
+    """Steps between two looks at the held-out images."""
     patience: Annotated[int, Range(1, 1_000_000)] = 2
     """Looks without an improvement after which it stops."""
     rate_share: Annotated[float, Range(1e-6, 1)] = 0.1
@@ -88,7 +88,7 @@ class _Rounds:
     @property
     def _state(self) -> dict[str, Any]:
         modules = {"current": self.current, "best": self.best}
-        return {"modules": modules, "optimisers": {}, "generators": {}}
+        return {"modules": modules, "optimizers": {}, "generators": {}}
 
     def _save(self) -> None:
         if self.folder is None:
@@ -101,7 +101,7 @@ class _Rounds:
 
 def fine_tune(
     student: Student,
-    pool: PicturePool,
+    pool: ImagePool,
     held_out: Callable[[Student], float],
     config: FineTuneConfig,
     distil_config: DistilConfig,
@@ -109,7 +109,7 @@ def fine_tune(
     progress: Progress,
     folder: Path | None = None,
 ) -> FineTuned:
-    """Train on the pool's real pictures in rounds, and return the best student by `held_out` (dB).
+    """Train on the pool's real images in rounds, and return the best student by `held_out` (dB).
 
     The student that came in, which stays as it is, is one of the candidates, so the score never gets
     worse. With a folder, whose file `STATE` is left behind, an interrupted fine-tuning goes on where it

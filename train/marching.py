@@ -37,7 +37,7 @@ def rays_in_box(
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
     """Rays in the box's coordinates; the ray parameter stays the same."""
     side = 2 * box.half_extent
-    corner = torch.tensor(box.centre, device=origins.device) - box.half_extent
+    corner = torch.tensor(box.center, device=origins.device) - box.half_extent
     return (origins - corner) / side, directions / side
 
 

@@ -1,4 +1,4 @@
-"""The training pictures as one pool of pixels to draw rays from."""
+"""The training images as one pool of pixels to draw rays from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PixelPool:
         *,
         device: torch.device | str = "cpu",
     ):
-        self.colours = torch.from_numpy(np.array(views.images)).view(-1, 3).to(device)
+        self.colors = torch.from_numpy(np.array(views.images)).view(-1, 3).to(device)
         self.poses = torch.from_numpy(np.array(views.poses)).to(device)
         self.directions = camera_directions(intrinsics, device=device).view(-1, 3)
         self.space = space
@@ -31,10 +31,10 @@ class PixelPool:
     def draw(
         self, count: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "{count} 3"], Float[Tensor, "{count} 3"], Float[Tensor, "{count} 3"]]:
-        """Origins and directions, in the ray space, and colours of random pixels of random views."""
-        device = self.colours.device
-        index = torch.randint(len(self.colours), (count,), generator=generator, device=device)
+        """Origins and directions, in the ray space, and colors of random pixels of random views."""
+        device = self.colors.device
+        index = torch.randint(len(self.colors), (count,), generator=generator, device=device)
         view = torch.div(index, len(self.directions), rounding_mode="floor")
         directions = self.directions[index % len(self.directions)]
         origins, directions = world_rays(directions, self.poses[view])
-        return *rays_in_space(origins, directions, self.space), self.colours[index].float() / 255
+        return *rays_in_space(origins, directions, self.space), self.colors[index].float() / 255

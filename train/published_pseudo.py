@@ -1,10 +1,10 @@
-"""Pseudo pictures made by the published code of MobileR2L, read into the project's own form.
+"""Pseudo images made by the published code of MobileR2L, read into the project's own form.
 
 Its folder: `{H}x{W}_rgb/rendered_rgb_%05d.npy` float32 [H W, 3]; `poses/c2w_%05d.npy`; and
 `hwf/dataset_info.json` with the camera of the student's rays, a whole number of times smaller.
 
 Its poses are of three kinds, told apart by `dataset_type` and `ff`. Of Blender scenes they are the
-cameras' centres, which look at the origin with z up, in a world whose unit is 4.031 / 1.5 of the
+cameras' centers, which look at the origin with z up, in a world whose unit is 4.031 / 1.5 of the
 scene's, whatever `scale` says. Of other orbits they are the same with `max_radius` as the unit. Of
 forward-facing scenes they are OpenCV matrices in an OpenCV world, in units of `scale`.
 """
@@ -27,13 +27,13 @@ from lightfield.errors import CheckpointError, NelfError, quoted
 from lightfield.files import read_json
 from lightfield.progress import Progress, silent
 from lightfield.transform import SceneTransform
-from train.posed_pictures import PosedPictures, write_pictures
+from train.posed_images import PosedImages, write_images
 
 BLENDER_UNIT = 4.031128857175551 / 1.5
 """The published teacher maps the radius of the Blender scenes' cameras to 1.5, by a constant."""
 INFO = Path("hwf", "dataset_info.json")
-PICTURE = re.compile(r"rendered_rgb_\d{5,}\.npy", re.ASCII)
-PICTURES = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
+IMAGE = re.compile(r"rendered_rgb_\d{5,}\.npy", re.ASCII)
+IMAGES = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
 LARGEST_INFO_BYTES = 1 << 20
 FARTHEST = 1e6
 """Most that any length or scale may be; float32 has little left between larger ones."""
@@ -60,49 +60,49 @@ def load_published_pseudo(
     unit: float = 1.0,
     transform: SceneTransform | None = None,
     progress: Progress = silent,
-) -> tuple[PosedPictures, Intrinsics]:
-    """Convert a published pseudo folder into a folder of ours, picture by picture.
+) -> tuple[PosedImages, Intrinsics]:
+    """Convert a published pseudo folder into a folder of ours, image by image.
 
     Goes on where an interrupted call stopped.
 
     Args:
         folder: as the published teacher wrote it.
-        into: an existing folder for the converted pictures, a quarter of the size.
-        unit: what to multiply the camera centres with besides, where the scene that the student
+        into: an existing folder for the converted images, a quarter of the size.
+        unit: what to multiply the camera centers with besides, where the scene that the student
             shall be scored on has another unit (forward-facing scenes: its loader's scale).
         transform: from the source's coordinates to those of the scene that the student is scored on.
-        progress: told the number of pictures converted.
+        progress: told the number of images converted.
 
     Raises:
         CheckpointError: when a file is missing, damaged or pickled, or no such array.
         OSError: when the disk has no room.
     """
     info, intrinsics = _read_info(folder / INFO), published_camera(folder)
-    pictures, height, width = _picture_folder(folder)
-    count = sum(1 for path in pictures.iterdir() if PICTURE.fullmatch(path.name))
+    images, height, width = _image_folder(folder)
+    count = sum(1 for path in images.iterdir() if IMAGE.fullmatch(path.name))
     if not count:
-        raise CheckpointError("holds no pictures", where=pictures)
+        raise CheckpointError("holds no images", where=images)
     poses = np.stack(
         [_pose(folder / "poses" / f"c2w_{index:05d}.npy", info, unit) for index in range(count)]
     )
     poses = (transform or SceneTransform()).to_scene(poses).astype(np.float32)
 
     def converted(start: int, stop: int) -> Tensor:
-        paths = [pictures / f"rendered_rgb_{index:05d}.npy" for index in range(start, stop)]
-        return torch.from_numpy(np.stack([_picture(path, height, width) for path in paths]))
+        paths = [images / f"rendered_rgb_{index:05d}.npy" for index in range(start, stop)]
+        return torch.from_numpy(np.stack([_image(path, height, width) for path in paths]))
 
     shape = (count, height, width, 3)
-    return write_pictures(converted, poses, shape, into, progress, 1), intrinsics
+    return write_images(converted, poses, shape, into, progress, 1), intrinsics
 
 
 def published_camera(folder: Path) -> Intrinsics:
-    """The camera of a published pseudo folder's pictures, without reading one.
+    """The camera of a published pseudo folder's images, without reading one.
 
     Raises:
         CheckpointError: when the folder does not say.
     """
     info = _read_info(folder / INFO)
-    _, height, width = _picture_folder(folder)
+    _, height, width = _image_folder(folder)
     return _intrinsics(info, height, width, folder / INFO)
 
 
@@ -120,7 +120,7 @@ def _read_info(path: Path) -> _Info:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as reason:
         raise CheckpointError(
-            f"does not describe pseudo pictures ({quoted(repr(reason))})", where=path
+            f"does not describe pseudo images ({quoted(repr(reason))})", where=path
         ) from None
     numbers = (info.height, info.width, info.focal, info.scale, info.max_radius)
     if not all(1 / FARTHEST < number < FARTHEST for number in numbers):
@@ -130,9 +130,9 @@ def _read_info(path: Path) -> _Info:
     return info
 
 
-def _picture_folder(folder: Path) -> tuple[Path, int, int]:
-    """The folder of the pictures, and their height and width, which its name tells."""
-    found = [path for path in folder.iterdir() if path.is_dir() and PICTURES.fullmatch(path.name)]
+def _image_folder(folder: Path) -> tuple[Path, int, int]:
+    """The folder of the images, and their height and width, which its name tells."""
+    found = [path for path in folder.iterdir() if path.is_dir() and IMAGES.fullmatch(path.name)]
     if len(found) != 1:
         raise CheckpointError(f"holds {len(found)} folders named like 800x800_rgb", where=folder)
     height, width = (int(side) for side in found[0].name.removesuffix("_rgb").split("x"))
@@ -171,11 +171,11 @@ def _pose(path: Path, info: _Info, unit: float) -> Float[np.ndarray, "3 4"]:
         raise CheckpointError(str(reason.what), where=path) from None
 
 
-def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    colours = np.array(_array(path, (height * width, 3)))
-    if not np.isfinite(colours).all():
+def _image(path: Path, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    colors = np.array(_array(path, (height * width, 3)))
+    if not np.isfinite(colors).all():
         raise CheckpointError("holds NaN or infinity", where=path)
-    return (255 * colours.clip(0, 1)).round().astype(np.uint8).reshape(height, width, 3)
+    return (255 * colors.clip(0, 1)).round().astype(np.uint8).reshape(height, width, 3)
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Checkpoints of MobileR2L's published code, read into students of ours.
 
 A checkpoint is what `torch.save` writes, a zip of tensors and one pickle, whatever its suffix `.tar`
-says. It holds `network_fn_state_dict` beside the optimiser's state and the pickled network itself. The
+says. It holds `network_fn_state_dict` beside the optimizer's state and the pickled network itself. The
 names of the state dict, with i a body block and j a position in the tail:
 
     head.0, body.{i}.conv_block.{0, 1, 3, 4}            convolution, norm, convolution, norm
@@ -213,7 +213,7 @@ def _layout(
             block_widths.append(take_block(theirs, ours))
             stage = stages[-1]
             stages[-1] = TailStage(stage.factor, stage.width, tuple(block_widths))
-    colour = take(f"tail.{last}", "colour")
+    color = take(f"tail.{last}", "color")
     if head.ndim != 4:
         raise ConfigError(f"head.0 has the shape {tuple(head.shape)}")
     per_coordinate, rest = divmod(head.shape[1], 3 * network.points)
@@ -225,7 +225,7 @@ def _layout(
     assert encodings_per_coordinate(frequencies) == per_coordinate
     spec = StudentSpec(
         network.points, frequencies, len(head), inner, tuple(stages),
-        network.activation or "gelu", output_channels=len(colour),
+        network.activation or "gelu", output_channels=len(color),
     )  # fmt: skip
     return spec, names
 

@@ -1,10 +1,10 @@
-"""The teacher's field: a density and a view-dependent colour at every point of the box.
+"""The teacher's field: a density and a view-dependent color at every point of the box.
 
 Letters: x in [0, 1]^3 a point in the box's coordinates, d a unit direction, h the geometry features.
 
     h       = density MLP(hash grid(x))        one hidden layer
     density = initial_density * exp(h_0), per side of the box
-    colour  = sigmoid(colour MLP(harmonics(d), h))        two hidden layers
+    color  = sigmoid(color MLP(harmonics(d), h))        two hidden layers
 
 No layer has a bias. Source: Instant-NGP (Mueller et al. 2022), section 5.4.
 """
@@ -28,7 +28,7 @@ POINTS_AT_ONCE = 1 << 18
 
 
 class RadianceField(nn.Module):
-    """Hash grid and two small networks, initialised from `generator`; at first it is even fog."""
+    """Hash grid and two small networks, initialized from `generator`; at first it is even fog."""
 
     initial_density: Tensor
 
@@ -48,7 +48,7 @@ class RadianceField(nn.Module):
         self.grid = hash_grid(shape, backend, generator, device)
         self.density_mlp = _mlp((shape.width, hidden_width, geometry_features), generator)
         widths = (COUNT + geometry_features, hidden_width, hidden_width, 3)
-        self.colour_mlp = _mlp(widths, generator)
+        self.color_mlp = _mlp(widths, generator)
         self.to(device)
 
     def geometry(
@@ -64,11 +64,11 @@ class RadianceField(nn.Module):
             parts = [self.geometry(part)[0] for part in points.split(POINTS_AT_ONCE)]
         return torch.cat(parts)
 
-    def colour(
+    def color(
         self, features: Float[Tensor, "n h"], harmonics: Float[Tensor, "n 16"]
     ) -> Float[Tensor, "n 3"]:
-        """Colour at points with these geometry features, seen along these directions."""
-        return torch.sigmoid(self.colour_mlp(torch.cat([harmonics, features], dim=-1)))
+        """Color at points with these geometry features, seen along these directions."""
+        return torch.sigmoid(self.color_mlp(torch.cat([harmonics, features], dim=-1)))
 
 
 def bounded_exp(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -91,7 +91,7 @@ class _BoundedExp(torch.autograd.Function):
 def _mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        # Not torch's initialisation, which would draw from the process's global generator.
+        # Not torch's initialization, which would draw from the process's global generator.
         linear = skip_init(nn.Linear, fan_in, fan_out, bias=False)
         assert isinstance(linear.weight, Tensor)
         nn.init.xavier_uniform_(linear.weight, generator=generator)

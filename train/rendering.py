@@ -21,23 +21,23 @@ from train.spherical_harmonics import spherical_harmonics
 from train.volume_rendering import render_weights, sums_per_ray
 
 HIDDEN = 1e-4
-"""Samples of less transmittance (training) or weight (rounds) are not asked for their colour."""
+"""Samples of less transmittance (training) or weight (rounds) are not asked for their color."""
 RAY_ENDS = 1e-3
-"""Transmittance under which rounds leave a ray: a quarter of a step of an 8-bit picture."""
+"""Transmittance under which rounds leave a ray: a quarter of a step of an 8-bit image."""
 FIRST_ROUND = 8
 
 
 @dataclass(frozen=True)
 class RenderedRays:
-    """What rays see: colour without background, opacity, and the mean t of what is opaque."""
+    """What rays see: color without background, opacity, and the mean t of what is opaque."""
 
-    colour: Float[Tensor, "n 3"]
+    color: Float[Tensor, "n 3"]
     opacity: Float[Tensor, "n"]
     t: Float[Tensor, "n"]
 
     def over(self, background: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
-        """The colour in front of a background."""
-        return self.colour + (1 - self.opacity[:, None]) * background
+        """The color in front of a background."""
+        return self.color + (1 - self.opacity[:, None]) * background
 
 
 def render_samples(
@@ -54,11 +54,11 @@ def render_samples(
     seen = (transmittance > HIDDEN).nonzero()[:, 0]
     ray_seen, weights_seen = ray[seen], weights.index_select(0, seen)
     harmonics = spherical_harmonics(F.normalize(directions, dim=-1))[ray_seen]
-    emitted = field.colour(features.index_select(0, seen), harmonics)
-    colour = sums_per_ray(weights_seen[:, None] * emitted, ray_seen, rays)
+    emitted = field.color(features.index_select(0, seen), harmonics)
+    color = sums_per_ray(weights_seen[:, None] * emitted, ray_seen, rays)
     opacity = sums_per_ray(weights, ray, rays)
     t = sums_per_ray(weights * samples.t, ray, rays) / opacity.clamp(min=HIDDEN)
-    return RenderedRays(colour, opacity, t), weights
+    return RenderedRays(color, opacity, t), weights
 
 
 @torch.no_grad()
@@ -72,14 +72,14 @@ def render_in_rounds(
 ) -> RenderedRays:
     """Rays rendered near to far in rounds of a few samples, each round only for rays still clear.
 
-    A colour is off by at most `RAY_ENDS`, plus `HIDDEN` for each sample of its ray.
+    A color is off by at most `RAY_ENDS`, plus `HIDDEN` for each sample of its ray.
     """
     samples = march(origins, directions, grid, near, far)
     rays = len(origins)
     harmonics = spherical_harmonics(F.normalize(directions, dim=-1))
     count = torch.bincount(samples.ray, minlength=rays)
     first = count.cumsum(0) - count
-    colour = origins.new_zeros((rays, 3))
+    color = origins.new_zeros((rays, 3))
     depth, weighted_t = origins.new_zeros(rays), origins.new_zeros(rays)
     alive, done, size = count.nonzero()[:, 0], 0, FIRST_ROUND
     while len(alive):
@@ -92,14 +92,14 @@ def render_in_rounds(
         weights = render_weights(thickness, row)[0] * torch.exp(-depth[ray])
         seen = (weights > HIDDEN).nonzero()[:, 0]
         ray, weights, t = ray[seen], weights[seen], t[seen]
-        emitted = field.colour(features[seen], harmonics[ray])
-        colour.index_add_(0, ray, weights[:, None] * emitted)
+        emitted = field.color(features[seen], harmonics[ray])
+        color.index_add_(0, ray, weights[:, None] * emitted)
         weighted_t.index_add_(0, ray, weights * t)
         depth[alive] += sums_per_ray(thickness, row, len(alive))
         done, size = done + size, 2 * size
         alive = alive[(depth[alive] < -math.log(RAY_ENDS)) & (count[alive] > done)]
     opacity = -torch.expm1(-depth)
-    return RenderedRays(colour, opacity, weighted_t / opacity.clamp(min=HIDDEN))
+    return RenderedRays(color, opacity, weighted_t / opacity.clamp(min=HIDDEN))
 
 
 def _points(origins: Tensor, directions: Tensor, ray: Tensor, t: Tensor) -> Tensor:

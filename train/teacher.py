@@ -46,13 +46,13 @@ class TeacherConfig:
     hidden_width: Annotated[int, Range(1, 4096)] = 64
     """Width of the hidden layers of both networks."""
     geometry_features: Annotated[int, Range(1, 4096)] = 16
-    """Outputs of the density network, all of which the colour network reads."""
+    """Outputs of the density network, all of which the color network reads."""
     occupancy_resolution: Annotated[int, Range(4, 512)] = 128
     """Cells along each side of the occupancy grid."""
     max_samples_per_ray: Annotated[int, Range(1, 65_536)] = 1024
-    """Marching steps along the box's diagonal; about two per pixel of the pictures are enough."""
+    """Marching steps along the box's diagonal; about two per pixel of the images are enough."""
     steps: Annotated[int, STEPS] = 30_000
-    """Optimisation steps."""
+    """Optimization steps."""
     samples_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 18
     """Samples to aim at in each step; the number of rays follows."""
     max_rays_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 16
@@ -115,7 +115,7 @@ def render_rays(
     space: RaySpace,
     background: tuple[float, float, float],
 ) -> RenderedRays:
-    """What rays of `space` see, their colours in front of the background; without gradients."""
+    """What rays of `space` see, their colors in front of the background; without gradients."""
     at_once = RAYS_AT_ONCE_CPU if teacher.device.type == "cpu" else RAYS_AT_ONCE
     behind = torch.tensor(background, device=teacher.device)
     parts = []
@@ -126,15 +126,15 @@ def render_rays(
     return RenderedRays(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def render_picture(
+def render_image(
     teacher: Teacher,
     pose: Float[Tensor, "3 4"],
     intrinsics: Intrinsics,
     space: RaySpace,
     background: tuple[float, float, float],
 ) -> Float[Tensor, "h w 3"]:
-    """One picture, values in [0, 1], on the teacher's device; without gradients."""
+    """One image, values in [0, 1], on the teacher's device; without gradients."""
     rays = camera_rays(pose.to(teacher.device), intrinsics, space)
     origins, directions = (x.reshape(-1, 3) for x in rays)
-    colour = render_rays(teacher, origins, directions, space, background).colour
-    return colour.clamp(0, 1).view(intrinsics.height, intrinsics.width, 3)
+    color = render_rays(teacher, origins, directions, space, background).color
+    return color.clamp(0, 1).view(intrinsics.height, intrinsics.width, 3)

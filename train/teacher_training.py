@@ -1,6 +1,6 @@
-"""The teacher's training on a scene's pictures.
+"""The teacher's training on a scene's images.
 
-It draws random pixels of all pictures. The number of rays of a step follows the number of their samples,
+It draws random pixels of all images. The number of rays of a step follows the number of their samples,
 so that steps cost about the same from first to last. The steps themselves are taken by `PlainSteps`, in
 ordinary PyTorch, or by `train.gpu.teacher.steps` where the kernels can.
 """
@@ -38,7 +38,7 @@ FIRST_RAYS, FEWEST_RAYS, MOST_GROWTH = 1024, 64, 1.25
 FINAL_LEARNING_RATE = 1 / 30
 CARVED_DENSITY = 10.0
 """Density, per side of the box, at which the training starts inside silhouettes. At Instant-NGP's 1
-the little that is left after carving is so faint that darkening its colour explains the pictures
+the little that is left after carving is so faint that darkening its color explains the images
 faster than thickening it, and the training can stay in black fog. Without silhouettes 1 is better."""
 LOG_EVERY = 100
 
@@ -136,7 +136,7 @@ class PlainSteps:
     def __init__(self, teacher: Teacher, scene: Scene):
         device = teacher.device
         self.teacher, self.rays = teacher, FIRST_RAYS
-        self._optimiser = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
+        self._optimizer = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
         self._generator = torch.Generator(device).manual_seed(teacher.config.seed)
         self._pixels = PixelPool(scene.train, scene.intrinsics, scene.space, device=device)
         self._space = scene.space
@@ -146,7 +146,7 @@ class PlainSteps:
     def state(self) -> dict[str, Any]:  # noqa: D102
         return {
             "modules": {"teacher": self.teacher},
-            "optimisers": {"adam": self._optimiser},
+            "optimizers": {"adam": self._optimizer},
             "generators": {"sampling": self._generator},
         }
 
@@ -173,21 +173,21 @@ class PlainSteps:
             teacher.occupancy.update(
                 teacher.field.density, everywhere=warming_up, generator=self._generator
             )
-        for group in self._optimiser.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * annealing(step / config.steps)
         batch = self._pixels.draw(self.rays, self._generator)
         loss, mse, samples = training_loss(
             teacher, *batch, self._space, self._background, self._generator
         )
         if samples:  # else these rays passed through empty space alone
-            self._optimiser.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self._optimiser.step()
+            self._optimizer.step()
         elif not teacher.occupancy.occupied.any():
             raise SceneError(
                 "the teacher holds nothing any more: the images show nothing in its box",
                 where="teacher",
-                remedy="check --background, --box and --centre of `nelf scene`, and the poses",
+                remedy="check --background, --box and --center of `nelf scene`, and the poses",
             )
         return mse, samples
 
@@ -196,7 +196,7 @@ def training_loss(
     teacher: Teacher,
     origins: Float[Tensor, "n 3"],
     directions: Float[Tensor, "n 3"],
-    colours: Float[Tensor, "n 3"],
+    colors: Float[Tensor, "n 3"],
     space: RaySpace,
     background: Float[Tensor, "3"],
     generator: torch.Generator,
@@ -208,12 +208,12 @@ def training_loss(
     offset = torch.rand(rays, generator=generator, device=origins.device)
     samples = march(origins, directions, teacher.occupancy, space.near, space.far, offset)
     seen, weights = render_samples(teacher.field, samples, origins, directions, step_length)
-    mse = F.mse_loss(seen.over(background), colours)
+    mse = F.mse_loss(seen.over(background), colors)
     loss = mse + config.opacity_entropy * opacity_entropy(seen.opacity).mean()
     if config.distortion > 0:
         lengths = torch.full_like(weights, step_length)
-        travelled = samples.t * directions.norm(dim=-1)[samples.ray]
-        spread = distortion(weights, travelled, lengths, samples.ray, rays)
+        traveled = samples.t * directions.norm(dim=-1)[samples.ray]
+        spread = distortion(weights, traveled, lengths, samples.ray, rays)
         loss = loss + config.distortion * spread.mean()
     return loss, mse.detach(), len(samples)
 
@@ -224,7 +224,7 @@ def annealing(done: float) -> float:
 
 
 def carve(teacher: Teacher, scene: Scene) -> None:
-    """Leave only the cells that the pictures do not rule out.
+    """Leave only the cells that the images do not rule out.
 
     Raises:
         SceneError: when that is none.
@@ -237,7 +237,7 @@ def carve(teacher: Teacher, scene: Scene) -> None:
         raise SceneError(
             "no part of the box is seen by a camera and inside all silhouettes",
             where=scene.name,
-            remedy="check the poses and the alpha channels, or set --box and --centre of `nelf scene`",
+            remedy="check the poses and the alpha channels, or set --box and --center of `nelf scene`",
         )
     teacher.occupancy.restrict(cells)
     if scene.train.alpha is not None:

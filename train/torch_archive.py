@@ -28,7 +28,7 @@ from lightfield.errors import CheckpointError, quoted
 from lightfield.files import require_regular_file
 
 LARGEST_FILE_BYTES = 1 << 29
-"""Ten times the size of a published checkpoint with its optimiser's state. The limits on its parts are
+"""Ten times the size of a published checkpoint with its optimizer's state. The limits on its parts are
 as generous."""
 LARGEST_READ_BYTES = 1 << 20
 """Limit on one read; a zip's directory is read at once."""

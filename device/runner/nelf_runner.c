@@ -385,7 +385,7 @@ static OrtSessionOptions *session_options(const Request *request, void *library)
   check(CreateSessionOptions(&options), at);
   check(SetIntraOpNumThreads(options, request->threads), at);
   check(SetInterOpNumThreads(options, 1), at);
-  check(SetSessionGraphOptimizationLevel(options, OPTIMISE_ALL), at);
+  check(SetSessionGraphOptimizationLevel(options, OPTIMIZE_ALL), at);
   check(AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), at);
   check(AddSessionConfigEntry(options, "session.inter_op.allow_spinning", "0"), at);
   add_provider(options, request, library);

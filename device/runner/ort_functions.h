@@ -31,7 +31,7 @@ typedef struct {
   const char *(*GetVersionString)(void);
 } OrtApiBase;
 
-enum { LOG_ERRORS = 3, OPTIMISE_ALL = 99, DEVICE_ALLOCATOR = 0, DEFAULT_MEMORY = 0 };
+enum { LOG_ERRORS = 3, OPTIMIZE_ALL = 99, DEVICE_ALLOCATOR = 0, DEFAULT_MEMORY = 0 };
 
 /* F(position, result, name, arguments) */
 #define ORT_FUNCTIONS(F)                                                                            \

@@ -1,6 +1,6 @@
 // Puts the light field's scene together from the project's assets, with a right click > Rebuild Neural
 // Light Field in the Scene Hierarchy or the Asset Browser. Two uses:
-// - it adds an Image, with a material that only the editor can make, so that the picture keeps its
+// - it adds an Image, with a material that only the editor can make, so that the image keeps its
 //   proportions instead of filling the screen;
 // - it is the way out when Lens Studio did not take the generated scene.
 // What is there already is kept and completed; nothing is removed. One undo takes it all back.
@@ -18,10 +18,10 @@ const MODELS = {
 };
 const IMAGE_MATERIAL = "Com.Snap.MaterialPreset.ImageMaterialPreset"; // comes with Lens Studio
 
-// The camera stands 40 in front of the picture, which is 28 wide, as wide as a phone's screen there.
+// The camera stands 40 in front of the image, which is 28 wide, as wide as a phone's screen there.
 const CAMERA_DISTANCE = 40;
 const FIELD_OF_VIEW_DEGREES = 63.541019;
-const PICTURE_SIZE = 28;
+const IMAGE_SIZE = 28;
 const MESSAGE_SIZE = 45;
 
 export class RebuildNeuralLightField extends CoreService {
@@ -106,7 +106,7 @@ export class RebuildNeuralLightField extends CoreService {
         if (asked === MODELS.student) {
             console.warn(
                 "[NeuralLightField] Student was imported without its .meta: select it and set the " +
-                    "scale of its output to 255 on all three channels, or the picture stays black.",
+                    "scale of its output to 255 on all three channels, or the image stays black.",
             );
         }
         return imported.primary;
@@ -118,7 +118,7 @@ export class RebuildNeuralLightField extends CoreService {
         if (!descriptor) {
             console.warn(
                 "[NeuralLightField] This Lens Studio has no preset " + IMAGE_MATERIAL + ": the " +
-                    "picture will fill the screen. Add an Image component to " + LIGHT_FIELD + ".",
+                    "image will fill the screen. Add an Image component to " + LIGHT_FIELD + ".",
             );
             return null;
         }
@@ -144,7 +144,7 @@ function assemble(project, script, inputs, material) {
         camera.renderTarget = target;
         camera.fov = FIELD_OF_VIEW_DEGREES;
     }
-    const lightField = lightFieldIn(scene, script) || newObject(scene, LIGHT_FIELD, 0, PICTURE_SIZE);
+    const lightField = lightFieldIn(scene, script) || newObject(scene, LIGHT_FIELD, 0, IMAGE_SIZE);
     if (material !== null) {
         const image = component(lightField, "Image") || lightField.addComponent("Image");
         image.materials = [material];

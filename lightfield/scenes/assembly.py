@@ -21,14 +21,14 @@ from lightfield.scenes.bounds import (
 )
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import read_views
-from lightfield.scenes.pictures import Colour, Resolution, fitted_size, resampling_notes
+from lightfield.scenes.images import Color, Resolution, fitted_size, resampling_notes
 from lightfield.scenes.region import ACCEPTED_SHARE
 from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
 NDC_NEAR = 1.0
 NOT_FOR_FORWARD = (
-    "--box, --centre, --near, --far and --keep-units are not used: the bounds of a forward-facing "
+    "--box, --center, --near, --far and --keep-units are not used: the bounds of a forward-facing "
     "capture come from its frusta"
 )
 
@@ -45,7 +45,7 @@ class SceneChoice:
     """Both sides become multiples of it (a student's up-sampling factor)."""
     test_every: int = 1
     """Take every n-th test view."""
-    background: Colour | None = None
+    background: Color | None = None
     """What transparent images are composited on, and what lies behind the field; None chooses."""
     bounds: BoundsChoice = field(default_factory=BoundsChoice)
     keep_units: bool = False
@@ -92,7 +92,7 @@ def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silen
             "resampling": "exact area means of premultiplied color, then composited",
             "views": {split: len(frames) for split, frames in splits.items()},
             "bounds": OBJECT_RULE if capture.kind == "object" else NDC_BOX_RULE,
-            "pictures_sha256": images_sha256,
+            "images_sha256": images_sha256,
         },
         train=views["train"],
         val=views["val"],
@@ -106,7 +106,7 @@ def _check_distances(views: dict[str, Views], box: Box, capture: Capture) -> Non
     Raises:
         SceneError: naming the first one.
     """
-    center = np.array(box.centre) if capture.kind == "object" else np.zeros(3)
+    center = np.array(box.center) if capture.kind == "object" else np.zeros(3)
     usual = np.median(np.linalg.norm(views["train"].poses[:, :, 3] - center, axis=-1))
     for view in views.values():
         distances = np.linalg.norm(view.poses[:, :, 3] - center, axis=-1)
@@ -119,9 +119,7 @@ def _check_distances(views: dict[str, Views], box: Box, capture: Capture) -> Non
             )
 
 
-def _background(
-    capture: Capture, train: Views, choice: SceneChoice
-) -> tuple[Colour, Colour | None]:
+def _background(capture: Capture, train: Views, choice: SceneChoice) -> tuple[Color, Color | None]:
     """The scene's background, and the color of a plain backdrop when opaque images have one."""
     if train.alpha is not None:
         if not train.alpha.any():
@@ -143,7 +141,7 @@ def _background(
 
 
 def _placed(
-    capture: Capture, camera: Intrinsics, train: Views, plain: Colour | None, choice: SceneChoice
+    capture: Capture, camera: Intrinsics, train: Views, plain: Color | None, choice: SceneChoice
 ) -> tuple[SceneTransform, RaySpace, Box, list[str]]:
     """The transform to scene coordinates, ray space and box, and what to say about them."""
     if capture.kind == "forward":
@@ -168,6 +166,6 @@ def _placed(
     if share > ACCEPTED_SHARE:
         notes.append(
             f"warning: {share:.1%} of the rays that show something miss the box and can only show the "
-            "background; set it with --box and --centre"
+            "background; set it with --box and --center"
         )
     return bounds.transform, bounds.space, bounds.box, notes

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from lightfield.errors import ConfigError
-from lightfield.scenes.pictures import Colour
+from lightfield.scenes.images import Color
 
-NAMED: dict[str, Colour] = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+NAMED: dict[str, Color] = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 WHITE = NAMED["white"]
 HEX = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 TOLERANCE = 12
@@ -21,7 +21,7 @@ UNIFORM_SHARE = 0.85
 """Share of all border pixels that must have the same color for it to be a backdrop."""
 
 
-def parsed_color(text: str) -> Colour | None:
+def parsed_color(text: str) -> Color | None:
     """The color that a user names, or None for `auto`.
 
     Raises:
@@ -41,7 +41,7 @@ def parsed_color(text: str) -> Colour | None:
     )
 
 
-def backdrop(images: UInt8[np.ndarray, "n h w 3"]) -> Colour | None:
+def backdrop(images: UInt8[np.ndarray, "n h w 3"]) -> Color | None:
     """The one color of the borders of opaque images, or None where the borders vary."""
     border = np.concatenate(
         [
@@ -57,7 +57,7 @@ def backdrop(images: UInt8[np.ndarray, "n h w 3"]) -> Colour | None:
     return red, green, blue
 
 
-def mean_border(images: UInt8[np.ndarray, "n h w 3"]) -> Colour:
+def mean_border(images: UInt8[np.ndarray, "n h w 3"]) -> Color:
     """The mean color of the borders: what a field without end shows where it holds nothing."""
     sides = [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]]
     red, green, blue = (np.concatenate([s.reshape(-1, 3) for s in sides]).mean(0) / 255).tolist()
@@ -67,7 +67,7 @@ def mean_border(images: UInt8[np.ndarray, "n h w 3"]) -> Colour:
 def shown_pixels(
     images: UInt8[np.ndarray, "n h w 3"],
     alpha: UInt8[np.ndarray, "n h w"] | None,
-    plain: Colour | None,
+    plain: Color | None,
 ) -> Bool[np.ndarray, "n h w"]:
     """The pixels that show something: with coverage, or unlike the plain backdrop, or else all.
 

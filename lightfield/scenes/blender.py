@@ -26,6 +26,7 @@ from lightfield.files import read_json, sha256_of
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import HELD_OUT_EVERY, Frames
 from lightfield.scenes.image_files import ImageFiles, MissingImageError, folder_entries
+from lightfield.scenes.images import ImageFormat, Resolution, image_format_of
 from lightfield.scenes.json_camera import (
     camera_of,
     described_size,
@@ -34,7 +35,6 @@ from lightfield.scenes.json_camera import (
     own_camera,
 )
 from lightfield.scenes.masks import why_masks_are_unused
-from lightfield.scenes.pictures import PictureFormat, Resolution, picture_format
 from lightfield.scenes.scene import SPLITS
 
 TRAIN_JSON = "transforms_train.json"
@@ -130,8 +130,8 @@ def _capture(
         assert train.first_missing is not None
         raise train.first_missing
     images = [image for listing in listings.values() for image in listing.images]
-    pictures = picture_format(images, described_size(own_camera(train.data, train.entries[0])))
-    masked, mask_notes = _used_masks(listings.values(), pictures)
+    image_format = image_format_of(images, described_size(own_camera(train.data, train.entries[0])))
+    masked, mask_notes = _used_masks(listings.values(), image_format)
     frames = {
         name: Frames(tuple(listing.images), listing.poses, _masks(listing) if masked else ())
         for name, listing in listings.items()
@@ -146,14 +146,14 @@ def _capture(
         folder=folder,
         where=train.path,
         splits=splits.frames,
-        format=replace(pictures, has_alpha=pictures.has_alpha or masked),
-        camera=_common_camera(listings.values(), pictures),
+        format=replace(image_format, has_alpha=image_format.has_alpha or masked),
+        camera=_common_camera(listings.values(), image_format),
         described_by=(*files.values(), *masks),
         notes=(
             *(note for listing in listings.values() for note in listing.notes),
             *splits.notes,
             *finder.notes(),
-            *pictures.notes,
+            *image_format.notes,
             *mask_notes,
             *_unused_keys(listings.values()),
         ),
@@ -291,13 +291,13 @@ def _plain(name: str) -> str:
     return os.path.normpath(name.replace("\\", "/"))
 
 
-def _used_masks(listings: Iterable[Listing], pictures: PictureFormat) -> tuple[bool, list[str]]:
+def _used_masks(listings: Iterable[Listing], image_format: ImageFormat) -> tuple[bool, list[str]]:
     """Whether the frames' masks are used, and what to say about them."""
     masks = [mask for listing in listings for mask in listing.masks]
     named = any(entry.get("mask_path") for listing in listings for entry in listing.entries)
     if not named:
         return False, _unused_dynamic_masks(listings)
-    reason = why_masks_are_unused(masks, pictures)
+    reason = why_masks_are_unused(masks, image_format)
     if reason is not None:
         return False, [f"the masks (mask_path) are not used: {reason}"]
     return True, ["the masks (mask_path) are used as the images' transparency"]
@@ -310,7 +310,7 @@ def _unused_dynamic_masks(listings: Iterable[Listing]) -> list[str]:
     return [f"{count} masks of moving things (dynamic_mask_*.png) are not used"] if count else []
 
 
-def _common_camera(listings: Iterable[Listing], pictures: PictureFormat) -> Intrinsics:
+def _common_camera(listings: Iterable[Listing], image_format: ImageFormat) -> Intrinsics:
     """The one camera of all frames."""
     first: Intrinsics | None = None
     known: dict[str, Intrinsics] = {}
@@ -319,7 +319,7 @@ def _common_camera(listings: Iterable[Listing], pictures: PictureFormat) -> Intr
             described = own_camera(listing.data, entry)
             where = f"{listing.path}, frame {index}" if _has_camera(entry) else listing.path
             text = repr(described)
-            camera = known.get(text) or camera_of(described, pictures, where=where)
+            camera = known.get(text) or camera_of(described, image_format, where=where)
             known[text] = camera
             first = first or camera
             if not is_same_camera(first, camera):

@@ -44,7 +44,7 @@ class BoundsChoice:
 
     box: float | None = None
     """Half of the box's side."""
-    centre: Vector | None = None
+    center: Vector | None = None
     """Center of the box."""
     near: float | None = None
     """Depth along the optical axis at which rays begin."""
@@ -105,8 +105,8 @@ def object_bounds(
 
 
 def _chosen(region: Region, choice: BoundsChoice) -> Region:
-    if choice.centre is not None:
-        region = replace(region, center=np.array(choice.centre))
+    if choice.center is not None:
+        region = replace(region, center=np.array(choice.center))
     return region if choice.box is None else replace(region, half_extent=choice.box)
 
 

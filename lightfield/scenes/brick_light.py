@@ -1,12 +1,12 @@
 """How the bricks are lit: a soft sun and a sky, whose visibility is baked once, and a plastic sheen.
 
 Visibility does not depend on the camera, so it is computed once per scene and kept in charts: each
-solid is photographed along the six axes, and each texel of those six pictures stores, at the point
+solid is photographed along the six axes, and each texel of those six images stores, at the point
 it shows, the unblocked fraction of the sun's disc and of the sky above. Blocking is read off depth
 maps taken along many directions. The cosine of the sun stays out of the chart, so that the rounded
 edges of `Surfaces.normals` catch the light.
 
-Light is computed in linear colour and leaves as stored (sRGB) values.
+Light is computed in linear color and leaves as stored (sRGB) values.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lightfield.scenes.brick_solids import Solid, Surfaces
 TO_SUN = np.array([0.42, -0.50, 0.76], np.float32) / np.linalg.norm([0.42, -0.50, 0.76])
 SUN_RADIUS = 0.11
 """Of the sun's disc, in units of its distance: how soft shadows are."""
-SUN_COLOUR = np.array([1.0, 0.95, 0.86], np.float32) * 0.72
-SKY_COLOUR = np.array([0.86, 0.93, 1.0], np.float32) * 0.68
-GROUND_COLOUR = np.array([0.9, 0.9, 0.88], np.float32) * 0.36
+SUN_COLOR = np.array([1.0, 0.95, 0.86], np.float32) * 0.72
+SKY_COLOR = np.array([0.86, 0.93, 1.0], np.float32) * 0.68
+GROUND_COLOR = np.array([0.9, 0.9, 0.88], np.float32) * 0.36
 SKY_MIRRORED = np.array([0.9, 0.96, 1.0], np.float32)
 SUN_SAMPLES, SKY_SAMPLES = 24, 72
 TEXEL = 0.025
-"""Side of a chart's texel, in world units: less than a pixel of a 100 x 100 picture."""
+"""Side of a chart's texel, in world units: less than a pixel of a 100 x 100 image."""
 DEPTH_MAP_SIZE = 192
 SURFACE_OFFSET, DEPTH_BIAS = 0.008, 0.012
 """World units by which a point is lifted, and may lie behind a depth map, before it is shaded."""
@@ -119,12 +119,12 @@ def _visibility(
     """The fractions of the sun's disc and of the (cosine-weighted) sky that surface points see."""
     low = np.min([s.low for s in solids], 0)
     high = np.max([s.high for s in solids], 0)
-    centre, radius = 0.5 * (low + high), 0.5 * float(np.linalg.norm(high - low))
+    center, radius = 0.5 * (low + high), 0.5 * float(np.linalg.norm(high - low))
     lifted = points + np.float32(SURFACE_OFFSET) * normals
 
     def lit(direction: np.ndarray) -> np.ndarray:
         up = np.array([0.0, 1.0, 0.0]) if abs(direction[2]) > 0.9 else np.array([0.0, 0.0, 1.0])
-        pose = look_at(centre + (radius + 1) * direction, centre, up)
+        pose = look_at(center + (radius + 1) * direction, center, up)
         grid = parallel_grid(pose, radius, DEPTH_MAP_SIZE)
         depth, _ = first_hits(solids, grid)
         column, row, own = grid.project(lifted).T
@@ -178,7 +178,7 @@ class LitBricks:
             tuple(solids),
             Surfaces.of(solids),
             bake(solids),
-            _linear(np.array([s.colour for s in solids], np.float32)),
+            _linear(np.array([s.color for s in solids], np.float32)),
             np.array([s.gloss for s in solids], np.float32),
         )
 
@@ -188,7 +188,7 @@ class LitBricks:
         points: Float[np.ndarray, "m 3"],
         directions: Float[np.ndarray, "m 3"],
     ) -> Float[np.ndarray, "m 3"]:
-        """The colour, as stored, of surface points seen along (not normalised) directions."""
+        """The color, as stored, of surface points seen along (not normalized) directions."""
         normal, edge, bored = self.surfaces.normals(index, points)
         axis = np.abs(normal).argmax(1)
         face = 2 * axis + (normal[np.arange(len(axis)), axis] > 0)
@@ -197,11 +197,11 @@ class LitBricks:
         crease = (1 - np.float32(0.4) * edge)[:, None]
         facing = np.maximum(normal @ TO_SUN, 0)
         upwards = (0.5 + 0.5 * normal[:, 2])[:, None]
-        ambient = SKY_COLOUR * upwards + GROUND_COLOUR * (1 - upwards)
+        ambient = SKY_COLOR * upwards + GROUND_COLOR * (1 - upwards)
         ambient = ambient * (0.22 + 0.78 * sky)[:, None] * crease
-        light = SUN_COLOUR * (facing * sun)[:, None] + ambient
-        colour = self.albedo[index] * light + self._sheen(index, normal, directions, sun, sky)
-        return _stored(colour)
+        light = SUN_COLOR * (facing * sun)[:, None] + ambient
+        color = self.albedo[index] * light + self._sheen(index, normal, directions, sun, sky)
+        return _stored(color)
 
     def _sheen(
         self,
@@ -220,7 +220,7 @@ class LitBricks:
         sky_seen = sky * np.clip(0.5 + 0.5 * mirrored[:, 2], 0, 1)
         return (
             fresnel[:, None] * sky_seen[:, None] * SKY_MIRRORED
-            + (0.16 * self.gloss[index] * glint * sun)[:, None] * SUN_COLOUR
+            + (0.16 * self.gloss[index] * glint * sun)[:, None] * SUN_COLOR
         )
 
 

@@ -30,7 +30,7 @@ LEAF, BLOSSOM = (0.16, 0.50, 0.22), (0.98, 0.62, 0.72)
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours that change from one seed to the next, as stored (sRGB)."""
+    """The colors that change from one seed to the next, as stored (sRGB)."""
 
     cab: Vector
     bed: Vector
@@ -70,22 +70,22 @@ def _brick(
     x: tuple[float, float],
     y: tuple[float, float],
     z: tuple[float, float],
-    colour: Vector,
+    color: Vector,
     **details: Any,
 ) -> Solid:
     low, high = (x[0], y[0], z[0]), (x[1], y[1], z[1])
-    return replace(Solid(low, high, colour), **details)
+    return replace(Solid(low, high, color), **details)
 
 
 def _cylinder(
-    axis: int, centre: tuple[float, float], radius: float, span: tuple[float, float], colour: Vector,
+    axis: int, center: tuple[float, float], radius: float, span: tuple[float, float], color: Vector,
     **details: Any,
 ) -> Solid:  # fmt: skip
-    """`centre` lies in the plane across the axis, in the order x, y, z."""
-    low, high = [c - radius for c in centre], [c + radius for c in centre]
+    """`center` lies in the plane across the axis, in the order x, y, z."""
+    low, high = [c - radius for c in center], [c + radius for c in center]
     low.insert(axis, span[0])
     high.insert(axis, span[1])
-    solid = Solid((low[0], low[1], low[2]), (high[0], high[1], high[2]), colour, axis)
+    solid = Solid((low[0], low[1], low[2]), (high[0], high[1], high[2]), color, axis)
     return replace(solid, **details)
 
 
@@ -101,16 +101,16 @@ def _studs(bricks: list[Solid]) -> list[Solid]:
                 if any(other.contains((x, y, top + 0.5 * STUD_HEIGHT)) for other in bricks):
                     continue
                 span = (top, top + STUD_HEIGHT)
-                studs.append(_cylinder(2, (x, y), STUD_RADIUS, span, brick.colour))
+                studs.append(_cylinder(2, (x, y), STUD_RADIUS, span, brick.color))
     return studs
 
 
 def _wheel(x: float, side: int) -> list[Solid]:
     z = STUD_HEIGHT + WHEEL_RADIUS
 
-    def disc(radius: float, inner: float, outer: float, colour: Vector, **details: Any) -> Solid:
+    def disc(radius: float, inner: float, outer: float, color: Vector, **details: Any) -> Solid:
         span = (inner, outer) if side > 0 else (-outer, -inner)
-        return _cylinder(1, (x, z), radius, span, colour, **details)
+        return _cylinder(1, (x, z), radius, span, color, **details)
 
     return [
         disc(WHEEL_RADIUS, 1.3, 2.15, CHARCOAL, bevel=0.16, gloss=0.35),

@@ -1,6 +1,6 @@
-"""Rays against bricks: which solid each ray of a picture meets first, in closed form.
+"""Rays against bricks: which solid each ray of an image meets first, in closed form.
 
-Frame: the project's world. Letters: o origin, d direction (not normalised), t ray parameter; a ray's
+Frame: the project's world. Letters: o origin, d direction (not normalized), t ray parameter; a ray's
 points are o + t d. A ray is inside a convex solid for one interval [enter, leave]; a bore moves its
 start. Each solid is tested only against the rays of the window that its box projects to.
 """
@@ -27,13 +27,13 @@ Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class RayGrid:
-    """A picture's worth of rays, in perspective or parallel, and where a point falls in it."""
+    """An image's worth of rays, in perspective or parallel, and where a point falls in it."""
 
     origin: Grid
     direction: Grid
     rotation: Float[np.ndarray, "3 3"]
     """Columns are the grid's right, up and back in the world."""
-    centre: Float[np.ndarray, "3"]
+    center: Float[np.ndarray, "3"]
     focal: tuple[float, float]
     """Pixels per unit of x / depth, or of x itself for parallel rays; then the same for y."""
     principal: tuple[float, float]
@@ -45,8 +45,8 @@ class RayGrid:
         return self.direction[0].shape[0], self.direction[0].shape[1]
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """Column, row (pixel centres at +0.5) and depth along the optical axis of world points."""
-        right, up, back = ((points - self.centre) @ self.rotation).T
+        """Column, row (pixel centers at +0.5) and depth along the optical axis of world points."""
+        right, up, back = ((points - self.center) @ self.rotation).T
         depth = -back
         scale = np.ones_like(depth) if self.parallel else depth
         column = self.focal[0] * right / scale + self.principal[0]
@@ -67,7 +67,7 @@ class RayGrid:
 
 
 def perspective_grid(pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics) -> RayGrid:
-    """The rays through a camera's pixel centres.
+    """The rays through a camera's pixel centers.
 
     Raises:
         SceneError: for a camera with lens distortion.
@@ -111,9 +111,9 @@ def entry(solid: Solid, origin: Grid, direction: Grid) -> Float[np.ndarray, "h w
         leave = np.minimum(leave, np.maximum(a, b))
     if solid.axis is not None:
         u, v = (k for k in range(3) if k != solid.axis)
-        centre = 0.5 * (solid.low[u] + solid.high[u]), 0.5 * (solid.low[v] + solid.high[v])
+        center = 0.5 * (solid.low[u] + solid.high[u]), 0.5 * (solid.low[v] + solid.high[v])
         radius = 0.5 * (solid.high[u] - solid.low[u])
-        a, b = _inside_cylinder(origin, direction, (u, v), centre, radius)
+        a, b = _inside_cylinder(origin, direction, (u, v), center, radius)
         enter, leave = np.maximum(enter, a), np.minimum(leave, b)
     for normal, offset in solid.cuts:
         nx, ny, nz = map(np.float32, normal)
@@ -134,12 +134,12 @@ def _inside_cylinder(
     origin: Grid,
     direction: Grid,
     across: tuple[int, int],
-    centre: tuple[float, float],
+    center: tuple[float, float],
     radius: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where rays enter and leave an endless cylinder; (inf, -inf) for those that pass it by."""
     u, v = across
-    ou, ov = origin[u] - np.float32(centre[0]), origin[v] - np.float32(centre[1])
+    ou, ov = origin[u] - np.float32(center[0]), origin[v] - np.float32(center[1])
     du, dv = direction[u], direction[v]
     a = du * du + dv * dv
     nearest = -(ou * du + ov * dv) / a

@@ -28,7 +28,7 @@ class Solid:
 
     low: Vector
     high: Vector
-    colour: Vector
+    color: Vector
     """Albedo, as stored (sRGB)."""
     axis: int | None = None
     """0, 1 or 2: keep only the inscribed cylinder along this axis; the cross-section must be square."""

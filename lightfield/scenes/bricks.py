@@ -1,9 +1,9 @@
 """The embedded scene: a toy truck of studded bricks, ray-cast in closed form.
 
-Frame: the project's world with z up, as in Blender's scenes. The object is centred near the origin;
-cameras look at the origin from a distance of 4.031 on the upper hemisphere. Pictures are sampled on a
-regular grid within each pixel and averaged as stored (sRGB) values, so that colour x alpha +
-(1 - alpha) is exactly the picture on white.
+Frame: the project's world with z up, as in Blender's scenes. The object is centerd near the origin;
+cameras look at the origin from a distance of 4.031 on the upper hemisphere. Images are sampled on a
+regular grid within each pixel and averaged as stored (sRGB) values, so that color x alpha +
+(1 - alpha) is exactly the image on white.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def bricks_scene(
 def render_exact(
     pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics, *, supersampling: int, seed: int
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """The picture on white and its coverage, float32 in [0, 1].
+    """The image on white and its coverage, float32 in [0, 1].
 
     Args:
         supersampling: rays per pixel along each axis, on a regular grid.
@@ -101,9 +101,9 @@ def render_exact(
     for first in range(0, intrinsics.height, step):
         last = min(first + step, intrinsics.height)
         band = replace(fine, height=(last - first) * s, cy=fine.cy - first * s)
-        colour, hit = _cast(bricks, pose, band)
+        color, hit = _cast(bricks, pose, band)
         blocks = (last - first, s, intrinsics.width, s)
-        image[first:last] = colour.reshape(*blocks, 3).mean((1, 3))
+        image[first:last] = color.reshape(*blocks, 3).mean((1, 3))
         alpha[first:last] = hit.reshape(blocks).mean((1, 3))
     return image, alpha
 
@@ -111,7 +111,7 @@ def render_exact(
 def one_ray_reference_db(scene: Scene) -> float:
     """Mean PSNR over the test views of the exact scene with one ray per pixel.
 
-    It says how much of the supersampled truth lies between the pixel centres: a field that is
+    It says how much of the supersampled truth lies between the pixel centers: a field that is
     queried with one ray per pixel and matches the exact scene scores this much.
 
     Raises:
@@ -160,12 +160,12 @@ def _lit_bricks(seed: int) -> LitBricks:
 def _cast(
     bricks: LitBricks, pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """One ray per pixel: colour on white, and 1 where the ray hits."""
+    """One ray per pixel: color on white, and 1 where the ray hits."""
     rays = perspective_grid(pose, intrinsics)
     t, index = first_hits(bricks.solids, rays)
     hit = index >= 0
     directions = np.stack([d[hit] for d in rays.direction], axis=-1)
-    points = rays.centre + t[hit][:, None] * directions
-    colour = np.ones((*rays.shape, 3), np.float32)
-    colour[hit] = bricks.shade(index[hit], points, directions)
-    return colour, hit.astype(np.float32)
+    points = rays.center + t[hit][:, None] * directions
+    color = np.ones((*rays.shape, 3), np.float32)
+    color[hit] = bricks.shade(index[hit], points, directions)
+    return color, hit.astype(np.float32)

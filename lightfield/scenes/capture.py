@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lightfield.camera import Intrinsics
 from lightfield.scenes.frames import Frames
-from lightfield.scenes.pictures import PictureFormat, Resolution
+from lightfield.scenes.images import ImageFormat, Resolution
 from lightfield.transform import SceneTransform
 
 CaptureKind = Literal["object", "forward"]
@@ -32,7 +32,7 @@ class Capture:
     """The file that holds the poses, for messages."""
     splits: dict[str, Frames]
     """Frames of `train`, `val` (may be empty) and `test`."""
-    format: PictureFormat
+    format: ImageFormat
     camera: Intrinsics
     """The one camera of all frames, at the files' own size."""
     forward_frame: SceneTransform = field(default_factory=SceneTransform)

@@ -11,8 +11,8 @@ from lightfield.scenes.assembly import SceneChoice, scene_from
 from lightfield.scenes.blender import SINGLE_JSON, TRAIN_JSON, read_blender, read_single_json
 from lightfield.scenes.capture import Capture, CaptureKind, Loader
 from lightfield.scenes.image_files import folder_entries
+from lightfield.scenes.images import Resolution
 from lightfield.scenes.llff import POSES_FILE, capture_kind, read_llff, read_poses_bounds
-from lightfield.scenes.pictures import Resolution
 from lightfield.scenes.scene import Scene
 
 LOADERS: dict[str, Loader] = {

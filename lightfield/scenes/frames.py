@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from lightfield.errors import ConfigError
 from lightfield.progress import Progress, silent
-from lightfield.scenes.pictures import Colour, PictureFormat, read_pictures
+from lightfield.scenes.images import Color, ImageFormat, read_images
 from lightfield.scenes.scene import Views
 
 HELD_OUT_EVERY = 8  # the field's habit: NeRF, LLFF, Mip-NeRF 360
@@ -51,9 +51,9 @@ class Frames:
 def read_views(
     folder: Path,
     splits: dict[str, Frames],
-    source: PictureFormat,
+    source: ImageFormat,
     size: tuple[int, int],
-    background: Colour,
+    background: Color,
     progress: Progress = silent,
 ) -> tuple[dict[str, Views], str]:
     """Views of all splits, read in one go, and the SHA-256 over all images and masks.
@@ -64,12 +64,12 @@ def read_views(
     root = folder.resolve()
     paths = [path for frames in splits.values() for path in frames.paths]
     masks = [path for frames in splits.values() for path in frames.masks]
-    pictures = read_pictures(paths, source, size, background, progress, masks=masks)
+    images = read_images(paths, source, size, background, progress, masks=masks)
     views, start = {}, 0
     for split, frames in splits.items():
         span = slice(start, start + len(frames))
         names = tuple(path.relative_to(root).as_posix() for path in frames.paths)
-        alpha = None if pictures.alpha is None else pictures.alpha[span]
-        views[split] = Views(names, frames.poses, pictures.images[span], alpha)
+        alpha = None if images.alpha is None else images.alpha[span]
+        views[split] = Views(names, frames.poses, images.images[span], alpha)
         start += len(frames)
-    return views, pictures.sha256
+    return views, images.sha256

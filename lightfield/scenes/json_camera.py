@@ -17,7 +17,7 @@ import numpy as np
 
 from lightfield.camera import Intrinsics
 from lightfield.errors import SceneError
-from lightfield.scenes.pictures import PictureFormat, has_shape
+from lightfield.scenes.images import ImageFormat, has_shape
 
 FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 TERMS = ("k1", "k2", "p1", "p2")
@@ -76,7 +76,7 @@ def is_same_camera(one: Intrinsics, other: Intrinsics) -> bool:
     return np.allclose(ours, theirs, rtol=SAME_CAMERA, atol=1e-6)
 
 
-def camera_of(data: Mapping[str, Any], pictures: PictureFormat, *, where: object) -> Intrinsics:
+def camera_of(data: Mapping[str, Any], images: ImageFormat, *, where: object) -> Intrinsics:
     """The camera that a JSON object describes, for images of the given size.
 
     Raises:
@@ -85,11 +85,11 @@ def camera_of(data: Mapping[str, Any], pictures: PictureFormat, *, where: object
     where = str(where)
     numbers = _Numbers(data, where)
     _check_projection(data, numbers, where)
-    width, height = numbers.get("w", pictures.width), numbers.get("h", pictures.height)
-    if not has_shape(pictures.width, pictures.height, width, height):
+    width, height = numbers.get("w", images.width), numbers.get("h", images.height)
+    if not has_shape(images.width, images.height, width, height):
         raise SceneError(
             f"describes images of {width:g} x {height:g} pixels, but they have "
-            f"{pictures.width} x {pictures.height}",
+            f"{images.width} x {images.height}",
             where=where,
             remedy="correct w and h, or the images",
         )
@@ -106,11 +106,11 @@ def camera_of(data: Mapping[str, Any], pictures: PictureFormat, *, where: object
             remedy="add the camera's horizontal field of view in radians as camera_angle_x",
         )
     terms = tuple(numbers.get(key) for key in TERMS)
-    sx, sy = pictures.width / width, pictures.height / height
+    sx, sy = images.width / width, images.height / height
     try:
         return Intrinsics(
-            pictures.width,
-            pictures.height,
+            images.width,
+            images.height,
             fx * sx,
             fy * sy,
             numbers.get("cx", 0.5 * width) * sx,

@@ -1,7 +1,7 @@
 """Captures in the LLFF form: `poses_bounds.npy` beside folders of images.
 
 Each of the n rows of `poses_bounds.npy` holds a 3 x 5 matrix, row by row, and two depths. The matrix
-is [R | t | (height, width, focal)] of the full-resolution picture, where R's columns are the
+is [R | t | (height, width, focal)] of the full-resolution image, where R's columns are the
 camera's axes (down, right, back); the depths bound what the camera sees.
 
 Views belong to the rows in the alphabetical order of their names, as LLFF writes them. Every 8th view,
@@ -32,11 +32,11 @@ from lightfield.scenes.capture import Capture, CaptureKind
 from lightfield.scenes.decoding import SUFFIXES, UNREAD_SUFFIXES
 from lightfield.scenes.frames import HELD_OUT_EVERY, Frames
 from lightfield.scenes.image_files import ImageFiles, folder_entries, kind_of
-from lightfield.scenes.pictures import PictureFormat, Resolution, has_shape, picture_format
+from lightfield.scenes.images import ImageFormat, Resolution, has_shape, image_format_of
 from lightfield.transform import SceneTransform
 
 POSES_FILE = "poses_bounds.npy"
-PICTURE_FOLDERS = ("images_8", "images_4", "images_2", "images")  # smallest first
+IMAGE_FOLDERS = ("images_8", "images_4", "images_2", "images")  # smallest first
 USUAL_FOLDER = "images_4"
 BOUND_FACTOR = 0.75
 STRAY_FACTOR = 0.2
@@ -72,8 +72,8 @@ def read_llff(folder: Path, resolution: Resolution = None) -> Capture:
     path = folder / POSES_FILE
     rows = read_poses_bounds(path)
     finder = ImageFiles(folder)
-    images = _chosen_pictures(finder, folder, resolution, len(rows.poses))
-    pictures = picture_format(images, (rows.width, rows.height))
+    images = _chosen_images(finder, folder, resolution, len(rows.poses))
+    image_format = image_format_of(images, (rows.width, rows.height))
     train, test = Frames(tuple(images), rows.poses).held_out()
     if not len(train):
         raise SceneError("one view cannot both train and test", where=path)
@@ -93,16 +93,16 @@ def read_llff(folder: Path, resolution: Resolution = None) -> Capture:
         folder=folder,
         where=path,
         splits={"train": train, "val": train.at([]), "test": test},
-        format=pictures,
-        camera=_camera(rows, pictures, path),
+        format=image_format,
+        camera=_camera(rows, image_format, path),
         forward_frame=frame,
         described_by=(path,),
-        notes=(*rows.notes, *notes, *_order_notes(images), *finder.notes(), *pictures.notes),
+        notes=(*rows.notes, *notes, *_order_notes(images), *finder.notes(), *image_format.notes),
         provenance={
             "poses": "axes (down, right, back) to (right, up, back)"
             + ("; then in the mean camera" if kind == "forward" else ""),
             **placing,
-            "pictures": images[0].parent.name,
+            "images": images[0].parent.name,
             "test_views": f"1 in {HELD_OUT_EVERY} held out",
             "poses_sha256": sha256_of(path),
         },
@@ -189,11 +189,11 @@ def mean_camera_frame(poses: Float[np.ndarray, "n 3 4"], unit: float) -> SceneTr
     )
 
 
-def _chosen_pictures(
+def _chosen_images(
     finder: ImageFiles, folder: Path, resolution: Resolution, count: int
 ) -> list[Path]:
     """The files of the smallest image folder that need not be enlarged, one per pose."""
-    there = [name for name in PICTURE_FOLDERS if name in folder_entries(folder)]
+    there = [name for name in IMAGE_FOLDERS if name in folder_entries(folder)]
     found = {name: _named(folder / name, SUFFIXES) for name in there}
     found = {name: files for name, files in found.items() if files}
     if not found:
@@ -204,7 +204,7 @@ def _chosen_pictures(
     else:
         wanted = max(resolution) if isinstance(resolution, tuple) else resolution
         for name, files in found.items():
-            first = picture_format(_located(finder, folder, name, files[:1]))
+            first = image_format_of(_located(finder, folder, name, files[:1]))
             if wanted <= max(first.width, first.height):
                 chosen = name
                 break
@@ -244,7 +244,7 @@ def _no_images(folder: Path, there: list[str]) -> SceneError:
                 remedy="convert them to PNG or JPEG",
             )
     return SceneError(
-        f"no images in {', '.join(PICTURE_FOLDERS)}",
+        f"no images in {', '.join(IMAGE_FOLDERS)}",
         where=folder,
         remedy="put one image per pose into one of these folders",
     )
@@ -269,7 +269,7 @@ def _by_numbers(name: str) -> list[str | int]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-def _camera(capture: PosesBounds, source: PictureFormat, path: Path) -> Intrinsics:
+def _camera(capture: PosesBounds, source: ImageFormat, path: Path) -> Intrinsics:
     if not has_shape(source.width, source.height, capture.width, capture.height):
         raise SceneError(
             f"describes images of {capture.width:g} x {capture.height:g} pixels, but they have "

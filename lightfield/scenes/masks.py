@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from lightfield.scenes.decoding import decode_mask, quiet_pillow, read_header
-from lightfield.scenes.pictures import PictureFormat
+from lightfield.scenes.images import ImageFormat
 
 SAMPLED = 8
 OUTLINE_BORDER = 0.5
 """Share of an outline's border pixels that may be white at most."""
 
 
-def why_masks_are_unused(masks: Sequence[Path | None], pictures: PictureFormat) -> str | None:
+def why_masks_are_unused(masks: Sequence[Path | None], images: ImageFormat) -> str | None:
     """Why the masks of the images (None for an image without one) cannot be used, or None if they can.
 
     Raises:
@@ -29,13 +29,13 @@ def why_masks_are_unused(masks: Sequence[Path | None], pictures: PictureFormat) 
     present = [mask for mask in masks if mask is not None]
     if len(present) < len(masks):
         return f"{len(masks) - len(present)} of {len(masks)} images have no mask file"
-    size = (pictures.width, pictures.height)
+    size = (images.width, images.height)
     with quiet_pillow():
         for mask in present:
             if (header := read_header(mask)).size != size:
                 return (
                     f"{mask.name} has {header.width} x {header.height} pixels, but the images have "
-                    f"{pictures.width} x {pictures.height}"
+                    f"{images.width} x {images.height}"
                 )
         sampled = present[:: max(1, len(present) // SAMPLED)]
         shares = [_white_border(decode_mask(mask, size)[0]) for mask in sampled]

@@ -1,6 +1,6 @@
 """The common form of a scene, and its place on disk.
 
-Pictures are uint8 sRGB, composited on the scene's background; `alpha` keeps the source's coverage
+Images are uint8 sRGB, composited on the scene's background; `alpha` keeps the source's coverage
 when it has one. All views of a scene share one camera.
 """
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Views:
-    """Posed pictures; the arrays may be memory maps."""
+    """Posed images; the arrays may be memory maps."""
 
     names: tuple[str, ...]
     poses: Float[np.ndarray, "n 3 4"]
@@ -37,7 +37,7 @@ class Views:
         return len(self.names)
 
     def image(self, index: int) -> Float[np.ndarray, "h w 3"]:
-        """One picture as float32 in [0, 1]."""
+        """One image as float32 in [0, 1]."""
         return self.images[index].astype(np.float32) / 255
 
 
@@ -45,14 +45,14 @@ class Views:
 class Box:
     """The axis-aligned cube of the ray space that holds everything visible."""
 
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     half_extent: float
 
     def __post_init__(self) -> None:
-        x, y, z = self.centre
+        x, y, z = self.center
         if not 0 < self.half_extent < LONGEST or not all(abs(c) < LONGEST for c in (x, y, z)):
             raise SceneError(
-                f"a box around {self.centre} that reaches {self.half_extent} holds no scene",
+                f"a box around {self.center} that reaches {self.half_extent} holds no scene",
                 where="box",
             )
 
@@ -103,7 +103,7 @@ def save_scene(scene: Scene, folder: Path) -> None:
             "source": scene.source,
             "intrinsics": scene.intrinsics.to_json(),
             "space": scene.space.to_json(),
-            "box": {"centre": list(scene.box.centre), "half_extent": scene.box.half_extent},
+            "box": {"center": list(scene.box.center), "half_extent": scene.box.half_extent},
             "background": list(scene.background),
             "transform": scene.transform.to_json(),
             "notes": list(scene.notes),
@@ -116,7 +116,7 @@ def save_scene(scene: Scene, folder: Path) -> None:
 
 
 def load_scene(folder: Path) -> Scene:
-    """Read what `save_scene` wrote, with pictures as memory maps.
+    """Read what `save_scene` wrote, with images as memory maps.
 
     Raises:
         CheckpointError: when a file is missing, truncated or foreign.
@@ -143,7 +143,7 @@ def load_scene(folder: Path) -> Scene:
             source=str(data["source"]),
             intrinsics=intrinsics,
             space=RaySpace.from_json(data["space"]),
-            box=Box(tuple(data["box"]["centre"]), data["box"]["half_extent"]),
+            box=Box(tuple(data["box"]["center"]), data["box"]["half_extent"]),
             background=(red, green, blue),
             transform=SceneTransform.from_json(data["transform"]),
             notes=_words(data["notes"]),
@@ -161,7 +161,7 @@ def _words(entries: Any) -> tuple[str, ...]:
 
 
 def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: Intrinsics) -> Views:
-    n, picture = len(names), (intrinsics.height, intrinsics.width)
+    n, image = len(names), (intrinsics.height, intrinsics.width)
 
     def read(kind: str, number: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
         return read_array(folder / f"{split}_{kind}.npy", number, (n, *shape))
@@ -174,6 +174,6 @@ def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: In
     return Views(
         names,
         poses,
-        read("images", np.uint8, (*picture, 3)),
-        read("alpha", np.uint8, picture) if has_alpha else None,
+        read("images", np.uint8, (*image, 3)),
+        read("alpha", np.uint8, image) if has_alpha else None,
     )

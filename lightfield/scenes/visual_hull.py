@@ -1,6 +1,6 @@
-"""What the training pictures rule out before training: cells unseen, or seen to be empty.
+"""What the training images rule out before training: cells unseen, or seen to be empty.
 
-Letters as in `train.occupancy`. A cell's outline in a picture is the bounding rectangle of its eight
+Letters as in `train.occupancy`. A cell's outline in an image is the bounding rectangle of its eight
 projected corners. It contains the cell's true outline, and the outlines of the cells it is cut into,
 so nothing visible is ever ruled out, and whatever a coarse grid rules out need not be looked at finely.
 """
@@ -17,7 +17,7 @@ from lightfield.rays import RaySpace
 from lightfield.scenes.scene import Box, Views
 
 NEAREST_TO_CAMERA = 0.01
-"""Cells whose centre is nearer to a camera than this, in sides of the box, cannot be occupied."""
+"""Cells whose center is nearer to a camera than this, in sides of the box, cannot be occupied."""
 COARSE = 32
 """Resolution up to which all cells are looked at."""
 
@@ -58,7 +58,7 @@ def _kept(
     space: RaySpace,
     box: Box,
 ) -> Int[Tensor, "k 3"]:
-    """The cells that some picture shows and no silhouette rules out."""
+    """The cells that some image shows and no silhouette rules out."""
     points, corners = _corners(cells, resolution, space, box)
     seen = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
     size = torch.tensor([intrinsics.width, intrinsics.height], device=cells.device)
@@ -85,8 +85,8 @@ def _corners(
     i, j, k = (cells[:, None] + octants).unbind(-1)
     numbers, corners = torch.unique((i * side + j) * side + k, return_inverse=True)
     lattice = torch.stack(torch.unravel_index(numbers, (side, side, side)), -1) / resolution
-    centre = torch.tensor(box.centre, device=cells.device)
-    x, y, z = (centre + (2 * lattice - 1) * box.half_extent).unbind(-1)
+    center = torch.tensor(box.center, device=cells.device)
+    x, y, z = (center + (2 * lattice - 1) * box.half_extent).unbind(-1)
     if space.kind == "world":
         return torch.stack([x, y, z, torch.ones_like(x)], -1), corners
     # The inverse of rays_in_space: z_world = 2 n / (z - 1), infinite (weight 0) on the far plane.
@@ -146,9 +146,9 @@ def _any_coverage(
 def _in_a_camera(
     cells: Int[Tensor, "n 3"], resolution: int, views: Views, box: Box
 ) -> Bool[Tensor, "n"]:
-    centre = torch.tensor(box.centre, device=cells.device)
+    center = torch.tensor(box.center, device=cells.device)
     cameras = torch.from_numpy(np.array(views.poses[:, :, 3])).to(cells.device)
-    cameras = (cameras - centre) / (2 * box.half_extent) + 0.5
+    cameras = (cameras - center) / (2 * box.half_extent) + 0.5
     middle = (cells + 0.5) / resolution
     inside = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
     for camera in cameras:

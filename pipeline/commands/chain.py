@@ -10,7 +10,7 @@ from lightfield.errors import ConfigError
 from lightfield.names import checked_folder, checked_name
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
-from pipeline import delivery, pictures, scenes, students, training
+from pipeline import delivery, images, scenes, students, training
 from pipeline.commands.stage import Flat, PresetChoice, Stage, say
 from pipeline.console import Console
 from pipeline.presets import (
@@ -30,7 +30,7 @@ from train.teacher import TeacherConfig
 
 @dataclass(frozen=True)
 class Scene:
-    """Load the pictures, or render the embedded scene."""
+    """Load the images, or render the embedded scene."""
 
     run: Path
     """Folder of the run, for example runs/lego."""
@@ -78,7 +78,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Teacher(Stage):
-    """Train the hash-grid NeRF on the pictures."""
+    """Train the hash-grid NeRF on the images."""
 
     config: Flat[TeacherConfig] = field(default_factory=TeacherConfig)
 
@@ -90,32 +90,30 @@ class Teacher(Stage):
 
 @dataclass(frozen=True)
 class Pseudo(Stage):
-    """Render pseudo pictures from random poses with the teacher."""
+    """Render pseudo images from random poses with the teacher."""
 
     config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
     published: Path | None = None
-    """Folder of pseudo pictures that the published code made, to take in place of the teacher's."""
+    """Folder of pseudo images that the published code made, to take in place of the teacher's."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Render the pseudo pictures, with all processes that torchrun started."""
+        """Render the pseudo images, with all processes that torchrun started."""
         if self.published is not None:
             if not leads():
                 return
-            artifact = pictures.bring_pseudo(
-                Run(self.run, console.progress), self.published, console
-            )
-            say(console, artifact, "{pictures} pictures")
+            artifact = images.bring_pseudo(Run(self.run, console.progress), self.published, console)
+            say(console, artifact, "{images} images")
             return
         with joined() as ranks:
-            artifact = pictures.make_pseudo(
+            artifact = images.make_pseudo(
                 Run(self.run, console.progress), self.config, console, ranks
             )
-        say(console, artifact, "{pictures} pictures")
+        say(console, artifact, "{images} images")
 
 
 @dataclass(frozen=True)
 class Student(Stage):
-    """Distil the student from the pseudo pictures, then fine-tune it on the real ones."""
+    """Distil the student from the pseudo images, then fine-tune it on the real ones."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
@@ -171,7 +169,7 @@ class Lens(Stage):
     """Write the Lens Studio project."""
 
     drift: Annotated[float, Range(0, 3600)] = 0.0
-    """Speed at which an untouched picture turns by itself, in degrees per second (forward-facing
+    """Speed at which an untouched image turns by itself, in degrees per second (forward-facing
     scenes: units to the side per second); 0 for rest."""
 
     def __post_init__(self) -> None:

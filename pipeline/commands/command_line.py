@@ -42,7 +42,7 @@ from pipeline.presets import (
 from train.distributed import leads
 
 ABOUT = """\
-Pictures of an object in; a neural light field that runs in real time on a phone out.
+Images of an object in; a neural light field that runs in real time on a phone out.
 
 A run remembers the preset its scene was made with, so that later stages need only --run; options
 given on the command line override the preset's. Whatever goes wrong is said in one line, with exit

@@ -65,7 +65,7 @@ def comparison_page(names: tuple[str, str], found: Comparison) -> str:
         element(
             "p",
             "The ratio is the median over the rounds; its interval is bootstrapped over the rounds in "
-            "blocks of neighbours.",
+            "blocks of neighbors.",
         ),
         device_facts(found.candidate.device),
     )

@@ -30,7 +30,7 @@ STAGES = ("scene", "teacher", "pseudo", "student", "prune", "export", "lens", "b
 EDITED = ("lens",)
 """Stages whose files people are meant to change."""
 RENDERED = {"teacher": "Teacher", "student": "Student", "prune": "Pruned student"}
-"""Stages that score pictures, as the report calls them."""
+"""Stages that score images, as the report calls them."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Chain:
         return np.linspace(0, n - 1, min(SHOWN_VIEWS, n)).round().astype(int).tolist()
 
     def renders(self, stage: str) -> np.ndarray:
-        """A stage's pictures of the shown views, uint8 [k, H, W, 3].
+        """A stage's images of the shown views, uint8 [k, H, W, 3].
 
         Raises:
             CheckpointError: when they are missing or do not belong to this scene.

@@ -46,7 +46,7 @@ def training_chart(
     curve: tuple[Sequence[float], Sequence[float]],
     *,
     name: str,
-    colour: str,
+    color: str,
     test_db: float | None,
 ) -> Html:
     """Training PSNR over steps, and the level reached on the test views."""
@@ -54,7 +54,7 @@ def training_chart(
     with drawing(f"training {name}"):
         figure = new_figure(2.7)
         axes = figure.add_subplot()
-        axes.plot(steps, psnr_db, color=colour, marker="" if len(steps) > 12 else ".")
+        axes.plot(steps, psnr_db, color=color, marker="" if len(steps) > 12 else ".")
         if test_db is not None:
             axes.axhline(test_db, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xlabel("training step")
@@ -93,7 +93,7 @@ def pareto_chart(trials: Sequence[Trial], budgets_ms: Sequence[float]) -> Html:
                 va="top",
             )
         tooltips = _points(axes, drawn, points)
-        axes.set_xlabel("latency of one picture, ms (percentile of the budget)")
+        axes.set_xlabel("latency of one image, ms (percentile of the budget)")
         axes.set_ylabel("PSNR of held-out views, dB")
         axes.margins(0.08)
         _verdict_legend(axes, drawn, [Line2D([], [], color=PRUNED, lw=1, label="best trade-offs")])

@@ -47,7 +47,7 @@ def _graphs(records: list[dict[str, Any]]) -> Html:
     ]
     caption = (
         "In the run's folder export/. PSNR and largest error compare each file with PyTorch on real "
-        "test poses, the worst of them; ∞ means equal to the last bit. Lost is what its pictures lose "
+        "test poses, the worst of them; ∞ means equal to the last bit. Lost is what its images lose "
         "against the real ones beside PyTorch's, on the mean of the poses. Files below "
         f"{FP32_FLOOR_DB:.0f} dB (fp32) or {FP16_FLOOR_DB:.0f} dB (fp16) are not written; int8 ones "
         f"that lose more than {ALLOWED_LOSS_DB} dB are, and marked unfit."

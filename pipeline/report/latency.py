@@ -43,7 +43,7 @@ from pipeline.report.thermal_chart import thermal_chart
 NAMES = {
     "dense_student": "Dense student",
     "student": "Student",
-    "pose_to_picture": "Pose to picture",
+    "pose_to_image": "Pose to image",
 }
 SHOWN_OPERATORS = 12
 UNSHOWN = ("cpu_ms", "at_ms", "curve", "during")
@@ -107,7 +107,7 @@ def device_part(
             if graph.sustained is not None
         ),
         _speeds(timed) if timed else None,
-        _pictures_and_costs(timed) if timed else None,
+        _images_and_costs(timed) if timed else None,
         side_by_side(_runs(records, number), _thermal(timed, number)) if timed else None,
         side_by_side(_circumstances(bench, records), _operators(timed)),
     )
@@ -145,7 +145,7 @@ def _speeds(graphs: Mapping[str, GraphBench]) -> Html:
         )
     caption = (
         "Wall-clock time of one run. FPS is 1000 ms over the median; the sustained figure is that of "
-        "the last quarter of a pass as long as an app would run. “Pose to picture” includes the rays."
+        "the last quarter of a pass as long as an app would run. “Pose to image” includes the rays."
     )
     return table(head, rows, caption=caption)
 
@@ -154,7 +154,7 @@ def _frames(fps: float) -> str:
     return fixed(fps, 0 if fps >= 100 else 1)
 
 
-def _pictures_and_costs(graphs: Mapping[str, GraphBench]) -> Html:
+def _images_and_costs(graphs: Mapping[str, GraphBench]) -> Html:
     head = ["graph", "PSNR", "max. error", "× yardstick", "interval", "load", "memory", "file"]
     rows = []
     for name, graph in graphs.items():
@@ -174,7 +174,7 @@ def _pictures_and_costs(graphs: Mapping[str, GraphBench]) -> Html:
             ]
         )
     caption = (
-        "PSNR and largest error compare the device's pictures of real test poses with the host's in "
+        "PSNR and largest error compare the device's images of real test poses with the host's in "
         "full precision, the worst of them; ∞ means equal to the last bit. The yardstick is a small "
         "graph that never changes, run in turns with each: its ratio (95% interval) survives a warm "
         "device. Load is the time until the graph is ready, memory what the process grew by at its "

@@ -39,7 +39,7 @@ def commands(chain: Chain) -> list[str]:
         if stage == "scene":
             line += f" --preset {shlex.quote(str(chain.detail('scene', 'preset') or 'auto'))}"
             if chain.scene.source != EMBEDDED:
-                line += " --data FOLDER_OF_THE_PICTURES"
+                line += " --data FOLDER_OF_THE_IMAGES"
             if chain.scene.name != chain.name:
                 line += f" --name {shlex.quote(chain.scene.name)}"
         lines.append(line)

@@ -164,7 +164,7 @@ def _network(chain: Chain) -> Html:
         searched = _searched(chain, dense)
         if not _is_part_of(pruned, searched, kept):
             raise CheckpointError("the pruned network is no part of the present student")
-        picture = figure(
+        image = figure(
             network_chart(searched, pruned, kept),
             "The network block by block: inner widths as bars, stream widths as lines. Blocks that are "
             "outline only were dropped." + (OTHER_FORM if searched != dense else ""),
@@ -175,7 +175,7 @@ def _network(chain: Chain) -> Html:
                 _shape(chain, "student", dense), _shape(chain, "prune", pruned), strict=True
             )
         ]
-        return side_by_side(picture, table(["", "dense", "pruned"], rows, caption="In numbers."))
+        return side_by_side(image, table(["", "dense", "pruned"], rows, caption="In numbers."))
 
     return or_reason(build)
 
@@ -218,7 +218,7 @@ def _shape(chain: Chain, stage: str, spec: StudentSpec) -> list[tuple[str, str]]
         ("Tail widths", ", ".join(whole(stage.width) for stage in spec.tail)),
         ("Tail inner channels, all blocks", whole(sum(sum(inner) for inner in tail))),
         ("Parameters", whole(chain.metric(stage, "parameters"))),
-        ("MACs a picture", large(chain.metric(stage, "macs"))),
+        ("MACs an image", large(chain.metric(stage, "macs"))),
     ]
 
 

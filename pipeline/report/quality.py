@@ -1,4 +1,4 @@
-"""Pictures side by side with their errors, the quality table, and the training curves."""
+"""Images side by side with their errors, the quality table, and the training curves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import numpy as np
 from lightfield.errors import CheckpointError, NelfError
 from pipeline.report.chain import RENDERED, Chain
 from pipeline.report.charts import training_chart
+from pipeline.report.images import (
+    ERROR_FACTOR,
+    Compression,
+    color_bar,
+    compression_for,
+    error_map,
+    image_element,
+    psnr_db,
+)
 from pipeline.report.layout import (
     figure,
     or_reason,
@@ -16,42 +25,31 @@ from pipeline.report.layout import (
     unavailable,
 )
 from pipeline.report.markup import Html, element, fragment
-from pipeline.report.pictures import (
-    ERROR_FACTOR,
-    Compression,
-    colour_bar,
-    compression_for,
-    error_map,
-    image,
-    psnr_db,
-)
 from pipeline.report.quantities import DOES_NOT_APPLY, as_number, decibels, fixed, large, whole
 from pipeline.report.svg import STUDENT, TEACHER
 
 NO_LPIPS = fragment(
-    "LPIPS is not available: the weights it needs were not on the machine that scored the pictures; ",
+    "LPIPS is not available: the weights it needs were not on the machine that scored the images; ",
     element("code", "nelf doctor"),
     " says which. ",
 )
 YARDSTICK = (
     "The last row is a yardstick: what one ray per pixel of the exact scene scores against these "
-    "anti-aliased pictures."
+    "anti-aliased images."
 )
 
 
-def pictures_section(chain: Chain) -> Html:
+def images_section(chain: Chain) -> Html:
     """Test views: the truth, and what each network made of it."""
-    return section(
-        "pictures", "Pictures", or_reason(lambda: fragment(_introduction(), _views(chain)))
-    )
+    return section("images", "Images", or_reason(lambda: fragment(_introduction(), _views(chain))))
 
 
 def _introduction() -> Html:
     return element(
         "p",
-        "Each row is one view that no training has seen. Under a picture lies its error map: the mean "
+        "Each row is one view that no training has seen. Under an image lies its error map: the mean "
         f"absolute error of the three channels, ×{ERROR_FACTOR}; black is no error, the brightest "
-        f"colour one fifth of the range ({255 // ERROR_FACTOR} of 255) or more.",
+        f"color one fifth of the range ({255 // ERROR_FACTOR} of 255) or more.",
     )
 
 
@@ -74,12 +72,12 @@ def _views(chain: Chain) -> Html:
         _view(
             chain.scene.test.names[views[i]],
             truths[i],
-            {stage: pictures[i] for stage, pictures in renders.items()},
+            {stage: images[i] for stage, images in renders.items()},
             stored,
         )
         for i in chosen
     ]
-    note = f"Stored {stored.note}; errors and PSNR are those of the uncompressed 8-bit pictures."
+    note = f"Stored {stored.note}; errors and PSNR are those of the uncompressed 8-bit images."
     return fragment(*reasons, *rows, element("p", note, class_="note"))
 
 
@@ -89,30 +87,36 @@ def _view(
     bar = element(
         "div",
         element("p", f"Error ×{ERROR_FACTOR}"),
-        image(colour_bar(), "colour bar of the error maps, from no error to a fifth", width=140),
+        image_element(
+            color_bar(), "color bar of the error maps, from no error to a fifth", width=140
+        ),
         element("p", element("span", "0"), element("span", f"≥ {255 // ERROR_FACTOR}/255")),
         class_="bar",
     )
-    cells = [_cell(image(truth, f"{name}, ground truth", stored.quality), "Ground truth", "", bar)]
-    for stage, picture in renders.items():
+    cells = [
+        _cell(
+            image_element(truth, f"{name}, ground truth", stored.quality), "Ground truth", "", bar
+        )
+    ]
+    for stage, image in renders.items():
         who = RENDERED[stage]
-        level = decibels(psnr_db(picture, truth))
+        level = decibels(psnr_db(image, truth))
         cells.append(
             _cell(
-                image(picture, f"{name}, {who.lower()}, {level}", stored.quality),
+                image_element(image, f"{name}, {who.lower()}, {level}", stored.quality),
                 who,
                 level,
-                image(
-                    error_map(picture, truth), f"{name}, error of the {who.lower()}", stored.quality
+                image_element(
+                    error_map(image, truth), f"{name}, error of the {who.lower()}", stored.quality
                 ),
             )
         )
     return element("div", element("h3", name), element("div", *cells, class_="row"), class_="view")
 
 
-def _cell(picture: Html, who: str, level: str, below: Html) -> Html:
+def _cell(image: Html, who: str, level: str, below: Html) -> Html:
     caption = element("figcaption", element("b", who), " ", level)
-    return element("figure", picture, caption, below)
+    return element("figure", image, caption, below)
 
 
 def quality_section(chain: Chain) -> Html:
@@ -159,18 +163,18 @@ def _row(chain: Chain, stage: str, name: str) -> list[str]:
 
 def _curves(chain: Chain) -> Html:
     captions = {
-        "teacher": ("Teacher", TEACHER, "pixels of the training pictures"),
-        "student": ("Student", STUDENT, "the teacher's pictures, before fine-tuning on real ones"),
+        "teacher": ("Teacher", TEACHER, "pixels of the training images"),
+        "student": ("Student", STUDENT, "the teacher's images, before fine-tuning on real ones"),
     }
 
     def chart(stage: str) -> Html:
-        name, colour, source = captions[stage]
+        name, color, source = captions[stage]
         try:
             curve = chain.curve(stage)
         except NelfError as error:
             return unavailable(error.what, f"{name}'s training curve")
         test_db = as_number(chain.metric(stage, "psnr_db"))
-        drawn = training_chart(curve, name=name, colour=colour, test_db=test_db)
+        drawn = training_chart(curve, name=name, color=color, test_db=test_db)
         text = f"{name}: PSNR while training on {source}."
         if test_db is not None:
             text += f" Dashed: the finished one on test views, {decibels(test_db)}."

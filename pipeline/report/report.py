@@ -17,18 +17,18 @@ from pipeline.report.latency import latency_section
 from pipeline.report.making import making_section
 from pipeline.report.markup import Html, element, fragment
 from pipeline.report.pruning import pruning_section
-from pipeline.report.quality import pictures_section, quality_section
+from pipeline.report.quality import images_section, quality_section
 from pipeline.report.summary import header
 
 PAGE = "index.html"
 LAYOUT = 2
 """Grows when the same artifacts give another page."""
 PARTS: tuple[Callable[[Chain], Html], ...] = (
-    header, pictures_section, quality_section, pruning_section, latency_section, files_section,
+    header, images_section, quality_section, pruning_section, latency_section, files_section,
     making_section,
 )  # fmt: skip
 LINKS = {
-    "pictures": "Pictures",
+    "images": "Images",
     "quality": "Quality",
     "pruning": "Pruning",
     "latency": "Latency",

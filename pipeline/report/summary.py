@@ -1,4 +1,4 @@
-"""The top of the page: what was made, from which pictures, measured on what, and how good it is."""
+"""The top of the page: what was made, from which images, measured on what, and how good it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from lightfield.errors import NelfError
 from pipeline.report.chain import STAGES, Chain, Trial
+from pipeline.report.images import image_element, shown_width
 from pipeline.report.layout import or_reason
 from pipeline.report.markup import Html, element, fragment
-from pipeline.report.pictures import image, shown_width
 from pipeline.report.quantities import (
     NOT_AVAILABLE,
     decibels,
@@ -30,7 +30,7 @@ FORMATS = {
     "transforms": "transforms.json form",
     "llff": "LLFF form",
 }
-CREDIT_FIELDS = ("credit", "attribution", "author", "licence", "license")
+CREDIT_FIELDS = ("credit", "attribution", "author", "license", "license")
 HERO_PIXELS = 400
 RUNS_OF_CLOCK = {
     "wall": "all runs",
@@ -41,7 +41,7 @@ RUNS_OF_CLOCK = {
 
 
 def header(chain: Chain) -> Html:
-    """Title, hero picture, the first lines, the headline figures and the chain."""
+    """Title, hero image, the first lines, the headline figures and the chain."""
     text = element(
         "div",
         element("p", "Neural light field · report of a run", class_="kicker"),
@@ -63,21 +63,21 @@ def _damages(chain: Chain) -> list[Html]:
 
 
 def data_line(chain: Chain) -> str:
-    """Which pictures the run is about."""
+    """Which images the run is about."""
     scene, camera = chain.scene, chain.scene.intrinsics
     counts = (
-        f"{camera.width} × {camera.height} pixels; {plural(len(scene.train), 'picture')} to learn from, "
+        f"{camera.width} × {camera.height} pixels; {plural(len(scene.train), 'image')} to learn from, "
         f"{len(scene.val)} to tune with, {len(scene.test)} only to test on"
     )
     if scene.source == EMBEDDED:
         return (
-            "Pictures: no data set was given, so this run used the embedded scene, a toy truck of "
+            "Images: no data set was given, so this run used the embedded scene, a toy truck of "
             f"bricks that the program draws itself ({counts})."
         )
     form = FORMATS.get(scene.source, f"“{scene.source}” form")
     credited = [str(scene.provenance[name]) for name in CREDIT_FIELDS if scene.provenance.get(name)]
     credit = f" Credit: {'; '.join(credited)}." if credited else ""
-    return f"Pictures: the data set “{scene.name}” in {form} ({counts}).{credit}"
+    return f"Images: the data set “{scene.name}” in {form} ({counts}).{credit}"
 
 
 def device_line(chain: Chain) -> str:
@@ -120,7 +120,7 @@ def _in_one_line(chain: Chain) -> str:
         kind = " of processor time" if final.clock == "processor" else ""
         return (
             "A small network that draws this scene from new viewpoints: "
-            f"{milliseconds(final.latency_ms)}{kind} a picture where the unpruned one takes "
+            f"{milliseconds(final.latency_ms)}{kind} an image where the unpruned one takes "
             f"{milliseconds(chain.metric('prune', 'dense_ms'))}, at "
             f"{decibels(chain.metric('prune', 'psnr_db'))} where that one reaches {dense_db}."
         )
@@ -131,7 +131,7 @@ def _in_one_line(chain: Chain) -> str:
             f"A radiance field at {decibels(chain.metric('teacher', 'psnr_db'))}; the fast network "
             "that will stand in for it has not been trained yet."
         )
-    return "The pictures are loaded; nothing has been trained yet."
+    return "The images are loaded; nothing has been trained yet."
 
 
 def final_trial(chain: Chain) -> Trial | None:
@@ -151,16 +151,16 @@ def _hero(chain: Chain) -> Html:
     def build() -> Html:
         view = chain.scene.test.names[chain.shown_views()[0]]
         if stage is None:
-            picture, who = chain.scene.test.images[0], "A test picture of the scene"
+            pixels, who = chain.scene.test.images[0], "A test image of the scene"
         else:
-            picture, who = chain.renders(stage)[0], f"Drawn by the {names[stage]}"
-        width = picture.shape[1]
+            pixels, who = chain.renders(stage)[0], f"Drawn by the {names[stage]}"
+        width = pixels.shape[1]
         quality = 90 if width > HERO_PIXELS else None
         alt = f"{chain.scene.name}, view {view}, {who.lower()}"
         caption = f"{who}: test view “{view}”"
         if stage is not None:
             caption += ", which no training has seen"
-        content = image(picture, alt, quality, width=shown_width(width, HERO_PIXELS))
+        content = image_element(pixels, alt, quality, width=shown_width(width, HERO_PIXELS))
         return element("figure", content, element("figcaption", f"{caption}."), class_="hero")
 
     return or_reason(build)
@@ -170,7 +170,7 @@ def _cards(chain: Chain) -> Html:
     return element(
         "div",
         _card("Quality on test views", _quality(chain), "PSNR in dB; higher is better"),
-        _card("Latency of one picture", *_latency(chain)),
+        _card("Latency of one image", *_latency(chain)),
         _card("Size of the network", *_size(chain)),
         class_="cards",
     )
@@ -241,7 +241,7 @@ def _size(chain: Chain) -> tuple[Html, str]:
         for stage in ("student", "prune")
         if stage in chain.artifacts
     ]
-    note = f"{' → '.join(counts)} parameters; {large(chain.metric(chain.newest, 'macs'))} MACs a picture"
+    note = f"{' → '.join(counts)} parameters; {large(chain.metric(chain.newest, 'macs'))} MACs an image"
     try:
         graphs = [g for g in chain.graphs() if "for ONNX Runtime" in str(g.get("purpose"))]
     except NelfError as error:

@@ -1,6 +1,6 @@
-"""Matplotlib figures as inline SVG that follows the page's colours and fonts.
+"""Matplotlib figures as inline SVG that follows the page's colors and fonts.
 
-Figures are drawn in colours that stand for CSS variables (`PAINTS`), so a chart is right in the light
+Figures are drawn in colors that stand for CSS variables (`PAINTS`), so a chart is right in the light
 and in the dark. The same data give the same text: no date, no random ids.
 """
 
@@ -28,7 +28,7 @@ PAINTS = {
     "pruned": "#010107",
     "bad": "#010108",
 }
-"""CSS variable of style.css -> the colour that stands for it while matplotlib draws."""
+"""CSS variable of style.css -> the color that stands for it while matplotlib draws."""
 INK, MUTED, LINE, CARD, TEACHER, STUDENT, PRUNED, BAD = PAINTS.values()
 WIDTH_INCHES = 5.4
 STYLE: dict[Any, Any] = {
@@ -87,7 +87,7 @@ def inline_svg(figure: Figure, *, label: str, tooltips: Mapping[str, str] | None
     body = re.sub(r'<g id="[^"]*"/>', "", body)  # ticks that lie outside
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
     body = re.sub(r"font-family: [^;\"]*;?", "", body)
-    for name, colour in PAINTS.items():
-        body = body.replace(colour, f"var(--{name})")
+    for name, color in PAINTS.items():
+        body = body.replace(color, f"var(--{name})")
     body = re.sub(r"\n\s*", "\n", body).strip()
     return element("svg", Html(body), viewBox=box[1], role="img", aria_label=label, class_="chart")

@@ -67,15 +67,15 @@ def _draw_runs(axes: Axes, seconds: np.ndarray, samples_ms: np.ndarray) -> None:
 
 
 def _draw_series(axes: Axes, series: Series) -> None:
-    for colour, (name, (seconds, values)) in zip(LINES, series.items(), strict=False):
+    for color, (name, (seconds, values)) in zip(LINES, series.items(), strict=False):
         style: dict[str, Any] = {"marker": ".", "markersize": 4} if len(seconds) < 12 else {}
-        axes.plot(seconds, values, color=colour, label=name, **style)
+        axes.plot(seconds, values, color=color, label=name, **style)
     axes.margins(y=0.15)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
 
 
 def _series(curve: object, quantity: str) -> Series:
-    """The sensors of a curve that said something, as many as there are colours."""
+    """The sensors of a curve that said something, as many as there are colors."""
     if not isinstance(curve, Mapping):
         return {}
     times, sensors = curve.get("at_seconds"), curve.get(quantity)

@@ -97,7 +97,7 @@ def test_a_phone_that_says_nothing_still_has_an_identity():
         {"ro.hardware": "qcom", EMULATION_MARKER: "1"},
     ],
 )
-def test_emulators_are_recognised(properties):
+def test_emulators_are_recognized(properties):
     assert is_emulated(properties)
 
 

@@ -48,7 +48,7 @@ def test_every_graph_goes_through_the_whole_protocol(tmp_path):
         assert graph.latency is not None
         assert len(graph.latency.samples_ms) == len(graph.latency.conditions["at_ms"]) == 3
         assert graph.fidelity is not None
-        assert (graph.fidelity.psnr_db, graph.fidelity.pictures) == (None, 2)
+        assert (graph.fidelity.psnr_db, graph.fidelity.images) == (None, 2)
         assert graph.yardstick is not None
         assert graph.yardstick.rounds == 2
         # Conv, and what ONNX Runtime adds for the layout that its convolutions like
@@ -83,7 +83,7 @@ def test_a_sustained_pass_goes_on_for_as_long_as_it_is_asked(tmp_path):
     assert at_ms == sorted(at_ms)
 
 
-def test_another_picture_gets_no_speed(tmp_path):
+def test_another_image_gets_no_speed(tmp_path):
     good = graph_of(tmp_path)
     bad = dataclasses.replace(good, model=worsened(good.model, 0.05), reference=good.model)
     near = dataclasses.replace(bad, name="near", model=worsened(good.model, 1e-6))

@@ -12,7 +12,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     draws = np.random.default_rng(0)
     truth, covered, trials = 0.8, 0, 200
     for trial in range(trials):
-        slow = np.repeat(draws.normal(0, 0.03, 15), 4)  # neighbours resemble each other
+        slow = np.repeat(draws.normal(0, 0.03, 15), 4)  # neighbors resemble each other
         ratios = truth + slow + draws.normal(0, 0.02, 60)
         found = ratio_interval(ratios, seed=trial)
         covered += found.low <= truth <= found.high
@@ -32,10 +32,10 @@ def test_the_interval_is_the_same_every_time_and_holds_the_ratio():
 
 
 @pytest.mark.parametrize(
-    ("centre", "verdict"), [(0.9, "faster"), (1.1, "slower"), (1.0, "no difference")]
+    ("center", "verdict"), [(0.9, "faster"), (1.1, "slower"), (1.0, "no difference")]
 )
-def test_what_an_interval_allows_to_be_said(centre, verdict):
-    ratios = centre + 0.02 * np.sin(np.arange(40))
+def test_what_an_interval_allows_to_be_said(center, verdict):
+    ratios = center + 0.02 * np.sin(np.arange(40))
     assert ratio_interval(ratios).verdict.startswith(verdict)
 
 

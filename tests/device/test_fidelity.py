@@ -5,34 +5,32 @@ from device.fidelity import fidelity
 from lightfield.errors import DeviceError
 
 
-def picture(value: float, spot: float | None = None) -> dict[str, np.ndarray]:
+def image(value: float, spot: float | None = None) -> dict[str, np.ndarray]:
     pixels = np.full((1, 3, 4, 4), value, np.float32)
     if spot is not None:
         pixels[0, 0, 0, 0] = spot
     return {"rgb": pixels}
 
 
-def test_equal_pictures_have_no_distance():
-    near = fidelity([picture(0.5)], [picture(0.5)], 60)
+def test_equal_images_have_no_distance():
+    near = fidelity([image(0.5)], [image(0.5)], 60)
     assert (near.psnr_db, near.max_error, near.holds) == (None, 0, True)
 
 
-def test_the_worst_picture_counts():
-    found = [picture(0.5), picture(0.5 + 1e-2)]
-    near = fidelity(found, [picture(0.5), picture(0.5)], 45)
+def test_the_worst_image_counts():
+    found = [image(0.5), image(0.5 + 1e-2)]
+    near = fidelity(found, [image(0.5), image(0.5)], 45)
     assert near.psnr_db == pytest.approx(40, abs=0.01)  # -20 log10(0.01)
-    assert near.pictures == 2
+    assert near.images == 2
     assert not near.holds
-    assert fidelity(found, [picture(0.5), picture(0.5)], 40 - 1e-3).holds
+    assert fidelity(found, [image(0.5), image(0.5)], 40 - 1e-3).holds
 
 
-def test_the_largest_error_is_that_of_one_colour():
-    assert fidelity([picture(0, spot=0.7)], [picture(0)], 20).max_error == pytest.approx(0.7)
+def test_the_largest_error_is_that_of_one_color():
+    assert fidelity([image(0, spot=0.7)], [image(0)], 20).max_error == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"rgb": np.zeros((1, 3, 4, 5))}, picture(np.nan), picture(np.inf)]
-)
-def test_what_is_no_picture_is_refused(wrong):
+@pytest.mark.parametrize("wrong", [{"rgb": np.zeros((1, 3, 4, 5))}, image(np.nan), image(np.inf)])
+def test_what_is_no_image_is_refused(wrong):
     with pytest.raises(DeviceError, match=r"its output (is|holds)"):
-        fidelity([wrong], [picture(0.5)], 60)
+        fidelity([wrong], [image(0.5)], 60)

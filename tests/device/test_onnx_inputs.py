@@ -34,7 +34,7 @@ def test_fixed_inputs_are_fixed_and_spread(graph):
     assert not np.array_equal(first, fixed_inputs(graph, seed=1)["input"])
 
 
-def test_initialisers_are_no_inputs(tmp_path):
+def test_initializers_are_no_inputs(tmp_path):
     path = write_graph(tmp_path / "old_style.onnx")
     model = onnx.load(str(path))
     model.graph.input.append(helper.make_tensor_value_info("w0", TensorProto.FLOAT, [8, 8, 1, 1]))

@@ -82,7 +82,7 @@ def test_a_whole_benchmark_runs_on_a_phone(attach, running_bundle, fake, graph):
     (found,) = bench.graphs
     assert found.refused == ""
     assert found.fidelity is not None
-    assert found.fidelity.pictures == 2
+    assert found.fidelity.images == 2
     assert found.sustained is not None
     assert found.sustained_fps is not None
     assert found.latency is not None

@@ -95,24 +95,24 @@ def wait(seconds):
 START = [["load"], ["update", FRAME]]
 
 
-def pictures(
+def images(
     project: Path, lens: LensScene, steps: list[Any], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures [n, H, W, 3] that a project shows during `steps`, 0 to 255, and their poses.
+    """The images [n, H, W, 3] that a project shows during `steps`, 0 to 255, and their poses.
 
     Everything is the project's own: the script, the models, and their .meta.
     """
-    file = folder / "pictures.bin"
+    file = folder / "images.bin"
     file.unlink(missing_ok=True)
     answer = run_script(
         lens,
         steps,
         script=(project / "Assets/NeuralLightField.js").read_text(encoding="utf-8"),
         project=described_models(project, folder),
-        pictures=str(file),
+        images=str(file),
     )
     assert not entries(answer["log"], "print"), answer["log"]
-    shape = (-1, lens.picture_height, lens.picture_width, 3)
+    shape = (-1, lens.image_height, lens.image_width, 3)
     return np.fromfile(file, np.uint8).reshape(shape), np.stack(poses_rendered(answer["log"]))
 
 

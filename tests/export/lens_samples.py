@@ -28,7 +28,7 @@ ORBIT = LensScene(
     far=6.0,
     space="world",
     activation="gelu",
-    orbit_centre=(0.25, -0.5, 1.0),
+    orbit_center=(0.25, -0.5, 1.0),
     orbit_radius=4.0,
     elevation_min=10.0,
     elevation_max=70.0,
@@ -109,7 +109,7 @@ def write_student(
     dilations=(1, 1),
     **rest,
 ):
-    last = "colours" if scaled else "output"
+    last = "colors" if scaled else "output"
     nodes = [
         helper.make_node(
             "ConvTranspose", ["input", "weight"], ["up"], strides=strides, dilations=dilations
@@ -119,7 +119,7 @@ def write_student(
     ]
     weights = {"weight": np.zeros((D * K, 3, 2, 2), np.float32)}
     if scaled:
-        nodes.append(helper.make_node("Mul", ["colours", "scale"], ["output"]))
+        nodes.append(helper.make_node("Mul", ["colors", "scale"], ["output"]))
         weights["scale"] = np.float32(255)
     if spare_weights:
         weights["spare"] = np.zeros(spare_weights, np.float32)

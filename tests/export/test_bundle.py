@@ -64,15 +64,15 @@ def test_a_bundle_holds_every_graph_at_its_parity(tmp_path, space):
     json.dumps([graph.to_json() for graph in graphs])
 
 
-def noisy_pictures(field: LightField, views: np.ndarray, seed: int) -> np.ndarray:
-    """What the student draws, and noise: real pictures that it misses by 26 dB."""
+def noisy_images(field: LightField, views: np.ndarray, seed: int) -> np.ndarray:
+    """What the student draws, and noise: real images that it misses by 26 dB."""
     drawn = [field.render(torch.from_numpy(pose)).numpy() for pose in views]
     noise = np.random.default_rng(seed).normal(0, 0.05, (len(views), *drawn[0].shape))
     return (np.stack(drawn) + noise).astype(np.float32)
 
 
 @pytest.mark.parametrize("allowed_db", [0.5, -1.0], ids=["fit", "unfit"])
-def test_int8_graphs_lose_little_against_real_pictures_or_are_marked(
+def test_int8_graphs_lose_little_against_real_images_or_are_marked(
     tmp_path, monkeypatch, allowed_db
 ):
     monkeypatch.setattr(exported_graph, "ALLOWED_LOSS_DB", allowed_db)
@@ -82,8 +82,8 @@ def test_int8_graphs_lose_little_against_real_pictures_or_are_marked(
         views[:2],
         "Toy",
         tmp_path,
-        truth=noisy_pictures(field, views[:2], 0),
-        calibration=Calibration(views[2:], noisy_pictures(field, views[2:], 1)),
+        truth=noisy_images(field, views[:2], 0),
+        calibration=Calibration(views[2:], noisy_images(field, views[2:], 1)),
         coreml=False,
     )
     assert sorted(graph.path.name for graph in graphs) == sorted(ONNX_FILES + INT8_FILES)
@@ -129,7 +129,7 @@ def test_a_student_beyond_half_precision_gets_all_other_files(tmp_path):
     field = light_field(student)
     before = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
     with torch.no_grad():
-        student.colour.weight[0, 0] = 1e5  # 65,504 is the largest half
+        student.color.weight[0, 0] = 1e5  # 65,504 is the largest half
     after = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
     assert all(graph.available for graph in before)
     refused = [graph for graph in after if not graph.available]
@@ -189,8 +189,8 @@ def test_no_poses_and_uneven_sizes_are_refused_before_anything_is_written(tmp_pa
 def test_a_diverged_student_is_refused(tmp_path, value):
     field = light_field()
     with torch.no_grad():
-        field.student.colour.bias[1] = value
-    with pytest.raises(ExportError, match=r"colour\.bias: weights hold NaN"):
+        field.student.color.bias[1] = value
+    with pytest.raises(ExportError, match=r"color\.bias: weights hold NaN"):
         write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)
     assert not any(path.name.startswith("Toy") for path in tmp_path.iterdir())
 

@@ -72,7 +72,7 @@ def test_the_replay_refuses_what_it_does_not_know(package, monkeypatch):
     ("kind", "tail", "activation"),
     [("world", "shuffle", "sigmoid_gelu"), ("world", "short", "gelu"), ("ndc", "twice", "relu")],
 )
-def test_a_fused_package_computes_the_picture_from_the_pose(tmp_path, kind, tail, activation):
+def test_a_fused_package_computes_the_image_from_the_pose(tmp_path, kind, tail, activation):
     field = light_field(random_student(TAILS[tail], activation), SPACES[kind])
     operators = coreml.write_coreml(field, tmp_path / "Toy.mlpackage", fused=True)
     assert not operators.keys() & {"gather", "batch_norm"}
@@ -114,8 +114,8 @@ def test_no_coremltools_is_one_clear_line(tmp_path, monkeypatch):
 def test_weights_that_fp16_cannot_hold_are_refused(tmp_path):
     field = light_field(random_student(TAILS["none"]))
     with torch.no_grad():
-        field.student.colour.weight[0] = 1e5
-    with pytest.raises(ExportError, match="colour: weights are NaN or beyond fp16's range"):
+        field.student.color.weight[0] = 1e5
+    with pytest.raises(ExportError, match="color: weights are NaN or beyond fp16's range"):
         coreml.write_coreml(field, tmp_path / "Toy.mlpackage")
 
 

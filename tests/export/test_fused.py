@@ -22,11 +22,11 @@ def test_one_graph_equals_the_three(kind, tmp_path):
     student = OnnxFunction(write_student_onnx(field.student, 4, 5, tmp_path / "student.onnx"))
     chain = Reference.of(field, views)
     for pose in torch.from_numpy(views):
-        picture = fused(pose=pose[None].numpy())
-        assert picture.shape == (1, 3, 48, 60)
-        np.testing.assert_allclose(picture, student(input=chain.encoded(pose)), atol=2e-6)
+        image = fused(pose=pose[None].numpy())
+        assert image.shape == (1, 3, 48, 60)
+        np.testing.assert_allclose(image, student(input=chain.encoded(pose)), atol=2e-6)
         expected = field.render(pose).permute(2, 0, 1)[None].numpy()
-        np.testing.assert_allclose(picture, expected, atol=2e-5)
+        np.testing.assert_allclose(image, expected, atol=2e-5)
     assert student_parity(tmp_path / "student.onnx", field, views).psnr_db > 100
 
 
@@ -50,5 +50,5 @@ def test_layout_change_in_the_chain_is_needed():
     with torch.no_grad():
         right = field.student(embedder_to_student(embedded, 4, 5))
         naive = field.student(embedded.reshape(1, -1, 4, 5))
-    assert np.abs(right.numpy() - chain.pictures[0]).max() < 2e-5
-    assert np.abs(naive.numpy() - chain.pictures[0]).max() > 0.1
+    assert np.abs(right.numpy() - chain.images[0]).max() < 2e-5
+    assert np.abs(naive.numpy() - chain.images[0]).max() > 0.1

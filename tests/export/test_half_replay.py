@@ -63,8 +63,8 @@ def test_a_fused_fp16_graph_keeps_its_rays_in_fp32(tmp_path, kind):
 def test_weights_that_fp16_cannot_hold_are_refused():
     student = random_student(TAILS["none"])
     with torch.no_grad():
-        student.colour.weight[0] = 1e5
-    with pytest.raises(ExportError, match=r"colour\.weight: weights are beyond fp16's range"):
+        student.color.weight[0] = 1e5
+    with pytest.raises(ExportError, match=r"color\.weight: weights are beyond fp16's range"):
         student_model(student, 4, 5, HALVES[0])
 
 
@@ -76,7 +76,7 @@ def test_the_replay_sees_results_that_fp16_cannot_hold():
         student.head.bias *= 3000
         for block in student.body:
             block.contract_norm.weight.zero_()
-        student.colour.weight /= 3000
+        student.color.weight /= 3000
     model = student_model(student, 4, 5, HALVES[0])
     rays = np.full((1, student.spec.input_channels, 4, 5), 40.0, np.float32)
     with torch.no_grad():

@@ -126,7 +126,7 @@ def test_choosing_it_again_adds_nothing(project):
     assert twice["objects"] == once["objects"]
 
 
-def test_without_the_editors_preset_the_picture_fills_the_screen(project):
+def test_without_the_editors_preset_the_image_fills_the_screen(project):
     answer = click(project, presets=False)
     assert "Image" not in components(answer, "Neural Light Field")
     assert "Add an Image component to Neural Light Field" in answer["log"][0]

@@ -26,15 +26,15 @@ pytestmark = needs_node
 
 def angles(pose, lens=ORBIT):
     """Azimuth and elevation of a rendered orbit pose."""
-    outward = (pose[:, 3] - lens.orbit_centre) / lens.orbit_radius
+    outward = (pose[:, 3] - lens.orbit_center) / lens.orbit_radius
     return np.degrees([np.arctan2(outward[1], outward[0]), np.arcsin(outward[2])])
 
 
 def orbit_pose(azimuth, elevation, lens=ORBIT):
     a, e = np.radians([azimuth, elevation])
-    centre = np.array(lens.orbit_centre)
+    center = np.array(lens.orbit_center)
     outward = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
-    return look_at(centre + lens.orbit_radius * outward, centre, np.array(lens.orbit_up))
+    return look_at(center + lens.orbit_radius * outward, center, np.array(lens.orbit_up))
 
 
 # ---- poses
@@ -48,13 +48,13 @@ def test_an_orbit_pose_is_look_at_of_the_same_place(azimuth, elevation):
     assert np.allclose(pose["position"], expected[:, 3], atol=1e-12)
 
 
-def test_poses_of_any_up_axis_are_those_that_pictures_were_sampled_from():
+def test_poses_of_any_up_axis_are_those_that_images_were_sampled_from():
     """Captured scenes may have any axis up; `lightfield.viewpoints` draws the training poses."""
-    up, centre = np.array([0.0, 1.0, 0.0]), np.array([0.5, 0.0, -0.5])
+    up, center = np.array([0.0, 1.0, 0.0]), np.array([0.5, 0.0, -0.5])
     poses = []
     for a in np.radians(np.arange(0, 360, 30)):
         outward = np.array([np.sin(a), 0.5 + 0.1 * np.sin(3 * a), np.cos(a)])
-        poses.append(look_at(centre + 3 * outward, centre, up))
+        poses.append(look_at(center + 3 * outward, center, up))
     poses = np.stack(poses).astype(np.float32)
     lens = lens_scene_from(light_field(WORLD), poses, "upright")
     places = [(0.0, 20.0), (75.0, 26.0), (-100.0, 30.0)]
@@ -66,7 +66,7 @@ def test_poses_of_any_up_axis_are_those_that_pictures_were_sampled_from():
         assert np.allclose(pose["position"], expected[:, 3], atol=1e-5)
 
 
-def test_a_shifted_pose_moves_in_its_picture_plane():
+def test_a_shifted_pose_moves_in_its_image_plane():
     mean = np.array(SHIFT.mean_pose)
     (pose,) = run_script(SHIFT, poses=[[0.25, -0.125]])["poses"]
     assert np.allclose(np.reshape(pose["rotation"], (3, 3)), mean[:, :3])
@@ -82,7 +82,7 @@ def test_models_are_built_with_callbacks_set_and_ray_models_on_the_cpu():
     assert builds == [("sampler", "CPU", 0), ("embedder", "CPU", 0), ("student", "Auto", 0)]
 
 
-def test_one_picture_runs_the_chain_in_order_and_copies_unchanged():
+def test_one_image_runs_the_chain_in_order_and_copies_unchanged():
     log = run_script(ORBIT, START)["log"]
     assert [e["run"] for e in log if "run" in e] == ["sampler", "embedder", "student"]
     sampler, embedder, student = (e for e in log if "run" in e)
@@ -107,7 +107,7 @@ def test_a_resting_camera_renders_once():
     assert entries(log, "run") == ["sampler", "embedder", "student"]
 
 
-def test_the_picture_goes_behind_everything_after_the_first_run():
+def test_the_image_goes_behind_everything_after_the_first_run():
     log = run_script(ORBIT, START + drag((0.5, 0.5), (0.6, 0.5)))["log"]
     assert entries(log, "target") == ["texture of output"]
     assert entries(log, "clear") == ["CustomTexture"]

@@ -117,7 +117,7 @@ def test_two_scenes_share_no_uuid(tmp_path, project, models):
     assert found[0] & found[1] == {b"00000000-0000-0000-0000-000000000000"}
 
 
-def test_colours_are_scaled_once_also_when_the_graph_does_it(tmp_path, models):
+def test_colors_are_scaled_once_also_when_the_graph_does_it(tmp_path, models):
     sampler, embedder, _ = models
     scaled = write_student(tmp_path / "scaled.onnx", scaled=True)
     write_lens_project(tmp_path / "lens", ORBIT, sampler, embedder, scaled)
@@ -481,7 +481,7 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
             STUDENT_META,
             "          - scale: 1.000000\n            bias: 0.000000\n",
             "",
-            "17 normalisations for 18 channels",
+            "17 normalizations for 18 channels",
         ),
         (
             STUDENT_META,
@@ -711,7 +711,7 @@ def test_the_linter_finds_a_dangling_reference(project):
     assert re.fullmatch(r"Assets/Scene\.scene:\d+: refers to f\S+, which nothing defines", fault)
 
 
-def test_the_linter_finds_colours_scaled_never_and_twice(tmp_path, project, models):
+def test_the_linter_finds_colors_scaled_never_and_twice(tmp_path, project, models):
     meta = project / STUDENT_META
     text = meta.read_text()
     meta.write_text(text.replace("scale: 255", "scale: 1"))
@@ -764,21 +764,21 @@ def test_the_linter_finds_a_uuid_used_twice(project):
 # ---- numbers from a light field
 
 
-def orbit_poses(azimuths, elevations, centre=(0.0, 0.0, 0.0)):
+def orbit_poses(azimuths, elevations, center=(0.0, 0.0, 0.0)):
     up = np.array([0.0, 0.0, 1.0])
     poses = []
     for a, e in zip(np.radians(azimuths), np.radians(elevations), strict=True):
         outward = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
-        poses.append(look_at(centre + 4 * outward, np.array(centre), up))
+        poses.append(look_at(center + 4 * outward, np.array(center), up))
     return np.stack(poses).astype(np.float32)
 
 
 def test_an_orbit_is_that_of_the_training_poses():
-    poses = orbit_poses(np.arange(0, 360, 20), np.linspace(15, 65, 18), centre=(0.5, -0.25, 1.0))
+    poses = orbit_poses(np.arange(0, 360, 20), np.linspace(15, 65, 18), center=(0.5, -0.25, 1.0))
     lens = lens_scene_from(light_field(WORLD), poses, "bricks")
     assert (lens.ray_height, lens.ray_width, lens.factor, lens.space) == (4, 4, 4, "world")
     assert (lens.points, lens.frequencies, lens.near, lens.far) == (8, 6, 2.0, 6.0)
-    assert np.allclose(lens.orbit_centre, (0.5, -0.25, 1.0), atol=1e-4)
+    assert np.allclose(lens.orbit_center, (0.5, -0.25, 1.0), atol=1e-4)
     assert lens.orbit_radius == pytest.approx(4, abs=1e-4)
     assert lens.elevation_min == pytest.approx(15, abs=1e-3)
     assert lens.elevation_max == pytest.approx(65, abs=1e-3)
@@ -786,7 +786,7 @@ def test_an_orbit_is_that_of_the_training_poses():
     assert 15 <= lens.start_elevation <= 65
 
 
-def test_a_partial_circle_keeps_the_camera_where_pictures_were_taken():
+def test_a_partial_circle_keeps_the_camera_where_images_were_taken():
     poses = orbit_poses(np.linspace(100, 260, 9), np.zeros(9))
     lens = lens_scene_from(light_field(WORLD), poses, "front")
     assert np.allclose(np.radians(lens.azimuth_range), np.radians((100, 260)), atol=1e-4)
@@ -804,7 +804,7 @@ def test_a_forward_facing_capture_gives_its_mean_pose_and_box():
     assert np.allclose((lens.x_range, lens.y_range), ((-0.4, 0.4), (-0.1, 0.1)), atol=1e-5)
 
 
-def test_a_picture_that_is_no_multiple_of_the_factor_is_refused():
+def test_a_image_that_is_no_multiple_of_the_factor_is_refused():
     with pytest.raises(ConfigError, match="cannot be up-sampled"):
         lens_scene_from(light_field(WORLD, size=18), orbit_poses([0, 120], [10, 20]), "odd")
 

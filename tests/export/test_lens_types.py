@@ -67,7 +67,7 @@ def test_the_types_are_right(project, script):
         (CONTROLLER, '.data.set(pose.rotation)', '.data = pose.rotation', "read-only property"),
         (CONTROLLER, "if (touch === null || ", "if (", "possibly 'null'"),
         (PLUGIN, ".registerAction(", ".register(", "'register' does not exist"),
-        (PLUGIN, 'getComponent(type)', 'getComponent("Picture")', '"Picture"'),
+        (PLUGIN, 'getComponent(type)', 'getComponent("Image")', '"Image"'),
         (PLUGIN, "Editor.isNull(scene.mainCamera)", "scene.mainCamera.fov > 0", "possibly 'null'"),
     ],
 )  # fmt: skip

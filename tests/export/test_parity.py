@@ -34,7 +34,7 @@ def test_below_the_floor_is_refused(psnr_db, why):
         require(Parity(psnr_db, 0.1), FP32_FLOOR_DB, where=Path("a.onnx"))
 
 
-def test_nan_in_a_picture_is_nan_in_its_parity():
+def test_nan_in_a_image_is_nan_in_its_parity():
     assert math.isnan(Parity.between(np.array([math.nan, 0]), np.zeros(2)).psnr_db)
     assert math.isnan(Parity.worst([Parity(90, 0), Parity(math.nan, 0)]).psnr_db)
 

@@ -22,7 +22,7 @@ TAIL = TAILS["mixed"]
 
 @pytest.fixture(params=["mixed", "short"])
 def shipped(tmp_path, request):
-    """A SnapML file, its input, and PyTorch's picture."""
+    """A SnapML file, its input, and PyTorch's image."""
     student = random_student(TAILS[request.param])
     rays = torch.randn(1, student.spec.input_channels, 4, 5)
     model, refusal = simplified(student_model(student, 4, 5, SNAP_ML))

@@ -1,4 +1,4 @@
-"""Light fields of a few rays whose pictures depend on the pose, or parity would prove nothing."""
+"""Light fields of a few rays whose images depend on the pose, or parity would prove nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TAILS = {
 def random_student(
     tail: tuple[TailStage, ...] = TAILS["mixed"], activation: Activation = "gelu", *, seed: int = 0
 ) -> Student:
-    """A student whose batch norms matter and whose colours vary."""
+    """A student whose batch norms matter and whose colors vary."""
     torch.manual_seed(seed)
     spec = StudentSpec(
         4, 3, stream_width=12, inner_widths=(9, 16), tail=tail, activation=activation
@@ -38,7 +38,7 @@ def random_student(
     student = Student(spec)
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.weight.data *= 2  # the default initialisation forgets its input layer by layer
+            module.weight.data *= 2  # the default initialization forgets its input layer by layer
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.3)
             nn.init.normal_(module.bias)
@@ -46,16 +46,16 @@ def random_student(
             module.running_var.uniform_(0.5, 2)
     student.eval()
     with torch.no_grad():
-        student.colour.weight *= 0.01  # far from where the sigmoid saturates
-        student.colour.bias *= 0.01
+        student.color.weight *= 0.01  # far from where the sigmoid saturates
+        student.color.bias *= 0.01
         logits = torch.logit(student(torch.randn(1, spec.input_channels, 6, 6)))
-        student.colour.weight *= 1.5 / logits.std()
-        student.colour.bias.copy_((student.colour.bias - logits.mean()) * 1.5 / logits.std())
+        student.color.weight *= 1.5 / logits.std()
+        student.color.bias.copy_((student.color.bias - logits.mean()) * 1.5 / logits.std())
     return student
 
 
 def light_field(student: Student | None = None, space: RaySpace = WORLD) -> LightField:
-    """4 x 5 rays through an off-centre camera with unequal focal lengths."""
+    """4 x 5 rays through an off-center camera with unequal focal lengths."""
     student = student or random_student()
     s = student.spec.factor
     return LightField(student, Intrinsics(5 * s, 4 * s, 6.0 * s, 7.0 * s, 2.2 * s, 2.1 * s), space)

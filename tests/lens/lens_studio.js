@@ -1,12 +1,12 @@
 // A stand-in for Lens Studio's runtime: runs the real controller script and logs what it does.
 //
-// Reads {script, scene, models, image, missing, steps, project, pictures} as JSON from standard input
+// Reads {script, scene, models, image, missing, steps, project, images} as JSON from standard input
 // and writes the log as JSON. `models` says per role which inference modes fail to load or to run, and
 // sizes that differ from the scene's. Steps: ["load"], ["update", seconds], ["down" | "drag" | "up",
 // x, y, id]. Tensors are channel-last float32.
 //
-// With `project` (see snap_ml.js) the three models are the project's own, and every picture that the
-// student gives is appended to the file `pictures` as bytes, row by row. Without it they are simple
+// With `project` (see snap_ml.js) the three models are the project's own, and every image that the
+// student gives is appended to the file `images` as bytes, row by row. Without it they are simple
 // functions whose results tell which numbers went in, so that a wrong order of calls or copies shows.
 
 "use strict";
@@ -37,7 +37,7 @@ const simple = {
         const [h, w] = order.scene.rays;
         const d = 3 * order.scene.points;
         const k = 2 * order.scene.frequencies + 1;
-        const [height, width] = order.scene.picture;
+        const [height, width] = order.scene.image;
         return {
             sampler: [{ c2w33: [3, 3, 1], c2w13: [3, 1, 1] }, { pts: [d, h * w, 1] }],
             embedder: [{ rays: [d, h * w, 1] }, { embbrays: [d, h * w, k] }],
@@ -137,9 +137,9 @@ class MLComponent {
         for (const [name, values] of Object.entries(results)) {
             this.outputs[name].buffer.set(values);
         }
-        if (this.role === "student" && order.pictures) {
+        if (this.role === "student" && order.images) {
             // a texture holds bytes
-            fs.appendFileSync(order.pictures, Uint8ClampedArray.from(this.outputs.output.buffer));
+            fs.appendFileSync(order.images, Uint8ClampedArray.from(this.outputs.output.buffer));
         }
         if (this.onRunningFinished) this.onRunningFinished();
     }

@@ -23,19 +23,21 @@ def ring_pose(index: int, radius: float = RADIUS) -> np.ndarray:
     return np.concatenate([look_at(position, np.zeros(3), np.array([0, 0, 1.0])), [[0, 0, 0, 1]]])
 
 
-def picture(index: int, width: int, height: int) -> np.ndarray:
+def noise_image(index: int, width: int, height: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (height, width, 4), np.uint8)
 
 
 def write_scene(
     folder: Path, *, width: int = 8, height: int = 8, camera: dict[str, Any] | None = None, **counts
 ) -> Path:
-    """A scene of noise pictures, RGBA; counts of views by split."""
+    """A scene of noise images, RGBA; counts of views by split."""
     for split, count in (counts or {"train": 9, "val": 1, "test": 3}).items():
         (folder / split).mkdir(parents=True)
         frames = []
         for index in range(count):
-            Image.fromarray(picture(index, width, height)).save(folder / split / f"r_{index}.png")
+            Image.fromarray(noise_image(index, width, height)).save(
+                folder / split / f"r_{index}.png"
+            )
             matrix = ring_pose(index).tolist()
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": matrix})
         data = {**(camera or {"camera_angle_x": ANGLE}), "frames": frames}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from noise_scenes import ANGLE, RADIUS, edit, picture, ring_pose, write_scene
+from noise_scenes import ANGLE, RADIUS, edit, noise_image, ring_pose, write_scene
 from PIL import Image
 
 from lightfield.errors import ConfigError, SceneError
@@ -15,7 +15,7 @@ from lightfield.progress import Progress, silent
 from lightfield.scenes import decoding
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder
-from lightfield.scenes.pictures import area_means, fitted_size
+from lightfield.scenes.images import area_means, fitted_size
 from lightfield.scenes.scene import Scene, load_scene, save_scene
 
 
@@ -33,28 +33,28 @@ def test_reads_every_split_with_the_published_geometry(tmp_path):
     assert camera.fx == camera.fy == pytest.approx(4 / math.tan(ANGLE / 2))
     assert (camera.cx, camera.cy) == (4, 4)
     assert scene.transform.is_identity
-    assert scene.box.centre == pytest.approx((0, 0, 0), abs=0.1)
+    assert scene.box.center == pytest.approx((0, 0, 0), abs=0.1)
     assert scene.box.half_extent == pytest.approx(RADIUS * 4.5 / camera.fx, rel=0.1)  # and a pixel
     reach = math.sqrt(3) * scene.box.half_extent
     bounds = RADIUS - reach, RADIUS + reach
     assert (scene.space.near, scene.space.far) == pytest.approx(bounds, abs=0.1)
 
 
-def test_pictures_are_composited_on_the_background(tmp_path):
+def test_images_are_composited_on_the_background(tmp_path):
     folder = write_scene(tmp_path)
-    rgba = picture(1, 8, 8).astype(float) / 255
+    rgba = noise_image(1, 8, 8).astype(float) / 255
     for background in ((1.0, 1.0, 1.0), (0.0, 0.5, 1.0)):
         scene = load(folder, background=background)
         alpha = rgba[..., 3:]
         expected = rgba[..., :3] * alpha + (1 - alpha) * background
         np.testing.assert_allclose(scene.train.image(1), expected, atol=0.51 / 255)
         assert scene.train.alpha is not None
-        np.testing.assert_array_equal(scene.train.alpha[1], picture(1, 8, 8)[..., 3])
+        np.testing.assert_array_equal(scene.train.alpha[1], noise_image(1, 8, 8)[..., 3])
 
 
 def test_resampling_is_the_mean_of_composited_pixels(tmp_path):
     scene = load(write_scene(tmp_path, width=16, height=8), resolution=8)
-    rgba = picture(0, 16, 8).astype(float)
+    rgba = noise_image(0, 16, 8).astype(float)
     white = rgba[..., :3] * rgba[..., 3:] / 255 + 255 - rgba[..., 3:]
     expected = white.reshape(4, 2, 8, 2, 3).mean((1, 3))
     assert scene.train.images.shape == (9, 4, 8, 3)
@@ -102,7 +102,7 @@ def test_impossible_sizes_are_refused(resolution, multiple):
         fitted_size(1008, 756, resolution, multiple=multiple)
 
 
-def test_explicit_intrinsics_scale_with_the_pictures(tmp_path):
+def test_explicit_intrinsics_scale_with_the_images(tmp_path):
     camera = {"fl_x": 30, "fl_y": 40, "cx": 10, "cy": 20, "w": 32, "h": 48, "camera_angle_x": 3.0}
     scene = load(write_scene(tmp_path, width=16, height=24, camera=camera), resolution=12)
     c = scene.intrinsics
@@ -132,11 +132,11 @@ def test_without_a_test_split_training_views_are_held_out(tmp_path):
     assert scene.test.names == ("train/r_0.png", "train/r_8.png", "train/r_16.png")
     assert len(scene.train) == 14
     assert not set(scene.train.names) & set(scene.test.names)
-    np.testing.assert_array_equal(scene.test.alpha[1], picture(8, 8, 8)[..., 3])  # type: ignore
+    np.testing.assert_array_equal(scene.test.alpha[1], noise_image(8, 8, 8)[..., 3])  # type: ignore
     assert "held out" in scene.provenance["test_views"]
 
 
-def test_opaque_pictures_in_any_spelling(tmp_path):
+def test_opaque_images_in_any_spelling(tmp_path):
     folder = write_scene(tmp_path, train=3, test=1)
     for path in folder.glob("*/*.png"):
         Image.open(path).convert("RGB").save(path)
@@ -147,16 +147,16 @@ def test_opaque_pictures_in_any_spelling(tmp_path):
     edit(folder, lambda d: d["frames"][2].update(file_path="train/../train/r_2.jpg"))
     scene = load(folder)
     assert scene.train.alpha is None
-    np.testing.assert_array_equal(scene.train.images[1], picture(1, 8, 8)[..., :3])
+    np.testing.assert_array_equal(scene.train.images[1], noise_image(1, 8, 8)[..., :3])
 
 
 def test_provenance_names_what_was_read(tmp_path):
     folder = write_scene(tmp_path)
     before = load(folder).provenance
     assert set(before["json_sha256"]) == {f"transforms_{s}.json" for s in ("train", "val", "test")}
-    Image.fromarray(picture(99, 8, 8)).save(folder / "test" / "r_1.png")
+    Image.fromarray(noise_image(99, 8, 8)).save(folder / "test" / "r_1.png")
     after = load(folder).provenance
-    assert before.pop("pictures_sha256") != after.pop("pictures_sha256")
+    assert before.pop("images_sha256") != after.pop("images_sha256")
     assert before == after
 
 
@@ -169,7 +169,7 @@ def test_a_loaded_scene_survives_its_artifact(tmp_path):
     assert (again.intrinsics, again.provenance) == (scene.intrinsics, scene.provenance)
 
 
-def test_progress_counts_all_pictures(tmp_path):
+def test_progress_counts_all_images(tmp_path):
     seen = []
     load(write_scene(tmp_path), progress=lambda done, total, /, **_: seen.append((done, total)))
     assert seen == [(i, 13) for i in range(1, 14)]
@@ -238,7 +238,7 @@ def test_another_camera_in_another_split(tmp_path):
 @pytest.mark.parametrize("name", ["../outside.png", "train/../../outside.png", "{abs}"])
 def test_paths_that_climb_out_are_refused(tmp_path, name):
     outside = tmp_path / "outside.png"
-    Image.fromarray(picture(0, 8, 8)).save(outside)
+    Image.fromarray(noise_image(0, 8, 8)).save(outside)
     folder = write_scene(tmp_path / "toy")
     name = name.replace("{abs}", str(outside))
     edit(folder, lambda d: d["frames"][1].update(file_path=name))
@@ -258,7 +258,7 @@ def damage(path: Path, how: str) -> None:
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "text":
-        path.write_text("no picture")
+        path.write_text("no image")
     elif how == "size":
         Image.new("RGBA", (9, 8)).save(path)
 
@@ -272,14 +272,14 @@ def damage(path: Path, how: str) -> None:
         ("size", "9 x 8 pixels, but r_0.png has 8 x 8"),
     ],
 )
-def test_damaged_pictures_are_named(tmp_path, how, message):
+def test_damaged_images_are_named(tmp_path, how, message):
     damage(write_scene(tmp_path) / "test" / "r_1.png", how)
     with pytest.raises(SceneError, match=message) as error:
         load(tmp_path)
     assert str(error.value).startswith(str(tmp_path / "test" / "r_1.png"))
 
 
-def test_a_picture_that_would_fill_the_memory_is_never_decoded(tmp_path):
+def test_a_image_that_would_fill_the_memory_is_never_decoded(tmp_path):
     folder = write_scene(tmp_path)
     bomb = (folder / "train" / "r_0.png").read_bytes()
     # The header alone claims 100,000 x 100,000 pixels; its checksum is made to fit.
@@ -290,7 +290,7 @@ def test_a_picture_that_would_fill_the_memory_is_never_decoded(tmp_path):
         load(folder)
 
 
-def test_pictures_above_the_limit_are_refused(tmp_path, monkeypatch):
+def test_images_above_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 63)
     with pytest.raises(SceneError, match="8 x 8 pixels is too large"):
         load(write_scene(tmp_path))
@@ -304,7 +304,7 @@ def test_files_that_cannot_be_opened(tmp_path):
         load(folder)
 
 
-def test_a_picture_without_permission(tmp_path, monkeypatch):
+def test_a_image_without_permission(tmp_path, monkeypatch):
     def refuse(path, **_):  # the tests may run as root, whom no file mode refuses
         raise PermissionError(13, "Permission denied", str(path))
 

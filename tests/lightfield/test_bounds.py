@@ -45,7 +45,7 @@ def load(folder: Path, **choice: Any) -> Scene:
 def held(scene: Scene, center: np.ndarray, radius: float) -> float:
     """Half side of the box in radii of a ball (in the source's units), which it must hold."""
     middle = scene.transform.point_to_scene(tuple(center))
-    reach = np.abs(np.subtract(scene.box.centre, middle)).max() + radius / scene.transform.unit
+    reach = np.abs(np.subtract(scene.box.center, middle)).max() + radius / scene.transform.unit
     assert reach <= scene.box.half_extent
     return scene.box.half_extent * scene.transform.unit / radius
 
@@ -88,7 +88,7 @@ def test_units_and_origin_do_not_matter(tmp_path, scale, shift):
     moved = load(write_ball(tmp_path / "moved", scale=scale, shift=shift * scale))
 
     def relative(scene: Scene) -> np.ndarray:
-        return (scene.train.poses[:, :, 3] - scene.box.centre) / scene.box.half_extent
+        return (scene.train.poses[:, :, 3] - scene.box.center) / scene.box.half_extent
 
     np.testing.assert_allclose(relative(moved), relative(plain), atol=2e-5)
     ratio = moved.box.half_extent / plain.box.half_extent
@@ -97,7 +97,7 @@ def test_units_and_origin_do_not_matter(tmp_path, scale, shift):
     assert 0.7 < ratio < 1.5
     if not moved.transform.is_identity:
         assert moved.box.half_extent == pytest.approx(STANDARD_HALF_EXTENT)
-        np.testing.assert_allclose(moved.box.centre, 0, atol=1e-6)
+        np.testing.assert_allclose(moved.box.center, 0, atol=1e-6)
 
 
 def test_a_pose_of_ones_own_finds_its_way_through_the_saved_scene(tmp_path):
@@ -124,11 +124,11 @@ def test_scenes_of_standard_size_keep_their_coordinates(tmp_path):
 
 def test_what_is_set_by_hand_is_in_the_users_units(tmp_path):
     folder = write_ball(tmp_path, scale=25.0, shift=1000.0)
-    choice = BoundsChoice(box=50.0, centre=(1001.0, 999.0, 1000.0), near=40.0, far=160.0)
+    choice = BoundsChoice(box=50.0, center=(1001.0, 999.0, 1000.0), near=40.0, far=160.0)
     scene = load(folder, bounds=choice)
     unit = scene.transform.unit
     assert scene.box.half_extent * unit == pytest.approx(50)
-    np.testing.assert_allclose(scene.transform.point_to_scene(choice.centre), scene.box.centre)
+    np.testing.assert_allclose(scene.transform.point_to_scene(choice.center), scene.box.center)
     assert (scene.space.near * unit, scene.space.far * unit) == pytest.approx((40, 160))
     with pytest.raises(ConfigError, match="near 200 is not less than far 160"):
         load(folder, bounds=BoundsChoice(near=200.0, far=160.0))

@@ -1,4 +1,4 @@
-"""The embedded scene: its geometry against plain definitions, its light, cameras and pictures."""
+"""The embedded scene: its geometry against plain definitions, its light, cameras and images."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from lightfield.scenes.bricks import (
     render_exact,
 )
 
-GREY = (0.5, 0.5, 0.5)
+GRAY = (0.5, 0.5, 0.5)
 LOW, HIGH = (-0.5, -0.4, -0.4), (0.6, 0.4, 0.4)
 SOLIDS = {
-    "box": Solid(LOW, HIGH, GREY),
-    "cylinder x": Solid(LOW, HIGH, GREY, axis=0),
-    "cylinder y": Solid((-0.4, -0.5, -0.4), (0.4, 0.6, 0.4), GREY, axis=1),
-    "cylinder z": Solid((-0.4, -0.4, -0.5), (0.4, 0.4, 0.6), GREY, axis=2),
-    "slope": Solid(LOW, HIGH, GREY, cuts=(((0.8, 0.0, 0.6), 0.2),)),
+    "box": Solid(LOW, HIGH, GRAY),
+    "cylinder x": Solid(LOW, HIGH, GRAY, axis=0),
+    "cylinder y": Solid((-0.4, -0.5, -0.4), (0.4, 0.6, 0.4), GRAY, axis=1),
+    "cylinder z": Solid((-0.4, -0.4, -0.5), (0.4, 0.4, 0.6), GRAY, axis=2),
+    "slope": Solid(LOW, HIGH, GRAY, cuts=(((0.8, 0.0, 0.6), 0.2),)),
     "leaning slab": Solid(
-        LOW, HIGH, GREY, cuts=(((0.8, 0.0, 0.6), 0.2), ((-0.8, 0.0, -0.6), 0.1))
+        LOW, HIGH, GRAY, cuts=(((0.8, 0.0, 0.6), 0.2), ((-0.8, 0.0, -0.6), 0.1))
     ),
-    "arch": Solid(LOW, HIGH, GREY, bore=(0.1, -0.4, 0.35)),
-    "placed arch": Solid(LOW, HIGH, GREY, cuts=(((0.8, 0.0, 0.6), 0.2),), bore=(0.0, -0.3, 0.3)).placed(
+    "arch": Solid(LOW, HIGH, GRAY, bore=(0.1, -0.4, 0.35)),
+    "placed arch": Solid(LOW, HIGH, GRAY, cuts=(((0.8, 0.0, 0.6), 0.2),), bore=(0.0, -0.3, 0.3)).placed(
         0.7, (0.1, -0.2, 0.3)
     ),
 }  # fmt: skip
@@ -108,7 +108,7 @@ def test_normals_are_unit_and_lead_out_of_the_solid(name):
         rays = perspective_grid(pose_at(0.6, elevation, 2.5), camera(40))
         t, index = first_hits([solid], rays)
         hit = index >= 0
-        points = rays.centre + t[hit][:, None] * np.stack([d[hit] for d in rays.direction], -1)
+        points = rays.center + t[hit][:, None] * np.stack([d[hit] for d in rays.direction], -1)
         normals, edge, _ = Surfaces.of([solid]).normals(index[hit], points)
         assert len(points) > 50
         np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
@@ -122,7 +122,7 @@ def test_normals_are_unit_and_lead_out_of_the_solid(name):
 
 
 def test_normals_turn_evenly_over_an_edge():
-    box = Solid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), GREY, bevel=0.1)
+    box = Solid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), GRAY, bevel=0.1)
     on_top = np.array([[0.5, 0.5, 1], [0.95, 0.5, 1], [1, 0.5, 1]], np.float32)
     normals, edge, bored = Surfaces.of([box]).normals(np.zeros(3, np.int16), on_top)
     half = math.sqrt(0.5)
@@ -148,7 +148,7 @@ def test_a_camera_among_the_bricks_still_sees_them():
     assert np.isfinite(t).mean() > 0.9
 
 
-def test_the_grid_projects_its_own_rays_onto_pixel_centres():
+def test_the_grid_projects_its_own_rays_onto_pixel_centers():
     for rays in (
         perspective_grid(pose_at(1, 30), camera(9)),
         parallel_grid(pose_at(1, 30), 1.3, 9),
@@ -168,8 +168,8 @@ def test_the_grid_projects_its_own_rays_onto_pixel_centres():
 
 
 def test_truck_lies_inside_its_box_and_between_near_and_far(truck):
-    low = np.min([s.low for s in truck.solids], 0) - BOX.centre
-    high = np.max([s.high for s in truck.solids], 0) - BOX.centre
+    low = np.min([s.low for s in truck.solids], 0) - BOX.center
+    high = np.max([s.high for s in truck.solids], 0) - BOX.center
     assert low.min() > -BOX.half_extent
     assert high.max() < BOX.half_extent
     for pose in random_poses(12, seed=3, split="train"):
@@ -178,7 +178,7 @@ def test_truck_lies_inside_its_box_and_between_near_and_far(truck):
         assert t[np.isfinite(t)].max() < bricks.FAR
 
 
-def test_the_whole_truck_is_in_every_picture():
+def test_the_whole_truck_is_in_every_image():
     poses = [*random_poses(24, seed=5, split="train"), *orbit_poses(16)]
     for pose in poses:
         _, alpha = render_exact(pose, camera(60), supersampling=1, seed=0)
@@ -196,10 +196,10 @@ def test_studs_stand_only_where_no_brick_covers_them():
         assert sum(s.contains(middle) for s in solids) == 1
 
 
-def test_seeds_change_the_colours_but_not_the_shape():
+def test_seeds_change_the_colors_but_not_the_shape():
     trucks = [truck_on_plate(seed) for seed in (0, 1, len(PALETTES), len(PALETTES) + 1)]
     assert len({frozenset((s.low, s.high) for s in truck) for truck in trucks}) == 1
-    assert len({tuple(s.colour for s in truck) for truck in trucks}) == len(trucks)
+    assert len({tuple(s.color for s in truck) for truck in trucks}) == len(trucks)
 
 
 # Light
@@ -209,7 +209,7 @@ def test_baked_sun_agrees_with_rays_cast_at_every_brick(truck):
     rays = perspective_grid(pose_at(-0.9, 40), camera(30))
     t, index = first_hits(truck.solids, rays)
     hit = index >= 0
-    points = rays.centre + t[hit][:, None] * np.stack([d[hit] for d in rays.direction], -1)
+    points = rays.center + t[hit][:, None] * np.stack([d[hit] for d in rays.direction], -1)
     normals, _, bored = truck.surfaces.normals(index[hit], points)
     facing = ((normals @ TO_SUN) > 0.2) & ~bored & (np.abs(normals).max(1) > 0.999)
     points, normals, index = points[facing], normals[facing], index[hit][facing]
@@ -258,21 +258,21 @@ def test_the_sheen_depends_mildly_on_the_view(truck):
     assert (mirrored - other).max() < 0.25
 
 
-# Pictures
+# Images
 
 
 def test_supersampling_converges():
     pose, intrinsics = pose_at(-0.75, 25), camera(40)
-    pictures = {
+    images = {
         s: torch.from_numpy(render_exact(pose, intrinsics, supersampling=s, seed=0)[0])
         for s in (1, 4, 16)
     }
-    one, four = (float(psnr(pictures[s], pictures[16])) for s in (1, 4))
+    one, four = (float(psnr(images[s], images[16])) for s in (1, 4))
     assert four > 36
     assert four > one + 8
 
 
-def test_bands_of_rows_make_the_same_picture(monkeypatch):
+def test_bands_of_rows_make_the_same_image(monkeypatch):
     pose, intrinsics = pose_at(2, 50), Intrinsics(40, 23, 50.0, 45.0, 18.0, 14.0)
     whole = render_exact(pose, intrinsics, supersampling=2, seed=0)
     monkeypatch.setattr(bricks, "MOST_RAYS_AT_ONCE", 700)
@@ -281,10 +281,10 @@ def test_bands_of_rows_make_the_same_picture(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-6)  # BLAS may order a band's sums differently
 
 
-def test_pictures_are_composited_on_white():
+def test_images_are_composited_on_white():
     image, alpha = render_exact(pose_at(0.4, 30), camera(48), supersampling=4, seed=0)
     assert image.dtype == alpha.dtype == np.float32
-    own = image - (1 - alpha[..., None])  # colour times coverage
+    own = image - (1 - alpha[..., None])  # color times coverage
     assert own.min() > -1e-6
     assert (own <= alpha[..., None] + 1e-6).all()
     assert (image[alpha == 0] == 1).all()
@@ -292,7 +292,7 @@ def test_pictures_are_composited_on_white():
     assert (alpha == 1).mean() > 0.1
 
 
-def test_the_picture_is_colourful():
+def test_the_image_is_colorful():
     image, alpha = render_exact(pose_at(-0.75, 30), camera(64), supersampling=4, seed=0)
     red, green, blue = image[alpha == 1].T
     assert ((red > 1.8 * green) & (red > 1.8 * blue)).mean() > 0.1
@@ -318,7 +318,7 @@ def test_cameras_look_at_the_origin_from_the_upper_hemisphere():
         np.testing.assert_allclose(np.linalg.norm(poses[:, :, 3], axis=1), CAMERA_RADIUS, atol=1e-4)
         np.testing.assert_allclose(poses[:, :, 3], CAMERA_RADIUS * poses[:, :, 2], atol=1e-4)
         np.testing.assert_allclose(focus_point(poses), 0, atol=1e-4)
-        assert (poses[:, 2, 1] > 0).all()  # the picture's up leads upwards
+        assert (poses[:, 2, 1] > 0).all()  # the image's up leads upwards
     sine = random[:, 2, 3] / CAMERA_RADIUS
     assert math.sin(math.radians(5)) <= sine.min()
     assert sine.max() <= math.sin(math.radians(85)) + 1e-6
@@ -374,7 +374,7 @@ def test_a_scene_holds_what_was_asked_for(small_scene):
     np.testing.assert_array_equal(small_scene.test.alpha[1], np.rint(255 * alpha))
 
 
-def test_progress_counts_every_picture():
+def test_progress_counts_every_image():
     seen: list[tuple[int, int]] = []
     bricks_scene(
         8, 8, train_views=2, val_views=0, test_views=1, supersampling=1,

@@ -31,7 +31,7 @@ def test_impossible_field_of_view_is_refused(angle):
         Intrinsics.from_field_of_view(8, 8, angle)
 
 
-def test_resizing_keeps_where_everything_lies_in_the_picture():
+def test_resizing_keeps_where_everything_lies_in_the_image():
     resized = CAMERA.resized(80, 10)
     for x, y in [(0.0, 0.0), (0.3, -0.2)]:
         u, v = CAMERA.fx * x + CAMERA.cx, CAMERA.fy * y + CAMERA.cy
@@ -86,7 +86,7 @@ def test_impossible_camera_is_refused(wrong):
         ),  # far
         Intrinsics.from_field_of_view(800, 800, math.radians(170)),
         Intrinsics.from_field_of_view(800, 800, 1e-4),
-        Intrinsics(100, 80, 300.0, 300.0, -700.0, 600.0),  # cut from the border of a large picture
+        Intrinsics(100, 80, 300.0, 300.0, -700.0, 600.0),  # cut from the border of a large image
     ],
 )
 def test_unusual_cameras_are_taken(camera):

@@ -24,14 +24,14 @@ def names(folder) -> set[str]:
 
 
 def test_a_block_that_ends_well_replaces_the_file(tmp_path):
-    path = tmp_path / "new folder" / "picture.png"
+    path = tmp_path / "new folder" / "image.png"
     for content in (b"first", b"second"):
         with atomic_path(path) as temporary:
             assert temporary.parent == path.parent
             assert temporary.suffix == ".png"
             temporary.write_bytes(content)
         assert path.read_bytes() == content
-    assert names(path.parent) == {"picture.png"}
+    assert names(path.parent) == {"image.png"}
     assert path.stat().st_mode & 0o777 == 0o644
 
 
@@ -69,14 +69,14 @@ def test_what_is_made_in_a_temporary_folder_is_renamed_out_of_it(tmp_path):
 def test_temporary_files_and_folders_of_a_killed_process_are_removed(tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
-    (whole / "picture.png").touch()
+    (whole / "image.png").touch()
     for folder in (tmp_path, whole):  # as a kill leaves them
         (folder / ".part-Toy.mlpackage-x/Toy.mlpackage/.part-weights").mkdir(parents=True)
-        (folder / ".part-picture-x.png").touch()
+        (folder / ".part-image-x.png").touch()
         (folder / ".part-link").symlink_to(whole)
     discard_temporaries(tmp_path)
     assert names(tmp_path) == {"whole"}
-    assert names(whole) == {"picture.png"}
+    assert names(whole) == {"image.png"}
 
 
 def test_json_round_trip(tmp_path):

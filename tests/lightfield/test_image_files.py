@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from noise_scenes import edit, picture, write_scene
+from noise_scenes import edit, noise_image, write_scene
 from PIL import Image
 
 from lightfield.errors import SceneError
@@ -16,7 +16,7 @@ from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.decoding import decode, decode_mask, read_header
 from lightfield.scenes.formats import load_scene_folder, read_capture
 from lightfield.scenes.image_files import ImageFiles, MissingImageError
-from lightfield.scenes.pictures import picture_format, read_pictures
+from lightfield.scenes.images import image_format_of, read_images
 
 
 def save(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
@@ -27,12 +27,12 @@ def save(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
 
 
 def noise(height: int = 6, width: int = 8) -> np.ndarray:
-    return picture(3, width, height)[..., :3]
+    return noise_image(3, width, height)[..., :3]
 
 
 def decoded(path: Path) -> np.ndarray:
     """The file's pixels, read as those of a scene are."""
-    form = picture_format([path])
+    form = image_format_of([path])
     pixels, _ = decode(
         path, (form.width, form.height), with_alpha=form.has_alpha, upright=form.upright
     )
@@ -100,7 +100,7 @@ def test_links_within_the_users_own_tree_are_followed(tmp_path):
     assert any("5 image files are links out of the scene folder" in n for n in capture.notes)
     views = load_scene_folder(folder, SceneChoice()).train
     assert views.names == ("train/r_0.png", "train/r_1.png", "train/r_2.png")
-    np.testing.assert_array_equal(views.alpha[1], picture(1, 8, 8)[..., 3])  # type: ignore
+    np.testing.assert_array_equal(views.alpha[1], noise_image(1, 8, 8)[..., 3])  # type: ignore
 
 
 @pytest.mark.parametrize("name", ["link.png", "away/outside.png"])
@@ -169,7 +169,7 @@ def test_cmyk_is_read(tmp_path):
 
 
 def test_transparency_in_any_form(tmp_path):
-    gray_alpha = picture(2, 8, 6)[..., :2]
+    gray_alpha = noise_image(2, 8, 6)[..., :2]
     pixels = decoded(save(tmp_path / "la.png", Image.fromarray(gray_alpha)))
     np.testing.assert_array_equal(pixels[..., [0, 3]], gray_alpha)
     keyed = Image.fromarray(np.array([[7, 9]], np.uint8))
@@ -187,10 +187,10 @@ def test_pixels_without_a_range_are_refused(tmp_path):
 
 
 def test_of_an_animation_the_first_image_counts(tmp_path):
-    first, second = (Image.fromarray(picture(i, 8, 8)) for i in (1, 2))
+    first, second = (Image.fromarray(noise_image(i, 8, 8)) for i in (1, 2))
     options = {"save_all": True, "append_images": [second], "lossless": True, "exact": True}
     path = save(tmp_path / "moving.webp", first, **options)
-    form = picture_format([path])
+    form = image_format_of([path])
     assert form.notes == ("1 of 1 images are animations; the first image of each counts",)
     np.testing.assert_array_equal(decoded(path), np.asarray(first))
 
@@ -223,10 +223,10 @@ def test_an_exif_rotation_is_applied_where_the_poses_describe_it(
     tmp_path, described, upright, verb
 ):
     path = rotated_jpeg(tmp_path / "a.jpg", 6)
-    form = picture_format([path, path], described)
+    form = image_format_of([path, path], described)
     assert (form.upright, (form.width, form.height)) == (upright, (6, 8) if upright else (8, 6))
     assert f"2 of 2 images have an EXIF rotation, which is {verb}" in form.notes[0]
-    images = read_pictures([path], form, (form.width, form.height), (0.0, 0.0, 0.0)).images
+    images = read_images([path], form, (form.width, form.height), (0.0, 0.0, 0.0)).images
     rising = images[0, :, 3, 0] if upright else images[0, 3, :, 0]
     assert rising[0] < 20
     assert rising[-1] > 235
@@ -234,14 +234,14 @@ def test_an_exif_rotation_is_applied_where_the_poses_describe_it(
 
 def test_mixed_rotations_have_one_size_or_are_refused(tmp_path):
     files = [rotated_jpeg(tmp_path / "a.jpg", 6), rotated_jpeg(tmp_path / "b.jpg", 1, 8, 6)]
-    form = picture_format(files)
+    form = image_format_of(files)
     assert (form.upright, form.width, form.height) == (True, 6, 8)
     assert (
         "1 of 2 images have an EXIF rotation, which is applied, because only then do"
         in form.notes[0]
     )
     with pytest.raises(SceneError, match=r"b.jpg: 6 x 8 pixels, but a.jpg has 8 x 6"):
-        picture_format([*files, rotated_jpeg(tmp_path / "c.jpg", 1, 5, 7)])
+        image_format_of([*files, rotated_jpeg(tmp_path / "c.jpg", 1, 5, 7)])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

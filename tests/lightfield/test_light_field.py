@@ -13,7 +13,7 @@ from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered
 from lightfield.rays import RaySpace, camera_directions
 from lightfield.student import Student, StudentSpec, mobile_r2l_spec
 
-PICTURE = Intrinsics(48, 36, 60.0, 55.0, 22.5, 19.0)
+IMAGE = Intrinsics(48, 36, 60.0, 55.0, 22.5, 19.0)
 SPEC = mobile_r2l_spec((2, 3), stream_width=8, blocks=2, tail_widths=(6, 4))
 SPACES = {
     "world": RaySpace("world", 2.0, 6.0),
@@ -23,7 +23,7 @@ SPACES = {
 
 def light_field(space: RaySpace) -> LightField:
     torch.manual_seed(0)
-    return LightField(Student(SPEC).eval(), PICTURE, space)
+    return LightField(Student(SPEC).eval(), IMAGE, space)
 
 
 def pose() -> torch.Tensor:
@@ -31,23 +31,23 @@ def pose() -> torch.Tensor:
     return torch.tensor(matrix, dtype=torch.float32)
 
 
-def test_rays_go_through_the_centres_of_their_blocks():
-    fine, coarse = camera_directions(PICTURE), camera_directions(ray_grid(PICTURE, SPEC))
+def test_rays_go_through_the_centers_of_their_blocks():
+    fine, coarse = camera_directions(IMAGE), camera_directions(ray_grid(IMAGE, SPEC))
     blocks = fine.unflatten(0, (6, 6)).unflatten(2, (8, 6))
     torch.testing.assert_close(coarse, blocks.mean(dim=(1, 3)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(50, 36), (48, 35)])
-def test_a_picture_of_broken_blocks_is_refused(width, height):
+def test_a_image_of_broken_blocks_is_refused(width, height):
     with pytest.raises(ConfigError, match="divisible by 6"):
-        ray_grid(PICTURE.resized(width, height), SPEC)
+        ray_grid(IMAGE.resized(width, height), SPEC)
 
 
 def test_the_input_is_the_encoding_of_each_ray_by_hand():
     encoded = light_field(SPACES["world"]).encoded_rays(pose())
     assert encoded.shape == (1, SPEC.input_channels, 6, 8)
     row, column = 4, 7
-    u, v = (column + 0.5) * 6, (row + 0.5) * 6  # where the block's centre lies in the picture
+    u, v = (column + 0.5) * 6, (row + 0.5) * 6  # where the block's center lies in the image
     in_camera = torch.tensor([(u - 22.5) / 60, -(v - 19) / 55, -1.0])
     t = torch.linspace(2, 6, 8)[:, None]
     points = pose()[:, 3] + t * (pose()[:, :3] @ in_camera)
@@ -59,11 +59,11 @@ def test_the_input_is_the_encoding_of_each_ray_by_hand():
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_scattered_rays_are_some_of_each_pose_whatever_the_sampling(space):
     def places(spec: StudentSpec) -> torch.Tensor:
-        """Which ray of its pose's picture each of them is."""
-        some = scattered_rays(poses, PICTURE, space, spec, each=7)
+        """Which ray of its pose's image each of them is."""
+        some = scattered_rays(poses, IMAGE, space, spec, each=7)
         assert some.shape == (4 * 7, spec.input_channels)
-        pictures = [encoded_rays(p, PICTURE, space, spec)[0].flatten(1).T for p in poses]
-        distances = (some.view(4, 7, 1, -1) - torch.stack(pictures)[:, None]).norm(dim=-1)
+        images = [encoded_rays(p, IMAGE, space, spec)[0].flatten(1).T for p in poses]
+        distances = (some.view(4, 7, 1, -1) - torch.stack(images)[:, None]).norm(dim=-1)
         assert distances.amin(2).max() < 1e-3
         return distances.argmin(2)
 
@@ -78,8 +78,8 @@ def test_scattered_rays_are_some_of_each_pose_whatever_the_sampling(space):
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_rendering_is_the_student_on_the_encoded_rays(space):
     field = light_field(space)
-    picture = field.render(pose())
-    assert picture.shape == (36, 48, 3)
-    assert not picture.requires_grad
-    assert torch.equal(picture, field.student(field.encoded_rays(pose()))[0].permute(1, 2, 0))
-    assert torch.equal(picture, field.render(pose()))
+    image = field.render(pose())
+    assert image.shape == (36, 48, 3)
+    assert not image.requires_grad
+    assert torch.equal(image, field.student(field.encoded_rays(pose()))[0].permute(1, 2, 0))
+    assert torch.equal(image, field.render(pose()))

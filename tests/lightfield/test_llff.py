@@ -44,7 +44,7 @@ def poses_bounds(poses: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def capture(tmp_path):
-    """A capture of 10 noise pictures with `images` at full size and `images_4` at a quarter."""
+    """A capture of 10 noise images with `images` at full size and `images_4` at a quarter."""
     folder = tmp_path / "plant"
     rng = np.random.default_rng(1)
     for name, shrink in (("images", 1), ("images_4", 4)):
@@ -100,7 +100,7 @@ def test_the_mean_camera_becomes_the_identity():
 def test_the_camera_scales_with_the_chosen_folder(capture):
     for resolution, folder in ((None, "images_4"), (16, "images_4"), (17, "images")):
         scene = load(capture, resolution=resolution)
-        assert scene.provenance["pictures"] == folder
+        assert scene.provenance["images"] == folder
         c = scene.intrinsics
         assert c.fx / c.width == pytest.approx(FOCAL / WIDTH, rel=0.02)
         assert (c.cx, c.cy) == (c.width / 2, c.height / 2)
@@ -121,7 +121,7 @@ def test_rays_stay_inside_the_box(capture):
         np.testing.assert_allclose((origin + direction)[..., 2], 1, atol=1e-5)
         for t in (0.0, 0.3, 1.0):
             reach = max(reach, (origin + t * direction).abs().max().item())
-    assert scene.box.centre == (0, 0, 0)
+    assert scene.box.center == (0, 0, 0)
     assert 0.75 * scene.box.half_extent < reach < scene.box.half_extent
 
 
@@ -186,7 +186,7 @@ def test_other_files_in_its_place(capture):
         load(capture)
 
 
-def test_pictures_of_another_shape_or_none(capture):
+def test_images_of_another_shape_or_none(capture):
     for path in (capture / "images_4").iterdir():
         Image.new("RGB", (12, 12)).save(path)
     with pytest.raises(SceneError, match="64 x 48 pixels, but they have 12 x 12"):

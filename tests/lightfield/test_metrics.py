@@ -12,7 +12,7 @@ from lightfield import metrics
 from lightfield.metrics import Lpips, load_lpips, mean_quality, mse_to_psnr, psnr, ssim
 
 
-def picture(height: int = 14, width: int = 17, seed: int = 0) -> Tensor:
+def image(height: int = 14, width: int = 17, seed: int = 0) -> Tensor:
     return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed))
 
 
@@ -45,41 +45,41 @@ def test_psnr_of_a_known_error(error, decibels):
     assert mse_to_psnr(error**2) == pytest.approx(decibels)
 
 
-def test_psnr_is_per_picture():
+def test_psnr_is_per_image():
     truth = torch.zeros(2, 4, 5, 3)
-    pictures = torch.stack([truth[0] + 0.1, truth[1]])
-    assert psnr(pictures, truth).tolist() == [pytest.approx(20.0), math.inf]
+    images = torch.stack([truth[0] + 0.1, truth[1]])
+    assert psnr(images, truth).tolist() == [pytest.approx(20.0), math.inf]
 
 
 def test_ssim_is_its_definition():
-    x = picture()
-    y = (x + 0.2 * (picture(seed=1) - 0.5)).clamp(0, 1)
+    x = image()
+    y = (x + 0.2 * (image(seed=1) - 0.5)).clamp(0, 1)
     assert ssim(x, y) == pytest.approx(slow_ssim(x, y), abs=1e-12)
     assert 0 < ssim(x, y) < 1
 
 
-def test_ssim_of_equal_pictures_is_one():
-    assert ssim(picture(), picture()) == pytest.approx(1.0, abs=1e-12)
+def test_ssim_of_equal_images_is_one():
+    assert ssim(image(), image()) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_ssim_is_symmetric():
-    assert ssim(picture(seed=1), picture(seed=2)) == ssim(picture(seed=2), picture(seed=1))
+    assert ssim(image(seed=1), image(seed=2)) == ssim(image(seed=2), image(seed=1))
 
 
-def test_ssim_of_flat_pictures_compares_their_brightness():
+def test_ssim_of_flat_images_compares_their_brightness():
     dark, light = torch.full((12, 12, 3), 0.25), torch.full((12, 12, 3), 0.75)
     expected = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
     assert ssim(dark, light) == pytest.approx(expected, abs=1e-9)
 
 
 def test_ssim_of_a_negative_is_negative():
-    assert ssim(picture(), 1 - picture()) < -0.5
+    assert ssim(image(), 1 - image()) < -0.5
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 40), (40, 10)])
 def test_ssim_needs_a_whole_window(height, width):
-    assert math.isnan(ssim(picture(height, width), picture(height, width)))
-    assert ssim(picture(11, 11), picture(11, 11)) == pytest.approx(1.0)
+    assert math.isnan(ssim(image(height, width), image(height, width)))
+    assert ssim(image(11, 11), image(11, 11)) == pytest.approx(1.0)
 
 
 # -- LPIPS ------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_lpips_without_weights_says_so(hub):
     lpips = load_lpips()
     assert lpips.unavailable is not None
     assert metrics.LPIPS_BACKBONE in lpips.unavailable
-    assert lpips(picture(), picture()) is None
+    assert lpips(image(), image()) is None
 
 
 def raising(error: BaseException):
@@ -152,11 +152,11 @@ def test_lpips_that_is_not_installed_is_unavailable(hub, monkeypatch):
     assert load_lpips().unavailable is not None
 
 
-def test_lpips_sees_pictures_scaled_to_minus_one_and_one(hub, monkeypatch):
+def test_lpips_sees_images_scaled_to_minus_one_and_one(hub, monkeypatch):
     install_lpips(hub, monkeypatch, lambda **_: Distance())
     lpips = load_lpips()
     assert lpips.unavailable is None
-    x, y = picture(seed=1), picture(seed=2)
+    x, y = image(seed=1), image(seed=2)
     assert lpips(x, y) == pytest.approx(2 * float((x - y).abs().mean()))
 
 
@@ -165,7 +165,7 @@ def test_lpips_sees_pictures_scaled_to_minus_one_and_one(hub, monkeypatch):
 
 def test_quality_is_the_mean_of_each_views_figure(monkeypatch):
     monkeypatch.setattr(metrics, "load_lpips", lambda: Lpips(Distance(), None))
-    pairs = [(picture(seed=1), picture(seed=2)), (picture(seed=3), picture(seed=4))]
+    pairs = [(image(seed=1), image(seed=2)), (image(seed=3), image(seed=4))]
     quality = mean_quality(pairs)
     assert quality.views == 2
     assert quality.psnr_db == pytest.approx(sum(float(psnr(x, y)) for x, y in pairs) / 2)
@@ -176,7 +176,7 @@ def test_quality_is_the_mean_of_each_views_figure(monkeypatch):
 
 
 def test_quality_without_lpips_says_none(hub):
-    quality = mean_quality([(picture(seed=1), picture(seed=2))])
+    quality = mean_quality([(image(seed=1), image(seed=2))])
     assert quality.lpips is None
     assert quality.to_json() == {
         "psnr_db": quality.psnr_db,

@@ -20,8 +20,8 @@ from lightfield.rays import (
 
 WORLD = RaySpace("world", 2.0, 6.0)
 CAMERAS = {
-    "centred": Intrinsics.from_field_of_view(16, 16, 0.7),
-    "off-centre": Intrinsics(24, 14, 30.0, 22.0, 9.25, 8.5),
+    "centerd": Intrinsics.from_field_of_view(16, 16, 0.7),
+    "off-center": Intrinsics(24, 14, 30.0, 22.0, 9.25, 8.5),
     "wide": Intrinsics(20, 12, 9.0, 10.0, 10.0, 6.0),
     "distorted": Intrinsics(24, 14, 26.0, 24.0, 11.0, 7.5, (-0.12, 0.03, 0.002, -0.003)),
 }
@@ -35,7 +35,7 @@ def pose_at(*position: float) -> torch.Tensor:
 
 
 def pixel_of(point: np.ndarray, pose: np.ndarray, camera: Intrinsics) -> tuple[float, float]:
-    """The picture coordinates of a world point: the frame's definition and OpenCV's distortion."""
+    """The image coordinates of a world point: the frame's definition and OpenCV's distortion."""
     right, up, back = pose[:, :3].T @ (point - pose[:, 3])
     x, y = right / -back, -up / -back  # OpenCV looks along +z with y down
     k1, k2, p1, p2 = camera.distortion or (0.0, 0.0, 0.0, 0.0)
@@ -48,7 +48,7 @@ def pixel_of(point: np.ndarray, pose: np.ndarray, camera: Intrinsics) -> tuple[f
 
 @pytest.mark.parametrize("camera", CAMERAS.values(), ids=CAMERAS)
 @pytest.mark.parametrize("distance", [0.5, 4.0])
-def test_points_along_a_ray_project_to_its_pixel_centre(camera, distance):
+def test_points_along_a_ray_project_to_its_pixel_center(camera, distance):
     pose = pose_at(1.0, -3.0, 2.0)
     origins, directions = camera_rays(pose, camera, WORLD)
     points = (origins + distance * directions).double().numpy()
@@ -67,7 +67,7 @@ def test_directions_by_hand():
 
 def test_t_is_the_depth_along_the_optical_axis():
     pose = pose_at(2.0, 2.0, 1.0)
-    origins, directions = camera_rays(pose, CAMERAS["off-centre"], WORLD)
+    origins, directions = camera_rays(pose, CAMERAS["off-center"], WORLD)
     depth = ((origins + 3.0 * directions - pose[:, 3]) * -pose[:, 2]).sum(-1)
     torch.testing.assert_close(depth, torch.full_like(depth, 3.0))
 
@@ -161,8 +161,8 @@ def test_jittered_points_stay_in_their_strata_and_fill_them(count):
     within = torch.rand(*grid, count, generator=generator)
     points = points_along(origins, directions, WORLD, count, within=within)
     t = -points.view(*grid, count, 3)[..., 2].flatten(0, 1)
-    centres = np.linspace(2, 6, count)
-    edges = [2.0, *(centres[1:] + centres[:-1]) / 2, 6.0]
+    centers = np.linspace(2, 6, count)
+    edges = [2.0, *(centers[1:] + centers[:-1]) / 2, 6.0]
     for k in range(count):
         low, high = edges[k], edges[k + 1]
         assert low <= t[:, k].min() < low + 0.01 * (high - low)

@@ -67,7 +67,7 @@ def test_saving_and_loading_is_the_identity(saved):
     assert replace(loaded, **splits) == original
 
 
-def test_pictures_stay_on_disk(saved):
+def test_images_stay_on_disk(saved):
     loaded = load_scene(saved)
     assert isinstance(loaded.train.images, np.memmap)
     assert isinstance(loaded.train.alpha, np.memmap)
@@ -75,12 +75,12 @@ def test_pictures_stay_on_disk(saved):
         loaded.train.images[0] = 0
 
 
-def test_one_picture_is_float_in_zero_to_one():
+def test_one_image_is_float_in_zero_to_one():
     train = views(2, seed=1)
     train.images[1, 0, 0] = [0, 51, 255]
-    picture = train.image(1)
-    assert picture.dtype == np.float32
-    assert picture[0, 0].tolist() == [0.0, pytest.approx(0.2), 1.0]
+    image = train.image(1)
+    assert image.dtype == np.float32
+    assert image[0, 0].tolist() == [0.0, pytest.approx(0.2), 1.0]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -170,13 +170,13 @@ def without(key):
         lambda data: data | {"intrinsics": data["intrinsics"] | {"skew": 1}},
         lambda data: data | {"space": data["space"] | {"near": 9}},
         lambda data: data | {"space": "world"},
-        lambda data: data | {"box": {"centre": None, "half_extent": 1}},
-        lambda data: data | {"box": {"centre": [0, 0, 0], "half_extent": "3"}},
-        lambda data: data | {"box": {"centre": [0, 0, 0], "half_extent": 0}},
-        lambda data: data | {"box": {"centre": [0, 0, 0], "half_extent": float("nan")}},
-        lambda data: data | {"box": {"centre": [0, 1e300, 0], "half_extent": 1}},
-        lambda data: data | {"box": {"centre": [0, 0], "half_extent": 1}},
-        lambda data: data | {"box": {"centre": ["0", 0, 0], "half_extent": 1}},
+        lambda data: data | {"box": {"center": None, "half_extent": 1}},
+        lambda data: data | {"box": {"center": [0, 0, 0], "half_extent": "3"}},
+        lambda data: data | {"box": {"center": [0, 0, 0], "half_extent": 0}},
+        lambda data: data | {"box": {"center": [0, 0, 0], "half_extent": float("nan")}},
+        lambda data: data | {"box": {"center": [0, 1e300, 0], "half_extent": 1}},
+        lambda data: data | {"box": {"center": [0, 0], "half_extent": 1}},
+        lambda data: data | {"box": {"center": ["0", 0, 0], "half_extent": 1}},
         lambda data: data | {"background": [1, 1]},
         lambda data: data | {"background": [1, 1, float("nan")]},
         lambda data: data | {"background": "white"},

@@ -34,15 +34,15 @@ def rays_for(spec: StudentSpec, height: int, width: int, *, batch: int = 1) -> T
 
 
 def trained(spec: StudentSpec, steps: int = 5) -> Student:
-    """A student after a few optimiser steps, so that its batch norms hold real statistics."""
+    """A student after a few optimizer steps, so that its batch norms hold real statistics."""
     torch.manual_seed(0)
     student = Student(spec)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     x = rays_for(spec, 4, 5, batch=2)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (student(x) - 0.3).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     return student.eval()
 
 
@@ -92,12 +92,12 @@ def test_macs_of_any_shape_are_what_hooks_count(operator, factors):
 
 
 @pytest.mark.parametrize("output_channels", [3, 4])
-def test_colours_have_the_promised_shape_and_range(output_channels):
+def test_colors_have_the_promised_shape_and_range(output_channels):
     spec = small_spec(output_channels=output_channels)
-    colours = trained(spec)(100 * rays_for(spec, 3, 5, batch=2))
-    assert colours.shape == (2, output_channels, 18, 30)
-    assert colours.min() >= 0
-    assert colours.max() <= 1
+    colors = trained(spec)(100 * rays_for(spec, 3, 5, batch=2))
+    assert colors.shape == (2, output_channels, 18, 30)
+    assert colors.min() >= 0
+    assert colors.max() <= 1
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -114,7 +114,7 @@ def test_the_body_has_one_skip_around_all_blocks():
     stream = 2 * nn.functional.gelu(student.head(x))
     for stage in student.tail:
         stream = stage(stream)
-    torch.testing.assert_close(student(x), torch.sigmoid(student.colour(stream)))
+    torch.testing.assert_close(student(x), torch.sigmoid(student.color(stream)))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "sigmoid_gelu", "relu"])
@@ -166,7 +166,7 @@ LOCAL = {"none": (), "3": (CT3,), "3-3": (CT3, CT3), "shuffle4": (PS4,), "shuffl
 
 
 def patch_with_margin(student: Student, x: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """An inner patch of 2 x 3 rays, from rays with that margin and from the whole picture."""
+    """An inner patch of 2 x 3 rays, from rays with that margin and from the whole image."""
     s, top, left, height, width = student.spec.factor, 3, 2, 2, 3
     rays = x[:, :, top - margin : top + height + margin, left - margin : left + width + margin]
     alone = student(rays)[:, :, margin * s :, margin * s :][:, :, : height * s, : width * s]
@@ -179,7 +179,7 @@ def student_with_tail(tail: tuple[TailStage, ...]) -> Student:
 
 
 @pytest.mark.parametrize("tail", [*REACHING.values(), *LOCAL.values()], ids=[*REACHING, *LOCAL])
-def test_a_patch_with_its_halo_is_the_picture_there(tail):
+def test_a_patch_with_its_halo_is_the_image_there(tail):
     student = student_with_tail(tail)
     x = rays_for(student.spec, 8, 7).double()
     alone, whole = patch_with_margin(student, x, student.spec.halo_rays)
@@ -195,11 +195,11 @@ def test_one_ray_less_than_the_halo_is_not_enough(tail):
 
 
 @pytest.mark.parametrize("tail", LOCAL.values(), ids=LOCAL)
-def test_tails_that_look_at_no_neighbour_need_no_halo(tail):
+def test_tails_that_look_at_no_neighbor_need_no_halo(tail):
     assert StudentSpec(2, 1, 6, (5,), tail).halo_rays == 0
 
 
-# -- initialisation without norms -------------------------------------------------------------------
+# -- initialization without norms -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blocks", [1, 8, 60])

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from noise_scenes import ANGLE, edit, picture, ring_pose, write_scene
+from noise_scenes import ANGLE, edit, noise_image, ring_pose, write_scene
 from PIL import Image
 
 from lightfield.camera import checked_poses, rigid_poses
 from lightfield.errors import SceneError
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import load_scene_folder, read_capture
-from lightfield.scenes.pictures import fitted_size
+from lightfield.scenes.images import fitted_size
 
 
 def single(folder: Path, count: int = 9, **more: Any) -> Path:
@@ -29,11 +29,11 @@ def single(folder: Path, count: int = 9, **more: Any) -> Path:
 
 def add_masks(folder: Path, white: Any, split: str = "train") -> None:
     """A mask beside every image of a split, white in a slice of its columns."""
-    for image in (folder / split).glob("r_*.png"):
+    for path in (folder / split).glob("r_*.png"):
         mask = np.zeros((8, 8), np.uint8)
         mask[2:6, white] = 255
-        Image.fromarray(picture(0, 8, 8)[..., :3]).save(image)
-        Image.fromarray(mask).save(image.with_name(f"mask_{image.name}"))
+        Image.fromarray(noise_image(0, 8, 8)[..., :3]).save(path)
+        Image.fromarray(mask).save(path.with_name(f"mask_{path.name}"))
 
     def name_masks(data: dict[str, Any]) -> None:
         for index, frame in enumerate(data["frames"]):
@@ -190,7 +190,7 @@ def test_masks_that_outline_the_object_become_transparency(tmp_path):
     assert alpha[0, 3].tolist() == [0, 0, 255, 255, 255, 255, 0, 0]
     np.testing.assert_array_equal(scene.train.images[0][alpha[0] == 0], 255)
     np.testing.assert_array_equal(
-        scene.train.images[0][alpha[0] > 0], picture(0, 8, 8)[..., :3][alpha[0] > 0]
+        scene.train.images[0][alpha[0] > 0], noise_image(0, 8, 8)[..., :3][alpha[0] > 0]
     )
     assert "the masks (mask_path) are used as the images' transparency" in scene.notes
     described = read_capture(folder).described_by

@@ -33,14 +33,14 @@ def spherical(azimuth: float, elevation: float, radius: float) -> np.ndarray:
 
 
 def capture(
-    places: np.ndarray, centre: np.ndarray | None = None, world: np.ndarray | None = None
+    places: np.ndarray, center: np.ndarray | None = None, world: np.ndarray | None = None
 ) -> np.ndarray:
-    """Cameras at (azimuth, elevation, radius) about a centre that look at it, in a turned world."""
-    centre = np.zeros(3) if centre is None else centre
+    """Cameras at (azimuth, elevation, radius) about a center that look at it, in a turned world."""
+    center = np.zeros(3) if center is None else center
     world = np.eye(3) if world is None else world
     poses = [look_at(spherical(*place), np.zeros(3), Z) for place in places]
     turned = np.stack([world @ pose for pose in poses])
-    turned[:, :, 3] += centre
+    turned[:, :, 3] += center
     return turned.astype(np.float32)
 
 
@@ -64,7 +64,7 @@ def angle_degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_an_orbit_gives_its_cameras_back(world):
     given = places(30)
     poses = capture(given, np.array([1.0, -2.0, 0.5]), world)
-    poses[::2, :, :3] = poses[::2, :, :3] @ rotation(2, 20) @ rotation(0, 5)  # rolled, off-centre
+    poses[::2, :, :3] = poses[::2, :, :3] @ rotation(2, 20) @ rotation(0, 5)  # rolled, off-center
     orbit = orbit_of(poses)
     for i, pose in enumerate(poses):
         again = orbit.pose(orbit.azimuth_degrees[i], orbit.elevation_degrees[i], orbit.radius[i])
@@ -73,9 +73,9 @@ def test_an_orbit_gives_its_cameras_back(world):
 
 
 def test_an_orbit_is_described_in_spherical_coordinates():
-    given, centre = places(40), np.array([1.0, -2.0, 0.5])
-    orbit = orbit_of(capture(given, centre))
-    np.testing.assert_allclose(orbit.centre, centre, atol=1e-4)
+    given, center = places(40), np.array([1.0, -2.0, 0.5])
+    orbit = orbit_of(capture(given, center))
+    np.testing.assert_allclose(orbit.center, center, atol=1e-4)
     assert np.array_equal(orbit.up, Z)
     np.testing.assert_allclose(orbit.azimuth_degrees % 360, given[:, 0], atol=1e-3)
     np.testing.assert_allclose(orbit.elevation_degrees, given[:, 1], atol=1e-3)
@@ -86,18 +86,18 @@ def test_an_orbit_is_described_in_spherical_coordinates():
 
 @pytest.mark.parametrize("world", [np.eye(3), any_rotation(3)])
 def test_new_viewpoints_lie_in_the_old_ones_range(world):
-    given, centre = places(40), np.array([1.0, -2.0, 0.5])
-    new = sample_orbit(capture(given, centre, world), 500, seed=0)
+    given, center = places(40), np.array([1.0, -2.0, 0.5])
+    new = sample_orbit(capture(given, center, world), 500, seed=0)
     assert new.shape == (500, 3, 4)
     assert new.dtype == np.float32
     checked_poses(new, where="samples")
-    outward = (new[:, :, 3] - centre) @ world
+    outward = (new[:, :, 3] - center) @ world
     radius = np.linalg.norm(outward, axis=1)
     elevation = np.degrees(np.arcsin(outward[:, 2] / radius))
     assert given[:, 2].min() - 1e-3 <= radius.min() <= radius.max() <= given[:, 2].max() + 1e-3
     assert given[:, 1].min() - 0.05 <= elevation.min()
     assert elevation.max() <= given[:, 1].max() + 0.05
-    np.testing.assert_allclose(focus_point(new), centre, atol=1e-3)  # they look where the old did
+    np.testing.assert_allclose(focus_point(new), center, atol=1e-3)  # they look where the old did
     sectors = np.bincount(
         (np.degrees(np.arctan2(outward[:, 1], outward[:, 0])) // 30).astype(int) + 6
     )
@@ -139,7 +139,7 @@ def test_one_camera_is_all_there_is_to_draw_from():
     np.testing.assert_allclose(sample_orbit(poses, 3, seed=0), np.repeat(poses, 3, 0), atol=1e-5)
 
 
-def test_roll_and_off_centre_views_are_kept():
+def test_roll_and_off_center_views_are_kept():
     """Offsets of two kinds: new ones lie on the way between them, and both ends occur."""
     given = places(60)
     poses = capture(given)
@@ -147,7 +147,7 @@ def test_roll_and_off_centre_views_are_kept():
     for i in range(len(poses)):
         poses[i, :, :3] = poses[i, :, :3] @ kinds[i % 2]
     orbit, new = orbit_of(poses), sample_orbit(poses, 300, seed=0)
-    outward = new[:, :, 3] - orbit.centre
+    outward = new[:, :, 3] - orbit.center
     straight = np.stack(
         [look_at(place, np.zeros(3), orbit.up)[:, :3] for place in outward.astype(np.float64)]
     )

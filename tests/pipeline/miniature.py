@@ -36,7 +36,7 @@ OPTIONS = {
         "--geometry-features=8 --occupancy-resolution=16 --max-samples-per-ray=48 "
         "--samples-per-step=4096 --max-rays-per-step=1024 --steps=60"
     ),
-    "pseudo": "--pictures=20",
+    "pseudo": "--images=20",
     "student": (
         "--network.stream-width=32 --network.blocks=3 --network.tail-widths 16 8 "
         f"--network.tail-blocks=1 --network.points=8 {TRAINING}"
@@ -150,7 +150,7 @@ def results(run: Path, name: str) -> dict[str, str]:
 
 
 def write_blender_scene(folder: Path, *, side: int = 16, views: int = 4) -> Path:
-    """A scene folder of noise pictures, seen from around the origin."""
+    """A scene folder of noise images, seen from around the origin."""
     for split in ("train", "val", "test"):
         (folder / split).mkdir(parents=True)
         frames = []

@@ -37,7 +37,7 @@ PRUNED = replace(
     ),
 )
 QUALITY = {"teacher": (27.71, 0.021), "student": (27.02, 0.026), "prune": (26.58, 0.031)}
-"""By stage: the PSNR its manifest states, and the noise of its pictures."""
+"""By stage: the PSNR its manifest states, and the noise of its images."""
 
 
 def sample_scene(side: int = 24, *, views: int = 3) -> Scene:
@@ -79,7 +79,7 @@ def _stages(scene: Scene, device: DeviceIdentity) -> dict[str, tuple[dict[str, s
             stage.metrics["one_ray_reference_db"] = 28.01
 
     def make_pseudo(stage: StageWriter) -> None:
-        stage.metrics["pictures"] = 600
+        stage.metrics["images"] = 600
 
     def make_student(stage: StageWriter) -> None:
         _scored(stage, "student", scene)
@@ -131,8 +131,8 @@ def _scored(stage: StageWriter, name: str, scene: Scene) -> None:
     truths = scene.test.images[shown]
     error = np.random.default_rng(len(name)).normal(0, 255 * noise, truths.shape)
     edges = np.abs(np.diff(truths.astype(float), axis=2, append=255)).mean(-1, keepdims=True)
-    pictures = (truths + error * (0.2 + edges / 60)).clip(0, 255).round().astype(np.uint8)
-    np.save(stage.path / RENDERS, pictures)
+    images = (truths + error * (0.2 + edges / 60)).clip(0, 255).round().astype(np.uint8)
+    np.save(stage.path / RENDERS, images)
     stage.metrics |= {"psnr_db": psnr_db, "ssim": 0.91, "lpips": None, "views": n}
     stage.metrics["parameters"] = 432_224
     for step in range(100, 1001, 100):
@@ -229,7 +229,7 @@ def sample_bench(device: DeviceIdentity) -> DeviceBench:
             **fields,
         )  # fmt: skip
 
-    refused = "its pictures are 11.2 dB from the host's, below 25 dB"
+    refused = "its images are 11.2 dB from the host's, below 25 dB"
     return DeviceBench(
         device,
         {"runs": 100, "warmup": 5, "provider": "cpu"},
@@ -238,7 +238,7 @@ def sample_bench(device: DeviceIdentity) -> DeviceBench:
         (
             graph("dense_student", "dense", 3.95),
             graph("student", "Bricks", 1.91, sustained=record("Bricks", 1.96, 600, 0.4)),
-            graph("pose_to_picture", "Bricks_fused", 2.37),
+            graph("pose_to_image", "Bricks_fused", 2.37),
             graph("student", "Bricks_fp16", 1.42, precision="fp16", fallen_back=("Gelu_3 (Gelu)",)),
             GraphBench("student", "int8", "Bricks_int8.onnx", refused),
         ),

@@ -30,14 +30,14 @@ Change = Callable[[Path], object]
 def good_scene(tmp_path_factory) -> Path:
     """A scene folder and, beside it, the run made of it."""
     place = tmp_path_factory.mktemp("good")
-    write_blender_scene(place / "pictures")
+    write_blender_scene(place / "images")
     assert load(place).done
     return place
 
 
 def load(place: Path, *options: object):
     options = ("--resolution", 16, *options)
-    return nelf("scene", "--run", place / "run", "--data", place / "pictures", *options)
+    return nelf("scene", "--run", place / "run", "--data", place / "images", *options)
 
 
 def edit(change: Callable[[dict], object], split: str = "train") -> Change:
@@ -59,10 +59,10 @@ def truncate(name: str, size: int = 60) -> Change:
 
 
 def link_out(folder: Path) -> None:
-    picture = folder / "train" / "r_1.png"
-    shutil.copy(picture, folder.parent / "outside.png")
-    picture.unlink()
-    picture.symlink_to(folder.parent / "outside.png")
+    image = folder / "train" / "r_1.png"
+    shutil.copy(image, folder.parent / "outside.png")
+    image.unlink()
+    image.symlink_to(folder.parent / "outside.png")
     folder.parent.chmod(0o777)  # as /tmp is: not the user's own
 
 
@@ -74,8 +74,8 @@ BAD_SCENES: dict[str, tuple[Change, str, str]] = {
     "all images are missing": (
         lambda folder: shutil.rmtree(folder / "train"), "train/r_0", "missing",
     ),
-    "a picture is truncated": (truncate("test/r_3.png", 300), "test/r_3.png", "cannot be read"),
-    "a picture is text": (
+    "an image is truncated": (truncate("test/r_3.png", 300), "test/r_3.png", "cannot be read"),
+    "an image is text": (
         lambda folder: (folder / "val/r_0.png").write_text("no"), "val/r_0.png", "cannot be read",
     ),
     "no camera": (
@@ -91,8 +91,8 @@ BAD_SCENES: dict[str, tuple[Change, str, str]] = {
         edit(lambda data: data["frames"].clear(), "test"), "transforms_test.json", "no frames",
     ),
     "the JSON is cut": (truncate("transforms_train.json"), "transforms_train.json", "JSON"),
-    "no scene": (lambda folder: (folder / "transforms_train.json").unlink(), "pictures", "expected"),
-    "no folder": (shutil.rmtree, "pictures", "no such folder"),
+    "no scene": (lambda folder: (folder / "transforms_train.json").unlink(), "images", "expected"),
+    "no folder": (shutil.rmtree, "images", "no such folder"),
 }  # fmt: skip
 
 
@@ -100,21 +100,21 @@ BAD_SCENES: dict[str, tuple[Change, str, str]] = {
 def test_a_bad_scene_is_refused_and_the_last_one_kept(good_scene, tmp_path, what):
     spoil, where, reason = BAD_SCENES[what]
     place = shutil.copytree(good_scene, tmp_path / "place")
-    spoil(place / "pictures")
+    spoil(place / "images")
     before = tree(place / "run")
     line = load(place).refusal
     assert where in line
     assert reason in line
     assert tree(place / "run") == before
-    shutil.rmtree(place / "pictures", ignore_errors=True)
-    shutil.copytree(good_scene / "pictures", place / "pictures")
+    shutil.rmtree(place / "images", ignore_errors=True)
+    shutil.copytree(good_scene / "images", place / "images")
     assert load(place).done
     assert results(place / "run", "scene") == results(good_scene / "run", "scene")
 
 
-def test_pictures_smaller_than_the_preset_lower_the_resolution_and_say_so(tmp_path):
-    write_blender_scene(tmp_path / "pictures", side=26)
-    said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "pictures").done
+def test_images_smaller_than_the_preset_lower_the_resolution_and_say_so(tmp_path):
+    write_blender_scene(tmp_path / "images", side=26)
+    said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "images").done
     assert "the images' longest side is 26 pixels, which is taken in place of the 200" in said
     assert "24 x 24 pixels" in said  # whole rays of a student that up-samples 8 times
 
@@ -289,8 +289,8 @@ def test_a_run_folder_that_is_not_utf8_is_refused_at_once(tmp_path, monkeypatch)
 @pytest.mark.parametrize("file", ["train/r_1.png", "transforms_train.json"])
 def test_a_named_pipe_is_refused_at_once(good_scene, tmp_path, file):
     place = shutil.copytree(good_scene, tmp_path / "place")
-    (place / "pictures" / file).unlink()
-    os.mkfifo(place / "pictures" / file)
+    (place / "images" / file).unlink()
+    os.mkfifo(place / "images" / file)
     assert file in load(place).refusal
 
 
@@ -352,7 +352,7 @@ def test_a_budget_that_is_none_is_refused(run, budget_ms):
         (["scene", "--resolution", "0"], "scene"),
         (["teacher", "--steps", "0"], "teacher.steps"),
         (["teacher", "--learning-rate", "nan"], "teacher.learning_rate"),
-        (["pseudo", "--pictures", "0"], "pseudo.pictures"),
+        (["pseudo", "--images", "0"], "pseudo.images"),
         (["student", "--distil.steps", "0"], "distil"),
         (["student", "--network.factors", "5", "2"], "network.factors"),
         (["student", "--network.factors", "3", "3"], "divisible by 9"),
@@ -428,7 +428,7 @@ def test_a_memory_map_on_a_full_disk_does_not_kill_the_process(small_disk, finis
         for name in ("scene", "teacher")
         for path in (finished / name).iterdir()
     )
-    run = small_disk((blocks + 8) * 4096) / "toy"  # of the 9 that the pictures take, and some more
+    run = small_disk((blocks + 8) * 4096) / "toy"  # of the 9 that the images take, and some more
     for name in ("scene", "teacher"):
         shutil.copytree(finished / name, run / name)
     before = tree(run)
@@ -454,9 +454,9 @@ def test_a_memory_map_on_a_full_disk_does_not_kill_the_process(small_disk, finis
         ("scene", "scene", 5),
         ("teacher", "teacher", 1),
         ("teacher", "teacher, test views", 2),
-        ("pseudo", "pseudo pictures", 7),
+        ("pseudo", "pseudo images", 7),
         ("student", "student", 2),
-        ("student", "real pictures", 1),
+        ("student", "real images", 1),
         ("student", "student, test views", 3),
         ("export", "export", 3),
         ("export", "export", 8),
@@ -482,7 +482,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(
     assert "interrupted" not in nelf("status", "--run", run).done
 
 
-def test_pseudo_pictures_cut_by_a_kill_are_rendered_again(run, finished, interrupt_at):
+def test_pseudo_images_cut_by_a_kill_are_rendered_again(run, finished, interrupt_at):
     shutil.rmtree(run / "pseudo")
     with interrupt_at(7):
         assert stage(run, "pseudo").refusal

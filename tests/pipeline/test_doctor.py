@@ -231,7 +231,7 @@ def disk(monkeypatch):
     sizes = SimpleNamespace(
         name="tiny",
         scene=SimpleNamespace(resolution=1024),
-        pseudo=SimpleNamespace(pictures=4 * GIB // (3 << 20)),
+        pseudo=SimpleNamespace(images=4 * GIB // (3 << 20)),
     )
     monkeypatch.setattr("shutil.disk_usage", usage)
     monkeypatch.setattr(pipeline.presets, "default_preset_name", returns("tiny"))

@@ -74,8 +74,8 @@ def test_a_server_that_ignores_ranges_sends_all_again(server, tmp_path):
 
 @pytest.mark.parametrize("careless", [False, True], ids=["if-range", "range-whatever"])
 def test_a_changed_file_is_begun_anew(server, tmp_path, careless):
-    picture = "nerf_synthetic/lego/train/r_0.png"
-    old = zipped({**FILES, picture: bytes(len(FILES[picture]))})
+    image = "nerf_synthetic/lego/train/r_0.png"
+    old = zipped({**FILES, image: bytes(len(FILES[image]))})
     new, server.content = server.content, old
     server.cut_after = [3000, 0, 0, 0]
     with pytest.raises(DataError):

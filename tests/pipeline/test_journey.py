@@ -86,12 +86,10 @@ def test_the_exported_graph_draws_what_the_student_draws(finished):
     for pose in scene.test.poses:
         with torch.no_grad():
             rays = field.encoded_rays(torch.from_numpy(pose))
-            picture = field.student(rays).numpy()
-        np.testing.assert_allclose(
-            student.run(None, {"input": rays.numpy()})[0], picture, atol=1e-4
-        )
+            image = field.student(rays).numpy()
+        np.testing.assert_allclose(student.run(None, {"input": rays.numpy()})[0], image, atol=1e-4)
         (drawn,) = fused.run(None, {fused.get_inputs()[0].name: pose.reshape(1, 3, 4)})
-        np.testing.assert_allclose(drawn.reshape(-1), picture.reshape(-1), atol=1e-3)
+        np.testing.assert_allclose(drawn.reshape(-1), image.reshape(-1), atol=1e-3)
 
 
 def test_coreml_and_the_lens_are_delivered(finished):
@@ -106,13 +104,13 @@ def test_the_bench_measures_dense_pruned_and_fused(finished):
     (bench,) = json.loads((finished / "bench" / "latencies.json").read_text())["devices"]
     assert bench["device"]["kind"] == "host"
     whole = [graph for graph in bench["graphs"] if graph["precision"] == "fp32"]
-    assert [graph["name"] for graph in whole] == ["dense_student", "student", "pose_to_picture"]
+    assert [graph["name"] for graph in whole] == ["dense_student", "student", "pose_to_image"]
     for graph in whole:
         assert len(graph["latency"]["samples_ms"]) == 5
-        assert graph["fidelity"]["psnr_db"] is None  # the host's pictures are the host's
+        assert graph["fidelity"]["psnr_db"] is None  # the host's images are the host's
         assert graph["operators"]
     page = (finished / "bench" / "bench.html").read_text()
-    assert "Pose to picture" in page
+    assert "Pose to image" in page
     assert "<script" not in page
 
 
@@ -130,7 +128,7 @@ def test_the_report_is_one_file_that_says_what_it_is_about(finished):
 
 def test_another_option_makes_one_stage_anew_and_what_follows_stale(run):
     before = tree(run)
-    assert "12 pictures" in stage(run, "pseudo", "--pictures", 12).done
+    assert "12 images" in stage(run, "pseudo", "--images", 12).done
     after = states(run)
     assert [name for name in CHAIN if after[name] == "finished"] == ["scene", "teacher", "pseudo"]
     assert {after[name] for name in CHAIN[3:]} == {"stale"}
@@ -149,7 +147,7 @@ def test_another_option_makes_one_stage_anew_and_what_follows_stale(run):
 
 
 def test_going_back_to_an_option_gives_the_same_bytes(run, finished):
-    assert stage(run, "pseudo", "--pictures", 12).done
+    assert stage(run, "pseudo", "--images", 12).done
     assert results(run, "pseudo") != results(finished, "pseudo")
     assert stage(run, "pseudo").done
     assert results(run, "pseudo") == results(finished, "pseudo")

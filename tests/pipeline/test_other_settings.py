@@ -37,7 +37,7 @@ def test_more_steps_go_on_from_what_was_interrupted(run, interrupt_at, name, set
 
 def test_other_fine_tuning_goes_on_from_the_distilled_student(run, interrupt_at):
     shutil.rmtree(run / "student")
-    with interrupt_at(1, "real pictures"):
+    with interrupt_at(1, "real images"):
         assert stage(run, "student").refusal
     distilled = steps_logged(run, "student")
     said = stage(run, "student", "--fine-tune.rate-share=0.2").done

@@ -32,7 +32,7 @@ def test_presets_grow(kind):
     for part, names in {
         "scene": ["resolution"],
         "teacher": ["steps"],
-        "pseudo": ["pictures"],
+        "pseudo": ["images"],
         "network": ["stream_width", "blocks"],
         "distil": ["steps"],
         "prune": ["final_tune_steps"],
@@ -63,10 +63,10 @@ def test_the_paper_preset_is_the_published_network_but_for_points_and_norms(kind
     assert mac_count(spec, 100, 100) < 1.03 * mac_count(published, 100, 100)
 
 
-def test_the_paper_preset_has_the_published_pictures():
+def test_the_paper_preset_has_the_published_images():
     assert preset("paper", "object").scene.resolution == 800
     assert preset("paper", "forward").scene.resolution == 1008
-    assert preset("paper", "object").pseudo.pictures == 20_000
+    assert preset("paper", "object").pseudo.images == 20_000
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -85,7 +85,7 @@ def test_an_unknown_preset_is_refused():
         {"val_views": -1},
     ],
 )
-def test_impossible_pictures_are_refused(change):
+def test_impossible_images_are_refused(change):
     with pytest.raises(ConfigError, match="scene"):
         dataclasses.replace(SceneConfig(), **change)
 

@@ -23,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_a_published_student_takes_the_place_of_the_runs_own(run, checkpoint):
     said = nelf("student", "--run", run, "--published", checkpoint, *NETWORK).done
-    assert "its pictures are far from the scene's" in said  # which it was not trained on
+    assert "its images are far from the scene's" in said  # which it was not trained on
     details = manifest(run, "student")["details"]
     assert details["published"] == "ckpt.tar"
     assert (details["space"]["near"], details["space"]["far"]) == (1.5, 6.0)
@@ -65,10 +65,10 @@ def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, 
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_pictures_that_are_not_whole_rays_of_it_are_refused(tmp_path):
+def test_images_that_are_not_whole_rays_of_it_are_refused(tmp_path):
     run = tmp_path / "run"
-    pictures = write_blender_scene(tmp_path / "pictures")
-    assert nelf("scene", "--run", run, "--data", pictures, "--resolution", 16).done
+    images = write_blender_scene(tmp_path / "images")
+    assert nelf("scene", "--run", run, "--data", images, "--resolution", 16).done
     twelve = save_checkpoint(tmp_path / "12x.tar", published_network(last=3))
     said = nelf("student", "--run", run, "--published", twelve, *NETWORK).refusal
     assert "16x16 pixels cannot be up-sampled 12x" in said

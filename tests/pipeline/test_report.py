@@ -26,7 +26,7 @@ from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
 from pipeline.console import Console
 from pipeline.delivery import GRAPHS, LATENCIES
-from pipeline.report import pictures, quantities
+from pipeline.report import images, quantities
 from pipeline.report.bench_page import bench_page, comparison_page
 from pipeline.report.chain import STAGES, Chain
 from pipeline.report.charts import front_of, training_chart
@@ -132,7 +132,7 @@ def edit(run: Run, stage: str, name: str, change: Callable[[Any], Any]) -> None:
 
 def test_whole_page_shows_every_stage_and_its_figures(whole_page: Page) -> None:
     page = whole_page
-    for section in ("pictures", "quality", "pruning", "latency", "files", "making"):
+    for section in ("images", "quality", "pruning", "latency", "files", "making"):
         assert section in page.ids
     for figure in (
         "27.71 dB", "27.02 dB", "26.58 dB",  # manifests
@@ -274,7 +274,7 @@ def test_a_flipped_bit_in_a_file_that_the_page_only_lists_is_told(
 def test_emulated_times_are_never_shown(scene: Scene, tmp_path: Path) -> None:
     run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", emulated=True))
     page = page_of(run)
-    assert "emulated device" in page.text[: page.text.index("Pictures Each row")]
+    assert "emulated device" in page.text[: page.text.index("Images Each row")]
     assert not re.search(r"\d ms|\bFPS\b", page.text)
     assert page.tags.count("svg") == 3  # two training curves and the network
 
@@ -289,7 +289,7 @@ def test_a_phone_is_named_as_one(scene: Scene, tmp_path: Path) -> None:
 
 def test_a_graph_without_a_speed_says_why_and_throttling_is_flagged(whole_page: Page) -> None:
     text = whole_page.text
-    assert "Pruned student, int8: speed not available: its pictures are 11.2 dB from" in text
+    assert "Pruned student, int8: speed not available: its images are 11.2 dB from" in text
     assert "Pruned student: throttled" not in text  # the runs alone did not
     assert "Pruned student, sustained: throttled: its thermal status rose to 1" in text
     assert "Pruned student, fp16: 1 node ran on another provider" in text
@@ -339,7 +339,7 @@ def test_two_devices_are_both_named(run: Run) -> None:
 def test_processor_time_is_not_called_a_latency(run: Run) -> None:
     edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
     text = page_of(run).text
-    assert "2.04 ms of processor time a picture" in text
+    assert "2.04 ms of processor time an image" in text
     assert "too busy for undisturbed runs" in text
 
 
@@ -382,20 +382,20 @@ def test_real_data_is_credited(scene: Scene, tmp_path: Path) -> None:
     assert "no data set was given" not in text
     assert "3 files, 3 MB" in text
     assert "one ray per pixel" not in text
-    assert "--data FOLDER_OF_THE_PICTURES" in text
+    assert "--data FOLDER_OF_THE_IMAGES" in text
 
 
 def test_shown_psnr_is_that_of_the_renders(whole_run: Run, whole_page: Page, scene: Scene) -> None:
     text = whole_page.text
     renders = np.load(whole_run.path / "prune" / RENDERS)
-    for picture, truth in zip(renders, scene.test.images, strict=True):
-        mse = ((picture / 255 - truth / 255) ** 2).mean()
+    for image, truth in zip(renders, scene.test.images, strict=True):
+        mse = ((image / 255 - truth / 255) ** 2).mean()
         assert f"Pruned student {-10 * math.log10(mse):.2f} dB" in text
 
 
-def test_every_picture_has_words_and_a_size(whole_page: Page) -> None:
+def test_every_image_has_words_and_a_size(whole_page: Page) -> None:
     images = whole_page.images
-    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)  # hero; truth, colour bar, renders, errors
+    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)  # hero; truth, color bar, renders, errors
     assert all(image["alt"] and int(image["width"] or 0) > 0 for image in images)
 
 
@@ -449,12 +449,12 @@ def test_numbers_read_well(function: Callable[[object], str], value: object, tex
 def test_charts_follow_the_page_and_repeat_exactly() -> None:
     def draw() -> str:
         curve = ([1, 2, 3], [10.0, 12.0, 13.0])
-        return training_chart(curve, name="$\\bad{ 漢字 <b>", colour=TEACHER, test_db=12.5)
+        return training_chart(curve, name="$\\bad{ 漢字 <b>", color=TEACHER, test_db=12.5)
 
     chart = draw()
     assert chart == draw()
     assert "var(--teacher)" in chart
-    assert not any(colour in chart for colour in PAINTS.values())
+    assert not any(color in chart for color in PAINTS.values())
     assert "<b>" not in chart
     assert "<style" not in chart
     assert "<metadata" not in chart
@@ -472,36 +472,36 @@ def test_front_holds_what_nothing_beats() -> None:
 
 def test_error_maps_show_the_stated_multiple() -> None:
     truth = np.full((4, 5, 3), 100, np.uint8)
-    picture = truth.copy()
-    picture[1, 2] += 17  # a third of the scale: 5 * 17 / 255
-    picture[3, 3] -= 90  # beyond it
-    shown = pictures.error_map(picture, truth)
+    image = truth.copy()
+    image[1, 2] += 17  # a third of the scale: 5 * 17 / 255
+    image[3, 3] -= 90  # beyond it
+    shown = images.error_map(image, truth)
     scale = matplotlib.colormaps["magma"]
     for place, level in (((0, 0), 0.0), ((1, 2), 1 / 3), ((3, 3), 1.0)):
         np.testing.assert_array_equal(shown[place], np.rint(255 * np.array(scale(level)[:3])))
-    assert pictures.psnr_db(truth, truth) == math.inf
+    assert images.psnr_db(truth, truth) == math.inf
 
 
-def test_pictures_survive_storage_and_stay_within_the_page(
+def test_images_survive_storage_and_stay_within_the_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
-    with Image.open(io.BytesIO(pictures.webp(noise))) as stored:
+    with Image.open(io.BytesIO(images.webp(noise))) as stored:
         np.testing.assert_array_equal(np.asarray(stored.convert("RGB")), noise)
-    assert pictures.compression_for([noise]).quality is None
-    monkeypatch.setattr(pictures, "PAGE_BYTES", 3 * len(pictures.webp(noise)))
-    chosen = pictures.compression_for([noise])
+    assert images.compression_for([noise]).quality is None
+    monkeypatch.setattr(images, "PAGE_BYTES", 3 * len(images.webp(noise)))
+    chosen = images.compression_for([noise])
     assert chosen.quality is not None
-    stored_bytes = chosen.views * len(pictures.webp(noise, chosen.quality))
-    assert stored_bytes <= pictures.PAGE_BYTES
+    stored_bytes = chosen.views * len(images.webp(noise, chosen.quality))
+    assert stored_bytes <= images.PAGE_BYTES
 
 
 @pytest.mark.parametrize(
     ("width", "shown"), [(24, 288), (100, 300), (150, 300), (200, 300), (800, 300)]
 )
-def test_small_pictures_grow_by_a_whole_factor(width: int, shown: int) -> None:
-    assert pictures.shown_width(width) == shown
-    markup = pictures.image(np.zeros((8, width, 3), np.uint8), "black")
+def test_small_images_grow_by_a_whole_factor(width: int, shown: int) -> None:
+    assert images.shown_width(width) == shown
+    markup = images.image(np.zeros((8, width, 3), np.uint8), "black")
     assert ('class="crisp"' in markup) == (width <= 150)
 
 
@@ -514,5 +514,5 @@ def test_a_forward_scene_without_validation_views_is_described(
     run = Run(tmp_path / "fern")
     run.perform("scene", {}, {}, make)
     text = page_of(run).text
-    assert "“fern” in LLFF form (24 × 24 pixels; 3 pictures to learn from" in text
+    assert "“fern” in LLFF form (24 × 24 pixels; 3 images to learn from" in text
     assert "nothing has been trained yet" in text

@@ -22,7 +22,7 @@ SMALL = ("--resolution", 16)
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    return write_blender_scene(tmp_path / "pictures")
+    return write_blender_scene(tmp_path / "images")
 
 
 def made(run: Path, *words: object) -> str:
@@ -59,8 +59,8 @@ def test_only_the_files_that_are_read_count(tmp_path, data):
     copy = shutil.copytree(data, tmp_path / "elsewhere")
     assert "made from" not in made(run, "--data", copy, *SMALL)
     assert manifest(run, "scene")["key"] == key
-    picture = copy / "train" / "r_0.png"
-    picture.write_bytes((copy / "train" / "r_1.png").read_bytes())
+    image = copy / "train" / "r_0.png"
+    image.write_bytes((copy / "train" / "r_1.png").read_bytes())
     assert f"is now made from {copy}" in made(run, "--data", copy, *SMALL)
     assert manifest(run, "scene")["key"] != key
 

@@ -40,8 +40,8 @@ def make(run: Run, stage: str, *, metrics: dict | None = None, interrupted=False
         (writer.path / "weights.bin").write_bytes(bytes(1000))
         if interrupted:
             raise Interrupted
-        (writer.path / "pictures").mkdir(exist_ok=True)
-        (writer.path / "pictures" / "0.bin").write_bytes(bytes(234))
+        (writer.path / "images").mkdir(exist_ok=True)
+        (writer.path / "images" / "0.bin").write_bytes(bytes(234))
         writer.metrics |= metrics or {}
 
     inputs = {name: run.artifact(name) for name in READS[stage]}
@@ -135,10 +135,10 @@ def test_what_was_made_from_a_deleted_artifact_is_stale(whole):
 
 def test_an_input_counts_by_its_key_whatever_it_is_called(whole):
     pseudo = whole.artifact("pseudo")
-    whole.perform("report", {}, {"pictures": pseudo}, lambda writer: None)
+    whole.perform("report", {}, {"images": pseudo}, lambda writer: None)
     assert states(whole) == ["finished"] * 5
-    make(whole, "pseudo", pictures=9)
-    assert statuses(whole)["report"].reason == "its pictures is no longer the one here"
+    make(whole, "pseudo", images=9)
+    assert statuses(whole)["report"].reason == "its images is no longer the one here"
 
 
 # -- interruption -----------------------------------------------------------------------------------
@@ -228,10 +228,10 @@ def test_a_lock_that_nobody_holds_means_nothing(whole):
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
 def test_a_missing_or_truncated_file_is_damage_and_named(whole, damage):
-    damage(whole.path / "teacher" / "pictures" / "0.bin")
+    damage(whole.path / "teacher" / "images" / "0.bin")
     found = statuses(whole)["teacher"]
     assert found.state == "damaged"
-    assert found.reason == "pictures/0.bin: file is missing or truncated"
+    assert found.reason == "images/0.bin: file is missing or truncated"
     assert states(whole)[2:] == ["finished"] * 3, "made again it would have the same key"
 
 
@@ -347,8 +347,8 @@ def test_a_named_pipe_in_the_place_of_the_lock_is_not_waited_for(whole):
         ({"psnr_db": 29.146, "ssim": 0.9}, "29.15 dB"),
         ({"latency_ms": 3.4, "psnr_db": 29.1, "dense_ms": 7.0}, "29.10 dB, 3.40 ms"),
         ({"psnr_db": float("inf")}, "inf dB"),
-        ({"psnr_db": None, "pictures": 600}, "600 pictures"),
-        ({"pictures": "many"}, "2 files"),
+        ({"psnr_db": None, "images": 600}, "600 images"),
+        ({"images": "many"}, "2 files"),
     ],
 )
 def test_the_headline(run, metrics, headline):

@@ -137,7 +137,7 @@ def test_two_processes_prune_as_one(together, alone):
     found, expected = search_of(run), search_of(alone)
     assert len({trial["step"] for trial in expected["trials"]}) > 2
     for trial, of_one in zip(found["trials"], expected["trials"], strict=True):
-        # What is learnt differs by sums in another order, which the fit after a cut may enlarge.
+        # What is learned differs by sums in another order, which the fit after a cut may enlarge.
         assert trial.pop("psnr_db") == pytest.approx(of_one.pop("psnr_db"), abs=0.4)
         assert trial == of_one
     assert found["tuned"] == expected["tuned"] > 10

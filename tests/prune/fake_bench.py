@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from toy_students import nothing_else, pictures
+from toy_students import images, nothing_else
 
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.metrics import mse_to_psnr
@@ -36,25 +36,25 @@ def synthetic_ms(spec: StudentSpec) -> float:
 
 
 def dense_student(norm: str = "none") -> Student:
-    """A student that has learnt its pictures well enough to have something to lose."""
+    """A student that has learned its images well enough to have something to lose."""
     return copy.deepcopy(_dense_student(norm))
 
 
 @functools.cache
 def _dense_student(norm: str) -> Student:
     torch.manual_seed(0)
-    return tuned_on(Student(replace(DENSE, norm=norm)), 60, 0, pictures(DENSE))
+    return tuned_on(Student(replace(DENSE, norm=norm)), 60, 0, images(DENSE))
 
 
 def tuned_on(student: Student, steps: int, seed: int, batches) -> Student:
     student.train()
     random = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3)
     for _ in range(steps):
         x, truth = batches[int(torch.randint(len(batches), (), generator=random))]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (student(x) - truth).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     return student.eval()
 
 
@@ -102,7 +102,7 @@ class FakeTarget:
 
 def bench(target: FakeTarget, **changes) -> Workbench:
     """A workbench around a fake target; `tunes` counts what was trained."""
-    batches = pictures(DENSE)
+    batches = images(DENSE)
 
     def tune(student, steps, seed, progress, folder):
         return tuned_on(student, steps, seed, batches)

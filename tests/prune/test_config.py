@@ -47,7 +47,7 @@ def test_two_budgets_are_refused_by_name(budgets):
         {"budget_ratio": (1.1,)},
         {"turns": 0},
         {"table_turns": 0},
-        {"pictures": 0},
+        {"images": 0},
         {"max_loss_db": float("nan")},
     ],
 )

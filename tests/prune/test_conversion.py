@@ -14,7 +14,7 @@ def outputs(student, x):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_shuffled_tail_says_the_same_of_rays_that_are_all_alike(norm):
-    """Without differences between neighbours the two operators see the same, but at the borders."""
+    """Without differences between neighbors the two operators see the same, but at the borders."""
     student = trained(small_spec(norm=norm))
     x = rays(student.spec)[:, :, :1, :1].expand(-1, -1, 6, 6)
     shuffled = converted(student, converted_spec(student.spec, None, "pixel_shuffle"))

@@ -84,7 +84,7 @@ def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(
 
 
 def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
-    """Convolutions read and write multiples, per group; but encoded rays come in, colours go out."""
+    """Convolutions read and write multiples, per group; but encoded rays come in, colors go out."""
     weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
     convolutions = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose")]
     assert convolutions
@@ -99,8 +99,8 @@ def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
         else:
             widths = {"out": second, "in": first // groups}
         for side, width in widths.items():
-            colours = side == "out" and last_sigmoid.input[0] == node.output[0]
-            free = (side == "in" and width == input_channels) or colours
+            colors = side == "out" and last_sigmoid.input[0] == node.output[0]
+            free = (side == "in" and width == input_channels) or colors
             assert free or width % MULTIPLE == 0, (node.name, side, width, groups)
 
 

@@ -32,7 +32,7 @@ CONFIG = PruneConfig(
 
 
 def latency_ms(spec, factor=None) -> float:
-    """In proportion to the MACs of one picture; a cut-off student is on the rays of the whole one."""
+    """In proportion to the MACs of one image; a cut-off student is on the rays of the whole one."""
     side = PIXELS // (factor or spec.factor)
     return 0.05 + 1e-5 * mac_count(spec, side, side)
 
@@ -53,8 +53,8 @@ class Target(FakeTarget):
         return [latency_ms(spec, factor) for spec in specs]
 
 
-def pictures_of(spec):
-    """Two smooth pictures of which any rays see the points in the middle of their pixels."""
+def images_of(spec):
+    """Two smooth images of which any rays see the points in the middle of their pixels."""
     found, side = [], PIXELS // spec.factor
     for number in range(2):
         generator = torch.Generator().manual_seed(number)
@@ -71,20 +71,20 @@ def pictures_of(spec):
 
 def dense_student() -> Student:
     torch.manual_seed(0)
-    return tuned_on(Student(DENSE), 40, 0, pictures_of(DENSE))
+    return tuned_on(Student(DENSE), 40, 0, images_of(DENSE))
 
 
 def run(folder, target=None, config=CONFIG, dense=None, start=None, **changes):
     def tune(student, steps, seed, progress, folder):
-        return tuned_on(student, steps, seed, pictures_of(student.spec))
+        return tuned_on(student, steps, seed, images_of(student.spec))
 
     def score(student):
-        return mse_to_psnr(mean_squared_error(student, pictures_of(student.spec)))
+        return mse_to_psnr(mean_squared_error(student, images_of(student.spec)))
 
     def fits(spec):
         return spec.factor <= 8
 
-    work = bench(target or Target(), tune=tune, score=score, batches=pictures_of, fits=fits)
+    work = bench(target or Target(), tune=tune, score=score, batches=images_of, fits=fits)
     return search(
         dense or dense_student(), replace(work, **changes), config,
         folder=folder, progress=silent, log=lambda **_: None, start=start,
@@ -97,7 +97,7 @@ def formed(tmp_path_factory):
     return run(folder), folder
 
 
-def test_a_search_goes_over_to_a_form_that_has_the_better_pictures(formed):
+def test_a_search_goes_over_to_a_form_that_has_the_better_images(formed):
     result, folder = formed
     state, trials = result.state, result.state.trials
     taken = [t for t in trials if t.kind == FORM and t.verdict == "kept"]
@@ -164,7 +164,7 @@ def test_a_form_that_loses_too_much_is_not_taken(tmp_path):
     assert result.state.allowance_spent
 
 
-def test_only_what_the_pictures_allow_and_the_settings_want_is_tried(tmp_path):
+def test_only_what_the_images_allow_and_the_settings_want_is_tried(tmp_path):
     def nothing_fits(spec):
         return False
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from toy_students import pictures, rays, small_spec, trained
+from toy_students import images, rays, small_spec, trained
 
 from prune.chains import Shape, chains_of
 from prune.importance import (
@@ -18,7 +18,7 @@ from prune.slimming import Masks, masked_forward
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_taylor_scores_are_squared_derivatives_of_the_loss(norm):
     student = trained(small_spec(norm=norm)).double()
-    batches = [(x.double(), truth.double()) for x, truth in pictures(student.spec)]
+    batches = [(x.double(), truth.double()) for x, truth in images(student.spec)]
     scores = taylor_scores(student, batches)
     step = 1e-5
 
@@ -41,7 +41,7 @@ def test_taylor_scores_are_squared_derivatives_of_the_loss(norm):
 
 def test_the_ranking_does_not_see_a_scale_that_moves_from_norm_into_convolution():
     student = trained(small_spec(norm="batch"))
-    batches = pictures(student.spec)
+    batches = images(student.spec)
     before, output = rank_channels(student, batches), student(batches[0][0])
     generator = torch.Generator().manual_seed(0)
     for chain in chains_of(student):
@@ -65,14 +65,14 @@ def test_a_channel_that_matters_ranks_before_a_channel_that_does_not():
     with torch.no_grad():
         student.body[0].contract.weight[:, [1, 4]] = 0
         student.tail[1][1].contract.weight[:, 2] = 0
-    ranking = rank_channels(student, pictures(student.spec))
+    ranking = rank_channels(student, images(student.spec))
     assert set(ranking.blocks[0][0][-2:]) == {1, 4}
     assert ranking.blocks[2][0][-1] == 2
 
 
 def test_the_best_channels_of_a_shape():
     student = trained(small_spec())
-    ranking = rank_channels(student, pictures(student.spec))
+    ranking = rank_channels(student, images(student.spec))
     shape = Shape.of(student.spec).with_width(0, 4).with_block(0, 1, 0).with_block(2, 0, 3)
     keep = ranking.best(shape)
     assert keep.shape == replace(shape, sampling=None)
@@ -92,12 +92,12 @@ def test_statistics_are_of_what_each_convolution_sees():
         values = inputs.transpose(0, 1).flatten(1)
         torch.testing.assert_close(seen[name].mean, values.mean(1))
         torch.testing.assert_close(seen[name].covariance, torch.cov(values, correction=0))
-    assert seen["colour"].mean.shape == (5,)
+    assert seen["color"].mean.shape == (5,)
     assert not any(module._forward_pre_hooks for module in student.modules())
 
 
 @torch.no_grad()
-def test_mean_squared_error_weighs_pictures_not_batches():
+def test_mean_squared_error_weighs_images_not_batches():
     student = trained(replace(small_spec(), inner_widths=()))
     x = rays(student.spec, batch=3)
     truth = student(x) + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1)

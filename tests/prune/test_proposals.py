@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_bench import DENSE, dense_student, synthetic_ms
-from toy_students import nothing_else, pictures
+from toy_students import images, nothing_else
 
 from prune.chains import Shape
 from prune.importance import mean_squared_error
@@ -24,7 +24,7 @@ def student():
 
 
 def measured(student):
-    return measure_choices(student, lambda _: pictures(DENSE), nothing_else, CHOICES)
+    return measure_choices(student, lambda _: images(DENSE), nothing_else, CHOICES)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(stud
     proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
     kinds = {proposal.kind for proposal in proposals}
     best = screened(losses, proposals, len(kinds) + 2)
-    before = mean_squared_error(student, pictures(DENSE))
+    before = mean_squared_error(student, images(DENSE))
     for proposal in best:
         (alone,) = losses.slimmed([proposal.shape])
-        made = mean_squared_error(alone, pictures(DENSE))
+        made = mean_squared_error(alone, images(DENSE))
         assert proposal.predicted_loss == max(0, made - before)
     firsts, further = best[: len(kinds)], best[len(kinds) :]
     assert {proposal.kind for proposal in firsts} == kinds
@@ -77,7 +77,7 @@ def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(stud
         assert first.predicted_loss == min(same_kind)
 
 
-def test_an_even_student_has_neighbouring_widths_spread_over_its_depth(table, losses):
+def test_an_even_student_has_neighboring_widths_spread_over_its_depth(table, losses):
     dense_ms = table.predict_ms(DENSE)
     for share in (0.95, 0.9, 0.85, 0.8, 0.75):
         found = propose(DENSE, losses, table, share * dense_ms, count=9)
@@ -120,7 +120,7 @@ def test_nothing_is_proposed_below_the_floor(table, losses):
 
 
 def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
-    batches = pictures(DENSE)
+    batches = images(DENSE)
     before = mean_squared_error(student, batches)
     dense = Shape.of(DENSE)
     without, narrow = losses.slimmed([dense.with_block(0, 2, 0), dense.with_width(0, 8)])

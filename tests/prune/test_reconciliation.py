@@ -49,7 +49,7 @@ def fitted(student: Student, keep: Keep, batches: list[Batch]) -> Student:
 
 
 def difference(student: Student, batches: list[Batch]) -> float:
-    return sum(float((student(x) - picture).square().mean()) for x, picture in batches)
+    return sum(float((student(x) - image).square().mean()) for x, image in batches)
 
 
 def without(student: Student, gone: set[int]) -> Keep:
@@ -171,13 +171,13 @@ def test_of_what_half_the_blocks_did_most_comes_back(operator, norm, seed):
 
 
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
-def test_whatever_was_cut_the_pictures_are_no_further_from_the_originals(operator, norm):
+def test_whatever_was_cut_the_images_are_no_further_from_the_originals(operator, norm):
     student = trained(small_spec(operator, norm), steps=12)
     batches = seen(student)
     for seed in range(6):
         keep = random_keep(student.spec, seed)
         before, after = cut(student, keep, batches), fitted(student, keep, batches)
-        # Layers are fitted one by one: what is best for each is only nearly best for the pictures.
+        # Layers are fitted one by one: what is best for each is only nearly best for the images.
         assert difference(after, batches) < 1.02 * difference(before, batches)
 
 
@@ -196,10 +196,10 @@ def test_a_student_in_another_form_is_nearer_to_what_it_was(form, norm):
 
 def test_saturated_pixels_weigh_little_though_their_streams_are_huge(monkeypatch):
     student = trained(replace(small_spec("pixel_shuffle"), inner_widths=(9,) * 6), steps=12)
-    student.colour.weight *= 3
+    student.color.weight *= 3
     calm, huge = seen(student), seen(student, count=6, seed=10, scale=100)
-    colours = torch.cat([picture for _, picture in huge])
-    assert (colours * (1 - colours) < 1e-3).float().mean() > 0.5
+    colors = torch.cat([image for _, image in huge])
+    assert (colors * (1 - colors) < 1e-3).float().mean() > 0.5
     keep = without(student, {1, 3, 4})
     weighed = difference(fitted(student, keep, calm + huge), calm)
     monkeypatch.setattr(reconciliation, "LEAST_WEIGHT", 1e3)  # all alike
@@ -207,7 +207,7 @@ def test_saturated_pixels_weigh_little_though_their_streams_are_huge(monkeypatch
 
 
 @pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
-def test_it_does_not_matter_how_pictures_are_batched(operator):
+def test_it_does_not_matter_how_images_are_batched(operator):
     student = deep(operator)
     keep, batches = without(student, {0, 2}), seen(student)
     singly = [pair for x, y in batches for pair in zip(x.split(1), y.split(1), strict=True)]
@@ -224,7 +224,7 @@ def test_of_many_pixels_some_will_do(operator, norm, monkeypatch):
     student = deep(operator, norm)
     keep, batches = without(student, {0, 2, 3}), seen(student)
     monkeypatch.setattr(least_squares, "MOST_PIXELS", 1000)
-    assert sum(picture[:, 0].numel() for _, picture in batches) > 5000
+    assert sum(image[:, 0].numel() for _, image in batches) > 5000
     before, after = cut(student, keep, batches), fitted(student, keep, batches)
     assert difference(after, batches) < difference(before, batches)
 

@@ -41,7 +41,7 @@ def test_coarser_spacings_add_a_stage_like_the_first():
     assert replace(spec, tail=PUBLISHED.tail) == PUBLISHED
 
 
-def test_a_short_tail_goes_from_the_first_stage_to_the_colours():
+def test_a_short_tail_goes_from_the_first_stage_to_the_colors():
     spec = reshaped_spec(PUBLISHED, 1, "short")
     assert spec.factor == 8
     assert spec.tail == (PUBLISHED.tail[0], TailStage(4, 3, (), "pixel_shuffle"))
@@ -61,7 +61,7 @@ def test_a_short_tail_may_keep_more_stages():
 
 @pytest.mark.parametrize("spacing", [1, 2, 4])
 @pytest.mark.parametrize("tail", [("kept", 3), ("short", 1), ("short", 2)])
-def test_a_form_is_recognised(spacing, tail):
+def test_a_form_is_recognized(spacing, tail):
     spec = reshaped_spec(PUBLISHED, spacing, *tail)
     assert form_of(spec, PUBLISHED) == (spacing, *tail)
     assert form_of(deepened_spec(spec, (4,)), PUBLISHED) == (spacing, *tail)
@@ -167,7 +167,7 @@ def test_more_blocks_begin_by_adding_nothing_and_then_learn(spacing, tail, norm)
 
 
 def smooth(size: int, channels: int) -> torch.Tensor:
-    """Inputs that change slowly from ray to ray, sampled at the centres of `size` x `size` rays."""
+    """Inputs that change slowly from ray to ray, sampled at the centers of `size` x `size` rays."""
     at = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(at, at, indexing="ij")
     torch.manual_seed(3)
@@ -177,7 +177,7 @@ def smooth(size: int, channels: int) -> torch.Tensor:
 
 
 def sampled(truth: torch.Tensor):
-    """One picture with the rays of any student."""
+    """One image with the rays of any student."""
 
     def batches(spec):
         return [(smooth(truth.shape[2] // spec.factor, spec.input_channels), truth)]
@@ -197,7 +197,7 @@ def test_another_form_begins_near_what_the_student_computed(spec, form, operator
     torch.manual_seed(0)
     student = Student(spec).eval()
     with torch.no_grad():
-        student.colour.weight.mul_(10)  # colours that differ
+        student.color.weight.mul_(10)  # colors that differ
         truth = student(smooth(16, spec.input_channels))
         batches = sampled(truth)
         wanted = reshaped_spec(spec, *form)
@@ -209,8 +209,8 @@ def test_another_form_begins_near_what_the_student_computed(spec, form, operator
     assert not result.training
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
 
-    def error(colours):  # away from the picture's sides, where transposed convolutions see less
-        return (colours - truth)[..., 8:-8, 8:-8].square().mean()
+    def error(colors):  # away from the image's sides, where transposed convolutions see less
+        return (colors - truth)[..., 8:-8, 8:-8].square().mean()
 
     assert error(found) < 0.5 * error(truth.mean((2, 3), keepdim=True))
     assert error(found) < 0.1 * error(fresh)

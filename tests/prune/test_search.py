@@ -377,7 +377,7 @@ def test_a_step_that_loses_too_much_is_rolled_back_and_halved(tmp_path):
         assert targets == sorted(targets)
 
 
-def test_a_heavier_tail_than_the_dense_students_is_learnt_and_met(tmp_path):
+def test_a_heavier_tail_than_the_dense_students_is_learned_and_met(tmp_path):
     """Small students suffer more from whatever makes every tenth run slow."""
 
     def tail(spec):

@@ -150,12 +150,12 @@ def test_statistics_help_where_channels_vary_and_convolutions_are_transposed():
     assert math.fsum(error(k, statistics) for k in keeps) < math.fsum(error(k, None) for k in keeps)
 
 
-def test_colours_are_never_pruned():
+def test_colors_are_never_pruned():
     student = trained(replace(small_spec(), output_channels=4))
     for seed in range(5):
         smaller = slimmed(student, random_keep(student.spec, seed))
         assert smaller.spec.output_channels == 4
-        assert smaller.colour.weight.shape[0] == 4
+        assert smaller.color.weight.shape[0] == 4
 
 
 def test_the_student_is_left_as_it_is_and_shares_no_memory():

@@ -47,7 +47,7 @@ def nothing_else(spec: StudentSpec) -> torch.Tensor:
     raise AssertionError(spec)
 
 
-def pictures(spec: StudentSpec, *, count: int = 3, seed: int = 1) -> list[Batch]:
+def images(spec: StudentSpec, *, count: int = 3, seed: int = 1) -> list[Batch]:
     """Inputs with targets that another student of the same kind would give."""
     torch.manual_seed(seed)
     truth = folded(Student(replace(spec, norm="none")))
@@ -60,9 +60,9 @@ def trained(spec: StudentSpec, *, steps: int = 8, seed: int = 0) -> Student:
     """A student after a few steps: its batch norms hold real, uneven statistics."""
     torch.manual_seed(seed)
     student = Student(spec).train()
-    optimiser = torch.optim.AdamW(student.parameters(), lr=2e-2)
-    for x, truth in [(torch.cat([a] * 2), torch.cat([b] * 2)) for a, b in pictures(spec)] * steps:
-        optimiser.zero_grad()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-2)
+    for x, truth in [(torch.cat([a] * 2), torch.cat([b] * 2)) for a, b in images(spec)] * steps:
+        optimizer.zero_grad()
         (student(x) - truth).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     return student.eval()

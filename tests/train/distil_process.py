@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_pictures import SPEC, TAILS, camera, fresh_student, ground_pictures, orbit_poses
+from tiny_images import SPEC, TAILS, camera, fresh_student, ground_images, orbit_poses
 
 from lightfield.rays import RaySpace
 from train.distil import DistilConfig, distil
 from train.distributed import Ranks, joined
-from train.picture_pool import PicturePool
+from train.image_pool import ImagePool
 
 CONFIG = DistilConfig(
     steps=40,
@@ -39,8 +39,8 @@ def slowly(done: int, total: int, /, **figures: float) -> None:
 def train(result: Path, folder: Path | None, ranks: Ranks) -> None:
     spec = replace(SPEC, tail=TAILS["twice twice"])
     poses, intrinsics = orbit_poses(13), camera(factor=4)
-    images = ground_pictures(poses, intrinsics)
-    pool = PicturePool(
+    images = ground_images(poses, intrinsics)
+    pool = ImagePool(
         poses, images, intrinsics, RaySpace("world", 2.0, 6.0), spec,
         device=torch.device("cpu"), rank=ranks.rank, ranks=ranks.count, windows=CONFIG.windows,
     )  # fmt: skip

@@ -84,13 +84,13 @@ def published_encoding(points: Tensor, octaves: int) -> Tensor:
 
 def save_checkpoint(path: Path, network: R2L, *, whole: bool = True, **changes: Any) -> Path:
     """A checkpoint as `R2LEngine._save_ckpt` writes it, the pickled network under its own names."""
-    optimiser = torch.optim.AdamW(network.parameters())
+    optimizer = torch.optim.AdamW(network.parameters())
     data = {
         "global_step": 600000,
         "best_psnr": 31.5,
         "best_psnr_step": 590000,
         "network_fn_state_dict": OrderedDict(network.state_dict()),
-        "optimizer_state_dict": optimiser.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
         "scaler": None,
         **({"network_fn": network} if whole else {}),
         **changes,

@@ -20,7 +20,7 @@ from train.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 
 
 class Training:
-    """A small network with a buffer, two optimisers and two random generators."""
+    """A small network with a buffer, two optimizers and two random generators."""
 
     def __init__(self, width: int = 4, seed: int = 0):
         torch.manual_seed(seed)
@@ -36,7 +36,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         return {
             "modules": {"network": self.network},
-            "optimisers": {"adam": self.adam, "sgd": self.sgd},
+            "optimizers": {"adam": self.adam, "sgd": self.sgd},
             "generators": {"data": self.data, "noise": self.noise},
         }
 
@@ -139,7 +139,7 @@ def test_other_shapes_are_refused(saved):
     assert "does not fit this training" in refused(saved, Training(width=5))
 
 
-@pytest.mark.parametrize("kind", ["modules", "optimisers", "generators"])
+@pytest.mark.parametrize("kind", ["modules", "optimizers", "generators"])
 def test_other_owners_are_refused(saved, kind):
     class Renamed(Training):
         @property
@@ -150,11 +150,11 @@ def test_other_owners_are_refused(saved, kind):
     assert "does not fit this training" in refused(saved, Renamed())
 
 
-def test_an_optimiser_that_this_training_lacks_is_refused(saved):
+def test_an_optimizer_that_this_training_lacks_is_refused(saved):
     class WithoutSgd(Training):
         @property
         def state(self) -> dict[str, Any]:
-            return {**super().state, "optimisers": {"adam": self.adam}}
+            return {**super().state, "optimizers": {"adam": self.adam}}
 
     assert "does not fit this training" in refused(saved, WithoutSgd())
 
@@ -168,9 +168,9 @@ def test_an_optimiser_that_this_training_lacks_is_refused(saved):
         "[]",
         "null",
         '{"step": 3}',
-        '{"step": 3, "optimisers": [], "extra": {}}',
-        '{"step": 3, "optimisers": {"adam": 1, "sgd": 2}, "extra": {}}',
-        '{"step": 3, "optimisers": {"adam": {}, "sgd": {}}, "extra": {}}',
+        '{"step": 3, "optimizers": [], "extra": {}}',
+        '{"step": 3, "optimizers": {"adam": 1, "sgd": 2}, "extra": {}}',
+        '{"step": 3, "optimizers": {"adam": {}, "sgd": {}}, "extra": {}}',
         "1" + "0" * 9999,
         "[" * 99999,
         "an endless step",
@@ -188,14 +188,14 @@ def test_damaged_metadata_is_refused(saved, state, unchecked):
     elif state == "an endless step":
         state = json.dumps(data | {"step": float("inf")})
     elif state == "no groups":
-        data["optimisers"]["sgd"]["groups"] = []
+        data["optimizers"]["sgd"]["groups"] = []
         state = json.dumps(data)
     save_file(tensors, saved, {"format": FORMAT} | ({} if state is None else {"state": state}))
     assert "does not fit this training" in refused(saved)
 
 
 @pytest.mark.parametrize(
-    "name", ["module/network/0.weight", "optimiser/sgd/0/momentum_buffer", "generator/noise"]
+    "name", ["module/network/0.weight", "optimizer/sgd/0/momentum_buffer", "generator/noise"]
 )
 def test_a_tensor_of_another_shape_is_refused(saved, name):
     tensors = load_file(saved)

@@ -41,7 +41,7 @@ def test_every_occupied_point_lies_between_near_and_far(teacher: Teacher) -> Non
     cells = teacher.occupancy.occupied.nonzero().numpy()
     corners = np.stack(np.meshgrid(*[[0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
     points = (cells[:, None] + corners).reshape(-1, 3) / 32 * 2 * BOX.half_extent
-    points += np.array(BOX.centre) - BOX.half_extent
+    points += np.array(BOX.center) - BOX.half_extent
     depths = np.stack([-(points - pose[:, 3]) @ pose[:, 2] for pose in poses])
     assert space.near <= depths.min()
     assert space.far >= depths.max()

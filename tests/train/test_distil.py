@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pictures import (
+from tiny_images import (
     CPU,
     QUICK,
     SPEC,
@@ -20,7 +20,7 @@ from tiny_pictures import (
     WORLD,
     camera,
     fresh_student,
-    ground_pictures,
+    ground_images,
     ground_pool,
     orbit_poses,
     same,
@@ -41,7 +41,7 @@ from train.distil import (
     recalibrate_norms,
 )
 from train.distil_step import DistilStep, masked_mse, multiplies_in_bfloat16
-from train.picture_pool import Places
+from train.image_pool import Places
 
 FAST = replace(QUICK, steps=250, learning_rate=0.01, muon_learning_rate=0.03)
 PRECISIONS = ["float32", "bfloat16"]
@@ -50,7 +50,7 @@ PRECISIONS = ["float32", "bfloat16"]
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_student_learns_the_scene(precision):
     student = fresh_student()
-    assert score(student) < 12  # as far as one colour everywhere gets
+    assert score(student) < 12  # as far as one color everywhere gets
     config = replace(FAST, precision=precision)
     learned = distil(student, ground_pool(), config, progress=silent)
     assert not learned.training
@@ -234,19 +234,19 @@ def test_it_logs_and_reports(tmp_path):
 
 def test_the_loss_is_the_mean_over_the_marked_pixels():
     generator = torch.Generator().manual_seed(0)
-    colours = torch.rand(4, 3, 5, 6, generator=generator)
+    colors = torch.rand(4, 3, 5, 6, generator=generator)
     pixels = torch.randint(256, (4, 5, 6, 3), generator=generator, dtype=torch.uint8)
     mask = torch.rand(4, 5, 6, generator=generator) > 0.6
     errors = [
-        (colours[n, c, y, x] - pixels[n, y, x, c] / 255) ** 2
+        (colors[n, c, y, x] - pixels[n, y, x, c] / 255) ** 2
         for n, c, y, x in itertools.product(range(4), range(3), range(5), range(6))
         if mask[n, y, x]
     ]
-    assert masked_mse(colours, pixels, mask) == pytest.approx(float(sum(errors)) / len(errors))
+    assert masked_mse(colors, pixels, mask) == pytest.approx(float(sum(errors)) / len(errors))
 
 
-def test_gradients_are_those_of_the_whole_picture():
-    """Four windows that share a picture out, each pixel once, add up to its gradient."""
+def test_gradients_are_those_of_the_whole_image():
+    """Four windows that share an image out, each pixel once, add up to its gradient."""
     spec = replace(SPEC, tail=TAILS["twice twice"])
     pool, student = ground_pool(spec, count=1), fresh_student(spec).double()
     whole = pool.draw(1, 99, 0, 0, jitter=False)
@@ -263,9 +263,9 @@ def test_gradients_are_those_of_the_whole_picture():
         share[:, rows, columns] = True
         assert mask[share].all()
         crop = slice(s * top, s * (top + p)), slice(s * left, s * (left + p))
-        colours = student(rays[:, :, top : top + p, left : left + p])
+        colors = student(rays[:, :, top : top + p, left : left + p])
         pixels = whole.pixels[:, crop[0], crop[1]]
-        loss = loss + masked_mse(colours, pixels, share) * share.sum()
+        loss = loss + masked_mse(colors, pixels, share) * share.sum()
     loss = loss / whole.mask.sum()
     expected = (student(rays) - whole.pixels.permute(0, 3, 1, 2).double() / 255).square().mean()
     torch.testing.assert_close(loss, expected)
@@ -291,13 +291,13 @@ def test_learning_rates():
     assert DistilConfig(warmup_steps=0).learning_rate_share(0) == 1
 
 
-def test_each_optimiser_follows_the_schedule_from_its_own_peak(monkeypatch):
+def test_each_optimizer_follows_the_schedule_from_its_own_peak(monkeypatch):
     rates: list[list[float]] = []
     take = DistilStep.take
 
     def recorded(self: DistilStep, step: int, share: float) -> Tensor:
         loss = take(self, step, share)
-        rates.append([group["lr"] for o in self._optimisers for group in o.param_groups])
+        rates.append([group["lr"] for o in self._optimizers for group in o.param_groups])
         return loss
 
     monkeypatch.setattr(DistilStep, "take", recorded)
@@ -357,7 +357,7 @@ def test_auto_asks_the_gpu_without_emulation(monkeypatch, native):
 def test_the_convolutions_run_in_the_precision_asked_for():
     for precision, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         student, seen = fresh_student(), set()
-        student.colour.register_forward_hook(lambda _, __, out, seen=seen: seen.add(out.dtype))
+        student.color.register_forward_hook(lambda _, __, out, seen=seen: seen.add(out.dtype))
         config = replace(QUICK, steps=2, precision=precision)
         distil(student, ground_pool(), config, progress=silent)
         assert seen == {expected}
@@ -393,7 +393,7 @@ def test_recalibrated_norms_hold_the_batches_statistics(batches):
     assert all(torch.equal(a, b) for a, b in zip(weights, student.parameters(), strict=True))
 
 
-def test_recalibrating_sees_whole_pictures():
+def test_recalibrating_sees_whole_images():
     """In evaluation mode every norm of the first block then gives mean 0 and variance 1."""
     student, pool = fresh_student(replace(SPEC, norm="batch")), ground_pool(count=1)
     recalibrate_norms(student, pool, windows=3, batches=1, seed=0)
@@ -413,10 +413,10 @@ def test_without_norms_there_is_nothing_to_recalibrate():
     assert student.training
 
 
-def test_mean_psnr_is_the_mean_of_the_pictures_figures():
+def test_mean_psnr_is_the_mean_of_the_images_figures():
     poses, intrinsics = orbit_poses(3), camera()
     field = LightField(fresh_student().train(), intrinsics, WORLD)
-    images = ground_pictures(poses, intrinsics)
+    images = ground_images(poses, intrinsics)
     found = mean_psnr(field, poses, images)
     assert not field.student.training
     errors = [

@@ -53,7 +53,7 @@ def test_uniform_numbers_fill_the_unit_interval():
 
 
 def test_streams_do_not_correlate():
-    """Of neighbouring steps, purposes, seeds and counters."""
+    """Of neighboring steps, purposes, seeds and counters."""
     numbers = torch.arange(100_000)
     streams = [
         random_words(seed, torch.tensor(step), purpose, numbers + shift)

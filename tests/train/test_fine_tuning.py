@@ -1,4 +1,4 @@
-"""Fine-tuning never makes a student worse on pictures that it has not seen."""
+"""Fine-tuning never makes a student worse on images that it has not seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tiny_pictures import QUICK, fresh_student, ground_pool, same, score
+from tiny_images import QUICK, fresh_student, ground_pool, same, score
 from torch import Tensor
 
 from lightfield.errors import ConfigError

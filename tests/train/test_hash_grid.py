@@ -150,7 +150,7 @@ class FakeEncoding(nn.Module):
         self.params = nn.Parameter(torch.zeros(shape.entries * shape.features_per_level))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert len(x), "the gradient would be uninitialised memory"
+        assert len(x), "the gradient would be uninitialized memory"
         return torch.func.functional_call(self.twin[0], {"table": self.params}, (x,))
 
 
@@ -270,7 +270,7 @@ def test_the_real_tcnn_equals_the_readable_grid(shape: GridShape, n: int) -> Non
     expected.backward(direction)
     features.backward(direction)
     # Its scales come from an approximate exp2, which moves points by some 2^-22 of the lattice's side,
-    # and features by three times that, times the difference of neighbours. A wrong entry is off by 1.
+    # and features by three times that, times the difference of neighbors. A wrong entry is off by 1.
     tolerance = 3e-6 * shape.finest_resolution
     torch.testing.assert_close(features, expected, atol=tolerance, rtol=0)
     gradient, expected_gradient = theirs.get_parameter("table").grad, twin.table.grad

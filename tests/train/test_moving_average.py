@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_pictures import SPEC, fresh_student
+from tiny_images import SPEC, fresh_student
 from torch import nn
 
 from train.moving_average import MovingAverage

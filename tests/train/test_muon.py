@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pictures import fresh_student
+from tiny_images import fresh_student
 from torch import Tensor, nn
 
 from lightfield.student import ResidualBlock
@@ -68,13 +68,13 @@ def parameters(*shapes: tuple[int, int]) -> list[nn.Parameter]:
 MIXED = [(6, 4), (4, 6), (6, 4), (5, 5), (6, 4)]
 
 
-def descend(optimisers: list[Muon], weights: list[nn.Parameter], steps: int, seed: int = 1) -> None:
+def descend(optimizers: list[Muon], weights: list[nn.Parameter], steps: int, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         for weight in weights:
             weight.grad = torch.randn(weight.shape, generator=generator)
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 def test_batches_by_shape_equal_one_by_one():
@@ -88,11 +88,11 @@ def test_batches_by_shape_equal_one_by_one():
 def test_updates_are_the_written_out_recurrence():
     (weight,) = parameters((6, 4))
     expected, velocity = weight.detach().clone(), torch.zeros(6, 4)
-    optimiser = Muon([weight], lr=0.1, momentum=0.9)
+    optimizer = Muon([weight], lr=0.1, momentum=0.9)
     for step in range(4):
         gradient = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
         weight.grad = gradient[:, :, None, None].clone()
-        optimiser.step()
+        optimizer.step()
         velocity = 0.9 * velocity + gradient
         direction = orthogonalised((gradient + 0.9 * velocity)[None])[0]
         expected = expected - 0.1 * (6 / 4) ** 0.5 * direction[:, :, None, None]
@@ -115,26 +115,26 @@ def test_an_updates_size_is_the_learning_rates(rows, columns, scale):
 def test_parameters_without_a_gradient_are_left_alone():
     moved, left = parameters((4, 4), (4, 4))
     before = left.detach().clone()
-    optimiser = Muon([moved, left], lr=0.1)
+    optimizer = Muon([moved, left], lr=0.1)
     moved.grad = torch.ones_like(moved)
-    optimiser.step()
+    optimizer.step()
     assert torch.equal(left, before)
-    assert left not in optimiser.state
+    assert left not in optimizer.state
 
 
 def test_its_state_survives_a_checkpoint(tmp_path: Path):
     path = tmp_path / "checkpoint.safetensors"
     weights = parameters(*MIXED)
-    module, optimiser = nn.ParameterList(weights), Muon(weights, lr=0.1, momentum=0.8)
-    descend([optimiser], weights, 3)
+    module, optimizer = nn.ParameterList(weights), Muon(weights, lr=0.1, momentum=0.8)
+    descend([optimizer], weights, 3)
     save_checkpoint(
-        path, step=3, modules={"m": module}, optimisers={"muon": optimiser}, generators={}
+        path, step=3, modules={"m": module}, optimizers={"muon": optimizer}, generators={}
     )
     others = parameters(*MIXED)
     module, resumed = nn.ParameterList(others), Muon(others, lr=0.7, momentum=0.1)
-    load_checkpoint(path, modules={"m": module}, optimisers={"muon": resumed}, generators={})
+    load_checkpoint(path, modules={"m": module}, optimizers={"muon": resumed}, generators={})
     assert resumed.param_groups[0]["lr"] == 0.1
-    descend([optimiser], weights, 3, seed=2)
+    descend([optimizer], weights, 3, seed=2)
     descend([resumed], others, 3, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
 

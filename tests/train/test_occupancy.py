@@ -24,7 +24,7 @@ def ball(points: Tensor) -> Tensor:
     return torch.where((points - 0.5).norm(dim=-1) < 0.25, 100.0, 0.0)
 
 
-def centres(resolution: int) -> Tensor:
+def centers(resolution: int) -> Tensor:
     axis = (torch.arange(resolution) + 0.5) / resolution
     return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
 
@@ -32,7 +32,7 @@ def centres(resolution: int) -> Tensor:
 def test_a_full_update_finds_what_is_there_and_nothing_else() -> None:
     grid = OccupancyGrid(16, STEP)
     grid.update(ball, everywhere=True, generator=generator())
-    distance = (centres(16) - 0.5).norm(dim=-1)
+    distance = (centers(16) - 0.5).norm(dim=-1)
     half_diagonal = math.sqrt(3) / 32
     assert bool(grid.occupied[distance < 0.25 - half_diagonal].all())
     assert not bool(grid.occupied[distance > 0.25 + half_diagonal].any())
@@ -49,7 +49,7 @@ def test_each_chosen_cell_is_asked_once_inside_itself() -> None:
     grid.update(field, everywhere=True, generator=generator())
     cells = (asked[0] * 8).long()
     assert torch.equal(cells, torch.stack(torch.unravel_index(torch.arange(512), (8, 8, 8)), -1))
-    assert float((asked[0] * 8 - cells).std()) > 0.2  # jittered, not centred
+    assert float((asked[0] * 8 - cells).std()) > 0.2  # jittered, not centerd
 
 
 def test_density_is_a_decaying_maximum() -> None:
@@ -95,7 +95,7 @@ def test_a_partial_update_looks_at_a_quarter_and_at_as_many_occupied_cells() -> 
 
 def test_excluded_cells_never_come_back() -> None:
     grid = OccupancyGrid(16, STEP)
-    allowed = centres(16)[..., 0] < 0.5
+    allowed = centers(16)[..., 0] < 0.5
     grid.restrict(allowed)
     for seed, everywhere in enumerate((True, False, True)):
         grid.update(
@@ -134,35 +134,35 @@ def test_state_dict_restores_everything() -> None:
         assert torch.equal(buffer, other.get_buffer(name)), name
 
 
-# --- what pictures rule out -----------------------------------------------------------------------
+# --- what images rule out -----------------------------------------------------------------------
 
 BOX = Box((0.2, -0.1, 0.3), 0.8)
 CAMERA = Intrinsics.from_field_of_view(40, 32, 0.9)
-BALL_CENTRE, BALL_RADIUS = torch.tensor([0.35, -0.2, 0.4]), 0.3
+BALL_CENTER, BALL_RADIUS = torch.tensor([0.35, -0.2, 0.4]), 0.3
 
 
 def posed(count: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     around = rng.normal(size=(count, 3))
     around /= np.linalg.norm(around, axis=1, keepdims=True)
-    centre = np.array(BOX.centre)
+    center = np.array(BOX.center)
     up = np.array([0.0, 0.0, 1.0])
-    return np.stack([look_at(centre + 3.2 * a, centre, up) for a in around]).astype(np.float32)
+    return np.stack([look_at(center + 3.2 * a, center, up) for a in around]).astype(np.float32)
 
 
 def silhouettes(poses: np.ndarray, space: RaySpace) -> np.ndarray:
     """Coverage of the ball, with 3x3 rays per pixel so that thin slivers are not missed."""
     fine = CAMERA.resized(CAMERA.width * 3, CAMERA.height * 3)
-    pictures = []
+    images = []
     for pose in torch.from_numpy(poses):
         o, d = camera_rays(pose, fine, space)
         d = torch.nn.functional.normalize(d, dim=-1)
-        offset = o - BALL_CENTRE
+        offset = o - BALL_CENTER
         along = (offset * d).sum(-1)
         hit = along**2 - (offset**2).sum(-1) + BALL_RADIUS**2 > 0
         shape = (CAMERA.height, 3, CAMERA.width, 3)
-        pictures.append((hit.float().view(shape).mean((1, 3)) * 255).ceil().byte().numpy())
-    return np.stack(pictures)
+        images.append((hit.float().view(shape).mean((1, 3)) * 255).ceil().byte().numpy())
+    return np.stack(images)
 
 
 def views_of(poses: np.ndarray, alpha: np.ndarray | None) -> Views:
@@ -177,8 +177,8 @@ def test_silhouettes_carve_around_the_object_and_never_into_it() -> None:
     resolution = 24
     views = views_of(poses, silhouettes(poses, space))
     cells = candidate_cells(views, CAMERA, space, BOX, resolution)
-    place = (centres(resolution) - 0.5) * 2 * BOX.half_extent + torch.tensor(BOX.centre)
-    distance = (place - BALL_CENTRE).norm(dim=-1)
+    place = (centers(resolution) - 0.5) * 2 * BOX.half_extent + torch.tensor(BOX.center)
+    distance = (place - BALL_CENTER).norm(dim=-1)
     assert bool(cells[distance < BALL_RADIUS].all())
     volume = 4 / 3 * math.pi * BALL_RADIUS**3 / (2 * BOX.half_extent) ** 3
     assert volume < float(cells.float().mean()) < 3 * volume
@@ -187,10 +187,10 @@ def test_silhouettes_carve_around_the_object_and_never_into_it() -> None:
 def test_without_coverage_only_unseen_cells_and_those_around_cameras_go() -> None:
     space = RaySpace("world", 0.5, 8.0)
     inside = posed(1)
-    inside[0, :, 3] = BOX.centre
+    inside[0, :, 3] = BOX.center
     cells = candidate_cells(views_of(inside, None), CAMERA, space, BOX, 24)
-    place = (centres(24) - 0.5) * 2 * BOX.half_extent + torch.tensor(BOX.centre)
-    local = (place - torch.tensor(BOX.centre)) @ torch.from_numpy(inside[0, :, :3])
+    place = (centers(24) - 0.5) * 2 * BOX.half_extent + torch.tensor(BOX.center)
+    local = (place - torch.tensor(BOX.center)) @ torch.from_numpy(inside[0, :, :3])
     depth = -local[..., 2]
     u = CAMERA.cx + CAMERA.fx * local[..., 0] / depth
     v = CAMERA.cy - CAMERA.fy * local[..., 1] / depth

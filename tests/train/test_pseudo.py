@@ -1,4 +1,4 @@
-"""Pseudo pictures: interrupted anywhere they end up the same, and nothing half-written is trusted."""
+"""Pseudo images: interrupted anywhere they end up the same, and nothing half-written is trusted."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib import format as npy
-from tiny_pictures import NDC, WORLD, orbit_poses
+from tiny_images import NDC, WORLD, orbit_poses
 from torch import Tensor
 
 from lightfield.errors import CheckpointError, ConfigError
 from lightfield.progress import silent
 from lightfield.viewpoints import sample_forward, sample_orbit
-from train import posed_pictures, pseudo
-from train.posed_pictures import DONE, IMAGES, POSES, load_pictures
+from train import posed_images, pseudo
+from train.posed_images import DONE, IMAGES, POSES, load_images
 from train.pseudo import PseudoConfig, pseudo_poses, render_pseudo
 
 HEIGHT, WIDTH = 3, 4
 POSES_SEEN = orbit_poses(9)
 
 
-def colours(pose: Tensor) -> Tensor:
-    """A picture [3, 4, 3] that differs for every pose and pixel, a little outside of [0, 1]."""
+def colors(pose: Tensor) -> Tensor:
+    """An image [3, 4, 3] that differs for every pose and pixel, a little outside of [0, 1]."""
     pixels = torch.linspace(0, 3, HEIGHT * WIDTH * 3).view(HEIGHT, WIDTH, 3)
     return 0.5 + 0.55 * torch.sin(pixels + 10 * pose.sum())
 
 
 def as_bytes(pose: np.ndarray) -> np.ndarray:
-    picture = colours(torch.from_numpy(pose)).double().clamp(0, 1)
-    return (255 * picture).round().byte().numpy()
+    image = colors(torch.from_numpy(pose)).double().clamp(0, 1)
+    return (255 * image).round().byte().numpy()
 
 
 class Renderer:
-    """`colours`, counted; Ctrl-C is pressed at a picture."""
+    """`colors`, counted; Ctrl-C is pressed at an image."""
 
     def __init__(self, stop_at: int | None = None):
         self.stop_at, self.rendered = stop_at, 0
@@ -48,12 +48,12 @@ class Renderer:
         if self.rendered == self.stop_at:
             raise KeyboardInterrupt
         self.rendered += 1
-        return colours(pose)
+        return colors(pose)
 
 
 def make(
-    folder: Path, render: Callable[[Tensor], Tensor] = colours, poses: np.ndarray = POSES_SEEN
-) -> posed_pictures.PosedPictures:
+    folder: Path, render: Callable[[Tensor], Tensor] = colors, poses: np.ndarray = POSES_SEEN
+) -> posed_images.PosedImages:
     return render_pseudo(render, poses, HEIGHT, WIDTH, folder, silent)
 
 
@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_pictures_are_the_renderers_rounded_to_bytes(tmp_path):
+def test_images_are_the_renderers_rounded_to_bytes(tmp_path):
     made = make(tmp_path)
     expected = np.stack([as_bytes(pose) for pose in POSES_SEEN])
     assert expected.min() == 0
@@ -71,7 +71,7 @@ def test_pictures_are_the_renderers_rounded_to_bytes(tmp_path):
 
 
 def test_what_is_loaded_is_what_was_made_and_stays_on_the_disk(tmp_path):
-    made, loaded = make(tmp_path), load_pictures(tmp_path)
+    made, loaded = make(tmp_path), load_images(tmp_path)
     assert len(loaded) == 9
     assert np.array_equal(loaded.poses, POSES_SEEN)
     assert np.array_equal(loaded.images, made.images)
@@ -81,10 +81,10 @@ def test_what_is_loaded_is_what_was_made_and_stays_on_the_disk(tmp_path):
 
 @pytest.mark.parametrize("flush_every_s", [0.0, 1e9])
 @pytest.mark.parametrize("stop_at", range(10))
-def test_interrupted_at_any_picture_the_result_is_the_same(
+def test_interrupted_at_any_image_the_result_is_the_same(
     tmp_path, monkeypatch, stop_at, flush_every_s
 ):
-    monkeypatch.setattr(posed_pictures, "FLUSH_EVERY_S", flush_every_s)
+    monkeypatch.setattr(posed_images, "FLUSH_EVERY_S", flush_every_s)
     once, twice = tmp_path / "once", tmp_path / "twice"
     once.mkdir()
     twice.mkdir()
@@ -99,7 +99,7 @@ def test_interrupted_at_any_picture_the_result_is_the_same(
     assert rest.rendered == (9 - stop_at if flushed else 9)
 
 
-def test_finished_pictures_are_not_rendered_again(tmp_path):
+def test_finished_images_are_not_rendered_again(tmp_path):
     make(tmp_path)
     again = Renderer()
     made = make(tmp_path, again)
@@ -107,10 +107,10 @@ def test_finished_pictures_are_not_rendered_again(tmp_path):
     assert len(made) == 9
 
 
-def test_progress_tells_every_picture(tmp_path):
+def test_progress_tells_every_image(tmp_path):
     calls = []
     render_pseudo(
-        colours,
+        colors,
         POSES_SEEN,
         HEIGHT,
         WIDTH,
@@ -133,24 +133,24 @@ def test_others_start_over(tmp_path, change):
     made = render_pseudo(resized, poses, HEIGHT, side, tmp_path, silent)
     assert render.rendered == len(poses)
     assert made.images.shape == (len(poses), HEIGHT, side, 3)
-    assert np.array_equal(load_pictures(tmp_path).poses, poses)
+    assert np.array_equal(load_images(tmp_path).poses, poses)
 
 
-@pytest.mark.parametrize("step", ["rename of the pictures", "poses", "first picture"])
-def test_the_count_of_replaced_pictures_is_never_believed(tmp_path, monkeypatch, step):
-    """However early starting over is cut, no black picture is taken for a rendered one."""
+@pytest.mark.parametrize("step", ["rename of the images", "poses", "first image"])
+def test_the_count_of_replaced_images_is_never_believed(tmp_path, monkeypatch, step):
+    """However early starting over is cut, no black image is taken for a rendered one."""
     make(tmp_path)
     others = orbit_poses(9, seed=1)
     with monkeypatch.context() as patch:
         if step == "poses":
             patch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        if step == "rename of the pictures":
+        if step == "rename of the images":
             patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, Renderer(stop_at=0), others)
     make(tmp_path, poses=others)
     expected = np.stack([as_bytes(pose) for pose in others])
-    assert np.array_equal(load_pictures(tmp_path).images, expected)
+    assert np.array_equal(load_images(tmp_path).images, expected)
 
 
 def no_room(*_: object) -> None:
@@ -171,7 +171,7 @@ def test_a_full_disk_is_an_os_error_before_anything_is_written(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("reserving", ["posix_fallocate", "writing"])
-def test_every_byte_has_its_place_before_the_first_picture(tmp_path, monkeypatch, reserving):
+def test_every_byte_has_its_place_before_the_first_image(tmp_path, monkeypatch, reserving):
     if reserving == "writing":
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     poses = np.repeat(POSES_SEEN[:1], 40, axis=0)
@@ -186,9 +186,9 @@ def test_every_byte_has_its_place_before_the_first_picture(tmp_path, monkeypatch
         render_pseudo(render, poses, 100, 200, tmp_path, silent)
     ((allocated, size),) = sizes
     assert allocated >= size > 40 * 100 * 200 * 3
-    pictures = npy.open_memmap(tmp_path / IMAGES, "r")
-    assert pictures.shape == (40, 100, 200, 3)
-    assert not pictures.any()
+    images = npy.open_memmap(tmp_path / IMAGES, "r")
+    assert images.shape == (40, 100, 200, 3)
+    assert not images.any()
 
 
 @pytest.mark.parametrize("name", [POSES, IMAGES])
@@ -197,15 +197,15 @@ def test_truncated_arrays_are_refused_and_made_again(tmp_path, name, size_bytes)
     make(tmp_path)
     os.truncate(tmp_path / name, size_bytes)
     with pytest.raises(CheckpointError, match="not a readable array"):
-        load_pictures(tmp_path)
+        load_images(tmp_path)
     again = Renderer()
     make(tmp_path, again)
     assert again.rendered == 9
 
 
-def test_missing_pictures_are_refused(tmp_path):
+def test_missing_images_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"poses\.npy: file is missing"):
-        load_pictures(tmp_path)
+        load_images(tmp_path)
 
 
 class Bomb:
@@ -226,7 +226,7 @@ def test_foreign_files_are_refused_unopened(tmp_path, monkeypatch, name, form):
         else:
             np.save(file, np.array([Bomb()], dtype=object), allow_pickle=True)
     with pytest.raises(CheckpointError, match="not a readable array"):
-        load_pictures(tmp_path)
+        load_images(tmp_path)
     assert not Path("exploded").exists()
 
 
@@ -246,12 +246,10 @@ def test_other_arrays_are_refused(tmp_path, name, array, unchecked):
     make(tmp_path)
     np.save(tmp_path / name, array)
     with pytest.raises(CheckpointError, match="npy: holds "):
-        load_pictures(tmp_path)
+        load_images(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "null", '{"pictures": "many"}', '{"pictures": -4}']
-)
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"images": "many"}', '{"images": -4}'])
 def test_a_damaged_count_starts_over(tmp_path, text):
     make(tmp_path)
     (tmp_path / DONE).write_text(text)
@@ -262,7 +260,7 @@ def test_a_damaged_count_starts_over(tmp_path, text):
 
 def test_a_count_beyond_the_end_is_the_end(tmp_path):
     make(tmp_path)
-    (tmp_path / DONE).write_text(json.dumps({"pictures": 10_000}))
+    (tmp_path / DONE).write_text(json.dumps({"images": 10_000}))
     assert len(make(tmp_path, Renderer(stop_at=0))) == 9
 
 
@@ -272,18 +270,18 @@ def test_poses_are_drawn_as_the_space_asks():
     assert np.array_equal(pseudo_poses(poses, NDC, 7, seed=3), sample_forward(poses, 7, seed=3))
 
 
-def test_no_pictures_are_refused():
-    with pytest.raises(ConfigError, match=r"pseudo.pictures: 0 is out of range"):
-        PseudoConfig(pictures=0)
+def test_no_images_are_refused():
+    with pytest.raises(ConfigError, match=r"pseudo.images: 0 is out of range"):
+        PseudoConfig(images=0)
 
 
 def batch(poses: Tensor) -> Tensor:
-    """`colours` of many poses, as bytes."""
-    return torch.stack([(255 * colours(pose).clamp(0, 1)).round().byte() for pose in poses])
+    """`colors` of many poses, as bytes."""
+    return torch.stack([(255 * colors(pose).clamp(0, 1)).round().byte() for pose in poses])
 
 
 class BatchRenderer:
-    """`batch`, counted in pictures; Ctrl-C is pressed at a batch."""
+    """`batch`, counted in images; Ctrl-C is pressed at a batch."""
 
     def __init__(self, stop_at: int | None = None):
         self.stop_at, self.sizes = stop_at, []
@@ -296,11 +294,11 @@ class BatchRenderer:
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4, 9, 20])
-def test_batches_are_the_same_pictures(tmp_path, at_once):
+def test_batches_are_the_same_images(tmp_path, at_once):
     render, calls = BatchRenderer(), []
     made = pseudo.render_pseudo_in_batches(
         render, POSES_SEEN, HEIGHT, WIDTH, tmp_path,
-        lambda done, total: calls.append((done, total)), pictures_at_once=at_once,
+        lambda done, total: calls.append((done, total)), images_at_once=at_once,
     )  # fmt: skip
     assert np.array_equal(made.images, np.stack([as_bytes(pose) for pose in POSES_SEEN]))
     assert max(render.sizes) == min(at_once, 9)
@@ -310,11 +308,11 @@ def test_batches_are_the_same_pictures(tmp_path, at_once):
 
 @pytest.mark.parametrize("stop_at", range(5))
 def test_interrupted_batches_go_on_with_the_first_unfinished(tmp_path, monkeypatch, stop_at):
-    monkeypatch.setattr(posed_pictures, "FLUSH_EVERY_S", 0.0)
+    monkeypatch.setattr(posed_images, "FLUSH_EVERY_S", 0.0)
 
     def run(render: BatchRenderer) -> None:
         pseudo.render_pseudo_in_batches(
-            render, POSES_SEEN, HEIGHT, WIDTH, tmp_path, silent, pictures_at_once=2
+            render, POSES_SEEN, HEIGHT, WIDTH, tmp_path, silent, images_at_once=2
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -323,14 +321,14 @@ def test_interrupted_batches_go_on_with_the_first_unfinished(tmp_path, monkeypat
     run(rest)
     assert sum(rest.sizes) == 9 - 2 * stop_at
     expected = np.stack([as_bytes(pose) for pose in POSES_SEEN])
-    assert np.array_equal(load_pictures(tmp_path).images, expected)
+    assert np.array_equal(load_images(tmp_path).images, expected)
 
 
-def test_pictures_on_a_device_are_those_of_the_folder(tmp_path):
+def test_images_on_a_device_are_those_of_the_folder(tmp_path):
     calls = []
     images = pseudo.render_pseudo_on_device(
         batch, POSES_SEEN, HEIGHT, WIDTH, torch.device("cpu"),
-        lambda done, total: calls.append((done, total)), pictures_at_once=4,
+        lambda done, total: calls.append((done, total)), images_at_once=4,
     )  # fmt: skip
     assert calls == [(4, 9), (8, 9), (9, 9)]
     assert np.array_equal(images.numpy(), make(tmp_path).images)
@@ -338,13 +336,13 @@ def test_pictures_on_a_device_are_those_of_the_folder(tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 9, 12])
 def test_shares_are_even_and_together_the_whole(ranks):
-    shares = [POSES_SEEN[posed_pictures.share_of(9, rank, ranks)] for rank in range(ranks)]
+    shares = [POSES_SEEN[posed_images.share_of(9, rank, ranks)] for rank in range(ranks)]
     assert np.array_equal(np.concatenate(shares), POSES_SEEN)
     sizes = {len(share) for share in shares}
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_only_a_gpu_with_room_keeps_pictures(monkeypatch):
+def test_only_a_gpu_with_room_keeps_images(monkeypatch):
     assert not pseudo.fits_on_device(1, 2, 2, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40_000, 80_000))
     assert pseudo.fits_on_device(1, 60, 100, torch.device("cuda"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pictures import WORLD, orbit_poses
+from tiny_images import WORLD, orbit_poses
 
 from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError
 from lightfield.rays import camera_rays
-from train.posed_pictures import load_pictures
+from train.posed_images import load_images
 from train.published_pseudo import BLENDER_UNIT, load_published_pseudo
 
 CAMERA = Intrinsics(24, 16, 20.0, 20.0, 12.0, 8.0)
@@ -23,13 +23,13 @@ FLIP = np.diag([1.0, -1.0, -1.0])
 
 
 def seen(pose: np.ndarray) -> np.ndarray:
-    """Colours float32 [H W, 3] that depend on every ray of the camera, a little outside of [0, 1]."""
+    """Colors float32 [H W, 3] that depend on every ray of the camera, a little outside of [0, 1]."""
     origins, directions = camera_rays(torch.from_numpy(pose), CAMERA, WORLD)
     return (0.5 + 0.6 * torch.sin(2 * origins + 3 * directions)).view(-1, 3).numpy()
 
 
 def write_folder(folder: Path, kind: str, poses: np.ndarray, scale: float = 2.5) -> None:
-    """As the published teacher writes it: an 8 times smaller camera, centres in its own units."""
+    """As the published teacher writes it: an 8 times smaller camera, centers in its own units."""
     forward = kind == "forward"
     info = {
         "downscaled_height": 2, "downscaled_width": 3, "downscaled_focal": 2.5, "scale": scale,
@@ -39,14 +39,14 @@ def write_folder(folder: Path, kind: str, poses: np.ndarray, scale: float = 2.5)
         (folder / name).mkdir(parents=True)
     (folder / "hwf/dataset_info.json").write_text(json.dumps(info))
     for index, pose in enumerate(poses):
-        colours = seen(pose)
+        colors = seen(pose)
         if forward:
             array = np.concatenate([FLIP @ pose[:, :3] @ FLIP, FLIP @ pose[:, 3:] / scale], axis=1)
         else:
             unit = BLENDER_UNIT if kind == "blender" else 1 / 1.6
             array = pose[:, 3] / unit
         np.save(folder / f"poses/c2w_{index:05d}.npy", array.astype(np.float32))
-        np.save(folder / f"16x24_rgb/rendered_rgb_{index:05d}.npy", colours)
+        np.save(folder / f"16x24_rgb/rendered_rgb_{index:05d}.npy", colors)
 
 
 @pytest.fixture
@@ -56,29 +56,29 @@ def into(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["blender", "orbit", "forward"])
-def test_pictures_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, into, kind):
+def test_images_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, into, kind):
     poses = orbit_poses(COUNT)
     write_folder(tmp_path / "theirs", kind, poses)
     calls = []
-    pictures, camera = load_published_pseudo(
+    images, camera = load_published_pseudo(
         tmp_path / "theirs", into, progress=lambda done, total: calls.append((done, total))
     )
     assert camera == CAMERA
-    assert pictures.poses == pytest.approx(poses, abs=1e-5)
+    assert images.poses == pytest.approx(poses, abs=1e-5)
     expected = [(255 * seen(pose).clip(0, 1)).round().reshape(16, 24, 3) for pose in poses]
-    assert np.array_equal(pictures.images, np.stack(expected))
-    assert pictures.images.dtype == np.uint8
-    assert isinstance(pictures.images, np.memmap)
+    assert np.array_equal(images.images, np.stack(expected))
+    assert images.images.dtype == np.uint8
+    assert isinstance(images.images, np.memmap)
     assert calls == [(n, COUNT) for n in range(1, COUNT + 1)]
-    assert np.array_equal(load_pictures(into).images, pictures.images)
+    assert np.array_equal(load_images(into).images, images.images)
 
 
 def test_another_unit_moves_the_cameras_only(tmp_path, into):
     poses = orbit_poses(COUNT)
     write_folder(tmp_path / "theirs", "forward", poses)
-    pictures, _ = load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
-    assert pictures.poses[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
-    assert pictures.poses[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
+    images, _ = load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
+    assert images.poses[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
+    assert images.poses[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
         ({"dataset_type": (1 << 20) * "x"}, "more than 1 MiB of text"),
     ],
 )
-def test_descriptions_that_fit_no_pictures_are_refused(tmp_path, into, change, said, unchecked):
+def test_descriptions_that_fit_no_images_are_refused(tmp_path, into, change, said, unchecked):
     write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
     path = tmp_path / "theirs/hwf/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -173,12 +173,12 @@ def test_a_pipe_is_refused_unopened(tmp_path, into, name):
 
 
 @pytest.mark.parametrize("names", [[], ["8x8_rgb"]])
-def test_a_folder_without_one_set_of_pictures_is_refused(tmp_path, into, names):
+def test_a_folder_without_one_set_of_images_is_refused(tmp_path, into, names):
     write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
     for name in names:
         (tmp_path / "theirs" / name).mkdir()
     if not names:
-        (tmp_path / "theirs/16x24_rgb").rename(tmp_path / "theirs/pictures")
+        (tmp_path / "theirs/16x24_rgb").rename(tmp_path / "theirs/images")
     with pytest.raises(CheckpointError, match="folders named like"):
         load_published_pseudo(tmp_path / "theirs", into)
 

@@ -39,7 +39,7 @@ def imported(path: Path, network: PublishedNetwork = NETWORK):
 
 @pytest.mark.parametrize("last", [4, 3])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_checkpoint_becomes_a_student_with_equal_pictures(tmp_path, last, whole):
+def test_a_checkpoint_becomes_a_student_with_equal_images(tmp_path, last, whole):
     network = published_network(last=last)
     student = imported(save_checkpoint(tmp_path / "ckpt.tar", network, whole=whole))
     s = 8 if last == 4 else 12

@@ -24,7 +24,7 @@ from train import teacher_training
 from train.marching import march, rays_in_box
 from train.radiance_field import bounded_exp
 from train.rendering import HIDDEN, RAY_ENDS, render_in_rounds, render_samples
-from train.teacher import Teacher, TeacherConfig, render_picture, render_rays
+from train.teacher import Teacher, TeacherConfig, render_image, render_rays
 from train.teacher_training import CHECKPOINT, annealing, train_teacher
 
 CPU = torch.device("cpu")
@@ -45,30 +45,30 @@ TINY = TeacherConfig(
 )
 
 
-def ball_picture(pose: np.ndarray, camera: Intrinsics, space: RaySpace) -> tuple[Tensor, Tensor]:
-    """A ball whose colour varies with the place on it, on white, and its coverage."""
+def ball_image(pose: np.ndarray, camera: Intrinsics, space: RaySpace) -> tuple[Tensor, Tensor]:
+    """A ball whose color varies with the place on it, on white, and its coverage."""
     fine = camera.resized(2 * camera.width, 2 * camera.height)
     origins, directions = camera_rays(torch.from_numpy(pose), fine, RaySpace("world", 0, 1))
     directions = torch.nn.functional.normalize(directions, dim=-1)
-    centre = torch.tensor([0.0, 0.0, -3.0 if space.kind == "ndc" else 0.0])
-    offset = origins - centre
+    center = torch.tensor([0.0, 0.0, -3.0 if space.kind == "ndc" else 0.0])
+    offset = origins - center
     along = (offset * directions).sum(-1)
     root = along**2 - (offset**2).sum(-1) + 0.25
     point = offset + (-along - root.clamp(min=0).sqrt())[..., None] * directions
-    colour = 0.5 + 0.4 * torch.sin(4 * point + torch.tensor([0.0, 1.0, 2.0]))
+    color = 0.5 + 0.4 * torch.sin(4 * point + torch.tensor([0.0, 1.0, 2.0]))
     hit = (root > 0).float()[..., None]
-    rgba = torch.cat([hit * colour + 1 - hit, hit], dim=-1)
+    rgba = torch.cat([hit * color + 1 - hit, hit], dim=-1)
     rgba = rgba.view(camera.height, 2, camera.width, 2, 4).mean((1, 3))
     return rgba[..., :3], rgba[..., 3]
 
 
 def views_of(poses: np.ndarray, camera: Intrinsics, space: RaySpace, *, alpha: bool) -> Views:
-    pictures = [ball_picture(pose, camera, space) for pose in poses]
+    images = [ball_image(pose, camera, space) for pose in poses]
     return Views(
         tuple(f"{index}" for index in range(len(poses))),
         poses,
-        torch.stack([(p * 255).round().byte() for p, _ in pictures]).numpy(),
-        torch.stack([(a * 255).ceil().byte() for _, a in pictures]).numpy() if alpha else None,
+        torch.stack([(p * 255).round().byte() for p, _ in images]).numpy(),
+        torch.stack([(a * 255).ceil().byte() for _, a in images]).numpy() if alpha else None,
     )
 
 
@@ -101,7 +101,7 @@ def trained(scene: Scene, config: TeacherConfig, folder: Path, **changes: Any) -
 def held_out_psnr_db(teacher: Teacher, scene: Scene) -> float:
     values = [
         psnr(
-            render_picture(
+            render_image(
                 teacher, torch.from_numpy(pose), scene.intrinsics, scene.space, scene.background
             ),
             torch.from_numpy(scene.test.image(index)),
@@ -121,14 +121,14 @@ def learned(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
     return trained(scene, TINY, tmp_path_factory.mktemp("teacher"))
 
 
-def picture_rays(teacher: Teacher, scene: Scene) -> tuple[Tensor, Tensor]:
+def image_rays(teacher: Teacher, scene: Scene) -> tuple[Tensor, Tensor]:
     pose = torch.from_numpy(scene.test.poses[0])
     rays = camera_rays(pose, scene.intrinsics, scene.space)
     return rays_in_box(*(x.reshape(-1, 3) for x in rays), teacher.box)
 
 
 def test_learns_views_it_has_not_seen(learned: Teacher, scene: Scene) -> None:
-    """Untrained it scores 14 dB; 26 dB in 150 steps needs geometry and colour."""
+    """Untrained it scores 14 dB; 26 dB in 150 steps needs geometry and color."""
     assert held_out_psnr_db(Teacher(TINY, scene.box), scene) < 15
     assert held_out_psnr_db(learned, scene) > 26
     assert 0.1 < float(learned.occupancy.occupied.float().mean()) < 0.35  # the ball fills 0.19
@@ -148,7 +148,7 @@ def test_only_carved_scenes_start_dense(learned: Teacher, scene: Scene, tmp_path
 
 
 def test_rounds_equal_rendering_all_samples_at_once(learned: Teacher, scene: Scene) -> None:
-    origins, directions = picture_rays(learned, scene)
+    origins, directions = image_rays(learned, scene)
     near, far, grid = scene.space.near, scene.space.far, learned.occupancy
     samples = march(origins, directions, grid, near, far)
     with torch.no_grad():
@@ -160,21 +160,21 @@ def test_rounds_equal_rendering_all_samples_at_once(learned: Teacher, scene: Sce
     longest = int(torch.bincount(samples.ray).max())
     assert longest > 16  # several rounds
     bound = RAY_ENDS + longest * HIDDEN
-    assert float((rounds.colour - whole.colour).abs().max()) < bound
+    assert float((rounds.color - whole.color).abs().max()) < bound
     assert float((rounds.opacity - whole.opacity).abs().max()) < RAY_ENDS
     opaque = whole.opacity > 0.5
     torch.testing.assert_close(rounds.t[opaque], whole.t[opaque], atol=0.02, rtol=0)
     depth = (whole.t[opaque] * directions[opaque].norm(dim=-1)).mean() * 2 * learned.box.half_extent
-    assert 2.4 < float(depth) < 2.9  # the near side of a ball of radius 0.5 whose centre is at 3
+    assert 2.4 < float(depth) < 2.9  # the near side of a ball of radius 0.5 whose center is at 3
     assert float(weights.max()) <= 1
 
 
-def test_colour_goes_over_the_background(learned: Teacher, scene: Scene) -> None:
+def test_color_goes_over_the_background(learned: Teacher, scene: Scene) -> None:
     pose = torch.from_numpy(scene.test.poses[0])
     rays = [x.reshape(-1, 3) for x in camera_rays(pose, scene.intrinsics, scene.space)]
     white = render_rays(learned, *rays, scene.space, WHITE)
     green = render_rays(learned, *rays, scene.space, (0.0, 1.0, 0.0))
-    difference = white.colour - green.colour
+    difference = white.color - green.color
     torch.testing.assert_close(difference[:, 0], 1 - white.opacity)
     torch.testing.assert_close(difference[:, 1], torch.zeros_like(white.opacity))
     assert float(white.opacity.min()) == 0
@@ -185,9 +185,9 @@ def test_many_rays_are_rendered_in_batches(
     learned: Teacher, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = (torch.from_numpy(scene.test.poses[1]), scene.intrinsics, scene.space, WHITE)
-    whole = render_picture(learned, *view)
+    whole = render_image(learned, *view)
     monkeypatch.setattr(teacher_module, "RAYS_AT_ONCE_CPU", 77)
-    torch.testing.assert_close(render_picture(learned, *view), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(render_image(learned, *view), whole, atol=1e-5, rtol=0)
 
 
 def test_config_box_and_weights_rebuild_the_teacher(learned: Teacher, scene: Scene) -> None:
@@ -195,7 +195,7 @@ def test_config_box_and_weights_rebuild_the_teacher(learned: Teacher, scene: Sce
     again = Teacher(config, scene.box)
     again.load_state_dict(learned.state_dict())
     view = (torch.from_numpy(scene.test.poses[0]), scene.intrinsics, scene.space, WHITE)
-    assert torch.equal(render_picture(again, *view), render_picture(learned, *view))
+    assert torch.equal(render_image(again, *view), render_image(learned, *view))
 
 
 class Interrupted(Exception):
@@ -360,12 +360,12 @@ def test_impossible_settings_are_refused(change: dict[str, Any], where: str) -> 
 
 @pytest.mark.gpu
 def test_a_gpu_computes_the_same(learned: Teacher, scene: Scene, tmp_path: Path) -> None:
-    """Float32 sums in another order: a level of an 8-bit picture at most."""
+    """Float32 sums in another order: a level of an 8-bit image at most."""
     view = (torch.from_numpy(scene.test.poses[0]), scene.intrinsics, scene.space, WHITE)
     there = Teacher(learned.config, scene.box)
     there.load_state_dict(learned.state_dict())
-    picture = render_picture(there.to("cuda"), *view).cpu()
-    torch.testing.assert_close(picture, render_picture(learned, *view), atol=4e-3, rtol=0)
+    image = render_image(there.to("cuda"), *view).cpu()
+    torch.testing.assert_close(image, render_image(learned, *view), atol=4e-3, rtol=0)
 
     on_gpu = train_teacher(
         scene, TINY, device=torch.device("cuda"), folder=tmp_path, progress=silent,

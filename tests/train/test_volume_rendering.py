@@ -45,17 +45,17 @@ def looped_weights(thickness: list[torch.Tensor], ray: list[int]) -> list[torch.
 def test_pixels_and_gradients_equal_a_loop_over_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     thickness = torch.rand(6, dtype=torch.float64, generator=generator).requires_grad_()
-    colour = torch.rand(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    color = torch.rand(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
     out = torch.randn(RAYS, 3, dtype=torch.float64, generator=generator)
 
     rows = [torch.zeros(3, dtype=torch.float64) for _ in range(RAYS)]
     for i, w in enumerate(looped_weights(list(thickness), RAY.tolist())):
-        rows[RAY[i]] = rows[RAY[i]] + w * colour[i]
-    expected = torch.autograd.grad((torch.stack(rows) * out).sum(), (thickness, colour))
+        rows[RAY[i]] = rows[RAY[i]] + w * color[i]
+    expected = torch.autograd.grad((torch.stack(rows) * out).sum(), (thickness, color))
 
     weights, _ = render_weights(thickness, RAY)
-    pixels = sums_per_ray(weights[:, None] * colour, RAY, RAYS)
-    got = torch.autograd.grad((pixels * out).sum(), (thickness, colour))
+    pixels = sums_per_ray(weights[:, None] * color, RAY, RAYS)
+    got = torch.autograd.grad((pixels * out).sum(), (thickness, color))
 
     torch.testing.assert_close(pixels, torch.stack(rows))
     torch.testing.assert_close(got, expected)

@@ -38,9 +38,9 @@ class Buffers:
     features: Float[Tensor, "l m 2"]
     feature_gradient: Float[Tensor, "l m 2"]
     density: Float[Tensor, "m"]
-    colour: Float[Tensor, "3 m"]
+    color: Float[Tensor, "3 m"]
     density_gradient: Float[Tensor, "m"]
-    colour_gradient: Float[Tensor, "3 m"]
+    color_gradient: Float[Tensor, "3 m"]
 
     @classmethod
     def full(cls, points: Float[Tensor, "3 m"], levels: int) -> Buffers:
@@ -55,9 +55,9 @@ class Buffers:
             features=features,
             feature_gradient=torch.randn_like(features),
             density=torch.zeros(m, device=device),
-            colour=torch.zeros((3, m), device=device),
+            color=torch.zeros((3, m), device=device),
             density_gradient=torch.randn(m, device=device),
-            colour_gradient=torch.randn((3, m), device=device),
+            color_gradient=torch.randn((3, m), device=device),
         )
 
 
@@ -149,11 +149,11 @@ def network_figures(kernels: FieldKernels, b: Buffers) -> list[Figure]:
     products = kernels.weights.numel()
     inputs = (b.features, b.harmonics, b.ray, b.count)
     read = SHAPE.levels * 4 + 4 + 32 / SAMPLES_PER_RAY
-    gradients = (b.density_gradient, b.colour_gradient, b.feature_gradient)
+    gradients = (b.density_gradient, b.color_gradient, b.feature_gradient)
     return [
         _figure(
             "shade",
-            lambda: kernels.shade(*inputs, b.density, b.colour),
+            lambda: kernels.shade(*inputs, b.density, b.color),
             Cost(SAMPLES * (read + 16), SAMPLES * 2.0 * products),
         ),
         _figure(

@@ -1,7 +1,7 @@
-"""The fused renderer at 800x800, from around an analytic object that fills part of the picture.
+"""The fused renderer at 800x800, from around an analytic object that fills part of the image.
 
 The object is a few balls whose shells are opaque within a few steps; its surface is where Lego's
-occupancy would be: about 1.5 % of the cells, seen by about two pixels in five. Colours are random.
+occupancy would be: about 1.5 % of the cells, seen by about two pixels in five. Colors are random.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BALLS = (
     (0.3, 0.75, 0.35, 0.15),
     (0.4, 0.2, 0.5, 0.14),
 )
-"""Centres and radii in the box."""
+"""Centers and radii in the box."""
 CORNERS, CORNER_BYTES = 8, 4
 DENSITY = 1000.0
 """Of the shells, per side of the box: four fifths of the light are gone after a step."""
@@ -93,7 +93,7 @@ def samples_per_pixel(renderer: FusedRenderer, teacher: Teacher, pose: Tensor) -
 
 
 def measure(device: torch.device) -> list[Figure]:
-    """One picture, a batch, and the baking of the fine occupancy."""
+    """One image, a batch, and the baking of the fine occupancy."""
     teacher = balls_teacher(device)
     renderer = FusedRenderer(teacher)
     poses = orbit(BATCH, device)

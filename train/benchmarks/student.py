@@ -19,10 +19,10 @@ from train.gpu.student.fast_student import FastStudent
 from train.gpu.student.residual_block import WIDE_ROWS
 from train.gpu.student.weights import multiple
 
-PICTURE_RAYS = 10_000
+IMAGE_RAYS = 10_000
 SPEC = mobile_r2l_spec(norm="none")
 WINDOWS = ((1, 100), (7, 100), (54, 25), (108, 25))
-"""Windows and their side in rays: whole pictures, and 25 x 25 rays; 54 fill two waves of 132 x 128."""
+"""Windows and their side in rays: whole images, and 25 x 25 rays; 54 fill two waves of 132 x 128."""
 PARTS_WINDOWS = (54, 25)
 ORDINARY_WINDOWS = (4, 100)
 
@@ -93,7 +93,7 @@ def part_costs(fast: FastStudent, rays: int) -> dict[str, tuple[float, float]]:
         )
         before, before_rows = width, pixels
     costs["clearing"] = (size + before_rows, 0)
-    costs["colour, loss and gradient"] = (before_rows * (4 * before + 4), 36 * before_rows * before)
+    costs["color, loss and gradient"] = (before_rows * (4 * before + 4), 36 * before_rows * before)
     return costs
 
 
@@ -138,8 +138,8 @@ def measure_ordinary(device: torch.device, *, compiled: bool) -> list[Figure]:
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16):
-            colours = network(encoded)
-        loss = masked_mse(colours.float(), pixels, mask[:, 0])
+            colors = network(encoded)
+        loss = masked_mse(colors.float(), pixels, mask[:, 0])
         student.zero_grad(set_to_none=True)
         loss.backward()
 
@@ -153,8 +153,8 @@ def measure_ordinary(device: torch.device, *, compiled: bool) -> list[Figure]:
 
 
 def _step(name: str, ms: float, windows: int, side: int, gibibytes: float) -> Figure:
-    pictures = windows * side * side / PICTURE_RAYS
-    note = f"{1e3 * pictures / ms:.0f} full-image equivalents/s, {gibibytes:.1f} GiB"
+    images = windows * side * side / IMAGE_RAYS
+    note = f"{1e3 * images / ms:.0f} full-image equivalents/s, {gibibytes:.1f} GiB"
     return Figure(name, ms, 0, 6 * windows * mac_count(SPEC, side, side), note)
 
 

@@ -26,7 +26,7 @@ CONFIG = TeacherConfig(
 
 
 def embedded_scene(side: int = SIDE, views: int = VIEWS) -> Scene:
-    """The toy truck with one ray per pixel: at 800 x 800 a quarter of a second per picture."""
+    """The toy truck with one ray per pixel: at 800 x 800 a quarter of a second per image."""
     return bricks_scene(side, side, train_views=views, val_views=0, test_views=1, supersampling=1)
 
 

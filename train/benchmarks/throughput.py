@@ -1,4 +1,4 @@
-"""How much whole work a GPU does in a second: training rays, pictures, and pictures learned from.
+"""How much whole work a GPU does in a second: training rays, images, and images learned from.
 
 Each figure is of the clock on the wall, over some seconds in which the GPU is never waited for but at
 the end; what comes before (compiling, capturing graphs, clocks rising) is left out.
@@ -24,15 +24,15 @@ from train.distil import DistilConfig
 from train.distil_step import DistilStep
 from train.gpu.rendering.renderer import FusedRenderer
 from train.gpu.teacher.steps import GpuSteps
+from train.image_pool import ImagePool
 from train.moving_average import MovingAverage
-from train.picture_pool import PicturePool
 from train.pseudo import PIXELS_AT_ONCE, fits_on_device, pseudo_poses, render_pseudo_on_device
 
 WARM_UP, TRIAL = 8, 10
 SPARE_STEPS = 200
 """Teacher's steps that are left for whoever measures its parts next."""
 VIEWPOINTS = 64
-MOST_PICTURES = 2000
+MOST_IMAGES = 2000
 GIB = 2**30
 
 
@@ -87,14 +87,14 @@ def teacher_training(steps: GpuSteps, seconds: float) -> list[Throughput]:
 
 
 def rendering(renderer: FusedRenderer, scene: Scene, seconds: float) -> list[Throughput]:
-    """Pictures of the scene's camera from pseudo poses: one per call, and as many as fit a launch."""
+    """Images of the scene's camera from pseudo poses: one per call, and as many as fit a launch."""
     camera = scene.intrinsics
     poses = torch.from_numpy(pseudo_poses(scene.train.poses, scene.space, VIEWPOINTS, seed=0)).to(
         renderer.device
     )
     batch = max(1, PIXELS_AT_ONCE // (camera.height * camera.width))
     results = []
-    for name, many in (("one picture per call", 1), ("batches", min(batch, VIEWPOINTS))):
+    for name, many in (("one image per call", 1), ("batches", min(batch, VIEWPOINTS))):
         out = torch.empty(
             (many, camera.height, camera.width, 3), dtype=torch.uint8, device=renderer.device
         )
@@ -116,11 +116,11 @@ def rendering(renderer: FusedRenderer, scene: Scene, seconds: float) -> list[Thr
     return results
 
 
-def pseudo_pictures(
+def pseudo_images(
     renderer: FusedRenderer, scene: Scene
 ) -> tuple[list[Throughput], Float[np.ndarray, "n 3 4"], UInt8[Tensor, "n h w 3"]]:
-    """Rendering pseudo pictures into GPU memory; also their poses and the pictures."""
-    camera, count = scene.intrinsics, MOST_PICTURES
+    """Rendering pseudo images into GPU memory; also their poses and the images."""
+    camera, count = scene.intrinsics, MOST_IMAGES
     while count > 1 and not fits_on_device(count, camera.height, camera.width, renderer.device):
         count //= 2
     poses = pseudo_poses(scene.train.poses, scene.space, count, seed=0)
@@ -130,23 +130,23 @@ def pseudo_pictures(
         poses, camera.height, camera.width, renderer.device, silent,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    figures = {"pictures_per_s": count / seconds, "pictures": count, "seconds": seconds}
-    return [Throughput("pseudo pictures", figures, "into GPU memory, as uint8")], poses, images
+    figures = {"images_per_s": count / seconds, "images": count, "seconds": seconds}
+    return [Throughput("pseudo images", figures, "into GPU memory, as uint8")], poses, images
 
 
 def student_training(
     name: str,
     spec: StudentSpec,
-    pool: PicturePool,
+    pool: ImagePool,
     config: DistilConfig,
     seconds: float,
     *,
     fused: bool = True,
     graphs: bool = True,
 ) -> Throughput:
-    """Whole training steps: draw, gradients, optimisers and moving average.
+    """Whole training steps: draw, gradients, optimizers and moving average.
 
-    A full image is as many rays as a picture of the pool has.
+    A full image is as many rays as an image of the pool has.
     """
     device = pool.device
     torch.cuda.empty_cache()
@@ -157,7 +157,7 @@ def student_training(
     with DistilStep(
         student,
         average,
-        config.optimisers(student),
+        config.optimizers(student),
         pool,
         windows=config.windows,
         window_rays=config.window_rays,
@@ -184,7 +184,7 @@ def student_training(
         "peak_reserved_gib": peak[1] / GIB,
     }
     where = "host memory" if pool.reads_host else "GPU memory"
-    return Throughput(name, figures | parts, f"{len(pool)} pictures in {where}")
+    return Throughput(name, figures | parts, f"{len(pool)} images in {where}")
 
 
 def _part_figures(steps: DistilStep) -> dict[str, float]:

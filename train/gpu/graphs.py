@@ -30,7 +30,7 @@ class Replayed:
             self._work()
             return
         graph = torch.cuda.CUDAGraph()
-        # Other threads (NCCL's, readers of pictures) may go on calling CUDA meanwhile.
+        # Other threads (NCCL's, readers of images) may go on calling CUDA meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._work()
         self._graph = graph

@@ -25,7 +25,7 @@ Backend = Literal["auto", "triton", "tcnn", "torch"]
 def hash_grid(
     shape: GridShape, backend: Backend, generator: torch.Generator, device: torch.device | str
 ) -> nn.Module:
-    """A freshly initialised hash grid on `device`; `auto` takes the fastest one that works there.
+    """A freshly initialized hash grid on `device`; `auto` takes the fastest one that works there.
 
     Raises:
         ConfigError: when `backend` asks for one that is not available.

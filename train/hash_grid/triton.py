@@ -187,7 +187,7 @@ def _scatter(points, gradients, table_gradient, numbers, count, capacity,
     """Each thread follows one corner along a run of samples and adds up while its entry stays.
 
     Corners are told apart by the parity of the lattice point, not by lower and upper: a step into
-    the neighbouring cell then moves four of the eight threads to a new entry, and not all.
+    the neighboring cell then moves four of the eight threads to a new entry, and not all.
     """
     start = tl.program_id(0) * (ROWS * RUN)
     level = tl.program_id(1)

@@ -24,7 +24,7 @@ def test_steps_equal_those_of_torch(dtype, betas, device) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(2500, generator=generator)
     twin = start.to(device).clone().requires_grad_()
-    optimiser = torch.optim.Adam([twin], lr=RATE, betas=betas, eps=1e-15)
+    optimizer = torch.optim.Adam([twin], lr=RATE, betas=betas, eps=1e-15)
     values = start.to(device).clone()
     half = values.half()
     adam = FusedAdam(values, half, betas=betas)
@@ -33,7 +33,7 @@ def test_steps_equal_those_of_torch(dtype, betas, device) -> None:
         gradient[t::7] = 0
         scaled = (gradient * SCALE).to(device, dtype)
         twin.grad = scaled.float() / SCALE
-        optimiser.step()
+        optimizer.step()
         step(adam, scaled, t)
         assert not scaled.any()
     # Twenty steps of up to 0.02, each exact to a few float32 roundings.

@@ -30,21 +30,21 @@ def buffers(device: torch.device, *, density: float):
     rays.target.copy_(torch.rand(rays.target.shape, generator=generator))
     rays.speed.copy_(torch.rand(rays.speed.shape, generator=generator) + 0.5)
     densities = torch.rand(ROOM, generator=generator).exp() * density
-    colours = torch.rand((3, ROOM), generator=generator)
-    return rays, samples, densities.to(device), colours.to(device)
+    colors = torch.rand((3, ROOM), generator=generator)
+    return rays, samples, densities.to(device), colors.to(device)
 
 
-def twin_gradients(rays, samples, densities, colours, losses):
+def twin_gradients(rays, samples, densities, colors, losses):
     """By autograd, from the functions that the plain training uses."""
     n = int(samples.count)
     order = samples.ray[:n].long().argsort(stable=True)
     ray = samples.ray[:n].long()[order]
     density = densities[:n][order].double().requires_grad_()
-    colour = colours[:, :n].t()[order].double().requires_grad_()
+    color = colors[:, :n].t()[order].double().requires_grad_()
     weights, before = render_weights(density * STEP_LENGTH, ray)
     live = before > HIDDEN
     weights = weights * live
-    seen = sums_per_ray(weights[:, None] * colour, ray, RAYS)
+    seen = sums_per_ray(weights[:, None] * color, ray, RAYS)
     opacity = sums_per_ray(weights, ray, RAYS)
     behind = torch.tensor(losses.background, dtype=torch.float64, device=ray.device)
     error = seen + (1 - opacity[:, None]) * behind - rays.target[:, :RAYS].t()
@@ -54,30 +54,30 @@ def twin_gradients(rays, samples, densities, colours, losses):
         lengths = torch.full_like(s, STEP_LENGTH)
         loss = loss + losses.distortion * distortion(weights, s, lengths, ray, RAYS).mean()
     (loss * 1.5 * RAYS * losses.gradient_scale).backward()
-    by_density, by_colour = torch.zeros(n).double(), torch.zeros(n, 3).double()
-    by_density[order], by_colour[order] = density.grad.cpu(), colour.grad.cpu()
-    return by_density, by_colour.t(), float(error.detach().square().sum()), int(live.sum())
+    by_density, by_color = torch.zeros(n).double(), torch.zeros(n, 3).double()
+    by_density[order], by_color[order] = density.grad.cpu(), color.grad.cpu()
+    return by_density, by_color.t(), float(error.detach().square().sum()), int(live.sum())
 
 
-def composited(rays, samples, densities, colours, losses):
-    """Gradients by density and colour, NaN where none is written, and the figures."""
+def composited(rays, samples, densities, colors, losses):
+    """Gradients by density and color, NaN where none is written, and the figures."""
     device, figures = densities.device, StepFigures.zero(densities.device)
     by_density = torch.full((ROOM,), torch.nan, device=device)
-    by_colour = torch.full((3, ROOM), torch.nan, device=device)
+    by_color = torch.full((3, ROOM), torch.nan, device=device)
     drawn = torch.tensor([RAYS], dtype=torch.int32, device=device)
     composite(
         rays,
         samples,
         drawn,
         densities,
-        colours,
+        colors,
         STEP_LENGTH,
         losses,
         by_density,
-        by_colour,
+        by_color,
         figures,
     )
-    return by_density, by_colour, figures
+    return by_density, by_color, figures
 
 
 @pytest.mark.parametrize("density", [5.0, 60.0, 400.0], ids=["faint", "dense", "opaque"])
@@ -85,19 +85,17 @@ def composited(rays, samples, densities, colours, losses):
 def test_gradients_are_those_of_the_plain_losses(
     device: torch.device, density: float, weights: tuple[float, float]
 ):
-    rays, samples, densities, colours = buffers(device, density=density)
+    rays, samples, densities, colors = buffers(device, density=density)
     losses = Losses(BACKGROUND, *weights, gradient_scale=8.0)
-    by_density, by_colour, figures = composited(rays, samples, densities, colours, losses)
-    expected_density, expected_colour, squares, live = twin_gradients(
-        rays, samples, densities, colours, losses
+    by_density, by_color, figures = composited(rays, samples, densities, colors, losses)
+    expected_density, expected_color, squares, live = twin_gradients(
+        rays, samples, densities, colors, losses
     )
     n = int(samples.count)
     # float32 sums of up to 20 terms, near 1, some of which cancel.
     scale = float(expected_density.abs().max())
     assert float((by_density[:n].cpu() - expected_density).abs().max()) < 2e-5 * scale
-    torch.testing.assert_close(
-        by_colour[:, :n].cpu().double(), expected_colour, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(by_color[:, :n].cpu().double(), expected_color, rtol=1e-4, atol=1e-5)
     assert by_density[n:].isnan().all()  # nothing is written beyond
     assert float(figures.squared_error) == pytest.approx(squares, rel=1e-4)
     assert int(figures.samples_seen) == live
@@ -107,13 +105,13 @@ def test_gradients_are_those_of_the_plain_losses(
 
 
 def test_rays_without_room_teach_nothing(device: torch.device):
-    rays, samples, densities, colours = buffers(device, density=60.0)
+    rays, samples, densities, colors = buffers(device, density=60.0)
     ray = int(rays.length[:RAYS].argmax())
     first, n = int(rays.first[ray]), int(rays.length[ray])
     rays.length[ray] = -1 - n
     losses = Losses(BACKGROUND, 0.1, 0.0, 1.0)
-    by_density, by_colour, figures = composited(rays, samples, densities, colours, losses)
+    by_density, by_color, figures = composited(rays, samples, densities, colors, losses)
     assert (by_density[first : first + n] == 0).all()
-    assert (by_colour[:, first : first + n] == 0).all()
+    assert (by_color[:, first : first + n] == 0).all()
     assert not by_density[: int(samples.count)].isnan().any()
     assert int(figures.rays) == RAYS - 1

@@ -17,7 +17,7 @@ from train.gpu.student.fast_student import FastStudent
 from train.moving_average import MovingAverage
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from tiny_pictures import SPEC, fresh_student, ground_pool
+from tiny_images import SPEC, fresh_student, ground_pool
 
 CONFIG = DistilConfig(windows=3, window_rays=4, learning_rate=1e-3, muon_learning_rate=0.01)
 
@@ -32,7 +32,7 @@ def trained(
     with DistilStep(
         student,
         average,
-        CONFIG.optimisers(student),
+        CONFIG.optimizers(student),
         ground_pool(device=device, count=4),
         windows=CONFIG.windows,
         window_rays=CONFIG.window_rays,
@@ -77,9 +77,9 @@ def test_graphs_replay_what_eager_steps_do(device, fused):
 
 
 @pytest.mark.gpu
-def test_pictures_from_the_host_are_the_same(device, monkeypatch):
+def test_images_from_the_host_are_the_same(device, monkeypatch):
     _, expected = trained(device, 6, fused=False)
-    monkeypatch.setattr("train.picture_pool.GPU_SHARE", 0.0)
+    monkeypatch.setattr("train.image_pool.GPU_SHARE", 0.0)
     _, losses = trained(device, 6, fused=False)
     assert losses == pytest.approx(expected, rel=1e-4)
 

@@ -45,12 +45,12 @@ def _batch(
 def _ordinary(
     student: Student, points: Tensor, pixels: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    colours = student(encode(points, student.spec.frequencies).permute(0, 3, 1, 2))
-    loss = masked_mse(colours, pixels, mask[:, 0])
+    colors = student(encode(points, student.spec.frequencies).permute(0, 3, 1, 2))
+    loss = masked_mse(colors, pixels, mask[:, 0])
     loss.backward()
     gradients = {k: p.grad.clone() for k, p in student.named_parameters() if p.grad is not None}
     student.zero_grad(set_to_none=True)
-    return colours.detach(), loss.detach(), gradients
+    return colors.detach(), loss.detach(), gradients
 
 
 PAPER_SHUFFLED = mobile_r2l_spec(norm="none")
@@ -76,12 +76,12 @@ def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: St
 
     student = _student(spec, device)
     batch = _batch(spec, 2, 2, 3, device)
-    colours, loss, gradients = _ordinary(student, *batch)
+    colors, loss, gradients = _ordinary(student, *batch)
     state = {k: v.clone() for k, v in student.state_dict().items()}
     fast = FastStudent(student, torch.float32)
     assert list(student.state_dict()) == list(state)
     assert all(torch.equal(v, state[k]) for k, v in student.state_dict().items())
-    torch.testing.assert_close(fast.colours(batch[0]), colours, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fast.colors(batch[0]), colors, rtol=0, atol=1e-6)
     for _ in range(2):  # the second step starts from the first one's buffers
         torch.testing.assert_close(fast.step_gradients(*batch), loss, rtol=1e-6, atol=0)
         for name, parameter in student.named_parameters():
@@ -90,10 +90,10 @@ def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: St
             assert error < 1e-5, name
     flat = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
     assert torch.equal(fast.flat_gradients(), flat)
-    # An optimiser changes the student, and with it what the kernels compute.
+    # An optimizer changes the student, and with it what the kernels compute.
     with torch.no_grad():
-        student.colour.bias.add_(1)
-        assert (fast.colours(batch[0]) > colours).all()
+        student.color.bias.add_(1)
+        assert (fast.colors(batch[0]) > colors).all()
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: in
     torch.manual_seed(0)
     student = Student(spec).to(device)
     batch = _batch(spec, n, side, side, device)
-    colours, loss, gradients = _ordinary(student, *batch)
+    colors, loss, gradients = _ordinary(student, *batch)
     fast = FastStudent(student)
     # Some 70 layers, each rounding to 8 bits, add up like a random walk: 70^0.5 * 2^-9 of a logit of
     # about 1, of which a sigmoid leaves a quarter; the largest of a million is five times that.
-    assert (fast.colours(batch[0]) - colours).abs().max() < 2.5e-2
+    assert (fast.colors(batch[0]) - colors).abs().max() < 2.5e-2
     torch.testing.assert_close(fast.step_gradients(*batch), loss, rtol=2e-3, atol=0)
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None

@@ -39,8 +39,8 @@ def samples(shape: GridShape, n: int, used: int, device: torch.device) -> Simple
     s.harmonics = torch.randn((n // 9 + 1, 16), generator=generator).half()
     s.features = torch.randn((shape.levels, n, 2), generator=generator).half()
     s.density_gradient = 8 * torch.randn(n, generator=generator)
-    s.colour_gradient = 32 * torch.randn((3, n), generator=generator)
-    s.density, s.colour = torch.full((n,), -7.0), torch.full((3, n), -7.0)
+    s.color_gradient = 32 * torch.randn((3, n), generator=generator)
+    s.density, s.color = torch.full((n,), -7.0), torch.full((3, n), -7.0)
     s.feature_gradient = torch.full((shape.levels, n, 2), -7.0).half()
     for name, value in vars(s).items():
         if isinstance(value, Tensor):
@@ -57,10 +57,10 @@ def twin_shade(field: RadianceField, features: Tensor, harmonics: Tensor) -> tup
     """The field's networks, with activations rounded where the kernels keep them."""
     x = rounded(field.density_mlp[:2](features))
     h = field.density_mlp[2:](x)
-    x = rounded(field.colour_mlp[:2](torch.cat([harmonics.float(), rounded(h)], dim=1)))
-    x = rounded(field.colour_mlp[2:4](x))
+    x = rounded(field.color_mlp[:2](torch.cat([harmonics.float(), rounded(h)], dim=1)))
+    x = rounded(field.color_mlp[2:4](x))
     density = field.initial_density * bounded_exp(h[:, 0])
-    return density, torch.sigmoid(field.colour_mlp[4:](x))
+    return density, torch.sigmoid(field.color_mlp[4:](x))
 
 
 def relative(mine: Tensor, twin: Tensor) -> float:
@@ -71,29 +71,29 @@ def check_shading(shape: GridShape, hidden_width: int, n: int, device: torch.dev
     field, s = field_of(shape, hidden_width, device), samples(shape, n, n - 21, device)
     kernels = FieldKernels(field)
     inputs = (s.features, s.harmonics, s.ray, s.count)
-    kernels.shade(*inputs, s.density, s.colour)
-    gradients = (s.density_gradient, s.colour_gradient)
+    kernels.shade(*inputs, s.density, s.color)
+    gradients = (s.density_gradient, s.color_gradient)
     kernels.shade_backward(*inputs, *gradients, s.feature_gradient)
 
     used = slice(0, s.used)
     features = s.features[:, used].transpose(0, 1).reshape(s.used, -1).float().requires_grad_()
-    density, colour = twin_shade(field, features, s.harmonics[s.ray[used].long()])
+    density, color = twin_shade(field, features, s.harmonics[s.ray[used].long()])
     loss = (density * s.density_gradient[used]).sum()
-    (loss + (colour.t() * s.colour_gradient[:, used]).sum()).backward()
+    (loss + (color.t() * s.color_gradient[:, used]).sum()).backward()
 
     # Forward: only h, an inner product of float16 numbers, is summed in another order.
     assert relative(s.density[used], density) < 1e-3
-    assert relative(s.colour[:, used], colour.t()) < 1e-3
+    assert relative(s.color[:, used], color.t()) < 1e-3
     # Backward: gradients are rounded to 11 bits at each of up to five layers.
     assert features.grad is not None
     by_level = features.grad.view(s.used, -1, 2).transpose(0, 1)
     assert relative(s.feature_gradient[:, used], by_level) < 5e-3
     at = 0
-    for parameter in (*field.density_mlp.parameters(), *field.colour_mlp.parameters()):
+    for parameter in (*field.density_mlp.parameters(), *field.color_mlp.parameters()):
         mine = kernels.weights_gradient[at : at + parameter.numel()].view(parameter.shape)
         assert relative(mine, parameter.grad) < 5e-3
         at += parameter.numel()
-    for buffer in (s.density, s.colour, s.feature_gradient.transpose(1, 2)):
+    for buffer in (s.density, s.color, s.feature_gradient.transpose(1, 2)):
         unused = buffer[..., s.used :]
         assert torch.equal(unused, torch.full_like(unused, -7.0))
 
@@ -133,11 +133,11 @@ def test_the_whole_way_from_points_to_the_table(device) -> None:
     kernels = FieldKernels(field, gradient_dtype=torch.float32)
     kernels.encode(s.points, s.count, s.features)
     inputs = (s.features, s.harmonics, s.ray, s.count)
-    kernels.shade_backward(*inputs, s.density_gradient, s.colour_gradient, s.feature_gradient)
+    kernels.shade_backward(*inputs, s.density_gradient, s.color_gradient, s.feature_gradient)
     kernels.scatter(s.points, s.count, s.feature_gradient)
     features = rounded(field.grid(s.points.t().contiguous()))
-    density, colour = twin_shade(field, features, s.harmonics[s.ray.long()])
-    loss = (density * s.density_gradient).sum() + (colour.t() * s.colour_gradient).sum()
+    density, color = twin_shade(field, features, s.harmonics[s.ray.long()])
+    loss = (density * s.density_gradient).sum() + (color.t() * s.color_gradient).sum()
     loss.backward()
     assert relative(kernels.table_gradient, field.grid.table.grad) < 5e-3
 
@@ -146,16 +146,16 @@ def test_the_density_gradient_does_not_vanish_at_the_bounds(device) -> None:
     field, s = field_of(SMALL, 16, device), samples(SMALL, 64, 64, device)
     with torch.no_grad():
         field.density_mlp[2].weight[0] = -60.0  # exponents far below -15
-        field.colour_mlp[0].weight.zero_()
+        field.color_mlp[0].weight.zero_()
     kernels = FieldKernels(field)
     s.features.abs_()
-    s.colour_gradient.zero_()
+    s.color_gradient.zero_()
     s.density_gradient.fill_(1e6)
     inputs = (s.features, s.harmonics, s.ray, s.count)
-    kernels.shade(*inputs, s.density, s.colour)
+    kernels.shade(*inputs, s.density, s.color)
     bound = torch.tensor(2 * 2.718281828**-15)
     assert torch.isclose(s.density.cpu(), bound, rtol=1e-3).any()
-    kernels.shade_backward(*inputs, s.density_gradient, s.colour_gradient, s.feature_gradient)
+    kernels.shade_backward(*inputs, s.density_gradient, s.color_gradient, s.feature_gradient)
     assert s.feature_gradient.any()
 
 
@@ -163,9 +163,9 @@ def test_broken_and_huge_gradients_leave_everything_finite(device) -> None:
     field, s = field_of(SMALL, 16, device), samples(SMALL, 64, 64, device)
     kernels = FieldKernels(field)
     s.density_gradient[3], s.density_gradient[4] = float("nan"), 1e30
-    s.colour_gradient[1, 5], s.colour_gradient[0, 6] = float("inf"), -1e30
+    s.color_gradient[1, 5], s.color_gradient[0, 6] = float("inf"), -1e30
     inputs = (s.features, s.harmonics, s.ray, s.count)
-    kernels.shade_backward(*inputs, s.density_gradient, s.colour_gradient, s.feature_gradient)
+    kernels.shade_backward(*inputs, s.density_gradient, s.color_gradient, s.feature_gradient)
     assert s.feature_gradient.isfinite().all()
     assert kernels.weights_gradient.isfinite().all()
     assert kernels.weights_gradient.any()

@@ -8,8 +8,8 @@ from lightfield.camera import Intrinsics
 from lightfield.rays import RaySpace, rays_in_space, world_rays
 from lightfield.scenes.scene import Box, Views
 from train.gpu.teacher.marching import (
+    ImageRays,
     MarchingGrid,
-    PictureRays,
     RayBuffer,
     SampleBuffer,
     draw_and_march,
@@ -26,9 +26,9 @@ NDC = RaySpace("ndc", 0.0, 1.0, (1.4, 1.4), 1.0)
 
 
 def numbered_views(count: int, side: int, space: RaySpace) -> tuple[Views, Intrinsics]:
-    """Pictures whose colours tell each pixel's number."""
+    """Images whose colors tell each pixel's number."""
     number = np.arange(count * side * side)
-    colours = np.stack([number % 256, number // 256 % 256, number // 65536], -1).astype(np.uint8)
+    colors = np.stack([number % 256, number // 256 % 256, number // 65536], -1).astype(np.uint8)
     rng = np.random.default_rng(0)
     poses = np.zeros((count, 3, 4), np.float32)
     for pose in poses:
@@ -42,7 +42,7 @@ def numbered_views(count: int, side: int, space: RaySpace) -> tuple[Views, Intri
         pose[:] = np.stack([right, np.cross(back, right), back, 4 * back], 1)
     names = tuple(f"r_{i}" for i in range(count))
     camera = Intrinsics(side, side, 1.4 * side, 1.4 * side, side / 2, side / 2)
-    return Views(names, poses, colours.reshape(count, side, side, 3)), camera
+    return Views(names, poses, colors.reshape(count, side, side, 3)), camera
 
 
 def occupied_cells(resolution: int, device: torch.device) -> torch.Tensor:
@@ -54,14 +54,14 @@ def occupied_cells(resolution: int, device: torch.device) -> torch.Tensor:
 
 def drawn(space: RaySpace, device: torch.device, *, rays: int, room: int, step: int = 3):
     views, camera = numbered_views(3, 12, space)
-    pictures = PictureRays.of(views, camera, space, BOX, device)
+    images = ImageRays.of(views, camera, space, BOX, device)
     cells = occupied_cells(32, device)
     grid = MarchingGrid.empty(32, device)
     grid.fill(cells)
     ray_buffer, samples = RayBuffer.empty(96, device), SampleBuffer.empty(room, device)
     numbers = (torch.tensor([n], dtype=torch.int32, device=device) for n in (step, rays))
-    draw_and_march(pictures, grid, STEP_LENGTH, SEED, *numbers, ray_buffer, samples)
-    return pictures, cells, ray_buffer, samples
+    draw_and_march(images, grid, STEP_LENGTH, SEED, *numbers, ray_buffer, samples)
+    return images, cells, ray_buffer, samples
 
 
 def pixels_of(ray_buffer: RayBuffer, rays: int) -> torch.Tensor:
@@ -69,23 +69,23 @@ def pixels_of(ray_buffer: RayBuffer, rays: int) -> torch.Tensor:
     return red + 256 * green + 65536 * blue
 
 
-def twin_rays(pictures: PictureRays, pixel: torch.Tensor):
-    view, at = pixel // len(pictures.directions), pixel % len(pictures.directions)
-    rays = world_rays(pictures.directions[at], pictures.poses[view])
-    return rays_in_box(*rays_in_space(*rays, pictures.space), BOX)
+def twin_rays(images: ImageRays, pixel: torch.Tensor):
+    view, at = pixel // len(images.directions), pixel % len(images.directions)
+    rays = world_rays(images.directions[at], images.poses[view])
+    return rays_in_box(*rays_in_space(*rays, images.space), BOX)
 
 
 @pytest.mark.parametrize("space", [WORLD, NDC], ids=["world", "ndc"])
 def test_finds_the_samples_that_the_plain_marching_finds(space: RaySpace, device: torch.device):
     rays = 90
-    pictures, cells, ray_buffer, samples = drawn(space, device, rays=rays, room=8000)
+    images, cells, ray_buffer, samples = drawn(space, device, rays=rays, room=8000)
     length, first = ray_buffer.length[:rays].long(), ray_buffer.first[:rays].long()
     assert int(samples.count) == int(length.sum()) > 200
     assert (length >= 0).all()
 
     pixel = pixels_of(ray_buffer, rays)
     assert len(pixel.unique()) > 60  # random ones of 432
-    origins, directions = twin_rays(pictures, pixel)
+    origins, directions = twin_rays(images, pixel)
     start, _ = box_interval(origins, directions, space.near, space.far)
     dt = STEP_LENGTH / directions.norm(dim=-1)
     offset = ((samples.t[first.clamp(max=7999)] - start) / dt).frac()

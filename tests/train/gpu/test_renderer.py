@@ -2,7 +2,7 @@
 
 Tolerances: the twin works in float32, ours keeps table, features and hidden layers in float16 (2^-11,
 a few times in a row), and both drop what lies behind a transmittance of 1e-3. That is at most 0.004
-of a colour in a pixel, and 55 dB over a picture.
+of a color in a pixel, and 55 dB over an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightfield.camera import Intrinsics, look_at
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box
-from train.teacher import Teacher, TeacherConfig, render_picture, render_rays
+from train.teacher import Teacher, TeacherConfig, render_image, render_rays
 
 WORLD = RaySpace("world", 1.0, 8.0)
 NDC = RaySpace("ndc", 0.0, 1.0, ndc_scale=(2.0, 2.0), ndc_near=1.0)
@@ -74,24 +74,24 @@ def world_teacher(device) -> Teacher:
     return shells(device)
 
 
-def test_pictures_are_the_twins(world_teacher):
+def test_images_are_the_twins(world_teacher):
     fused = renderer.renderer_for(world_teacher)
     poses = torch.stack([pose_at(3, 1, 2), pose_at(-2, 2, 1)]).to(world_teacher.device)
     args = (CAMERA, WORLD, BACKGROUND)
-    twins = torch.stack([render_picture(world_teacher, pose, *args) for pose in poses])
-    assert_alike(fused.render_colours(poses, *args), twins)
+    twins = torch.stack([render_image(world_teacher, pose, *args) for pose in poses])
+    assert_alike(fused.render_colors(poses, *args), twins)
     assert (twins == torch.tensor(BACKGROUND, device=twins.device)).all(-1).any()
     assert 0 < int(fused.counters[0]) < twins.numel() // 3
 
 
-def test_bytes_are_the_rounded_colours_and_go_where_they_are_wanted(world_teacher):
+def test_bytes_are_the_rounded_colors_and_go_where_they_are_wanted(world_teacher):
     fused = renderer.renderer_for(world_teacher)
     pose = pose_at(3, 1, 2).to(world_teacher.device)
     args = (CAMERA, WORLD, BACKGROUND)
     out = torch.empty((9, 13, 3), dtype=torch.uint8, device=pose.device)
     assert fused.render(pose, *args, out=out) is out
-    colours = 255 * fused.render_colours(pose, *args)
-    assert float((out.float() - colours).abs().max()) <= 0.5001
+    colors = 255 * fused.render_colors(pose, *args)
+    assert float((out.float() - colors).abs().max()) <= 0.5001
 
 
 def test_ndc_and_distortion(device):
@@ -100,7 +100,7 @@ def test_ndc_and_distortion(device):
     pose = torch.eye(4)[:3].to(device)
     fused = renderer.renderer_for(teacher)
     args = (bent, NDC, BACKGROUND)
-    assert_alike(fused.render_colours(pose, *args), render_picture(teacher, pose, *args))
+    assert_alike(fused.render_colors(pose, *args), render_image(teacher, pose, *args))
 
 
 def test_given_rays_with_opacity_and_distance(world_teacher):
@@ -108,7 +108,7 @@ def test_given_rays_with_opacity_and_distance(world_teacher):
     rays = [x.reshape(-1, 3) for x in camera_rays(pose, CAMERA, WORLD)]
     ours = renderer.renderer_for(world_teacher).render_rays(*rays, WORLD, BACKGROUND)
     twin = render_rays(world_teacher, *rays, WORLD, BACKGROUND)
-    assert_alike(ours.colour, twin.colour)
+    assert_alike(ours.color, twin.color)
     assert_alike(ours.opacity, twin.opacity)
     seen = twin.opacity > 0.01  # else the mean t is that of nearly nothing
     assert float((ours.t - twin.t)[seen].abs().max()) < 0.02
@@ -118,8 +118,8 @@ def test_an_empty_scene_is_background(device):
     teacher = shells(device)
     teacher.occupancy.restrict(torch.zeros_like(teacher.occupancy.occupied))
     fused = renderer.renderer_for(teacher)
-    picture = fused.render(pose_at(3, 1, 2).to(device), CAMERA, WORLD, BACKGROUND)
-    assert (picture == torch.tensor([255, 204, 128], device=device)).all()
+    image = fused.render(pose_at(3, 1, 2).to(device), CAMERA, WORLD, BACKGROUND)
+    assert (image == torch.tensor([255, 204, 128], device=device)).all()
     assert int(fused.counters[0]) == 0
 
 
@@ -137,7 +137,7 @@ LARGE = Intrinsics(800, 800, 900.0, 900.0, 400.0, 400.0)
 
 
 @pytest.mark.gpu
-def test_full_size_pictures_are_the_twins():
+def test_full_size_images_are_the_twins():
     device = torch.device("cuda")
     teacher = shells(device, **FULL)
     fused = renderer.renderer_for(teacher, opacity=-1.0)
@@ -145,7 +145,7 @@ def test_full_size_pictures_are_the_twins():
     args = (LARGE, WORLD, BACKGROUND)
     # The field is random down to a thousandth of the box, so a sample that rounding moves across a
     # border of cells shows in its pixel.
-    assert_alike(fused.render_colours(pose, *args), render_picture(teacher, pose, *args), most=0.2)
+    assert_alike(fused.render_colors(pose, *args), render_image(teacher, pose, *args), most=0.2)
 
 
 @pytest.mark.gpu
@@ -165,7 +165,7 @@ def test_a_graph_renders_what_is_in_the_pose_buffer():
 
 
 @pytest.mark.gpu
-def test_a_batch_larger_than_a_launch_is_the_pictures_one_by_one(monkeypatch):
+def test_a_batch_larger_than_a_launch_is_the_images_one_by_one(monkeypatch):
     device = torch.device("cuda")
     fused = renderer.renderer_for(shells(device, **FULL))
     poses = torch.stack([pose_at(3 * math.cos(a), 3 * math.sin(a), 1.0) for a in range(5)])

@@ -17,7 +17,7 @@ from lightfield.scenes.scene import Scene, Views
 from train.gpu.teacher.steps import GpuSteps, supports
 from train.marching import box_interval, march, rays_in_box
 from train.rendering import render_samples
-from train.teacher import Teacher, TeacherConfig, render_picture
+from train.teacher import Teacher, TeacherConfig, render_image
 from train.teacher_training import next_rays, train_teacher
 from train.volume_rendering import distortion, opacity_entropy
 
@@ -43,15 +43,15 @@ SMALL = TeacherConfig(
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    """The embedded scene, tiny; the pictures' colours are replaced where a test has to know pixels."""
+    """The embedded scene, tiny; the images' colors are replaced where a test has to know pixels."""
     return bricks_scene(12, 12, train_views=3, val_views=1, test_views=1, seed=0, progress=silent)
 
 
 def numbered(scene: Scene) -> Scene:
-    """Its pictures tell each pixel's number."""
+    """Its images tell each pixel's number."""
     number = np.arange(scene.train.images[..., 0].size).reshape(scene.train.images.shape[:3])
-    colours = np.stack([number % 256, number // 256, 0 * number], -1).astype(np.uint8)
-    views = Views(scene.train.names, scene.train.poses, colours, scene.train.alpha)
+    colors = np.stack([number % 256, number // 256, 0 * number], -1).astype(np.uint8)
+    views = Views(scene.train.names, scene.train.poses, colors, scene.train.alpha)
     return replace(scene, train=views)
 
 
@@ -60,9 +60,9 @@ def twin_gradients(steps: GpuSteps, scene: Scene, rays: int) -> tuple[Tensor, Te
     teacher, buffers = steps.teacher, steps.buffers
     red, green, _ = (buffers.rays.target[:, :rays] * 255).round().long()
     pixel = red + 256 * green
-    pictures = steps._pictures
-    view, at = pixel // len(pictures.directions), pixel % len(pictures.directions)
-    drawn = world_rays(pictures.directions[at], pictures.poses[view])
+    images = steps._images
+    view, at = pixel // len(images.directions), pixel % len(images.directions)
+    drawn = world_rays(images.directions[at], images.poses[view])
     origins, directions = rays_in_box(*rays_in_space(*drawn, scene.space), teacher.box)
     start, _ = box_interval(origins, directions, scene.space.near, scene.space.far)
     step_length = teacher.occupancy.step_length
@@ -79,12 +79,12 @@ def twin_gradients(steps: GpuSteps, scene: Scene, rays: int) -> tuple[Tensor, Te
     loss = (seen.over(background) - target).square().mean()
     loss = loss + teacher.config.opacity_entropy * opacity_entropy(seen.opacity).mean()
     lengths = torch.full_like(weights, step_length)
-    travelled = samples.t * directions.norm(dim=-1)[samples.ray]
-    spread = distortion(weights, travelled, lengths, samples.ray, rays)
+    traveled = samples.t * directions.norm(dim=-1)[samples.ray]
+    spread = distortion(weights, traveled, lengths, samples.ray, rays)
     loss = loss + teacher.config.distortion * spread.mean()
     teacher.zero_grad()
     loss.backward()
-    layers = [*teacher.field.density_mlp, *teacher.field.colour_mlp]
+    layers = [*teacher.field.density_mlp, *teacher.field.color_mlp]
     weights = [layer.weight.grad.flatten() for layer in layers if hasattr(layer, "weight")]
     return teacher.field.grid.table.grad, torch.cat(weights), len(samples)
 
@@ -128,7 +128,7 @@ def test_broken_gradients_do_not_reach_the_weights(scene: Scene, device: torch.d
     for name, part in steps._gradient_parts(buffers.samples.count).items():
         if name == "shade backward":
             buffers.density_gradient[:2] = torch.tensor([torch.nan, -torch.inf], device=device)
-            buffers.colour_gradient[0, 1:3] = torch.tensor([torch.inf, torch.nan], device=device)
+            buffers.color_gradient[0, 1:3] = torch.tensor([torch.inf, torch.nan], device=device)
         part()
     for gradient in (kernels.table_gradient, kernels.weights_gradient):
         assert gradient.isfinite().all()
@@ -235,11 +235,11 @@ def test_learns_views_it_has_not_seen(tmp_path: Path, device: torch.device) -> N
     config = TeacherConfig(steps=600, samples_per_step=1 << 16, log2_table_size=15, grid="triton")
     teacher = trained(scene, config, tmp_path, device)
     scores = []
-    for pose, image in zip(scene.test.poses, scene.test.images, strict=True):
-        picture = render_picture(
+    for pose, truth in zip(scene.test.poses, scene.test.images, strict=True):
+        image = render_image(
             teacher, torch.from_numpy(pose), scene.intrinsics, scene.space, scene.background
         )
-        scores.append(psnr(picture.cpu(), torch.from_numpy(image).float() / 255))
+        scores.append(psnr(image.cpu(), torch.from_numpy(truth).float() / 255))
     assert np.mean(scores) > 30
 
 
@@ -267,7 +267,7 @@ def test_ndc_scenes_train(scene: Scene, tmp_path: Path, device: torch.device) ->
         scene,
         train=views,
         space=space,
-        box=replace(scene.box, centre=(0.0, 0.0, 0.0), half_extent=1.0),
+        box=replace(scene.box, center=(0.0, 0.0, 0.0), half_extent=1.0),
     )
     teacher = Teacher(replace(SMALL, max_samples_per_ray=24), forward.box, device=device)
     steps = GpuSteps(teacher, forward)

@@ -1,7 +1,7 @@
 """The radiance field as kernels over a buffer of samples.
 
 Letters: M the capacity of the buffer, whose first `count` samples (an int32 on the device) are
-used; L levels; R rays. Points are [3, M] float32 in [0, 1]^3, gradients and colours [3, M], features
+used; L levels; R rays. Points are [3, M] float32 in [0, 1]^3, gradients and colors [3, M], features
 [L, M, 2] float16. Nothing here allocates, or waits for the device: a CUDA graph can hold every call.
 The twin is `train.radiance_field`.
 """
@@ -141,15 +141,15 @@ class FieldKernels:
         ray: Int32[Tensor, "m"],
         count: Int32[Tensor, "1"],
         density: Float[Tensor, "m"],
-        colour: Float[Tensor, "3 m"],
+        color: Float[Tensor, "3 m"],
         *,
         block: int = SHADE_BLOCK,
         warps: int = SHADE_WARPS,
         programs: int = SHADE_PROGRAMS,
     ) -> None:
-        """Write density and colour of samples; `harmonics` (float16) are those of their rays."""
+        """Write density and color of samples; `harmonics` (float16) are those of their rays."""
         networks.shade_kernel[_programs(ray, block, programs)](
-            *self._shading(features, harmonics, ray, count), density, colour, len(ray),
+            *self._shading(features, harmonics, ray, count), density, color, len(ray),
             LEVELS=self.half.levels.count, HIDDEN=self.half.hidden_width, BLOCK=block,
             num_warps=warps, num_stages=1,
         )  # fmt: skip
@@ -161,7 +161,7 @@ class FieldKernels:
         ray: Int32[Tensor, "m"],
         count: Int32[Tensor, "1"],
         density_gradient: Float[Tensor, "m"],
-        colour_gradient: Float[Tensor, "3 m"],
+        color_gradient: Float[Tensor, "3 m"],
         feature_gradient: Float[Tensor, "l m 2"],
         *,
         block: int = BACKWARD_BLOCK,
@@ -173,7 +173,7 @@ class FieldKernels:
         A gradient that is not finite counts as zero; one beyond float16 is held at its bound.
         """
         networks.shade_backward_kernel[_programs(ray, block, programs)](
-            *self._shading(features, harmonics, ray, count), density_gradient, colour_gradient,
+            *self._shading(features, harmonics, ray, count), density_gradient, color_gradient,
             words(feature_gradient), self.weights_gradient, len(ray),
             LEVELS=self.half.levels.count, HIDDEN=self.half.hidden_width, BLOCK=block,
             num_warps=warps, num_stages=1,
@@ -189,7 +189,7 @@ class FieldKernels:
 
 def linear_layers(field: RadianceField) -> list[nn.Linear]:
     """The layers of both networks, in the order in which kernels find their weights."""
-    return [m for m in (*field.density_mlp, *field.colour_mlp) if isinstance(m, nn.Linear)]
+    return [m for m in (*field.density_mlp, *field.color_mlp) if isinstance(m, nn.Linear)]
 
 
 def _programs(of_samples: Tensor, block: int, per_processor: int) -> tuple[int]:

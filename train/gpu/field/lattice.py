@@ -166,7 +166,7 @@ def interpolate(table, numbers, x, y, z, live, PADDED: tl.constexpr):
     scale, resolution, offset, size, hashed = level_numbers(
         numbers, tl.arange(0, PADDED), PADDED=PADDED
     )
-    # Levels by points, so that neighbouring threads are neighbouring points and share cache lines.
+    # Levels by points, so that neighboring threads are neighboring points and share cache lines.
     sum_0, sum_1 = weighted_corners(
         table,
         within_box(x)[None, :],

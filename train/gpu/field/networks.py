@@ -2,7 +2,7 @@
 
 Letters: B samples, P = 16 padded levels, H hidden width, h the geometry features. Weights are read
 from one flat float16 copy of the float32 masters, each as nn.Linear keeps it, [out, in], in the
-order density in, density out, colour in, colour middle, colour out. Operands are float16, sums
+order density in, density out, color in, color middle, color out. Operands are float16, sums
 float32. Inputs that would have to be interleaved are two products instead: x @ W = x[0::2] @ W[0::2]
 + x[1::2] @ W[1::2], and likewise [harmonics, h].
 """
@@ -48,7 +48,7 @@ def density_weights(weights, LEVELS: tl.constexpr, HIDDEN: tl.constexpr):
 
 
 @triton.jit
-def colour_weights(weights, LEVELS: tl.constexpr, HIDDEN: tl.constexpr):
+def color_weights(weights, LEVELS: tl.constexpr, HIDDEN: tl.constexpr):
     """Tiles in_harmonics [16, H], in_geometry [16, H], middle [H, H], out [H, 16] (3 used)."""
     start = weights + (2 * LEVELS + 16) * HIDDEN
     in_harmonics = transposed_weight(start, 16, 32, HIDDEN, 1, 16, HIDDEN)
@@ -79,8 +79,8 @@ def density_network(f0, f1, w_in_even, w_in_odd, w_out):
 
 
 @triton.jit
-def colour_network(h, harmonics, w_in_harmonics, w_in_geometry, w_middle, w_out):
-    """Colours [B, 16], float32, of which three columns mean something.
+def color_network(h, harmonics, w_in_harmonics, w_in_geometry, w_middle, w_out):
+    """Colors [B, 16], float32, of which three columns mean something.
 
     h [B, 16] and harmonics [B, 16] are float16.
     """
@@ -122,14 +122,14 @@ def _ray_harmonics(harmonics, ray, sample, live):
 
 
 @triton.jit
-def shade_kernel(features, harmonics, ray, weights, initial_density, count, density, colour,
+def shade_kernel(features, harmonics, ray, weights, initial_density, count, density, color,
                  capacity, LEVELS: tl.constexpr, HIDDEN: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
-    """Density and colour of the used samples; each program takes every so many-th block."""
+    """Density and color of the used samples; each program takes every so many-th block."""
     used = tl.load(count)
     initial = tl.load(initial_density)
     in_even, in_odd, density_out = density_weights(weights, LEVELS, HIDDEN)
-    in_harmonics, in_geometry, middle, colour_out = colour_weights(weights, LEVELS, HIDDEN)
+    in_harmonics, in_geometry, middle, color_out = color_weights(weights, LEVELS, HIDDEN)
     column = tl.arange(0, 16)[None, :]
     start = tl.program_id(0) * BLOCK
     while start < used:
@@ -138,14 +138,14 @@ def shade_kernel(features, harmonics, ray, weights, initial_density, count, dens
         f0, f1 = _sample_features(features, sample, live, capacity, LEVELS)
         directions = _ray_harmonics(harmonics, ray, sample, live)
         h = density_network(f0, f1, in_even, in_odd, density_out)
-        rgb = colour_network(narrowed(h), directions, in_harmonics, in_geometry, middle, colour_out)
+        rgb = color_network(narrowed(h), directions, in_harmonics, in_geometry, middle, color_out)
         tl.store(
             density + sample[:, None] + 0 * column,
             density_of(h, initial),
             mask=live[:, None] & (column == 0),
         )
         tl.store(
-            colour + column * capacity + sample[:, None], rgb, mask=live[:, None] & (column < 3)
+            color + column * capacity + sample[:, None], rgb, mask=live[:, None] & (column < 3)
         )
         start += tl.num_programs(0) * BLOCK
 
@@ -163,7 +163,7 @@ def _through_rectifier(gradient, activation):
 
 @triton.jit
 def shade_backward_kernel(features, harmonics, ray, weights, initial_density, count,
-                          density_gradient, colour_gradient, feature_gradient, weight_gradient,
+                          density_gradient, color_gradient, feature_gradient, weight_gradient,
                           capacity, LEVELS: tl.constexpr, HIDDEN: tl.constexpr,
                           BLOCK: tl.constexpr):  # fmt: skip
     """The gradients of features and weights, activations computed again.
@@ -174,7 +174,7 @@ def shade_backward_kernel(features, harmonics, ray, weights, initial_density, co
     used = tl.load(count)
     initial = tl.load(initial_density)
     in_even, in_odd, density_out = density_weights(weights, LEVELS, HIDDEN)
-    in_harmonics, in_geometry, middle, colour_out = colour_weights(weights, LEVELS, HIDDEN)
+    in_harmonics, in_geometry, middle, color_out = color_weights(weights, LEVELS, HIDDEN)
     column = tl.arange(0, 16)[None, :]
     level = tl.arange(0, 16)[:, None]
     sum_even = tl.zeros((HIDDEN, 16), dtype=tl.float32)
@@ -183,7 +183,7 @@ def shade_backward_kernel(features, harmonics, ray, weights, initial_density, co
     sum_harmonics = tl.zeros((HIDDEN, 16), dtype=tl.float32)
     sum_geometry = tl.zeros((HIDDEN, 16), dtype=tl.float32)
     sum_middle = tl.zeros((HIDDEN, HIDDEN), dtype=tl.float32)
-    sum_colour_out = tl.zeros((HIDDEN, 16), dtype=tl.float32)
+    sum_color_out = tl.zeros((HIDDEN, 16), dtype=tl.float32)
     start = tl.program_id(0) * BLOCK
     while start < used:
         sample = start + tl.arange(0, BLOCK)
@@ -195,16 +195,16 @@ def shade_backward_kernel(features, harmonics, ray, weights, initial_density, co
         h_half = narrowed(h)
         first = rectified(tl.dot(h_half, in_geometry, tl.dot(directions, in_harmonics)))
         second = rectified(tl.dot(first, middle))
-        rgb = tl.sigmoid(tl.dot(second, colour_out))
+        rgb = tl.sigmoid(tl.dot(second, color_out))
 
         by_rgb = tl.load(
-            colour_gradient + column * capacity + sample[:, None],
+            color_gradient + column * capacity + sample[:, None],
             mask=live[:, None] & (column < 3),
             other=0.0,
         )
         by_logit = narrowed(_finite(by_rgb) * rgb * (1 - rgb))
-        sum_colour_out = tl.dot(tl.trans(second), by_logit, sum_colour_out)
-        by_second = _through_rectifier(tl.dot(by_logit, tl.trans(colour_out)), second)
+        sum_color_out = tl.dot(tl.trans(second), by_logit, sum_color_out)
+        by_second = _through_rectifier(tl.dot(by_logit, tl.trans(color_out)), second)
         sum_middle = tl.dot(tl.trans(by_second), first, sum_middle)
         by_first = _through_rectifier(tl.dot(by_second, tl.trans(middle)), first)
         sum_harmonics = tl.dot(tl.trans(by_first), directions, sum_harmonics)
@@ -241,7 +241,7 @@ def shade_backward_kernel(features, harmonics, ray, weights, initial_density, co
     tl.atomic_add(place + out * HIDDEN + wide, sum_middle, sem="relaxed")
     place += HIDDEN * HIDDEN
     tl.atomic_add(
-        place + column * HIDDEN + out, sum_colour_out, mask=(out >= 0) & (column < 3), sem="relaxed"
+        place + column * HIDDEN + out, sum_color_out, mask=(out >= 0) & (column < 3), sem="relaxed"
     )
 
 

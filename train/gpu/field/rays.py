@@ -1,4 +1,4 @@
-"""Device functions of rays: normalised device coordinates, the box's interval, harmonics.
+"""Device functions of rays: normalized device coordinates, the box's interval, harmonics.
 
 Letters: o, d origin and direction of a ray. Twins: `lightfield.rays.rays_in_space`,
 `train.marching.box_interval` and `train.spherical_harmonics`.
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def in_ndc(ox, oy, oz, dx, dy, dz, scale_x, scale_y, plane):
-    """Rays of the world in normalised device coordinates, origins and directions."""
+    """Rays of the world in normalized device coordinates, origins and directions."""
     to_plane = (plane + oz) / dz
     ox, oy, oz = ox - to_plane * dx, oy - to_plane * dy, oz - to_plane * dz
     px, py = ox / oz, oy / oz

@@ -1,1 +1,1 @@
-"""Pictures of a trained teacher in kernels."""
+"""Images of a trained teacher in kernels."""

@@ -30,8 +30,8 @@ finest cells are a step and a sixth wide: finer ones would fall between the samp
 ASKED_PER_SIDE = 2
 """Points asked along each side of a fine cell: as dense as the finest lattice of the hash grid."""
 OPACITY_OF_A_STEP = 1e-3
-"""A fine cell is kept where a step through it, or through a neighbour, is more opaque than this:
-a tenth of what keeps a cell of the occupancy grid, a quarter of a step of an 8-bit picture."""
+"""A fine cell is kept where a step through it, or through a neighbor, is more opaque than this:
+a tenth of what keeps a cell of the occupancy grid, a quarter of a step of an 8-bit image."""
 LONGEST_JUMP = 31
 CELLS_AT_ONCE = 1 << 13
 
@@ -62,7 +62,7 @@ def bake(
     """Ask a field inside its occupied cells which of their fine cells hold anything.
 
     A fine cell whose optical thickness along a step is `opacity` or less, like that of all its 26
-    neighbours, is left out; `opacity` below 0 keeps all.
+    neighbors, is left out; `opacity` below 0 keeps all.
 
     Raises:
         ConfigError: unless `fineness` is 1, 2 or 4.
@@ -116,7 +116,7 @@ def _unfolded(blocks: Tensor, resolution: int, fineness: int) -> Tensor:
 
 
 def _dilated(blocks: Tensor, resolution: int, fineness: int) -> Tensor:
-    """Blocks with the 26 neighbours of each set fine cell set too."""
+    """Blocks with the 26 neighbors of each set fine cell set too."""
     r, f = resolution, fineness
     cells = _unfolded(blocks, r, f)
     for axis in range(3):

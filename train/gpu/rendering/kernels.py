@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from train.gpu.field.networks import (
-    colour_network,
-    colour_weights,
+    color_network,
+    color_weights,
     density_network,
     density_of,
     density_weights,
@@ -48,12 +48,12 @@ def find_first(
     lane = tl.arange(0, LANES)
     across = tl.cdiv(width, TILE_WIDTH)
     tiles = across * tl.cdiv(height, TILE_HEIGHT)
-    picture = tl.program_id(0) // tiles
-    tile = tl.program_id(0) - picture * tiles
+    image = tl.program_id(0) // tiles
+    tile = tl.program_id(0) - image * tiles
     row = (tile // across) * TILE_HEIGHT + lane // TILE_WIDTH
     column = (tile % across) * TILE_WIDTH + lane % TILE_WIDTH
     inside = (row < height) & (column < width)
-    pixel = (picture * height + row) * width + column
+    pixel = (image * height + row) * width + column
     ox, oy, oz, dx, dy, dz = box_rays(
         pixel, poses, lens, origins, directions, camera, height, width, inside, KIND, LENS
     )
@@ -87,7 +87,7 @@ def shade(
     """Render the pixels of the queue, each lane one at a time, until none is left."""
     scratch += tl.program_id(0) * SCRATCH_ROWS * LANES
     w_even, w_odd, w_density = density_weights(weights, LEVELS, HIDDEN)
-    w_harmonics, w_geometry, w_middle, w_colour = colour_weights(weights, LEVELS, HIDDEN)
+    w_harmonics, w_geometry, w_middle, w_color = color_weights(weights, LEVELS, HIDDEN)
     queued = tl.load(counters)
     density_at_first, step_length = tl.load(initial_density), tl.load(camera + 10)
     pixel = tl.zeros([LANES], tl.int32)
@@ -138,8 +138,8 @@ def shade(
         tl.debug_barrier()
         even, odd = load_pairs(scratch, 0, 16, LANES)
         h = density_network(even, odd, w_even, w_odd, w_density)
-        emitted = colour_network(
-            narrowed(h), load_harmonics(scratch, LANES), w_harmonics, w_geometry, w_middle, w_colour
+        emitted = color_network(
+            narrowed(h), load_harmonics(scratch, LANES), w_harmonics, w_geometry, w_middle, w_color
         )
         store_results(scratch, h, emitted, LANES)
         tl.debug_barrier()
@@ -162,7 +162,7 @@ def shade(
 
 @triton.jit
 def _write(out, pixel, red, green, blue, depth, weighted_t, camera, mask, VALUES: tl.constexpr):
-    """Pixels in front of the background, as bytes or as colour, opacity and mean t."""
+    """Pixels in front of the background, as bytes or as color, opacity and mean t."""
     clear = tl.exp(-depth)
     red += clear * tl.load(camera + 11)
     green += clear * tl.load(camera + 12)

@@ -16,7 +16,7 @@ import triton.language as tl
 from train.gpu.field.rays import crossing, in_ndc
 
 WORLD, NDC, GIVEN = (tl.constexpr(kind) for kind in range(3))
-"""Where rays come from: a camera in the world, one before normalised device coordinates, a list."""
+"""Where rays come from: a camera in the world, one before normalized device coordinates, a list."""
 EARLY = tl.constexpr(1e-3)
 """Part of a step by which jumps fall short: a look too many costs less than a sample lost."""
 
@@ -28,7 +28,7 @@ def box_rays(
 ):  # fmt: skip
     """Origins and directions of pixels, in the box's coordinates.
 
-    `pixel` counts row after row, picture after picture; of given rays it is their number. With
+    `pixel` counts row after row, image after image; of given rays it is their number. With
     `LENS`, `lens` [H, W, 2] holds the x and y of the camera's directions.
     """
     if KIND == GIVEN:
@@ -40,8 +40,8 @@ def box_rays(
         dy = tl.load(directions + ray + 1, mask=live, other=0.0)
         dz = tl.load(directions + ray + 2, mask=live, other=1.0)
     else:
-        picture = pixel // (height * width)
-        at = pixel - picture * (height * width)
+        image = pixel // (height * width)
+        at = pixel - image * (height * width)
         if LENS:
             x = tl.load(lens + 2 * at, mask=live, other=0.0)
             y = tl.load(lens + 2 * at + 1, mask=live, other=0.0)
@@ -50,7 +50,7 @@ def box_rays(
             column = at - row * width
             x = (column.to(tl.float32) + 0.5 - tl.load(camera + 2)) / tl.load(camera)
             y = (tl.load(camera + 3) - row.to(tl.float32) - 0.5) / tl.load(camera + 1)
-        pose = poses + 12 * picture
+        pose = poses + 12 * image
         dx, ox = _in_world(pose, x, y, live)
         dy, oy = _in_world(pose + 4, x, y, live)
         dz, oz = _in_world(pose + 8, x, y, live)

@@ -88,7 +88,7 @@ def store_harmonics(scratch, x, y, z, live, LANES: tl.constexpr):
 
 @triton.jit
 def store_results(scratch, h, emitted, LANES: tl.constexpr):
-    """Three colours, of columns 0 to 2 of `emitted` [B, 16], and column 0 of `h` [B, 16]."""
+    """Three colors, of columns 0 to 2 of `emitted` [B, 16], and column 0 of `h` [B, 16]."""
     column = tl.arange(0, 16)[None, :]
     place = scratch + RESULTS_ROW * LANES + tl.arange(0, LANES)[:, None] + column * LANES
     tl.store(place, emitted.to(tl.int32, bitcast=True), mask=column < 3)

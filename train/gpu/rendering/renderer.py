@@ -1,4 +1,4 @@
-"""Pictures of a trained teacher in two kernels, without a ray or a sample in memory.
+"""Images of a trained teacher in two kernels, without a ray or a sample in memory.
 
 The first kernel marches every pixel's ray to its first occupied fine cell and writes the background
 where there is none; the living pixels go into a queue. In the second, each lane of a program holds
@@ -7,7 +7,7 @@ has ended writes its pixel and takes the next one from the queue, so that no lan
 long. Samples are those of `train.rendering.render_in_rounds`, the twin, less those in empty fine
 cells; a ray ends at the sample that takes its transmittance below `RAY_ENDS`.
 
-Table and weights are float16, colours and optical depths float32. Nothing waits for the host: after
+Table and weights are float16, colors and optical depths float32. Nothing waits for the host: after
 a first call of the same size and camera, calls can be captured in a CUDA graph.
 """
 
@@ -36,7 +36,7 @@ from train.rendering import RenderedRays
 from train.teacher import Teacher
 
 MOST_PIXELS = 1 << 23
-"""Pixels of one launch: thirteen pictures of 800x800, 64 MiB of queue."""
+"""Pixels of one launch: thirteen images of 800x800, 64 MiB of queue."""
 TILE_LANES, TILE_WIDTH = 64, 8
 LANES, WARPS = 128, 4
 LOOKS = 4
@@ -45,7 +45,7 @@ MOST_REGISTERS = 128
 """Of a thread: a few are spilled so that a fourth program fits on a multiprocessor."""
 PROGRAMS_PER_SM = 4
 BYTES, FLOATS = 3, 5
-"""Values per pixel: colour as uint8; or colour, opacity and mean t as float32."""
+"""Values per pixel: color as uint8; or color, opacity and mean t as float32."""
 
 
 def renderer_for(teacher: Teacher, **settings: Any) -> FusedRenderer | None:
@@ -97,26 +97,26 @@ class FusedRenderer:
         *,
         out: UInt8[Tensor, "*n h w 3"] | None = None,
     ) -> UInt8[Tensor, "*n h w 3"]:
-        """Pictures from one pose or many, rounded to bytes."""
+        """Images from one pose or many, rounded to bytes."""
         shape = (*poses.shape[:-2], intrinsics.height, intrinsics.width, BYTES)
         if out is None:
             out = torch.empty(shape, dtype=torch.uint8, device=self.device)
         assert out.shape == shape
         assert out.is_contiguous()
-        self._pictures(poses, intrinsics, space, background, out.view(-1, *shape[-3:]))
+        self._images(poses, intrinsics, space, background, out.view(-1, *shape[-3:]))
         return out
 
-    def render_colours(
+    def render_colors(
         self,
         poses: Float[Tensor, "*n 3 4"],
         intrinsics: Intrinsics,
         space: RaySpace,
         background: tuple[float, float, float],
     ) -> Float[Tensor, "*n h w 3"]:
-        """Pictures from one pose or many, values in [0, 1], for metrics."""
+        """Images from one pose or many, values in [0, 1], for metrics."""
         shape = (*poses.shape[:-2], intrinsics.height, intrinsics.width, FLOATS)
         out = torch.empty(shape, device=self.device)
-        self._pictures(poses, intrinsics, space, background, out.view(-1, *shape[-3:]))
+        self._images(poses, intrinsics, space, background, out.view(-1, *shape[-3:]))
         return out[..., :3]
 
     def render_rays(
@@ -126,7 +126,7 @@ class FusedRenderer:
         space: RaySpace,
         background: tuple[float, float, float],
     ) -> RenderedRays:
-        """What given rays of `space` see, their colours in front of the background."""
+        """What given rays of `space` see, their colors in front of the background."""
         camera, lens = self._camera(None, space, background)
         out = torch.empty((len(origins), FLOATS), device=self.device)
         for rays in zip(*(x.split(MOST_PIXELS) for x in (origins, directions, out)), strict=True):
@@ -140,7 +140,7 @@ class FusedRenderer:
         self.field.density(points.t().contiguous(), count, density)
         return density
 
-    def _pictures(
+    def _images(
         self,
         poses: Tensor,
         intrinsics: Intrinsics,
@@ -164,7 +164,7 @@ class FusedRenderer:
         size: tuple[int, int],
         out: Tensor,
     ) -> None:
-        """Render pictures of `size` from poses, or given rays as a picture of one row."""
+        """Render images of `size` from poses, or given rays as an image of one row."""
         (camera, lens, poses), (height, width) = view, size
         pixels = out.numel() // out.shape[-1]
         if not pixels:
@@ -214,7 +214,7 @@ class FusedRenderer:
                 pinhole = (intrinsics.fx, intrinsics.fy, intrinsics.cx, intrinsics.cy)
                 if any(intrinsics.distortion):
                     lens = camera_directions(intrinsics, device=self.device)[..., :2].contiguous()
-            corner = [c - self.box.half_extent for c in self.box.centre]
+            corner = [c - self.box.half_extent for c in self.box.center]
             numbers = [
                 *pinhole, space.near, space.far, *corner, 2 * self.box.half_extent,
                 self.step_length, *background, *space.ndc_scale, space.ndc_near,

@@ -1,4 +1,4 @@
-"""A student's colours and gradients by kernels, for training without batch norms on a GPU.
+"""A student's colors and gradients by kernels, for training without batch norms on a GPU.
 
 Letters: N windows of h x w rays, R = N h w rows, D coordinates per ray; s the up-sampling factor. All
 tensors between the kernels are rows of channels, padded to widths the tensor cores take. Parameters
@@ -25,7 +25,7 @@ from lightfield.student import Student, StudentSpec
 from train.gpu.availability import LARGEST_INDEX
 from train.gpu.student import front, residual_block, tail_block, upsampling
 from train.gpu.student.activation import activation_kind
-from train.gpu.student.colours import PixelColours
+from train.gpu.student.colors import PixelColors
 from train.gpu.student.patches import Patches
 from train.gpu.student.sums import to_sums, values_of
 from train.gpu.student.weight_gradients import Product, WeightGradients
@@ -133,7 +133,7 @@ def _refuse_miscounting(weights: StudentWeights, windows: tuple[int, int, int], 
 
 
 class FastStudent:
-    """Computes an ordinary student's colours and gradients; training it goes on as before.
+    """Computes an ordinary student's colors and gradients; training it goes on as before.
 
     The student's parameters become views of one flat buffer, and after `step_gradients` so do their
     gradients. `float32` activations are for tests through Triton's interpreter.
@@ -166,12 +166,12 @@ class FastStudent:
         self._activations.clear()
 
     @torch.no_grad()
-    def colours(self, points: Float[Tensor, "n h w d"]) -> Float[Tensor, "n rgb sh sw"]:
-        """Colours of windows of rays, given their points; ready for use until the next call."""
+    def colors(self, points: Float[Tensor, "n h w d"]) -> Float[Tensor, "n rgb sh sw"]:
+        """Colors of windows of rays, given their points; ready for use until the next call."""
         self._refresh()
         activations = self._of(points, keep=False)
         y = self._forward(points, activations)
-        return self._end.colours(y, activations.grids[-1])
+        return self._end.colors(y, activations.grids[-1])
 
     @torch.no_grad()
     def step_gradients(
@@ -211,21 +211,21 @@ class FastStudent:
             "encode and head": lambda: self._front(points, a),
             "body forward": lambda: self._body(a),
             **forward,
-            "colour, loss and gradient": lambda: self._loss(inputs[-1], pixels, mask, a),
+            "color, loss and gradient": lambda: self._loss(inputs[-1], pixels, mask, a),
             **backward,
             "body backward": lambda: self._body_gradients(a),
             "body weight gradients": lambda: self._body_weight_gradients(a),
             "gradients to float32": self._publish_gradients,
         }
 
-    def _end_of(self, student: Student, dtype: torch.dtype) -> PixelColours | Patches:
+    def _end_of(self, student: Student, dtype: torch.dtype) -> PixelColors | Patches:
         weights, outputs = self.weights, self.spec.output_channels
         if weights.patch_width is not None:
             return Patches(student, weights.tail[-1].width, weights.patch_width, dtype)
-        place = weights.colour
+        place = weights.color
         assert place is not None
         places = (place.weight, place.bias)
-        return PixelColours(weights.packed, weights.packed_gradients, places, outputs)
+        return PixelColors(weights.packed, weights.packed_gradients, places, outputs)
 
     def _of(self, points: Tensor, *, keep: bool) -> _Activations:
         n, height, width, _ = points.shape

@@ -1,11 +1,11 @@
-"""A last stage without blocks and the colours as one layer: a patch of pixels for each row of a stream.
+"""A last stage without blocks and the colors as one layer: a patch of pixels for each row of a stream.
 
-Where a tail ends in one pixel shuffle, its convolution V and the colours' C have nothing between them,
-and the product C V is all that the pixels need: nothing as large as the picture is kept but the picture.
+Where a tail ends in one pixel shuffle, its convolution V and the colors' C have nothing between them,
+and the product C V is all that the pixels need: nothing as large as the image is kept but the image.
 The kernels multiply by the product; the gradients of V and C follow from the product's by hand.
 
 Letters: R rows of the stream, C its channels; S x S pixels (phases) per row of O output channels, as
-phase * O + o, padded to P. Twin: `lightfield.student`'s last stage and colours.
+phase * O + o, padded to P. Twin: `lightfield.student`'s last stage and colors.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ PROGRAMS_PER_SM = 2
 
 @triton.jit
 def _pixel(r, k, height, width, CHANNELS: tl.constexpr, S: tl.constexpr):
-    """Which pixel, of all pictures', number k of row r's patch belongs to; and row r's picture."""
-    picture = r // (width * height)
+    """Which pixel, of all images', number k of row r's patch belongs to; and row r's image."""
+    image = r // (width * height)
     phase = k // CHANNELS
-    line = S * (r // width)[:, None] + (phase // S)[None, :]  # pictures are stacked
-    return line * (S * width) + (S * (r % width))[:, None] + (phase % S)[None, :], picture
+    line = S * (r // width)[:, None] + (phase // S)[None, :]  # images are stacked
+    return line * (S * width) + (S * (r % width))[:, None] + (phase % S)[None, :], image
 
 
 @triton.jit
-def patch_colours_kernel(
+def patch_colors_kernel(
     y_ptr,
-    colours_ptr,
+    colors_ptr,
     weight_ptr,
     bias_ptr,
     rows,
@@ -49,17 +49,17 @@ def patch_colours_kernel(
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Colours [n, CHANNELS, S h, S w] in float32 of the stream y [rows, C]."""
+    """Colors [n, CHANNELS, S h, S w] in float32 of the stream y [rows, C]."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c, k = tl.arange(0, C), tl.arange(0, P)
     y = tl.load(y_ptr + r[:, None] * C + c[None, :], mask=r[:, None] < rows, other=0.0)
     w = tl.load(weight_ptr + k[:, None] * C + c[None, :])
     logit = tl.dot(y, tl.trans(w), input_precision=PRECISION) + tl.load(bias_ptr + k)[None, :]
-    pixel, picture = _pixel(r, k, height, width, CHANNELS, S)
+    pixel, image = _pixel(r, k, height, width, CHANNELS, S)
     plane = S * height * S * width
-    at = pixel + (picture * (CHANNELS - 1))[:, None] * plane + (k % CHANNELS)[None, :] * plane
+    at = pixel + (image * (CHANNELS - 1))[:, None] * plane + (k % CHANNELS)[None, :] * plane
     known = (r < rows)[:, None] & (k < S * S * CHANNELS)[None, :]
-    tl.store(colours_ptr + at, tl.sigmoid(logit), mask=known)
+    tl.store(colors_ptr + at, tl.sigmoid(logit), mask=known)
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def patch_loss_kernel(
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Masked mean squared error of the colours, its gradients to y and to the layer."""
+    """Masked mean squared error of the colors, its gradients to y and to the layer."""
     dtype = y_ptr.dtype.element_ty
     c, k = tl.arange(0, C), tl.arange(0, P)
     weight_at = k[:, None] * C + c[None, :]
@@ -102,10 +102,10 @@ def patch_loss_kernel(
         truth = tl.load(
             pixels_ptr + pixel * CHANNELS + (k % CHANNELS)[None, :], mask=counts, other=0
         )
-        colour = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
-        error = tl.where(counts, colour - truth.to(tl.float32) / 255.0, 0.0)
+        color = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
+        error = tl.where(counts, color - truth.to(tl.float32) / 255.0, 0.0)
         loss += tl.sum(error * error, axis=1)
-        dz = 2 * share * error * colour * (1 - colour)
+        dz = 2 * share * error * color * (1 - color)
         gb += tl.sum(dz, axis=0)
         dz = dz.to(dtype)
         gw = tl.dot(tl.trans(dz), y, gw, input_precision=PRECISION)
@@ -123,12 +123,12 @@ class Patches:
         stage = student.tail[-1]
         assert isinstance(stage, nn.Sequential)
         assert isinstance(stage[0], nn.Sequential)
-        convolution, colour = stage[0][0], student.colour
+        convolution, color = stage[0][0], student.color
         assert isinstance(convolution, nn.Conv2d)
         assert convolution.bias is not None
-        assert colour.bias is not None
+        assert color.bias is not None
         self.factor, self.outputs = student.spec.tail[-1].factor, student.spec.output_channels
-        self._layers = [convolution.weight, convolution.bias, colour.weight, colour.bias]
+        self._layers = [convolution.weight, convolution.bias, color.weight, color.bias]
         device = convolution.weight.device
         self._weight = torch.zeros(padded, channels, dtype=dtype, device=device)
         self._bias = torch.zeros(padded, device=device)
@@ -145,17 +145,17 @@ class Patches:
         """Forget the gradients."""
         self._sums.zero_()
 
-    def colours(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Colours [n, O, S h, S w] (float32) of y [n h w, C]; `grid` is (n, h, w)."""
+    def colors(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Colors [n, O, S h, S w] (float32) of y [n h w, C]; `grid` is (n, h, w)."""
         n, height, width = grid
         size = (n, self.outputs, self.factor * height, self.factor * width)
-        colours = torch.empty(size, device=y.device)
-        patch_colours_kernel[(triton.cdiv(len(y), ROWS),)](
-            y, colours, self._weight, self._bias, len(y), height, width,
+        colors = torch.empty(size, device=y.device)
+        patch_colors_kernel[(triton.cdiv(len(y), ROWS),)](
+            y, colors, self._weight, self._bias, len(y), height, width,
             C=y.shape[1], P=len(self._bias), CHANNELS=self.outputs, S=self.factor, ROWS=ROWS,
             PRECISION="ieee", num_warps=WARPS,
         )  # fmt: skip
-        return colours
+        return colors
 
     def loss(
         self,
@@ -200,7 +200,7 @@ class Patches:
             layer.grad.copy_(gradient.reshape(layer.shape))
 
     def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The convolution's weight [w, phases, i] and bias [w, phases], the colours' [o, w] and [o]."""
+        """The convolution's weight [w, phases, i] and bias [w, phases], the colors' [o, w] and [o]."""
         weight, bias, mixing, offset = (layer.detach() for layer in self._layers)
         phases = self.factor**2
         return (

@@ -7,7 +7,7 @@ is ky, input channel, (kx, output channel), so that one row of taps is one conti
 
 Nothing is unfolded in memory: forward multiplies, per output phase (p, q), the K/S x K/S input pixels
 it sees; both backward kernels read the K x K output pixels of an input pixel where they lie, K * CO
-neighbouring numbers at a time. A shuffled convolution has a bias of its own for each phase. Twin:
+neighboring numbers at a time. A shuffled convolution has a bias of its own for each phase. Twin:
 `lightfield.student`'s layers on NCHW tensors.
 """
 

@@ -2,16 +2,16 @@
 
 The flat buffers (parameters and gradients, float32) hold the parameters in the order of
 `student.parameters()`; the student's own tensors become views of them, so that its state dict and any
-optimiser stay as they are. The packed buffers hold the same numbers padded with zeros to usable
+optimizer stay as they are. The packed buffers hold the same numbers padded with zeros to usable
 widths, and gradients laid out as weights (`train.gpu.student.sums`). `source[i]` is where packed
 number i lies in the flat buffer, or -1; one kernel copies each way.
 
     head      [C, E], then the bias [C]
     block     W1 [I, C], b1 [I], W2 [C, I], b2 [C]
     upsample  [K, CI, K * CO], that is ky, input, (kx, output), then the bias [CO]; shuffled [K, K, CO]
-    colour    [16, C], then the bias [16]
+    color    [16, C], then the bias [16]
 
-A last stage and colours that are one layer (`train.gpu.student.patches`) are in the flat buffers only.
+A last stage and colors that are one layer (`train.gpu.student.patches`) are in the flat buffers only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from lightfield.student import ResidualBlock, Student, StudentSpec
-from train.gpu.student.colours import COLOURS
+from train.gpu.student.colors import COLORS
 from train.gpu.student.front import HEAD_CHUNK
 from train.gpu.student.residual_block import WIDE_CHUNK
 from train.gpu.student.sums import sum_value
@@ -58,13 +58,13 @@ def unsupported(spec: StudentSpec) -> str | None:
         return "it has no body or no tail"
     if any(max(stage.width, *stage.inner_widths, 1) > WIDEST_TAIL for stage in spec.tail):
         return f"its tail is wider than {WIDEST_TAIL} channels"
-    if spec.output_channels > COLOURS:
-        return f"it has more than {COLOURS} output channels"
+    if spec.output_channels > COLORS:
+        return f"it has more than {COLORS} output channels"
     return None
 
 
 def patch_width(spec: StudentSpec) -> int | None:
-    """Padded numbers in a patch, where the last stage and the colours are one layer, or None."""
+    """Padded numbers in a patch, where the last stage and the colors are one layer, or None."""
     if (
         len(spec.tail) < 2
         or spec.tail[-1].operator != "pixel_shuffle"
@@ -146,8 +146,8 @@ class StudentWeights:
         )
         self.patch_width = patch_width(spec)
         self.tail = tuple(self._stages(student))
-        self.colour = (
-            self._layer(student.colour, COLOURS, self.tail[-1].width)
+        self.color = (
+            self._layer(student.color, COLORS, self.tail[-1].width)
             if self.patch_width is None
             else None
         )

@@ -5,11 +5,11 @@ the transmittance before it, w_i = T_i (1 - exp(-x_i)) its weight. With v_i = dL
 
     dL/dx_i = T_{i+1} v_i - sum_{j>i} w_j v_j - T_end v_end
 
-where v_end stands for what the loss makes of the light that passes: the background's colour, and the
+where v_end stands for what the loss makes of the light that passes: the background's color, and the
 opacity in the loss that drives it to 0 or 1. A ray ends where its transmittance falls below `HIDDEN`;
 samples behind that get no gradient.
 
-The loss is train.teacher's, times 3 R / 2 for R rays: its gradient by a colour is the colour's error.
+The loss is train.teacher's, times 3 R / 2 for R rays: its gradient by a color is the color's error.
 """
 
 from __future__ import annotations
@@ -59,32 +59,32 @@ def composite(
     samples: SampleBuffer,
     rays: Int32[Tensor, "1"],
     density: Float[Tensor, "m"],
-    colour: Float[Tensor, "3 m"],
+    color: Float[Tensor, "3 m"],
     step_length: float,
     losses: Losses,
     density_gradient: Float[Tensor, "m"],
-    colour_gradient: Float[Tensor, "3 m"],
+    color_gradient: Float[Tensor, "3 m"],
     figures: StepFigures,
 ) -> None:
-    """Gradients of the loss by density and colour of every sample in use; adds to the figures."""
+    """Gradients of the loss by density and color of every sample in use; adds to the figures."""
     capacity = len(ray_buffer.first)
     _composite[(triton.cdiv(capacity, LANES),)](
         ray_buffer.first, ray_buffer.length, ray_buffer.target, ray_buffer.speed, capacity,
-        samples.t, samples.t.shape[0], rays, density, colour, step_length, *losses.background,
+        samples.t, samples.t.shape[0], rays, density, color, step_length, *losses.background,
         losses.gradient_scale, losses.opacity_entropy, losses.distortion,
-        density_gradient, colour_gradient,
+        density_gradient, color_gradient,
         figures.squared_error, figures.rays, figures.samples_seen,
         DISTORTION=losses.distortion > 0, HIDDEN=HIDDEN, LANES=LANES, num_warps=1,
     )  # fmt: skip
 
 
 @triton.jit
-def _sample(at, density, colour, samples_capacity, step_length, mask):
-    """Thickness and colour of one sample of each ray."""
+def _sample(at, density, color, samples_capacity, step_length, mask):
+    """Thickness and color of one sample of each ray."""
     x = tl.load(density + at, mask=mask, other=0.0) * step_length
-    red = tl.load(colour + at, mask=mask, other=0.0).to(tl.float32)
-    green = tl.load(colour + samples_capacity + at, mask=mask, other=0.0).to(tl.float32)
-    blue = tl.load(colour + 2 * samples_capacity + at, mask=mask, other=0.0).to(tl.float32)
+    red = tl.load(color + at, mask=mask, other=0.0).to(tl.float32)
+    green = tl.load(color + samples_capacity + at, mask=mask, other=0.0).to(tl.float32)
+    blue = tl.load(color + 2 * samples_capacity + at, mask=mask, other=0.0).to(tl.float32)
     return x, red, green, blue
 
 
@@ -99,9 +99,9 @@ def _spread(s, weight, before, before_s, total, total_s, length):
 @triton.jit
 def _composite(
     first_in, length_in, target, speed_in, capacity,
-    t_in, samples_capacity, rays, density, colour, step_length, behind_r, behind_g, behind_b,
+    t_in, samples_capacity, rays, density, color, step_length, behind_r, behind_g, behind_b,
     gradient_scale, entropy_weight, distortion_weight,
-    density_gradient, colour_gradient, squared_error, rays_seen, samples_seen,
+    density_gradient, color_gradient, squared_error, rays_seen, samples_seen,
     DISTORTION: tl.constexpr, HIDDEN: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -121,7 +121,7 @@ def _composite(
     active = counts & (length > 0)
     i = 0
     while tl.max(active.to(tl.int32), 0) > 0:
-        x, r, g, b = _sample(first + i, density, colour, samples_capacity, step_length, active)
+        x, r, g, b = _sample(first + i, density, color, samples_capacity, step_length, active)
         after = tl.exp(-(depth + x))
         weight = tl.where(active, passed - after, 0.0)
         red += weight * r
@@ -146,7 +146,7 @@ def _composite(
     tl.atomic_add(rays_seen, tl.sum(counts.to(tl.int32), 0))
     tl.atomic_add(samples_seen, tl.sum(seen, 0))
 
-    # What v_end adds: the background's colour, and -d/do of the entropy -o log o.
+    # What v_end adds: the background's color, and -d/do of the entropy -o log o.
     entropy = tl.where(opacity > 1e-5, tl.log(tl.maximum(opacity, 1e-5)) + 1, 0.0)
     at_end = error_r * behind_r + error_g * behind_g + error_b * behind_b
     at_end += 1.5 * entropy_weight * entropy
@@ -178,7 +178,7 @@ def _composite(
     i = 0
     while i < tl.max(written, 0):
         mask, live = i < written, i < seen
-        x, r, g, b = _sample(first + i, density, colour, samples_capacity, step_length, live)
+        x, r, g, b = _sample(first + i, density, color, samples_capacity, step_length, live)
         depth += x
         after = tl.exp(-depth)
         weight = tl.where(live, ahead - after, 0.0)
@@ -195,10 +195,8 @@ def _composite(
         scale = tl.where(live, gradient_scale, 0.0)
         place = first + i
         tl.store(density_gradient + place, scale * step_length * by_thickness, mask=mask)
-        tl.store(colour_gradient + place, scale * weight * error_r, mask=mask)
-        tl.store(colour_gradient + samples_capacity + place, scale * weight * error_g, mask=mask)
-        tl.store(
-            colour_gradient + 2 * samples_capacity + place, scale * weight * error_b, mask=mask
-        )
+        tl.store(color_gradient + place, scale * weight * error_r, mask=mask)
+        tl.store(color_gradient + samples_capacity + place, scale * weight * error_g, mask=mask)
+        tl.store(color_gradient + 2 * samples_capacity + place, scale * weight * error_b, mask=mask)
         ahead = tl.where(live, after, ahead)
         i += 1

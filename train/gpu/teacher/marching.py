@@ -59,10 +59,10 @@ class MarchingGrid:
 
 
 @dataclass(frozen=True)
-class PictureRays:
+class ImageRays:
     """All pixels of some views on the GPU, and what makes a ray in the box of each."""
 
-    colours: UInt8[Tensor, "p 3"]
+    colors: UInt8[Tensor, "p 3"]
     poses: Float[Tensor, "n 3 4"]
     directions: Float[Tensor, "hw 3"]
     space: RaySpace
@@ -76,12 +76,12 @@ class PictureRays:
         space: RaySpace,
         box: Box,
         device: torch.device,
-    ) -> PictureRays:
+    ) -> ImageRays:
         """The pixels of `views`."""
-        colours = torch.from_numpy(views.images.copy()).view(-1, 3).to(device)
+        colors = torch.from_numpy(views.images.copy()).view(-1, 3).to(device)
         poses = torch.from_numpy(views.poses.copy()).to(device)
         directions = camera_directions(intrinsics, device=device).view(-1, 3)
-        return cls(colours, poses, directions, space, box)
+        return cls(colors, poses, directions, space, box)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class RayBuffer:
     length: Int32[Tensor, "r"]
     """Number of its samples; n samples for which there was no room are -1 - n."""
     target: Float[Tensor, "3 r"]
-    """The pixel's colour."""
+    """The pixel's color."""
     speed: Float[Tensor, "r"]
     """Length of the direction: sides of the box per unit of t."""
     harmonics: Float16[Tensor, "r 16"]
@@ -132,7 +132,7 @@ class SampleBuffer:
 
 
 def draw_and_march(
-    pictures: PictureRays,
+    images: ImageRays,
     grid: MarchingGrid,
     step_length: float,
     seed: int,
@@ -148,11 +148,11 @@ def draw_and_march(
     """
     samples.count.zero_()
     capacity = len(ray_buffer.first)
-    space, box = pictures.space, pictures.box
-    corner = [c - box.half_extent for c in box.centre]
+    space, box = images.space, images.box
+    corner = [c - box.half_extent for c in box.center]
     _draw_and_march[(triton.cdiv(capacity, LANES),)](
-        pictures.colours, pictures.poses, pictures.directions,
-        len(pictures.colours), len(pictures.directions), capacity,
+        images.colors, images.poses, images.directions,
+        len(images.colors), len(images.directions), capacity,
         grid.bits, grid.blocks, step_length, seed, step, rays,
         space.near, space.far, *corner, 1 / (2 * box.half_extent),
         *space.ndc_scale, space.ndc_near,
@@ -220,7 +220,7 @@ def _world(row, x, y, z):
 
 @triton.jit
 def _draw_and_march(
-    colours, poses, directions, pixels, pixels_per_view, capacity,
+    colors, poses, directions, pixels, pixels_per_view, capacity,
     bits, blocks, step_length, seed, step, rays,
     near, far, corner_x, corner_y, corner_z, scale, ndc_x, ndc_y, ndc_near,
     first_out, length_out, target_out, speed_out, harmonics_out,
@@ -275,7 +275,7 @@ def _draw_and_march(
     tl.store(first_out + lane, place, mask=in_use)
     tl.store(length_out + lane, tl.where(lost, -1 - length, length), mask=in_use)
     tl.store(speed_out + lane, speed, mask=in_use)
-    red, green, blue = _triple(colours + 3 * pixel)
+    red, green, blue = _triple(colors + 3 * pixel)
     tl.store(target_out + lane, red.to(tl.float32) / 255, mask=in_use)
     tl.store(target_out + capacity + lane, green.to(tl.float32) / 255, mask=in_use)
     tl.store(target_out + 2 * capacity + lane, blue.to(tl.float32) / 255, mask=in_use)

@@ -26,8 +26,8 @@ from train.gpu.graphs import Replayed
 from train.gpu.teacher.adam import FusedAdam
 from train.gpu.teacher.compositing import Losses, StepFigures, composite
 from train.gpu.teacher.marching import (
+    ImageRays,
     MarchingGrid,
-    PictureRays,
     RayBuffer,
     SampleBuffer,
     draw_and_march,
@@ -67,7 +67,7 @@ def _miscounts(config: TeacherConfig, scene: Scene) -> str | None:
     if config.samples_per_step < config.max_samples_per_ray:
         return "a ray has more samples than a step has room for"
     if scene.train.images[..., 0].size > LARGEST_INDEX:
-        return "the pixels of all pictures cannot be counted"
+        return "the pixels of all images cannot be counted"
     return None
 
 
@@ -100,9 +100,7 @@ class GpuSteps:
             "weights": FusedAdam(self.kernels.weights, self.kernels.half.weights),
         }
         self.progress = Progress(min(FIRST_RAYS, config.max_rays_per_step), self._adams, device)
-        self._pictures = PictureRays.of(
-            scene.train, scene.intrinsics, scene.space, teacher.box, device
-        )
+        self._images = ImageRays.of(scene.train, scene.intrinsics, scene.space, teacher.box, device)
         self._losses = Losses(
             scene.background, config.opacity_entropy, config.distortion, GRADIENT_SCALE
         )
@@ -118,7 +116,7 @@ class GpuSteps:
     def state(self) -> dict[str, Any]:  # noqa: D102
         return {
             "modules": {"teacher": self.teacher, "gpu_steps": self.progress},
-            "optimisers": {},
+            "optimizers": {},
             "generators": {},
         }
 
@@ -199,7 +197,7 @@ class GpuSteps:
     def _march(self) -> None:
         b, config = self.buffers, self.teacher.config
         draw_and_march(
-            self._pictures, self._bits, self.teacher.occupancy.step_length, config.seed,
+            self._images, self._bits, self.teacher.occupancy.step_length, config.seed,
             self.progress.step, self.progress.rays, b.rays, b.samples,
         )  # fmt: skip
 
@@ -207,12 +205,12 @@ class GpuSteps:
         """What becomes of `count` marched samples, in the order of the work."""
         kernels, b = self.kernels, self.buffers
         field = (b.features, b.rays.harmonics, b.samples.ray, count)
-        gradients = (b.density_gradient, b.colour_gradient)
+        gradients = (b.density_gradient, b.color_gradient)
         return {
             "encode": lambda: kernels.encode(b.samples.points, count, b.features),
-            "shade": lambda: kernels.shade(*field, b.density, b.colour),
+            "shade": lambda: kernels.shade(*field, b.density, b.color),
             "composite": lambda: composite(
-                b.rays, b.samples, self.progress.rays, b.density, b.colour,
+                b.rays, b.samples, self.progress.rays, b.density, b.color,
                 self.teacher.occupancy.step_length, self._losses, *gradients, b.figures,
             ),
             "shade backward": lambda: kernels.shade_backward(
@@ -245,8 +243,8 @@ class StepBuffers:
         self.feature_gradient = torch.zeros_like(self.features)
         self.density = torch.zeros(samples, device=device)
         self.density_gradient = torch.zeros(samples, device=device)
-        self.colour = torch.zeros((3, samples), device=device)
-        self.colour_gradient = torch.zeros((3, samples), device=device)
+        self.color = torch.zeros((3, samples), device=device)
+        self.color_gradient = torch.zeros((3, samples), device=device)
         self.figures = StepFigures.zero(device)
 
 

@@ -1,14 +1,14 @@
-"""Posed pictures, cut into the windows on which a student trains.
+"""Posed images, cut into the windows on which a student trains.
 
-Letters: a picture is h x w rays and sh x sw pixels; a window is p x q rays of one picture, wholly
+Letters: an image is h x w rays and sh x sw pixels; a window is p x q rays of one image, wholly
 inside it. Next to a window's sides lie `StudentSpec.halo_pixels` pixels that depend on rays outside
-it, except where the side is the picture's own: they are left out of the loss, so that every pixel in
-the loss is exactly the whole picture's.
+it, except where the side is the image's own: they are left out of the loss, so that every pixel in
+the loss is exactly the whole image's.
 
-Draws are a function of (seed, step, window) alone. Of W windows the i-th shows picture
-floor((i + u) n / W) of n, with u uniform in [0, 1): all pictures are equally likely, each step is
+Draws are a function of (seed, step, window) alone. Of W windows the i-th shows image
+floor((i + u) n / W) of n, with u uniform in [0, 1): all images are equally likely, each step is
 spread evenly over them, and the windows of one of N processes, which are about W / N consecutive ones,
-need about n / N of the pictures only. So any number of processes draws the same windows. Where N does
+need about n / N of the images only. So any number of processes draws the same windows. Where N does
 not divide W, some processes have one window more than others, and the weights make up for it.
 """
 
@@ -32,16 +32,16 @@ from lightfield.student import StudentSpec
 from train.draws import WORD_BITS, below, random_words, uniform
 
 GPU_SHARE = 0.7
-"""Share of the GPU's free memory that pictures may take; larger sets stay in the host's."""
-PICTURE, TOP, LEFT, JITTER = range(4)
+"""Share of the GPU's free memory that images may take; larger sets stay in the host's."""
+IMAGE, TOP, LEFT, JITTER = range(4)
 """What random words are for."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where windows of p x q rays lie: pictures (of all) and first rows and columns, in rays."""
+    """Where windows of p x q rays lie: images (of all) and first rows and columns, in rays."""
 
-    picture: Int[Tensor, "b"]
+    image: Int[Tensor, "b"]
     top: Int[Tensor, "b"]
     left: Int[Tensor, "b"]
     p: int
@@ -49,7 +49,7 @@ class Places:
 
     def of(self, windows: slice) -> Places:
         """Some of them."""
-        return Places(self.picture[windows], self.top[windows], self.left[windows], self.p, self.q)
+        return Places(self.image[windows], self.top[windows], self.left[windows], self.p, self.q)
 
 
 class Windows(NamedTuple):
@@ -64,10 +64,10 @@ class Windows(NamedTuple):
     """Share of all processes' counted pixels that these are, times the processes; None is 1."""
 
 
-class PicturePool:
-    """Posed pictures from which random windows are drawn, with their rays.
+class ImagePool:
+    """Posed images from which random windows are drawn, with their rays.
 
-    Pictures stay uint8, and where they are (a memory map), unless they fit on the device. Process
+    Images stay uint8, and where they are (a memory map), unless they fit on the device. Process
     `rank` of `ranks` holds and draws its own share of them: it is given all of them as an array, or
     as a tensor on the device those that `needed` names. Steps are of `windows` windows, or of any
     multiple of the processes.
@@ -89,9 +89,9 @@ class PicturePool:
         rays = ray_grid(intrinsics, spec)
         if images.shape[1:3] != (intrinsics.height, intrinsics.width):
             raise ConfigError(
-                f"pictures of {images.shape[2]}x{images.shape[1]} pixels for a camera of "
+                f"images of {images.shape[2]}x{images.shape[1]} pixels for a camera of "
                 f"{intrinsics.width}x{intrinsics.height}",
-                where="picture pool",
+                where="image pool",
             )
         self.spec, self.space, self.device = spec, space, device
         self.rank, self.ranks, self.windows = rank, ranks, windows
@@ -110,7 +110,7 @@ class PicturePool:
 
     @staticmethod
     def needed(count: int, rank: int, ranks: int, windows: int | None = None) -> slice:
-        """The pictures, of `count`, that the windows of process `rank` show, in steps of `windows` or of
+        """The images, of `count`, that the windows of process `rank` show, in steps of `windows` or of
         a multiple of the processes.
 
         Raises:
@@ -121,7 +121,7 @@ class PicturePool:
         return slice(first, -(-(rank + 1) * count // ranks))
 
     def __len__(self) -> int:
-        """Pictures of all processes."""
+        """Images of all processes."""
         return len(self.poses)
 
     @property
@@ -141,8 +141,8 @@ class PicturePool:
     ) -> Windows:
         """This process's share of `windows` random windows.
 
-        Nothing waits for a GPU that holds the pictures, or is given the `pixels`, when `step` is on
-        it. A window larger than the picture is the picture.
+        Nothing waits for a GPU that holds the images, or is given the `pixels`, when `step` is on
+        it. A window larger than the image is the image.
 
         Raises:
             ConfigError: when windows are so small that no pixel of theirs is sure to count, or
@@ -170,22 +170,22 @@ class PicturePool:
         p, q = min(window_rays, self.height), min(window_rays, self.width)
         self._check_window(p, q)
         numbers = torch.arange(windows, device=step.device)
-        words = [random_words(seed, step, purpose, numbers) for purpose in (PICTURE, TOP, LEFT)]
+        words = [random_words(seed, step, purpose, numbers) for purpose in (IMAGE, TOP, LEFT)]
         assert windows * len(self) < 1 << (63 - WORD_BITS)
-        picture = ((numbers << WORD_BITS) + words[0]) * len(self) // (windows << WORD_BITS)
+        image = ((numbers << WORD_BITS) + words[0]) * len(self) // (windows << WORD_BITS)
         top, left = below(self.height - p + 1, words[1]), below(self.width - q + 1, words[2])
-        return Places(picture, top, left, p, q)
+        return Places(image, top, left, p, q)
 
     def pixels(self, places: Places) -> UInt8[Tensor, "b sp sq 3"]:
-        """The pixels of places in this process's pictures, where the pictures are."""
+        """The pixels of places in this process's images, where the images are."""
         s = self.spec.factor
         if isinstance(self.images, Tensor):
             rows = s * places.top[:, None] + torch.arange(s * places.p, device=self.device)
             columns = s * places.left[:, None] + torch.arange(s * places.q, device=self.device)
-            which = (places.picture - self.first)[:, None, None]
+            which = (places.image - self.first)[:, None, None]
             return self.images[which, rows[:, :, None], columns[:, None, :]]
         height, width = s * places.p, s * places.q
-        at = (x.tolist() for x in (places.picture, places.top, places.left))
+        at = (x.tolist() for x in (places.image, places.top, places.left))
         crops = [
             self.images[i - self.first, s * y : s * y + height, s * x : s * x + width]
             for i, y, x in zip(*at, strict=True)
@@ -214,7 +214,7 @@ class PicturePool:
         rows = places.top[:, None] + torch.arange(places.p, device=self.device)
         columns = places.left[:, None] + torch.arange(places.q, device=self.device)
         directions = self.directions[rows[:, :, None], columns[:, None, :]]
-        poses = self.poses[places.picture][:, None, None]
+        poses = self.poses[places.image][:, None, None]
         rays = rays_in_space(*world_rays(directions, poses), self.space)
         return points_along(*rays, self.space, self.spec.points, within=jittered)
 
@@ -268,7 +268,7 @@ def shared_out(windows: int, rank: int, ranks: int) -> slice:
 class PixelPrefetch:
     """The pixels of one step after the other from the host's memory, read while the GPU works."""
 
-    def __init__(self, pool: PicturePool, windows: int, window_rays: int, seed: int):
+    def __init__(self, pool: ImagePool, windows: int, window_rays: int, seed: int):
         self._pool, self._drawn = pool, (windows, window_rays, seed)
         self._reader = ThreadPoolExecutor(
             1, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),)

@@ -36,7 +36,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """A convolution with int8 weights; with both grids, its arithmetic is int8 as well."""
 
     input: Grid | None = None
@@ -48,7 +48,7 @@ class Quantised:
         return self.input is not None and self.output is not None
 
 
-def quantised_weight(
+def quantized_weight(
     weight: Float[np.ndarray, "a b k k"], axis: int
 ) -> tuple[Int[np.ndarray, "a b k k"], Float[np.ndarray, " c"]]:
     """Weights as int8 levels, and the step of each output channel, which lie along `axis`."""
@@ -59,7 +59,7 @@ def quantised_weight(
     return np.rint(weight / steps.reshape(shape)).astype(np.int8), steps
 
 
-def quantised_bias(
+def quantized_bias(
     bias: Float[np.ndarray, " c"], steps: Float[np.ndarray, " c"], grid: Grid
 ) -> tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """A bias in the unit of the integer sums it is added to: int32 levels, and their steps."""

@@ -1,4 +1,4 @@
-"""The pictures of a whole lens against the renderer's: real script, real models, their own .meta.
+"""The images of a whole lens against the renderer's: real script, real models, their own .meta.
 
 Contact sheets, the lens above and the renderer below, are left in build/lens. NELF_LENS_RUN names a
 run whose lens is shown and compared too: `make test-lens RUN=runs/lego`.
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_fields
 import torch
-from lens_runtime import ROOT, START, drag, needs_node, needs_packages, pictures, wait
+from lens_runtime import ROOT, START, drag, images, needs_node, needs_packages, wait
 
 from export.lens_studio import LensScene, lens_scene_from, write_lens_project
 from export.ray_graphs import embedder_model, sampler_model
@@ -89,8 +89,8 @@ def rendered(field: LightField, poses: list[np.ndarray]) -> np.ndarray:
     return 255 * torch.stack(views).numpy()
 
 
-def psnr_db(picture: np.ndarray, truth: np.ndarray) -> float:
-    return mse_to_psnr(float(np.mean((picture.astype(np.float64) - truth) ** 2)) / 255**2)
+def psnr_db(image: np.ndarray, truth: np.ndarray) -> float:
+    return mse_to_psnr(float(np.mean((image.astype(np.float64) - truth) ** 2)) / 255**2)
 
 
 def pose_at(scene: LensScene, values: list[float]) -> np.ndarray:
@@ -102,8 +102,8 @@ def pose_at(scene: LensScene, values: list[float]) -> np.ndarray:
     east, up = np.array(scene.orbit_east), np.array(scene.orbit_up)
     level = np.cos(azimuth) * east + np.sin(azimuth) * np.cross(up, east)
     outward = np.cos(elevation) * level + np.sin(elevation) * up
-    centre = np.array(scene.orbit_centre)
-    return look_at(centre + scene.orbit_radius * outward, centre, up)
+    center = np.array(scene.orbit_center)
+    return look_at(center + scene.orbit_radius * outward, center, up)
 
 
 def tour(scene: LensScene, strokes: np.ndarray, frames: int) -> tuple[list[list], list[np.ndarray]]:
@@ -131,7 +131,7 @@ def limited(value: float, axis: dict) -> float:
 
 
 def save_sheet(name: str, shown: np.ndarray, truth: np.ndarray, columns: int = 8) -> Path:
-    """Lay pictures out in rows of lens, renderer, lens, renderer, ..."""
+    """Lay images out in rows of lens, renderer, lens, renderer, ..."""
     rows = []
     for first in range(0, len(shown), columns):
         for part in (shown[first : first + columns], truth[first : first + columns]):
@@ -147,9 +147,9 @@ def save_sheet(name: str, shown: np.ndarray, truth: np.ndarray, columns: int = 8
 def shown_and_truth(
     lens: Lens, folder: Path, strokes: np.ndarray = DIAGONALS, frames: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures of a tour, and the renderer's from the poses where the camera should have been."""
+    """The images of a tour, and the renderer's from the poses where the camera should have been."""
     steps, expected = tour(lens.scene, strokes, frames)
-    shown, poses = pictures(lens.project, lens.scene, steps, folder)
+    shown, poses = images(lens.project, lens.scene, steps, folder)
     assert np.abs(poses - np.stack(expected)).max() < 1e-5
     return shown, rendered(lens.field, expected)
 
@@ -160,12 +160,12 @@ def worst_db(shown: np.ndarray, truth: np.ndarray) -> float:
 
 def assert_equal(name: str, shown: np.ndarray, truth: np.ndarray) -> None:
     sheet = save_sheet(name, shown, truth)
-    print(f"{name}: {len(shown)} pictures, worst {worst_db(shown, truth):.1f} dB, {sheet}")
+    print(f"{name}: {len(shown)} images, worst {worst_db(shown, truth):.1f} dB, {sheet}")
     assert worst_db(shown, truth) >= FLOOR_DB
 
 
 @pytest.mark.parametrize("space", ["world", "ndc"])
-def test_a_dragged_lens_shows_the_renderers_pictures(tmp_path, space):
+def test_a_dragged_lens_shows_the_renderers_images(tmp_path, space):
     shown, truth = shown_and_truth(tiny_lens(tmp_path, space), tmp_path, frames=4)
     assert_equal(f"tiny {space}", shown, truth)
     assert len(shown) == 17
@@ -179,10 +179,10 @@ def test_students_for_backends_without_gelu_do_so_too(tmp_path, activation):
     assert worst_db(*shown_and_truth(lens, tmp_path)) >= FLOOR_DB
 
 
-def test_a_glide_shows_the_renderers_pictures(tmp_path):
+def test_a_glide_shows_the_renderers_images(tmp_path):
     lens = tiny_lens(tmp_path, "world")
     steps = [*START, *drag((0.5, 0.5), (0.7, 0.5), frames=2), *wait(0.2)]
-    shown, poses = pictures(lens.project, lens.scene, steps, tmp_path)
+    shown, poses = images(lens.project, lens.scene, steps, tmp_path)
     assert len(shown) > 8
     assert worst_db(shown, rendered(lens.field, list(poses))) >= FLOOR_DB
 

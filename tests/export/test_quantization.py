@@ -5,10 +5,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from tiny_fields import TAILS, random_student
 
-from export.calibration import plan_quantisation
+from export.calibration import plan_quantization
 from export.graph import check_file, operators_of, save_model
 from export.parity import OnnxFunction
-from export.quantisation import Grid, Quantised, quantised_bias, quantised_weight
+from export.quantization import Grid, Quantized, quantized_bias, quantized_weight
 from export.student_graph import ONNX_RUNTIME, Form, student_contract, student_model
 from lightfield.student import folded
 
@@ -53,13 +53,13 @@ def test_each_output_channel_has_its_own_step(axis):
     weight = np.random.default_rng(0).normal(size=(6, 4, 2, 2)).astype(np.float32)
     weight[(slice(None),) * axis + (1,)] *= 100
     weight[(slice(None),) * axis + (2,)] = 0
-    levels, steps = quantised_weight(weight, axis)
+    levels, steps = quantized_weight(weight, axis)
     shape = (-1, 1, 1, 1) if axis == 0 else (1, -1, 1, 1)
     error = np.abs(levels * steps.reshape(shape) - weight)
     assert (error <= steps.reshape(shape) / 2 + 1e-6).all()
     assert levels.min() >= -127
     assert steps[1] > 10 * steps[0]
-    bias, units = quantised_bias(np.float32([0.5, -3.0]), steps[:2], Grid(0.1, 3))
+    bias, units = quantized_bias(np.float32([0.5, -3.0]), steps[:2], Grid(0.1, 3))
     np.testing.assert_allclose(bias * units, [0.5, -3.0], atol=units.max())
     assert bias.dtype == np.int32
 
@@ -69,16 +69,16 @@ def test_each_output_channel_has_its_own_step(axis):
 def test_a_planned_graph_computes_what_was_planned(tmp_path, form, tail):
     """By ONNX Runtime and by the reference evaluator, from the file as it is."""
     student, rays, truth = example(tail)
-    plan = plan_quantisation(folded(student), rays, truth, allowed_loss_db=3.0)
-    assert any(q.is_integer for q in plan.quantised.values())
-    form = Form(form.opset, form.upsampling, form.gelu, quantised=plan.quantised)
+    plan = plan_quantization(folded(student), rays, truth, allowed_loss_db=3.0)
+    assert any(q.is_integer for q in plan.quantized.values())
+    form = Form(form.opset, form.upsampling, form.gelu, quantized=plan.quantized)
     path = tmp_path / "a.onnx"
     save_model(student_model(student, 4, 5, form), path)
     model = check_file(path, student_contract(student, 4, 5, form))
-    integer = sum(q.is_integer for q in plan.quantised.values())
+    integer = sum(q.is_integer for q in plan.quantized.values())
     operators = operators_of(model)
     assert operators["QuantizeLinear"] == 2 * integer
-    assert operators["DequantizeLinear"] == len(plan.quantised) + 3 * integer
+    assert operators["DequantizeLinear"] == len(plan.quantized) + 3 * integer
     found = OnnxFunction(path)(input=rays[:1].numpy())
     with torch.no_grad():
         exact = student(rays[:1]).numpy()
@@ -93,14 +93,14 @@ def test_a_planned_graph_computes_what_was_planned(tmp_path, form, tail):
 def test_the_smaller_the_allowance_the_less_is_int8():
     student, rays, truth = example("mixed")
     plans = [
-        plan_quantisation(folded(student), rays, truth, allowed_loss_db=allowed)
+        plan_quantization(folded(student), rays, truth, allowed_loss_db=allowed)
         for allowed in (1e-9, 0.5, 20.0)
     ]
     shares = [(plan.weights_share, plan.products_share) for plan in plans]
     assert shares[0] == (0, 0)
     assert shares == sorted(shares)
     assert shares[-1][0] == 1
-    assert plans[0].quantised == {}
+    assert plans[0].quantized == {}
     assert "in float: head, body.0.expand" in plans[0].summary
     assert "in float" not in plans[-1].summary
 
@@ -109,26 +109,26 @@ def test_the_plan_leaves_the_student_as_it_was():
     student, rays, truth = example("mixed")
     flat = folded(student)
     before = {name: value.clone() for name, value in flat.state_dict().items()}
-    plan_quantisation(flat, rays, truth)
+    plan_quantization(flat, rays, truth)
     assert all(torch.equal(value, before[name]) for name, value in flat.state_dict().items())
     assert not any(module._forward_hooks for module in flat.modules())
 
 
 def test_a_layer_with_one_wild_channel_stays_out_of_integer_arithmetic():
     student, rays, truth = example("none")
-    calm = plan_quantisation(folded(student), rays, truth)
+    calm = plan_quantization(folded(student), rays, truth)
     with torch.no_grad():  # one channel of the hidden layer a thousand times the others
         student.body[0].expand_norm.weight[0] *= 1000
         student.body[0].contract.weight[:, 0] /= 1000
-    wild = plan_quantisation(folded(student), rays, truth)
-    assert calm.quantised["body.0.contract"].is_integer
-    assert not wild.quantised.get("body.0.contract", Quantised()).is_integer
+    wild = plan_quantization(folded(student), rays, truth)
+    assert calm.quantized["body.0.contract"].is_integer
+    assert not wild.quantized.get("body.0.contract", Quantized()).is_integer
 
 
 def example(tail: str):
-    """A student, encoded rays, and pictures that it misses by 20 dB."""
+    """A student, encoded rays, and images that it misses by 20 dB."""
     student = random_student(TAILS[tail])
     rays = torch.rand(3, student.spec.input_channels, 4, 5) * 2 - 1
     with torch.no_grad():
-        pictures = student(rays)
-    return student, rays, pictures + 0.1 * torch.randn(pictures.shape)
+        images = student(rays)
+    return student, rays, images + 0.1 * torch.randn(images.shape)

@@ -1,4 +1,4 @@
-"""Where training pictures come from: a teacher, a published folder, or nowhere."""
+"""Where training images come from: a teacher, a published folder, or nowhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from miniature import OPTIONS, nelf
 
 from lightfield.run import Run
 from lightfield.scenes.scene import Scene
-from pipeline.pictures import students_scene
+from pipeline.images import students_scene
 from pipeline.training import scene_of
 from train.published_pseudo import BLENDER_UNIT
 
@@ -19,14 +19,14 @@ from train.published_pseudo import BLENDER_UNIT
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has its scene and nothing else."""
-    folder = tmp_path_factory.mktemp("pictures") / "run"
+    folder = tmp_path_factory.mktemp("images") / "run"
     options = OPTIONS["scene"].split()
     assert nelf("scene", "--run", folder, "--preset=tiny", *options).done
     return folder
 
 
 def write_published(folder: Path, scene: Scene, *, side: int | None = None) -> np.ndarray:
-    """The scene's own training pictures as if the published code had rendered them."""
+    """The scene's own training images as if the published code had rendered them."""
     camera = scene.intrinsics
     side = side or camera.width
     info = {
@@ -34,21 +34,21 @@ def write_published(folder: Path, scene: Scene, *, side: int | None = None) -> n
         "downscaled_focal": camera.fx * side / camera.width / 4,
         "scale": 1.0, "max_radius": 1.0, "ff": False, "dataset_type": "nerf",
     }  # fmt: skip
-    pictures = folder / f"{side}x{side}_rgb"
-    for path in (folder / "hwf", folder / "poses", pictures):
+    images = folder / f"{side}x{side}_rgb"
+    for path in (folder / "hwf", folder / "poses", images):
         path.mkdir(parents=True)
     (folder / "hwf/dataset_info.json").write_text(json.dumps(info))
     for index, (pose, image) in enumerate(zip(scene.train.poses, scene.train.images, strict=True)):
         np.save(folder / f"poses/c2w_{index:05d}.npy", pose[:, 3] / BLENDER_UNIT)
-        colours = np.resize(image, (side, side, 3)).astype(np.float32) / 255
-        np.save(pictures / f"rendered_rgb_{index:05d}.npy", colours.reshape(-1, 3))
+        colors = np.resize(image, (side, side, 3)).astype(np.float32) / 255
+        np.save(images / f"rendered_rgb_{index:05d}.npy", colors.reshape(-1, 3))
     return scene.train.images
 
 
-def test_published_pictures_train_a_student_without_a_teacher(run: Path, tmp_path: Path) -> None:
+def test_published_images_train_a_student_without_a_teacher(run: Path, tmp_path: Path) -> None:
     source, scene = scene_of(Run(run))
     images = write_published(tmp_path / "theirs", scene)
-    assert "10 pictures" in nelf("pseudo", "--run", run, "--published", tmp_path / "theirs").done
+    assert "10 images" in nelf("pseudo", "--run", run, "--published", tmp_path / "theirs").done
     artifact = Run(run).artifact("pseudo")
     assert np.array_equal(np.load(artifact.path / "images.npy"), images)
     assert np.load(artifact.path / "poses.npy") == pytest.approx(scene.train.poses, abs=1e-4)
@@ -58,7 +58,7 @@ def test_published_pictures_train_a_student_without_a_teacher(run: Path, tmp_pat
     assert not (run / "teacher").exists()
 
 
-def test_published_pictures_of_another_size_are_refused(run: Path, tmp_path: Path) -> None:
+def test_published_images_of_another_size_are_refused(run: Path, tmp_path: Path) -> None:
     write_published(tmp_path / "theirs", scene_of(Run(run))[1], side=32)
     refusal = nelf("pseudo", "--run", run, "--published", tmp_path / "theirs").refusal
     assert not list(run.glob(".pseudo.work/images*"))  # nothing was converted before it was noticed
@@ -73,7 +73,7 @@ def test_a_folder_that_is_none_is_refused(run: Path, tmp_path: Path) -> None:
     assert "dataset_info.json" in refusal
 
 
-def test_pictures_to_be_rendered_by_a_gpu_need_one(run: Path) -> None:
+def test_images_to_be_rendered_by_a_gpu_need_one(run: Path) -> None:
     """As on a machine without one, to which a run was moved."""
     nelf("teacher", "--run", run, *OPTIONS["teacher"].split())
     refusal = nelf("pseudo", "--run", run, "--keep=gpu", *OPTIONS["pseudo"].split()).refusal

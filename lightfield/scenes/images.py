@@ -1,8 +1,8 @@
 """Image files: measured, decoded and resampled, a few at a time.
 
 Resampling takes exact area means: an output pixel is the mean of the (fractional) source pixels it
-covers, of colour times coverage and of coverage itself. Compositing on a background is linear, so
-doing it after resampling gives the picture that a composited source would give.
+covers, of color times coverage and of coverage itself. Compositing on a background is linear, so
+doing it after resampling gives the image that a composited source would give.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ STRETCHES = (0.01, 0.03, 0.05)
 KEPT_SIZE = 0.9
 """Share of the wanted longest side that is kept, where one of the stretches allows it."""
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Resolution = int | tuple[int, int] | None
 """The longest side, keeping the aspect ratio; or exactly (width, height); or as the files are."""
 
 
 class EnlargementError(ConfigError):
-    """A longest side was asked for that is beyond the pictures' own."""
+    """A longest side was asked for that is beyond the images' own."""
 
     def __init__(self, wanted: int, width: int, height: int):
         super().__init__(
-            f"a longest side of {wanted} pixels cannot be made of pictures of {width} x {height}",
+            f"a longest side of {wanted} pixels cannot be made of images of {width} x {height}",
             where="resolution",
             remedy="images are never enlarged",
         )
@@ -47,7 +47,7 @@ class EnlargementError(ConfigError):
 
 
 @dataclass(frozen=True)
-class PictureFormat:
+class ImageFormat:
     """What all images of a scene have in common."""
 
     width: int
@@ -61,8 +61,8 @@ class PictureFormat:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Decoded pictures on their background; `alpha` is their coverage, if any is transparent."""
+class Images:
+    """Decoded images on their background; `alpha` is their coverage, if any is transparent."""
 
     images: UInt8[np.ndarray, "n h w 3"]
     alpha: UInt8[np.ndarray, "n h w"] | None
@@ -70,9 +70,9 @@ class Pictures:
     """Over the SHA-256 of all files, in their order."""
 
 
-def picture_format(
+def image_format_of(
     paths: Sequence[Path], described: tuple[float, float] | None = None
-) -> PictureFormat:
+) -> ImageFormat:
     """Size and transparency from the files' headers; decodes nothing.
 
     Args:
@@ -100,7 +100,7 @@ def picture_format(
             f"{animated} of {len(headers)} images are animations; the first image of each counts"
         )
     has_alpha = any(header.has_alpha for header in headers)
-    return PictureFormat(*sizes[0], has_alpha, upright, tuple(notes))
+    return ImageFormat(*sizes[0], has_alpha, upright, tuple(notes))
 
 
 def _applied_rotation(
@@ -145,7 +145,7 @@ def has_shape(width: float, height: float, other_width: float, other_height: flo
 def fitted_size(
     width: int, height: int, resolution: Resolution, *, multiple: int = 1
 ) -> tuple[int, int]:
-    """The (width, height) that pictures of `width` x `height` are resampled to.
+    """The (width, height) that images of `width` x `height` are resampled to.
 
     Sides are multiples of `multiple`. Given a longest side, the largest size within it is taken that
     stretches the images by less than 1 % (or half a pixel); where that would lose more than a tenth of
@@ -153,7 +153,7 @@ def fitted_size(
     (`Intrinsics.resized`), so a stretch costs no geometry. Nothing is ever cropped or enlarged.
 
     Raises:
-        ConfigError: when there is no such size; an EnlargementError when the pictures are too small.
+        ConfigError: when there is no such size; an EnlargementError when the images are too small.
     """
     if multiple < 1:
         raise ConfigError(f"sides cannot be multiples of {multiple}", where="resolution")
@@ -169,7 +169,7 @@ def fitted_size(
         chosen = _largest_size(width, height, wanted, multiple)
         if chosen is None:
             raise ConfigError(
-                f"no size up to {wanted} pixels keeps the {width}:{height} shape of the pictures "
+                f"no size up to {wanted} pixels keeps the {width}:{height} shape of the images "
                 f"in multiples of {multiple}",
                 where="resolution",
                 remedy="choose a larger one",
@@ -217,7 +217,7 @@ def _keeps_aspect(
 
 
 def resampling_notes(
-    source: PictureFormat, size: tuple[int, int], resolution: Resolution
+    source: ImageFormat, size: tuple[int, int], resolution: Resolution
 ) -> list[str]:
     """What to tell of a size that is not simply the one asked for: a stretch, or a loss of size."""
     width, height = size
@@ -255,15 +255,15 @@ def _interval_means(values: np.ndarray, count: int) -> Float[np.ndarray, "{count
     return np.diff(integral[whole] + begun, axis=0) * (count / n)
 
 
-def read_pictures(
+def read_images(
     paths: Sequence[Path],
-    source: PictureFormat,
+    source: ImageFormat,
     size: tuple[int, int],
-    background: Colour,
+    background: Color,
     progress: Progress = silent,
     *,
     masks: Sequence[Path] = (),
-) -> Pictures:
+) -> Images:
     """Decode the files in a small thread pool, resample them to `size`, and composite them.
 
     Memory beyond the result is a few source images, whatever their number.
@@ -281,8 +281,8 @@ def read_pictures(
     def read(index: int) -> bytes:
         mask = masks[index] if masks else None
         pixels, digest = _masked(paths[index], mask, source)
-        colour, coverage = _resampled(pixels, width, height, background)
-        images[index] = colour
+        color, coverage = _resampled(pixels, width, height, background)
+        images[index] = color
         if alpha is not None and coverage is not None:
             alpha[index] = coverage
         return digest
@@ -298,11 +298,11 @@ def read_pictures(
             pool.shutdown(cancel_futures=True)  # so that Ctrl-C or a bad file ends it at once
     if alpha is not None and alpha.min(initial=255) == 255:
         alpha = None  # a channel that says nothing, as in screenshots
-    return Pictures(images, alpha, whole.hexdigest())
+    return Images(images, alpha, whole.hexdigest())
 
 
 def _masked(
-    path: Path, mask: Path | None, source: PictureFormat
+    path: Path, mask: Path | None, source: ImageFormat
 ) -> tuple[UInt8[np.ndarray, "h w c"], bytes]:
     """An image whose alpha channel is its own times its mask, and the SHA-256 of its files."""
     size = (source.width, source.height)
@@ -315,15 +315,15 @@ def _masked(
 
 
 def _resampled(
-    pixels: UInt8[np.ndarray, "h w c"], width: int, height: int, background: Colour
+    pixels: UInt8[np.ndarray, "h w c"], width: int, height: int, background: Color
 ) -> tuple[UInt8[np.ndarray, "{height} {width} 3"], UInt8[np.ndarray, "{height} {width}"] | None]:
     if pixels.shape[2] == 3:
         planes = [area_means(pixels[..., c], width, height) for c in range(3)]
         return np.rint(np.stack(planes, axis=-1)).astype(np.uint8), None
     coverage = pixels[..., 3].astype(np.uint32)
     mean_coverage = area_means(coverage, width, height)
-    colour = np.empty((height, width, 3), np.uint8)
+    color = np.empty((height, width, 3), np.uint8)
     for c in range(3):
         covered = area_means(pixels[..., c] * coverage, width, height) / 255
-        colour[..., c] = np.rint(covered + (255 - mean_coverage) * background[c])
-    return colour, np.rint(mean_coverage).astype(np.uint8)
+        color[..., c] = np.rint(covered + (255 - mean_coverage) * background[c])
+    return color, np.rint(mean_coverage).astype(np.uint8)

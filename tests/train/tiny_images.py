@@ -1,4 +1,4 @@
-"""Small pictures that a student can be trained on: an analytic scene, and cameras around it."""
+"""Small images that a student can be trained on: an analytic scene, and cameras around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightfield.light_field import LightField
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.student import Student, StudentSpec, TailStage
 from train.distil import DistilConfig, mean_psnr
-from train.picture_pool import PicturePool
+from train.image_pool import ImagePool
 
 CPU = torch.device("cpu")
 WORLD = RaySpace("world", 2.0, 6.0)
@@ -34,7 +34,7 @@ QUICK = DistilConfig(
 
 
 def camera(height: int = 8, width: int = 10, factor: int = 2) -> Intrinsics:
-    """`height` x `width` rays of an off-centre camera with unequal focal lengths."""
+    """`height` x `width` rays of an off-center camera with unequal focal lengths."""
     s = factor
     return Intrinsics(s * width, s * height, 9.0 * s, 10.0 * s, 4.7 * s, 4.2 * s)
 
@@ -55,24 +55,24 @@ def orbit_poses(count: int, seed: int = 0) -> np.ndarray:
     return np.stack([look_at(place, np.zeros(3), up) for place in places]).astype(np.float32)
 
 
-def ground_pictures(poses: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
+def ground_images(poses: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     """A smooth pattern painted on the ground z = 0."""
-    pictures = []
+    images = []
     for pose in torch.from_numpy(poses):
         o, d = camera_rays(pose, intrinsics, WORLD)
         x, y = (o - o[..., 2:] / d[..., 2:] * d)[..., :2].unbind(-1)
-        colour = torch.stack([x + y, x - y, 1.5 * x], dim=-1).mul(0.7).sin() * 0.4 + 0.5
-        pictures.append((255 * colour).round().to(torch.uint8))
-    return torch.stack(pictures).numpy()
+        color = torch.stack([x + y, x - y, 1.5 * x], dim=-1).mul(0.7).sin() * 0.4 + 0.5
+        images.append((255 * color).round().to(torch.uint8))
+    return torch.stack(images).numpy()
 
 
 def ground_pool(
     spec: StudentSpec = SPEC, *, count: int = 60, device: torch.device = CPU
-) -> PicturePool:
-    """Pictures of the ground for a student of `spec`."""
+) -> ImagePool:
+    """Images of the ground for a student of `spec`."""
     poses, intrinsics = orbit_poses(count), camera(factor=spec.factor)
-    images = ground_pictures(poses, intrinsics)
-    return PicturePool(poses, images, intrinsics, WORLD, spec, device=device)
+    images = ground_images(poses, intrinsics)
+    return ImagePool(poses, images, intrinsics, WORLD, spec, device=device)
 
 
 def fresh_student(spec: StudentSpec = SPEC, seed: int = 0) -> Student:
@@ -86,11 +86,11 @@ def lively_student(spec: StudentSpec) -> Student:
     student = fresh_student(spec).eval()
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.weight.data *= 3  # the default initialisation forgets its input layer by layer
+            module.weight.data *= 3  # the default initialization forgets its input layer by layer
     with torch.no_grad():
-        student.colour.weight *= 1e-3
-        colours = student(torch.rand(1, spec.input_channels, 8, 8))
-        student.colour.weight /= torch.logit(colours).std()  # far from where the sigmoid saturates
+        student.color.weight *= 1e-3
+        colors = student(torch.rand(1, spec.input_channels, 8, 8))
+        student.color.weight /= torch.logit(colors).std()  # far from where the sigmoid saturates
     return student
 
 
@@ -98,7 +98,7 @@ def score(student: Student) -> float:
     """PSNR on views that the pool does not hold."""
     poses = orbit_poses(6, seed=5)
     field = LightField(student, camera(factor=student.spec.factor), WORLD)
-    return mean_psnr(field, poses, ground_pictures(poses, field.intrinsics))
+    return mean_psnr(field, poses, ground_images(poses, field.intrinsics))
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

@@ -1,7 +1,7 @@
-"""The colours of pixels that a tail leaves one row each, their loss and its gradient.
+"""The colors of pixels that a tail leaves one row each, their loss and its gradient.
 
-Letters: R rows of pixels, C channels of the stream. Twins: the student's `colour` and
-`train.distil_step.masked_mse`. Where the last stage and the colours are one layer:
+Letters: R rows of pixels, C channels of the stream. Twins: the student's `color` and
+`train.distil_step.masked_mse`. Where the last stage and the colors are one layer:
 `train.gpu.student.patches`.
 """
 
@@ -17,14 +17,14 @@ from train.gpu.student.sums import add_to_sum
 
 ROWS = 128
 PROGRAMS_PER_SM = 8
-COLOURS = 16
+COLORS = 16
 """Output channels with padding, the least a tensor core takes."""
 
 
 @triton.jit
-def colour_kernel(
+def color_kernel(
     y_ptr,
-    colours_ptr,
+    colors_ptr,
     weights_ptr,
     weight_at,
     bias_at,
@@ -35,19 +35,19 @@ def colour_kernel(
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Colours [n, CHANNELS, plane] in float32 of the last stream y [rows, C]."""
+    """Colors [n, CHANNELS, plane] in float32 of the last stream y [rows, C]."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c, k = tl.arange(0, C), tl.arange(0, 16)
     y = tl.load(y_ptr + r[:, None] * C + c[None, :], mask=r[:, None] < rows, other=0.0)
     w = tl.load(weights_ptr + weight_at + k[:, None] * C + c[None, :])
     b = tl.load(weights_ptr + bias_at + k).to(tl.float32)
-    colour = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
+    color = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
     at = (r // plane * CHANNELS * plane + r % plane)[:, None] + k[None, :] * plane
-    tl.store(colours_ptr + at, colour, mask=(r < rows)[:, None] & (k < CHANNELS)[None, :])
+    tl.store(colors_ptr + at, color, mask=(r < rows)[:, None] & (k < CHANNELS)[None, :])
 
 
 @triton.jit
-def colour_loss_kernel(
+def color_loss_kernel(
     y_ptr,
     dy_ptr,
     pixels_ptr,  # uint8 [rows, CHANNELS]
@@ -63,7 +63,7 @@ def colour_loss_kernel(
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Masked mean squared error of the colours, its gradients to y and to the colours' layer."""
+    """Masked mean squared error of the colors, its gradients to y and to the colors' layer."""
     dtype = y_ptr.dtype.element_ty
     c, k = tl.arange(0, C), tl.arange(0, 16)
     w = tl.load(weights_ptr + weight_at + k[:, None] * C + c[None, :])
@@ -79,10 +79,10 @@ def colour_loss_kernel(
         counts = tl.load(mask_ptr + r, mask=r < rows, other=0) != 0
         counts = counts[:, None] & (k < CHANNELS)[None, :]
         pixel = tl.load(pixels_ptr + r[:, None] * CHANNELS + k[None, :], mask=counts, other=0)
-        colour = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
-        error = tl.where(counts, colour - pixel.to(tl.float32) / 255.0, 0.0)
+        color = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
+        error = tl.where(counts, color - pixel.to(tl.float32) / 255.0, 0.0)
         loss += tl.sum(error * error, axis=1)
-        dz = 2 * share * error * colour * (1 - colour)
+        dz = 2 * share * error * color * (1 - color)
         gb += tl.sum(dz, axis=0)
         dz = dz.to(dtype)
         gw = tl.dot(tl.trans(dz), y, gw, input_precision=PRECISION)
@@ -93,7 +93,7 @@ def colour_loss_kernel(
     tl.atomic_add(numbers_ptr + 1, tl.sum(loss, axis=0) * share, sem="relaxed")
 
 
-class PixelColours:
+class PixelColors:
     """The end of one student, whose layer lies in the packed buffers of `train.gpu.student.weights`."""
 
     def __init__(self, packed: Tensor, gradients: Tensor, places: tuple[int, int], outputs: int):
@@ -106,16 +106,16 @@ class PixelColours:
     def clear(self) -> None:
         """Its gradients are cleared with all packed ones."""
 
-    def colours(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Colours [n, outputs, h, w] (float32) of y [n h w, C]; `grid` is (n, h, w)."""
+    def colors(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Colors [n, outputs, h, w] (float32) of y [n h w, C]; `grid` is (n, h, w)."""
         n, height, width = grid
         rows, c = y.shape
-        colours = torch.empty(n, self._outputs, height, width, device=y.device)
-        colour_kernel[(triton.cdiv(rows, ROWS),)](
-            y, colours, self._packed, *self._places, rows, height * width,
+        colors = torch.empty(n, self._outputs, height, width, device=y.device)
+        color_kernel[(triton.cdiv(rows, ROWS),)](
+            y, colors, self._packed, *self._places, rows, height * width,
             C=c, CHANNELS=self._outputs, ROWS=ROWS, PRECISION="ieee", num_warps=4,
         )  # fmt: skip
-        return colours
+        return colors
 
     def loss(
         self,
@@ -132,7 +132,7 @@ class PixelColours:
         """
         rows, c = y.shape
         programs = min(triton.cdiv(rows, ROWS), PROGRAMS_PER_SM * processors(y.device))
-        colour_loss_kernel[(programs,)](
+        color_loss_kernel[(programs,)](
             y, dy, pixels, mask, numbers, self._packed, self._gradients, *self._places, rows,
             C=c, CHANNELS=self._outputs, ROWS=ROWS, PRECISION="ieee", num_warps=4,
         )  # fmt: skip
