@@ -34,8 +34,8 @@ from pipeline.presets import Preset, preset
 from pipeline.training import compute_device
 from train.benchmarks import ceilings as chip
 from train.benchmarks.figure import Figure
-from train.gpu.availability import reason
 from train.image_pool import ImagePool
+from train.kernels.availability import reason
 
 GIB = 2**30
 LITTLE_MEMORY_GIB, CUDA_ITSELF_GIB = 10.0, 0.6
@@ -111,7 +111,7 @@ def _measure(
     one area after the other, and the other throughputs."""
     from train.benchmarks import field as field_kernels
     from train.benchmarks import rendering, student, teacher, throughput
-    from train.gpu.rendering.renderer import FusedRenderer
+    from train.fused_renderer import FusedRenderer
 
     kinds: list[tuple[str, Callable[[torch.device], list[Figure]]]] = [
         ("field", field_kernels.measure),

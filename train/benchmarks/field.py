@@ -14,9 +14,9 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from train.benchmarks.figure import Cost, Figure, time_ms
-from train.gpu.field.kernels import FieldKernels
-from train.gpu.teacher.adam import FusedAdam
-from train.hash_grid.layout import GridShape
+from train.grid_layout import GridShape
+from train.kernels.field.radiance_field import FieldKernels
+from train.kernels.teacher.adam import FusedAdam
 from train.radiance_field import RadianceField
 
 SHAPE = GridShape(16, 2, 19, 16, 1024)

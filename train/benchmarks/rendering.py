@@ -17,8 +17,8 @@ from lightfield.camera import Intrinsics, look_at
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box
 from train.benchmarks.figure import Figure, time_ms
-from train.gpu.rendering.fine_occupancy import fine_cells
-from train.gpu.rendering.renderer import FusedRenderer
+from train.fused_renderer import FusedRenderer
+from train.kernels.rendering.fine_occupancy import fine_cells
 from train.marching import march, rays_in_box
 from train.occupancy import OccupancyGrid
 from train.rendering import RAY_ENDS

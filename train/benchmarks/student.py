@@ -15,9 +15,9 @@ from lightfield.encoding import encode
 from lightfield.student import Student, mac_count, mobile_r2l_spec
 from train.benchmarks.figure import Figure, time_ms
 from train.distil_step import masked_mse
-from train.gpu.student.fast_student import FastStudent
-from train.gpu.student.residual_block import WIDE_ROWS
-from train.gpu.student.weights import multiple
+from train.kernels.student.fast_student import FastStudent
+from train.kernels.student.residual_block import WIDE_ROWS
+from train.kernels.student.weights import multiple
 
 IMAGE_RAYS = 10_000
 SPEC = mobile_r2l_spec(norm="none")

@@ -14,7 +14,7 @@ from lightfield.scenes.bricks import bricks_scene
 from lightfield.scenes.scene import Scene
 from train.benchmarks.field import adam_cost, density_cost, lattice_cost
 from train.benchmarks.figure import Cost, Figure, time_ms
-from train.gpu.teacher.steps import GpuSteps
+from train.gpu_steps import GpuSteps
 from train.teacher import Teacher, TeacherConfig
 from train.teacher_training import carve
 

@@ -22,8 +22,8 @@ from lightfield.student import Student, StudentSpec
 from train.benchmarks.figure import Throughput, time_ms
 from train.distil import DistilConfig
 from train.distil_step import DistilStep
-from train.gpu.rendering.renderer import FusedRenderer
-from train.gpu.teacher.steps import GpuSteps
+from train.fused_renderer import FusedRenderer
+from train.gpu_steps import GpuSteps
 from train.image_pool import ImagePool
 from train.moving_average import MovingAverage
 from train.pseudo import PIXELS_AT_ONCE, fits_on_device, pseudo_poses, render_pseudo_on_device

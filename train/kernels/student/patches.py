@@ -1,0 +1,211 @@
+"""A last stage without blocks and the colors as one layer: a patch of pixels for each row of a stream.
+
+Where a tail ends in one pixel shuffle, its convolution V and the colors' C have nothing between them,
+and the product C V is all that the pixels need: nothing as large as the image is kept but the image.
+The kernels multiply by the product; the gradients of V and C follow from the product's by hand.
+
+Letters: R rows of the stream, C its channels; S x S pixels (phases) per row of O output channels, as
+phase * O + o, padded to P. Twin: `lightfield.student`'s last stage and colors.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from lightfield.student import Student
+from train.kernels.availability import processors
+from train.kernels.student.sums import add_to_sum, values_of
+
+ROWS = 64
+WARPS = 4
+PROGRAMS_PER_SM = 2
+
+
+@triton.jit
+def _pixel(r, k, height, width, CHANNELS: tl.constexpr, S: tl.constexpr):
+    """Which pixel, of all images', number k of row r's patch belongs to; and row r's image."""
+    image = r // (width * height)
+    phase = k // CHANNELS
+    line = S * (r // width)[:, None] + (phase // S)[None, :]  # images are stacked
+    return line * (S * width) + (S * (r % width))[:, None] + (phase % S)[None, :], image
+
+
+@triton.jit
+def patch_colors_kernel(
+    y_ptr,
+    colors_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows,
+    height,
+    width,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Colors [n, CHANNELS, S h, S w] in float32 of the stream y [rows, C]."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c, k = tl.arange(0, C), tl.arange(0, P)
+    y = tl.load(y_ptr + r[:, None] * C + c[None, :], mask=r[:, None] < rows, other=0.0)
+    w = tl.load(weight_ptr + k[:, None] * C + c[None, :])
+    logit = tl.dot(y, tl.trans(w), input_precision=PRECISION) + tl.load(bias_ptr + k)[None, :]
+    pixel, image = _pixel(r, k, height, width, CHANNELS, S)
+    plane = S * height * S * width
+    at = pixel + (image * (CHANNELS - 1))[:, None] * plane + (k % CHANNELS)[None, :] * plane
+    known = (r < rows)[:, None] & (k < S * S * CHANNELS)[None, :]
+    tl.store(colors_ptr + at, tl.sigmoid(logit), mask=known)
+
+
+@triton.jit
+def patch_loss_kernel(
+    y_ptr,
+    dy_ptr,
+    pixels_ptr,  # uint8 [n, S h, S w, CHANNELS]
+    mask_ptr,  # uint8 [n, S h, S w]
+    numbers_ptr,  # float32: how many pixels count, and the loss, which is added to
+    weight_ptr,
+    bias_ptr,
+    gradients_ptr,  # sums: of the weight [P, C], then of the bias [P]
+    rows,
+    height,
+    width,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Masked mean squared error of the colors, its gradients to y and to the layer."""
+    dtype = y_ptr.dtype.element_ty
+    c, k = tl.arange(0, C), tl.arange(0, P)
+    weight_at = k[:, None] * C + c[None, :]
+    w = tl.load(weight_ptr + weight_at)
+    b = tl.load(bias_ptr + k)
+    share = 1.0 / (CHANNELS * tl.load(numbers_ptr))
+    gw = tl.zeros([P, C], tl.float32)
+    gb = tl.zeros([P], tl.float32)
+    loss = tl.zeros([ROWS], tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        r = tile * ROWS + tl.arange(0, ROWS)
+        at = r[:, None] * C + c[None, :]
+        y = tl.load(y_ptr + at, mask=r[:, None] < rows, other=0.0)
+        pixel, _ = _pixel(r, k, height, width, CHANNELS, S)
+        known = (r < rows)[:, None] & (k < S * S * CHANNELS)[None, :]
+        counts = tl.load(mask_ptr + pixel, mask=known, other=0) != 0
+        truth = tl.load(
+            pixels_ptr + pixel * CHANNELS + (k % CHANNELS)[None, :], mask=counts, other=0
+        )
+        color = tl.sigmoid(tl.dot(y, tl.trans(w), input_precision=PRECISION) + b[None, :])
+        error = tl.where(counts, color - truth.to(tl.float32) / 255.0, 0.0)
+        loss += tl.sum(error * error, axis=1)
+        dz = 2 * share * error * color * (1 - color)
+        gb += tl.sum(dz, axis=0)
+        dz = dz.to(dtype)
+        gw = tl.dot(tl.trans(dz), y, gw, input_precision=PRECISION)
+        dy = tl.dot(dz, w, input_precision=PRECISION)
+        tl.store(dy_ptr + at, dy.to(dtype), mask=r[:, None] < rows)
+    add_to_sum(gradients_ptr + weight_at, gw)
+    add_to_sum(gradients_ptr + P * C + k, gb)
+    tl.atomic_add(numbers_ptr + 1, tl.sum(loss, axis=0) * share, sem="relaxed")
+
+
+class Patches:
+    """The end of one student, whose stream comes in with `channels`, padding included."""
+
+    def __init__(self, student: Student, channels: int, padded: int, dtype: torch.dtype):
+        stage = student.tail[-1]
+        assert isinstance(stage, nn.Sequential)
+        assert isinstance(stage[0], nn.Sequential)
+        convolution, color = stage[0][0], student.color
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
+        assert color.bias is not None
+        self.factor, self.outputs = student.spec.tail[-1].factor, student.spec.output_channels
+        self._layers = [convolution.weight, convolution.bias, color.weight, color.bias]
+        device = convolution.weight.device
+        self._weight = torch.zeros(padded, channels, dtype=dtype, device=device)
+        self._bias = torch.zeros(padded, device=device)
+        self._sums = torch.zeros(padded * (channels + 1), dtype=torch.int64, device=device)
+
+    def refresh(self) -> None:
+        """Multiply the two layers."""
+        weight, bias, mixing, offset = self._matrices()
+        product = torch.einsum("ow,wpi->poi", mixing, weight).flatten(0, 1)
+        self._weight[: len(product), : product.shape[1]].copy_(product)
+        self._bias[: len(product)].copy_((bias.T @ mixing.T + offset).flatten())
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self._sums.zero_()
+
+    def colors(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Colors [n, O, S h, S w] (float32) of y [n h w, C]; `grid` is (n, h, w)."""
+        n, height, width = grid
+        size = (n, self.outputs, self.factor * height, self.factor * width)
+        colors = torch.empty(size, device=y.device)
+        patch_colors_kernel[(triton.cdiv(len(y), ROWS),)](
+            y, colors, self._weight, self._bias, len(y), height, width,
+            C=y.shape[1], P=len(self._bias), CHANNELS=self.outputs, S=self.factor, ROWS=ROWS,
+            PRECISION="ieee", num_warps=WARPS,
+        )  # fmt: skip
+        return colors
+
+    def loss(
+        self,
+        y: Tensor,
+        dy: Tensor,
+        pixels: Tensor,
+        mask: Tensor,
+        numbers: Tensor,
+        grid: tuple[int, int, int],
+    ) -> None:
+        """dy [n h w, C], and the loss added to numbers[1], given numbers[0] pixels that count.
+
+        `pixels` are uint8 [n, S h, S w, O], `mask` uint8 [n, S h, S w].
+        """
+        _, height, width = grid
+        programs = min(triton.cdiv(len(y), ROWS), PROGRAMS_PER_SM * processors(y.device))
+        patch_loss_kernel[(programs,)](
+            y, dy, pixels, mask, numbers, self._weight, self._bias, self._sums,
+            len(y), height, width,
+            C=y.shape[1], P=len(self._bias), CHANNELS=self.outputs, S=self.factor, ROWS=ROWS,
+            PRECISION="ieee", num_warps=WARPS,
+        )  # fmt: skip
+
+    def publish_gradients(self) -> None:
+        """Fill the two layers' `grad`."""
+        weight, bias, mixing, _ = self._matrices()
+        phases, inputs = weight.shape[1:]
+        used, padded = phases * self.outputs, len(self._bias)
+        sums = values_of(self._sums)
+        of_product = sums[: padded * self._weight.shape[1]].view(padded, -1)[:used, :inputs]
+        of_product = of_product.reshape(phases, self.outputs, inputs)
+        of_bias = sums[-padded:][:used].view(phases, self.outputs)
+        of_mixing = torch.einsum("poi,wpi->ow", of_product, weight) + (bias @ of_bias).T
+        gradients = (
+            torch.einsum("ow,poi->wpi", mixing, of_product),
+            (of_bias @ mixing).T,
+            of_mixing,
+            of_bias.sum(0),
+        )
+        for layer, gradient in zip(self._layers, gradients, strict=True):
+            assert layer.grad is not None
+            layer.grad.copy_(gradient.reshape(layer.shape))
+
+    def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The convolution's weight [w, phases, i] and bias [w, phases], the colors' [o, w] and [o]."""
+        weight, bias, mixing, offset = (layer.detach() for layer in self._layers)
+        phases = self.factor**2
+        return (
+            weight[:, :, 0, 0].unflatten(0, (-1, phases)),
+            bias.view(-1, phases),
+            mixing[:, :, 0, 0],
+            offset,
+        )

@@ -1,0 +1,245 @@
+"""A student's parameters in one flat buffer, and their copy in the layout and type of the kernels.
+
+The flat buffers (parameters and gradients, float32) hold the parameters in the order of
+`student.parameters()`; the student's own tensors become views of them, so that its state dict and any
+optimizer stay as they are. The packed buffers hold the same numbers padded with zeros to usable
+widths, and gradients laid out as weights (`train.kernels.student.sums`). `source[i]` is where packed
+number i lies in the flat buffer, or -1; one kernel copies each way.
+
+    head      [C, E], then the bias [C]
+    block     W1 [I, C], b1 [I], W2 [C, I], b2 [C]
+    upsample  [K, CI, K * CO], that is ky, input, (kx, output), then the bias [CO]; shuffled [K, K, CO]
+    color    [16, C], then the bias [16]
+
+A last stage and colors that are one layer (`train.kernels.student.patches`) are in the flat buffers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from lightfield.student import ResidualBlock, Student, StudentSpec
+from train.kernels.student.colors import COLORS
+from train.kernels.student.front import HEAD_CHUNK
+from train.kernels.student.residual_block import WIDE_CHUNK
+from train.kernels.student.sums import sum_value
+from train.kernels.student.tail_block import WIDEST as WIDEST_TAIL
+
+LEAST_WIDTH = 16
+"""What a tensor core takes."""
+WIDEST_STREAM = 256
+WIDEST_PATCH = 64
+PACK_SIZE = 1024
+"""Numbers that one program copies."""
+
+
+def power_of_two_width(width: int) -> int:
+    """Channels of a stream or of a narrow block, with padding."""
+    return max(LEAST_WIDTH, 1 << (width - 1).bit_length())
+
+
+def multiple(width: int, of: int) -> int:
+    """The least multiple that is not below a width."""
+    return -(-width // of) * of
+
+
+def unsupported(spec: StudentSpec) -> str | None:
+    """Why the kernels cannot compute a student, or None."""
+    if spec.norm != "none":
+        return "batch norms look at all rows at once"
+    if spec.stream_width > WIDEST_STREAM:
+        return f"its stream is wider than {WIDEST_STREAM} channels"
+    if not spec.inner_widths or not spec.tail:
+        return "it has no body or no tail"
+    if any(max(stage.width, *stage.inner_widths, 1) > WIDEST_TAIL for stage in spec.tail):
+        return f"its tail is wider than {WIDEST_TAIL} channels"
+    if spec.output_channels > COLORS:
+        return f"it has more than {COLORS} output channels"
+    return None
+
+
+def patch_width(spec: StudentSpec) -> int | None:
+    """Padded numbers in a patch, where the last stage and the colors are one layer, or None."""
+    if (
+        len(spec.tail) < 2
+        or spec.tail[-1].operator != "pixel_shuffle"
+        or spec.tail[-1].inner_widths
+    ):
+        return None
+    width = power_of_two_width(spec.tail[-1].factor ** 2 * spec.output_channels)
+    return width if width <= WIDEST_PATCH else None
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Where a layer's weight and bias begin in the packed buffers."""
+
+    weight: int
+    bias: int
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """Where a residual block's layers begin, and its padded inner width."""
+
+    expand: LayerPlace
+    contract: LayerPlace
+    inner: int
+
+    @property
+    def offsets(self) -> tuple[int, int, int, int]:
+        """W1, b1, W2, b2."""
+        return self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """One stage of the tail: up-sampling layer, blocks, factor and padded width."""
+
+    upsample: LayerPlace
+    blocks: tuple[BlockPlace, ...]
+    factor: int
+    width: int
+    kernel: int
+    shuffled: bool
+    """Whether it is a 1x1 convolution with pixel shuffle."""
+
+
+@triton.jit
+def pack_kernel(flat_ptr, packed_ptr, source_ptr, size, SIZE: tl.constexpr):
+    """packed[i] = flat[source[i]], or zero."""
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    source = tl.load(source_ptr + i, mask=i < size, other=-1)
+    value = tl.load(flat_ptr + source, mask=source >= 0, other=0.0)
+    tl.store(packed_ptr + i, value.to(packed_ptr.dtype.element_ty), mask=i < size)
+
+
+@triton.jit
+def unpack_kernel(packed_ptr, flat_ptr, source_ptr, size, SIZE: tl.constexpr):
+    """flat[source[i]] = packed[i], of sums."""
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    source = tl.load(source_ptr + i, mask=i < size, other=-1)
+    value = sum_value(tl.load(packed_ptr + i, mask=i < size, other=0))
+    tl.store(flat_ptr + source, value, mask=source >= 0)
+
+
+class StudentWeights:
+    """The flat and the packed buffers of one student, and where its layers lie in the packed ones."""
+
+    def __init__(self, student: Student, dtype: torch.dtype):
+        self.spec = spec = student.spec
+        self.parameters = list(student.parameters())
+        self._flatten()
+        self._indices: list[Tensor] = []
+        self._size = 0
+        self.encoded_width = multiple(spec.input_channels, HEAD_CHUNK)
+        self.stream_width = power_of_two_width(spec.stream_width)
+        self.head = self._layer(student.head, self.stream_width, self.encoded_width)
+        self.body = tuple(
+            self._block(block, self.stream_width, multiple(inner, WIDE_CHUNK))
+            for block, inner in zip(student.body, spec.inner_widths, strict=True)
+        )
+        self.patch_width = patch_width(spec)
+        self.tail = tuple(self._stages(student))
+        self.color = (
+            self._layer(student.color, COLORS, self.tail[-1].width)
+            if self.patch_width is None
+            else None
+        )
+        self.source = torch.cat(self._indices).to(torch.int32)
+        self.packed = torch.zeros(self._size, dtype=dtype, device=self.flat.device)
+        self.packed_gradients = torch.zeros(self._size, dtype=torch.int64, device=self.flat.device)
+
+    def refresh(self) -> None:
+        """Copy the parameters into the packed buffer."""
+        grid = (triton.cdiv(self._size, PACK_SIZE),)
+        pack_kernel[grid](self.flat, self.packed, self.source, self._size, SIZE=PACK_SIZE)
+
+    def publish_gradients(self) -> None:
+        """Copy the packed gradients to where each parameter's `grad` is."""
+        grid = (triton.cdiv(self._size, PACK_SIZE),)
+        unpack_kernel[grid](
+            self.packed_gradients, self.gradients, self.source, self._size, SIZE=PACK_SIZE
+        )
+        for parameter, gradient in zip(self.parameters, self._gradient_views, strict=True):
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+    def _flatten(self) -> None:
+        sizes = [p.numel() for p in self.parameters]
+        self.flat = torch.cat([p.detach().float().flatten() for p in self.parameters])
+        self.gradients = torch.zeros_like(self.flat)
+        self._gradient_views, self._index_of = [], {}
+        indices = torch.arange(len(self.flat), device=self.flat.device).split(sizes)
+        for parameter, value, gradient, index in zip(
+            self.parameters,
+            self.flat.split(sizes),
+            self.gradients.split(sizes),
+            indices,
+            strict=True,
+        ):
+            parameter.data = value.view(parameter.shape)
+            self._gradient_views.append(gradient.view(parameter.shape))
+            self._index_of[parameter] = index.view(parameter.shape)
+
+    def _append(self, index: Tensor, shape: tuple[int, ...]) -> int:
+        """Append numbers of the flat buffer, padded to a shape; where they begin."""
+        padded = torch.full(shape, -1, device=index.device)
+        padded[tuple(slice(size) for size in index.shape)] = index
+        place = self._size
+        self._indices.append(padded.flatten())
+        self._size += padded.numel()
+        return place
+
+    def _layer(self, layer: nn.Conv2d, outputs: int, inputs: int) -> LayerPlace:
+        assert layer.bias is not None
+        weight = self._append(self._index_of[layer.weight][:, :, 0, 0], (outputs, inputs))
+        return LayerPlace(weight, self._append(self._index_of[layer.bias], (outputs,)))
+
+    def _block(self, block: nn.Module, width: int, inner: int) -> BlockPlace:
+        assert isinstance(block, ResidualBlock)
+        expand = self._layer(block.expand, inner, width)
+        return BlockPlace(expand, self._layer(block.contract, width, inner), inner)
+
+    def _upsampling(
+        self, layer: nn.Module, factor: int, inputs: int, outputs: int
+    ) -> tuple[LayerPlace, int]:
+        """Where the layer begins, and its kernel as a transposed convolution's."""
+        if isinstance(layer, nn.ConvTranspose2d):
+            assert layer.bias is not None
+            index = self._index_of[layer.weight].permute(2, 0, 3, 1)  # ky, input, kx, output
+            bias, bias_shape = self._index_of[layer.bias], (outputs,)
+        else:
+            assert isinstance(layer, nn.Sequential)
+            convolution = layer[0]
+            assert isinstance(convolution, nn.Conv2d)
+            assert convolution.bias is not None
+            phases = (-1, factor, factor)
+            index = self._index_of[convolution.weight].unflatten(0, phases)[..., 0, 0]
+            index = index.permute(1, 3, 2, 0)
+            bias = self._index_of[convolution.bias].view(phases).permute(1, 2, 0)
+            bias_shape = (factor, factor, outputs)
+        k = index.shape[0]
+        weight = self._append(index, (k, inputs, k, outputs))
+        return LayerPlace(weight, self._append(bias, bias_shape)), k
+
+    def _stages(self, student: Student) -> list[StagePlace]:
+        places, inputs = [], self.stream_width
+        stages = list(zip(student.spec.tail, student.tail, strict=True))
+        for stage, modules in stages if self.patch_width is None else stages[:-1]:
+            assert isinstance(modules, nn.Sequential)
+            width = power_of_two_width(stage.width)
+            upsample, k = self._upsampling(modules[0], stage.factor, inputs, width)
+            blocks = tuple(
+                self._block(block, width, power_of_two_width(inner))
+                for block, inner in zip(list(modules)[1:], stage.inner_widths, strict=True)
+            )
+            shuffled = stage.operator == "pixel_shuffle"
+            places.append(StagePlace(upsample, blocks, stage.factor, width, k, shuffled))
+            inputs = width
+        return places
