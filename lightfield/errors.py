@@ -17,6 +17,17 @@ def quoted(text: str) -> str:
     return plain if len(plain) <= LONGEST_QUOTE else f"{plain[:LONGEST_QUOTE]}..."
 
 
+def first_line(reason: BaseException) -> str:
+    """The first line of an exception's text, or "no reason given" when the text is blank."""
+    lines = str(reason).strip().splitlines()
+    return lines[0].strip() if lines else "no reason given"
+
+
+def described(reason: BaseException) -> str:
+    """An exception in one line: its type and the first line of its text."""
+    return f"{type(reason).__name__}: {first_line(reason)}"
+
+
 class NelfError(Exception):
     """Something the user can put right.
 

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightfield.errors import described
+
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
@@ -89,8 +91,7 @@ def load_lpips() -> Lpips:
 
             return Lpips(lpips.LPIPS(net="alex", verbose=False).eval(), None)
     except Exception as error:  # torchvision beside a CPU build of torch fails in many ways
-        reason = str(error).strip().splitlines()
-        return Lpips(None, f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}")
+        return Lpips(None, described(error))
 
 
 @dataclass(frozen=True)
