@@ -9,7 +9,7 @@
 #   make bench       RUN=runs/lego TARGET=phone: the latencies of what a run exported
 #   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
 #   make test-lens   those of the lens that need node; RUN=runs/lego compares that run's lens as well
-#   make bench-gpu   this machine's GPU: its ceilings, kernels, throughputs (DATA=scene, JSON=file)
+#   make bench-gpu   this machine's GPU: peak rates, kernels, throughputs (DATA=scene, JSON=file)
 
 PYTHON ?= python3
 PRESET ?= auto
@@ -62,7 +62,7 @@ data: $(SETUP)
 	$(NELF) data --folder data
 
 bench-gpu: $(SETUP)
-	$(NELF) bench-gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(JSON),--json $(call quoted,$(JSON)))
+	$(VENV)/bin/python -m tools.bench_gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(JSON),--json $(call quoted,$(JSON)))
 
 bench: $(SETUP)
 	$(NELF) bench --run $(call quoted,$(or $(RUN),$(RUNS)/lego)) --target $(TARGET)

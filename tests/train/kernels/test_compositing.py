@@ -21,7 +21,10 @@ RAYS, RAY_CAPACITY, SAMPLE_CAPACITY = 40, 64, 600
 def buffers(device: torch.device, *, density: float):
     """Rays of 0 to 20 samples, in the buffer in another order than their numbers."""
     generator = torch.Generator().manual_seed(2)
-    rays, samples = RayBuffer.empty(RAY_CAPACITY, device), SampleBuffer.empty(SAMPLE_CAPACITY, device)
+    rays, samples = (
+        RayBuffer.empty(RAY_CAPACITY, device),
+        SampleBuffer.empty(SAMPLE_CAPACITY, device),
+    )
     lengths = torch.randint(0, 21, (RAYS,), generator=generator)
     order = torch.randperm(RAYS, generator=generator)
     at = 0

@@ -1,1 +1,1 @@
-"""The student's training in kernels."""
+"""Kernels of the student's training; `fast_student` combines them to a step."""

@@ -1,8 +1,8 @@
-"""A student's activations in kernels, with their slopes.
+"""Activation functions of the student and their derivatives, as device functions.
 
-`KIND` is an activation: 0 GELU, 1 GELU by the hardware's tanh, 2 x sigmoid(1.702 x), 3 ReLU. 1 differs
-from 0 by at most 4.8e-4 (the form) + 2^-12 |h| (the hardware's tanh), where bfloat16 rounds by up to
-2^-9 |g|. Twin: `lightfield.student.activation_module`.
+`KIND` selects the activation: 0 GELU, 1 GELU with the hardware's tanh, 2 x sigmoid(1.702 x), 3 ReLU.
+Kind 1 differs from kind 0 by at most 4.8e-4 (tanh formula) + 2^-12 |h| (hardware's tanh), less than
+bfloat16 rounds (up to 2^-9 |g|). Twin: `lightfield.student.activation_module`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from train.kernels.availability import INTERPRETED
 
 
 def activation_kind(activation: str, dtype: torch.dtype) -> int:
-    """The number of an activation; GELU is approximated only where bfloat16 hides it."""
+    """The `KIND` of an activation; GELU is approximated only in bfloat16, which hides the error."""
     if activation == "gelu":
         return 0 if dtype == torch.float32 or INTERPRETED else 1
     return {"sigmoid_gelu": 2, "relu": 3}[activation]
@@ -23,6 +23,7 @@ def activation_kind(activation: str, dtype: torch.dtype) -> int:
 
 @triton.jit
 def _tanh(x):
+    """tanh(x) by the hardware's approximation."""
     return tl.inline_asm_elementwise(
         "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
     )
@@ -30,7 +31,7 @@ def _tanh(x):
 
 @triton.jit
 def activate(h, KIND: tl.constexpr):
-    """act(h) and act'(h), in float32."""
+    """act(h) and its derivative act'(h), both float32 of the shape of h."""
     if KIND == 0:
         half = 0.5 + 0.5 * tl.erf(h * 0.7071067811865476)
         value = h * half

@@ -1,13 +1,13 @@
-"""A student's colors and gradients by kernels, for training without batch norms on a GPU.
+"""Forward and backward pass of a student in Triton kernels, for training without batch norms.
 
 Letters: N windows of h x w rays, R = N h w rows, D coordinates per ray; s the up-sampling factor. All
-tensors between the kernels are rows of channels, padded to widths the tensor cores take. Parameters
+tensors between the kernels are rows of channels, padded to widths that tensor cores support. Parameters
 and their gradients stay float32 (`train.kernels.student.weights`); activations are bfloat16, except that
-the body's stream is summed up in float32. There is no autograd graph: backward is written out below.
+the body's stream is summed in float32. The backward pass is written out below, without autograd.
 
-After the first call for a shape a step allocates next to nothing, never waits for the GPU, and can be
-captured in a CUDA graph. Memory for the paper's network is 80 kB per ray in flight. Twin: the
-ordinary `Student` with `train.distil_step.masked_mse`.
+After the first call with a shape, a step allocates almost no memory and does not synchronize, so a CUDA
+graph can capture it. The paper's network takes 80 kB of memory per ray. Twin: `Student` with
+`train.distil_step.masked_mse`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightfield.student import Student, StudentSpec
 from train.kernels.availability import LARGEST_INDEX
 from train.kernels.student import front, residual_block, tail_block, upsampling
 from train.kernels.student.activation import activation_kind
-from train.kernels.student.colors import PixelColors
+from train.kernels.student.colors import ColorOutput, PixelColors
 from train.kernels.student.patches import Patches
 from train.kernels.student.sums import to_sums, values_of
 from train.kernels.student.weight_gradients import Product, WeightGradients
@@ -33,15 +33,15 @@ from train.kernels.student.weights import StudentWeights, multiple, unsupported
 
 
 def supports(spec: StudentSpec) -> str | None:
-    """Why `FastStudent` cannot train a student, or None where it can."""
+    """The reason why `FastStudent` cannot train a student, or None when it can."""
     return unsupported(spec)
 
 
 class _Activations:
-    """Everything that one shape's forward and backward write, allocated once.
+    """Intermediate results of the forward and backward pass of one shape, allocated once.
 
-    The body's rows are padded to whole programs. Padding rows hold finite numbers whose gradients are
-    zero: nothing ever writes to them in the last slot of `dy`.
+    The body's rows are padded to whole programs. Padding rows hold finite values, and their gradients
+    are zero because no kernel writes to them in the last slot of `dy`.
     """
 
     def __init__(self, weights: StudentWeights, windows: tuple[int, int, int], *, keep: bool):
@@ -60,7 +60,7 @@ class _Activations:
             "g": (rows * inner,),
             "d": (rows * inner,),
         }
-        _refuse_miscounting(weights, windows, rows)
+        _refuse_overflow(weights, windows, rows)
         sizes = [torch.Size(shape).numel() for shape in shapes.values()]
         self.arena = torch.zeros(sum(sizes), dtype=dtype, device=device)
         parts = [
@@ -116,8 +116,8 @@ class _Activations:
         return products
 
 
-def _refuse_miscounting(weights: StudentWeights, windows: tuple[int, int, int], rows: int) -> None:
-    """Refuse windows whose rows of channels the kernels' int32 could not count."""
+def _refuse_overflow(weights: StudentWeights, windows: tuple[int, int, int], rows: int) -> None:
+    """Raise a ConfigError for windows whose indices overflow the kernels' int32."""
     widest = max(weights.encoded_width, weights.stream_width, *(b.inner for b in weights.body))
     sizes, pixels = [rows * widest], math.prod(windows)
     for stage in weights.tail:
@@ -126,20 +126,20 @@ def _refuse_miscounting(weights: StudentWeights, windows: tuple[int, int, int], 
     sizes.append(math.prod(windows) * weights.spec.factor**2 * weights.spec.output_channels)
     if max(sizes) > LARGEST_INDEX:
         raise ConfigError(
-            f"{windows[0]} windows of {windows[1]} x {windows[2]} rays are too many at once",
+            f"{windows[0]} windows of {windows[1]} x {windows[2]} rays exceed the kernels' int32",
             where="distil.windows",
             remedy="choose fewer or smaller windows",
         )
 
 
 class FastStudent:
-    """Computes an ordinary student's colors and gradients; training it goes on as before.
+    """Colors and gradients of an ordinary `Student`, whose optimizers need no change.
 
-    The student's parameters become views of one flat buffer, and after `step_gradients` so do their
-    gradients. `float32` activations are for tests through Triton's interpreter.
+    The student's parameters become views of one flat buffer, and after `step_gradients` their gradients
+    do too. float32 activations are for tests in Triton's interpreter.
 
     Raises:
-        ConfigError: where `supports` gives a reason.
+        ConfigError: when `supports` returns a reason.
     """
 
     def __init__(self, student: Student, dtype: torch.dtype = torch.bfloat16):
@@ -148,7 +148,7 @@ class FastStudent:
             raise ConfigError(f"the kernels cannot train this student: {reason}", where="student")
         self.student, self.spec = student, student.spec
         self.weights = StudentWeights(student, dtype)
-        self._end = self._end_of(student, dtype)
+        self._output = self._output_of(student, dtype)
         self.kind = activation_kind(student.spec.activation, dtype)
         before, table = 0, []
         for block in self.weights.body:
@@ -158,7 +158,7 @@ class FastStudent:
         self._activations: dict[tuple[int, int, int, bool], _Activations] = {}
 
     def flat_gradients(self) -> Float[Tensor, " p"]:
-        """All gradients of the last step (float32), in the order of the parameters; not a copy."""
+        """All gradients of the last step (float32), in the order of the parameters; a view."""
         return self.weights.gradients
 
     def forget(self) -> None:
@@ -167,11 +167,11 @@ class FastStudent:
 
     @torch.no_grad()
     def colors(self, points: Float[Tensor, "n h w d"]) -> Float[Tensor, "n rgb sh sw"]:
-        """Colors of windows of rays, given their points; ready for use until the next call."""
+        """Colors of windows of rays, from the points of the rays."""
         self._refresh()
         activations = self._of(points, keep=False)
         y = self._forward(points, activations)
-        return self._end.colors(y, activations.grids[-1])
+        return self._output.colors(y, activations.grids[-1])
 
     @torch.no_grad()
     def step_gradients(
@@ -180,9 +180,9 @@ class FastStudent:
         pixels: UInt8[Tensor, "n sh sw rgb"],
         mask: Bool[Tensor, "n 1 sh sw"],
     ) -> Float[Tensor, ""]:
-        """The masked mean squared error; every parameter's `grad` becomes its gradient.
+        """The masked mean squared error; writes the gradient of each parameter to its `grad`.
 
-        The loss is overwritten by the next step of the same shape.
+        The next step of the same shape overwrites the returned loss.
         """
         for part in self.parts(points, pixels, mask).values():
             part()
@@ -194,7 +194,7 @@ class FastStudent:
         pixels: UInt8[Tensor, "n sh sw rgb"],
         mask: Bool[Tensor, "n 1 sh sw"],
     ) -> dict[str, Callable[[], object]]:
-        """What `step_gradients` consists of, in its order; benchmarks repeat one part after a step."""
+        """The parts of `step_gradients` by name, in their order; benchmarks call them separately."""
         a = self._of(points, keep=True)
         inputs = [a.x[-1], *(streams[-1] for streams in a.streams)]
         forward = {
@@ -218,7 +218,7 @@ class FastStudent:
             "gradients to float32": self._publish_gradients,
         }
 
-    def _end_of(self, student: Student, dtype: torch.dtype) -> PixelColors | Patches:
+    def _output_of(self, student: Student, dtype: torch.dtype) -> ColorOutput:
         weights, outputs = self.weights, self.spec.output_channels
         if weights.patch_width is not None:
             return Patches(student, weights.tail[-1].width, weights.patch_width, dtype)
@@ -235,7 +235,7 @@ class FastStudent:
         return self._activations[key]
 
     def _forward(self, points: Tensor, a: _Activations) -> Tensor:
-        """The last stream, rows of pixels."""
+        """The last stream [rows, C] of the tail."""
         self._front(points, a)
         self._body(a)
         y = a.x[-1]
@@ -244,19 +244,19 @@ class FastStudent:
         return y
 
     def _refresh(self) -> None:
-        """Take the parameters as they are now."""
+        """Update the kernels' weights from the parameters."""
         self.weights.refresh()
-        self._end.refresh()
+        self._output.refresh()
 
     def _publish_gradients(self) -> None:
-        """Fill every parameter's `grad`."""
+        """Write the gradients to the parameters' `grad`."""
         self.weights.publish_gradients()
-        self._end.publish_gradients()
+        self._output.publish_gradients()
 
     def _clear(self, mask: Tensor, a: _Activations) -> None:
-        """Zero what is summed up, and count the mask."""
+        """Zero gradients and loss, and count the unmasked pixels."""
         self.weights.packed_gradients.zero_()
-        self._end.clear()
+        self._output.clear()
         a.numbers.zero_()
         a.numbers[0].copy_(mask.sum())
 
@@ -276,7 +276,7 @@ class FastStudent:
         )  # fmt: skip
 
     def _stage(self, i: int, x: Tensor, a: _Activations) -> Tensor:
-        """One stage of the tail from its input's rows."""
+        """Output rows of one stage of the tail, from its input rows x."""
         weights, stage, streams = self.weights.packed, self.weights.tail[i], a.streams[i]
         places = (stage.upsample.weight, stage.upsample.bias)
         upsampling.upsample(
@@ -289,10 +289,10 @@ class FastStudent:
 
     def _loss(self, y: Tensor, pixels: Tensor, mask: Tensor, a: _Activations) -> None:
         counted = mask.flatten().view(torch.uint8)
-        self._end.loss(y, a.tail_dy[-1], pixels.contiguous(), counted, a.numbers, a.grids[-1])
+        self._output.loss(y, a.tail_dy[-1], pixels.contiguous(), counted, a.numbers, a.grids[-1])
 
     def _stage_backward(self, i: int, a: _Activations) -> None:
-        """Gradients of one stage; that of its output becomes that of its up-sampling, in place."""
+        """Gradients of one stage; replaces the gradient of its output in place."""
         weights, gradients = self.weights.packed, self.weights.packed_gradients
         stage, dy = self.weights.tail[i], a.tail_dy[i]
         for block, x in reversed(list(zip(stage.blocks, a.streams[i], strict=False))):
@@ -308,10 +308,10 @@ class FastStudent:
         )  # fmt: skip
 
     def _upsampling_bias_gradient(self, i: int, dy: Tensor, grid: tuple[int, int, int]) -> None:
-        """The sum over pixels, which the first block's bias gradients already hold; of a shuffled
-        convolution over each phase's.
+        """Bias gradient of an up-sampling layer: the sum of its dy over pixels (per phase if shuffled).
 
-        Its dx = dy + dh W1, so that the sum of dx is that of dy plus W1's of the sum of dh.
+        The first block gives the sum without another pass: that block's dx = dy + dh W1, so the sum of
+        dx is the sum of dy (its b2 gradient) plus W1 times the sum of dh (its b1 gradient).
         """
         stage, gradients = self.weights.tail[i], self.weights.packed_gradients
         if stage.shuffled:

@@ -1,9 +1,9 @@
-"""Narrow residual blocks, of the student's tail, where memory is the limit: one pass over it.
+"""Narrow residual blocks of the student's up-sampling tail, where memory bandwidth limits the speed.
 
-Letters as in `train.kernels.student.residual_block`; C and I are powers of two from 16 to 64. Forward
-keeps x only; backward reads x and dy once, computes the rest again, and sums the weights' gradients in
-the registers of programs that live as long as there are rows. Products with ones sum over rows, which
-tensor cores do for little. Twin: `lightfield.student.ResidualBlock`.
+Letters as in `train.kernels.student.residual_block`; C and I are powers of two from 16 to 64. The
+forward pass stores only its output; the backward pass reads x and dy once and recomputes the rest.
+Programs loop over the rows and sum the gradients of the weights in registers. Sums over rows are
+products with ones, which cost little on tensor cores. Twin: `lightfield.student.ResidualBlock`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from train.kernels.availability import processors
 from train.kernels.student.activation import activate
 from train.kernels.student.sums import add_to_sum
 
-WIDEST = 64
-"""Widest stream and inner width of the narrow kernels."""
+MAX_WIDTH = 64
+"""Largest stream width and inner width of the narrow kernels."""
 FORWARD_SIZE = 4096
-"""Numbers in a forward tile."""
+"""Values of a forward tile."""
 BACKWARD_ROWS = 64
-"""Of 128 rows and 64 channels, registers would spill."""
+"""Rows of a backward tile; with 128 rows and 64 channels, registers would spill."""
 WARPS = 4
 STAGES = 3
 FORWARD_PROGRAMS = 3
-"""Per multiprocessor, as many as fit."""
+"""Programs per multiprocessor: the largest number that fits."""
 BACKWARD_PROGRAMS = {16: 4, 32: 3, 64: 2}
-"""Per multiprocessor, by width."""
+"""Programs per multiprocessor, by width."""
 
 
 @triton.jit
@@ -44,10 +44,9 @@ def narrow_forward_kernel(
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
     KIND: tl.constexpr,
-    PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One residual block, y from x."""
+    """Output y [rows, C] of one residual block from x [rows, C]. Twin: `ResidualBlock`."""
     dtype = x_ptr.dtype.element_ty
     c, i = tl.arange(0, C), tl.arange(0, INNER)
     w1 = tl.load(weights_ptr + w1_at + i[:, None] * C + c[None, :])
@@ -59,9 +58,9 @@ def narrow_forward_kernel(
         r = tile * ROWS + tl.arange(0, ROWS)
         at = r[:, None] * C + c[None, :]
         x = tl.load(x_ptr + at, mask=r[:, None] < rows, other=0.0)
-        h = tl.dot(x, tl.trans(w1), input_precision=PRECISION) + b1[None, :]
+        h = tl.dot(x, tl.trans(w1), input_precision="ieee") + b1[None, :]
         g, _ = activate(h, KIND)
-        y = tl.dot(g.to(dtype), tl.trans(w2), input_precision=PRECISION)
+        y = tl.dot(g.to(dtype), tl.trans(w2), input_precision="ieee")
         y += b2[None, :] + x.to(tl.float32)
         tl.store(y_ptr + at, y.to(dtype), mask=r[:, None] < rows)
 
@@ -72,7 +71,7 @@ def narrow_backward_kernel(
     dy_ptr,
     dx_ptr,
     weights_ptr,
-    gradients_ptr,  # sums, laid out as the weights
+    gradients_ptr,  # int64 sums, laid out as the weights
     w1_at,
     b1_at,
     w2_at,
@@ -82,10 +81,12 @@ def narrow_backward_kernel(
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
     KIND: tl.constexpr,
-    PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One residual block, dx from x and dy; adds the weights' gradients."""
+    """Gradient dx [rows, C] of one residual block from x and dy [rows, C]; adds weight gradients.
+
+    Twin: autograd through `ResidualBlock`.
+    """
     dtype = x_ptr.dtype.element_ty
     c, i = tl.arange(0, C), tl.arange(0, INNER)
     one = tl.arange(0, 16)
@@ -105,17 +106,17 @@ def narrow_backward_kernel(
         at = r[:, None] * C + c[None, :]
         x = tl.load(x_ptr + at, mask=r[:, None] < rows, other=0.0)
         dy = tl.load(dy_ptr + at, mask=r[:, None] < rows, other=0.0)
-        h = tl.dot(x, tl.trans(w1), input_precision=PRECISION) + b1[None, :]
+        h = tl.dot(x, tl.trans(w1), input_precision="ieee") + b1[None, :]
         g, slope = activate(h, KIND)
-        dh = (tl.dot(dy, w2, input_precision=PRECISION) * slope).to(dtype)
-        dx = tl.dot(dh, w1, input_precision=PRECISION) + dy.to(tl.float32)
+        dh = (tl.dot(dy, w2, input_precision="ieee") * slope).to(dtype)
+        dx = tl.dot(dh, w1, input_precision="ieee") + dy.to(tl.float32)
         tl.store(dx_ptr + at, dx.to(dtype), mask=r[:, None] < rows)
-        turned = tl.trans(dh)
-        gw1 = tl.dot(turned, x, gw1, input_precision=PRECISION)
-        gb1 = tl.dot(turned, ones, gb1, input_precision=PRECISION)
-        turned = tl.trans(dy)
-        gw2 = tl.dot(turned, g.to(dtype), gw2, input_precision=PRECISION)
-        gb2 = tl.dot(turned, ones, gb2, input_precision=PRECISION)
+        transposed = tl.trans(dh)
+        gw1 = tl.dot(transposed, x, gw1, input_precision="ieee")
+        gb1 = tl.dot(transposed, ones, gb1, input_precision="ieee")
+        transposed = tl.trans(dy)
+        gw2 = tl.dot(transposed, g.to(dtype), gw2, input_precision="ieee")
+        gb2 = tl.dot(transposed, ones, gb2, input_precision="ieee")
     add_to_sum(gradients_ptr + w1_at + at1, gw1)
     add_to_sum(gradients_ptr + w2_at + at2, gw2)
     first = one[None, :] == 0
@@ -126,13 +127,13 @@ def narrow_backward_kernel(
 def narrow_forward(
     x: Tensor, y: Tensor, weights: Tensor, places: tuple[int, int, int, int], inner: int, kind: int
 ) -> None:
-    """y [R, C] of one block; `places` are where W1, b1, W2, b2 begin in `weights`."""
+    """Write y [R, C] of one block; `places` are the offsets of W1, b1, W2, b2 in `weights`."""
     rows, channels = x.shape
     tile = FORWARD_SIZE // max(channels, inner)
     programs = FORWARD_PROGRAMS * processors(x.device)
     narrow_forward_kernel[(min(triton.cdiv(rows, tile), programs),)](
         x, y, weights, *places, rows,
-        C=channels, INNER=inner, ROWS=tile, KIND=kind, PRECISION="ieee",
+        C=channels, INNER=inner, ROWS=tile, KIND=kind,
         STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
 
@@ -147,11 +148,11 @@ def narrow_backward(
     inner: int,
     kind: int,
 ) -> None:
-    """dx [R, C] of one block, which may be dy; adds its weights' gradients to sums."""
+    """Write dx [R, C] of one block (dx may be dy), and add the weight gradients to `gradients`."""
     rows, channels = x.shape
     programs = BACKWARD_PROGRAMS[max(channels, inner)] * processors(x.device)
     narrow_backward_kernel[(min(triton.cdiv(rows, BACKWARD_ROWS), programs),)](
         x, dy, dx, weights, gradients, *places, rows,
-        C=channels, INNER=inner, ROWS=BACKWARD_ROWS, KIND=kind, PRECISION="ieee",
+        C=channels, INNER=inner, ROWS=BACKWARD_ROWS, KIND=kind,
         STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip

@@ -1,14 +1,16 @@
-"""Up-sampling on rows of pixels: transposed convolutions of kernel 4, stride 2, padding 1 or of kernel
-3, stride 3, and 1x1 convolutions with pixel shuffle, which are transposed ones of kernel and stride S.
+"""Up-sampling layers on rows of pixels: transposed convolutions and pixel shuffles.
 
-Letters: a window is h x w input pixels, in all R = n h w rows of CI channels; S x S output pixels per
-input pixel, of CO channels; K the kernel's side, P its padding. Weights lie as [K, CI, K * CO], that
-is ky, input channel, (kx, output channel), so that one row of taps is one contiguous matrix.
+The transposed convolutions have kernel 4, stride 2 and padding 1, or kernel 3 and stride 3. A 1x1
+convolution with pixel shuffle by S is computed as a transposed convolution of kernel and stride S, but
+with one bias per output phase.
 
-Nothing is unfolded in memory: forward multiplies, per output phase (p, q), the K/S x K/S input pixels
-it sees; both backward kernels read the K x K output pixels of an input pixel where they lie, K * CO
-neighboring numbers at a time. A shuffled convolution has a bias of its own for each phase. Twin:
-`lightfield.student`'s layers on NCHW tensors.
+Letters: a window is h x w input pixels, n windows are R = n h w rows of CI channels; an input pixel has
+S x S output pixels of CO channels; K is the kernel's side, P its padding. Weights are [K, CI, K * CO],
+that is ky, input channel, (kx, output channel), so one row of taps is one contiguous matrix.
+
+No kernel unfolds its input in memory. The forward kernel multiplies, for each output phase (p, q), the
+K/S x K/S input pixels that contribute. Both backward kernels read the K x K output pixels of an input
+pixel in place, K * CO contiguous values at a time. Twin: `lightfield.student`'s layers on NCHW tensors.
 """
 
 from __future__ import annotations
@@ -41,12 +43,15 @@ def upsample_kernel(
     CO: tl.constexpr,
     S: tl.constexpr,
     K: tl.constexpr,
-    PHASE_BIAS: tl.constexpr,  # numbers from one phase's bias to the next one's
+    PHASE_BIAS: tl.constexpr,  # distance of the phases' biases; 0 for one common bias
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """One output phase of a tile of input pixels."""
+    """One output phase of y [n S h S w, CO] for a tile of input pixels of x [n h w, CI].
+
+    Grid: [tiles of ROWS rows, S * S phases]. Twin: `nn.ConvTranspose2d`, or `nn.PixelShuffle` after a
+    1x1 convolution.
+    """
     TAPS: tl.constexpr = K // S
     p, q = tl.program_id(1) // S, tl.program_id(1) % S
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -68,7 +73,7 @@ def upsample_kernel(
         w = tl.load(
             weights_ptr + weight_at + (ky * CI + ci + k[:, None]) * (K * CO) + kx * CO + co[None, :]
         )
-        result = tl.dot(x, w, result, input_precision=PRECISION)
+        result = tl.dot(x, w, result, input_precision="ieee")
     bias_at += tl.program_id(1) * PHASE_BIAS
     result += tl.load(weights_ptr + bias_at + co).to(tl.float32)[None, :]
     target = ((image * S * height + S * y_at + p) * (S * width) + S * x_at + q) * CO
@@ -83,7 +88,7 @@ def upsample_kernel(
 def _taps(
     dy_ptr, r, rows, height, width, ky, k, CO: tl.constexpr, S: tl.constexpr, K: tl.constexpr
 ):
-    """Numbers k of the ky-th row of output pixels that input pixels r reach; zero outside."""
+    """Columns k of row ky of the output pixels [rows, K * CO] of input pixels r; zero outside."""
     P: tl.constexpr = (K - S) // 2
     x_at, y_at = r % width, (r // width) % height
     image = r // (width * height)
@@ -110,9 +115,11 @@ def upsample_input_gradient_kernel(
     K: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """dx of a tile of input pixels."""
+    """Gradient dx [n h w, CI] of a tile of ROWS input pixels, from dy [n S h S w, CO].
+
+    Twin: autograd through the up-sampling layer.
+    """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ci = tl.arange(0, CI)
     STEPS: tl.constexpr = K * CO // CHUNK
@@ -122,7 +129,7 @@ def upsample_input_gradient_kernel(
         k = (step % STEPS) * CHUNK + tl.arange(0, CHUNK)
         dy = _taps(dy_ptr, r, rows, height, width, ky, k, CO, S, K)
         w = tl.load(weights_ptr + weight_at + (ky * CI + ci[:, None]) * (K * CO) + k[None, :])
-        result = tl.dot(dy, tl.trans(w), result, input_precision=PRECISION)
+        result = tl.dot(dy, tl.trans(w), result, input_precision="ieee")
     tl.store(
         dx_ptr + r[:, None] * CI + ci[None, :],
         result.to(dx_ptr.dtype.element_ty),
@@ -134,7 +141,7 @@ def upsample_input_gradient_kernel(
 def upsample_weight_gradient_kernel(
     x_ptr,
     dy_ptr,
-    gradients_ptr,  # sums
+    gradients_ptr,  # int64 sums, laid out as the weights
     weight_at,
     rows,
     height,
@@ -147,9 +154,11 @@ def upsample_weight_gradient_kernel(
     TILE_CI: tl.constexpr,
     TILE_K: tl.constexpr,
     ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """The weights' gradient: a tile of input channels, one ky, a share of the rows."""
+    """Weight gradient [K, CI, K * CO] from x and dy: a tile of input channels, one ky, some rows.
+
+    Grid: [tiles of input channels, K, parts of the rows]. Twin: autograd through the layer.
+    """
     ci = tl.program_id(0) * TILE_CI + tl.arange(0, TILE_CI)
     ky = tl.program_id(1)
     k = tl.arange(0, TILE_K)
@@ -160,7 +169,7 @@ def upsample_weight_gradient_kernel(
         r = start + tl.arange(0, ROWS)
         x = tl.load(x_ptr + r[:, None] * CI + ci[None, :], mask=r[:, None] < rows, other=0.0)
         dy = _taps(dy_ptr, r, rows, height, width, ky, k, CO, S, K)
-        result = tl.dot(tl.trans(x), dy, result, input_precision=PRECISION)
+        result = tl.dot(tl.trans(x), dy, result, input_precision="ieee")
     add_to_sum(
         gradients_ptr + weight_at + (ky * CI + ci[:, None]) * (K * CO) + k[None, :],
         result,
@@ -184,13 +193,13 @@ def upsample(
     *,
     shuffled: bool,
 ) -> None:
-    """y [n S h S w, CO] from x [n h w, CI]; `grid` is (n, h, w), `places` where W and b begin."""
+    """Write y [n S h S w, CO] from x [n h w, CI]; `grid` is (n, h, w), `places` the offsets of W, b."""
     (n, height, width), (ci, co) = grid, (x.shape[1], y.shape[1])
     rows = n * height * width
     upsample_kernel[(triton.cdiv(rows, FORWARD_ROWS), s * s)](
         x, y, weights, *places, rows, height, width,
         CI=ci, CO=co, S=s, K=k, PHASE_BIAS=co if shuffled else 0,
-        ROWS=FORWARD_ROWS, CHUNK=_chunk(ci), PRECISION="ieee",
+        ROWS=FORWARD_ROWS, CHUNK=_chunk(ci),
         num_warps=8 if co > 64 else 4, num_stages=STAGES,
     )  # fmt: skip
 
@@ -206,20 +215,20 @@ def upsample_gradients(
     s: int,
     k: int,
 ) -> None:
-    """dx [n h w, CI], and the weights' gradient added; the bias's is the sum of dy over its rows."""
+    """Write dx [n h w, CI] and add the weight gradient; the bias gradient (sum of dy) is not added."""
     (n, height, width), (ci, co) = grid, (x.shape[1], dy.shape[1])
     rows = n * height * width
     upsample_input_gradient_kernel[(triton.cdiv(rows, INPUT_ROWS),)](
         dy, dx, weights, weight_at, rows, height, width,
-        CI=ci, CO=co, S=s, K=k, ROWS=INPUT_ROWS, CHUNK=_chunk(k * co), PRECISION="ieee",
+        CI=ci, CO=co, S=s, K=k, ROWS=INPUT_ROWS, CHUNK=_chunk(k * co),
         num_warps=8 if ci > 64 else 4, num_stages=STAGES,
     )  # fmt: skip
     tile_ci, tile_k = min(128, ci), triton.next_power_of_2(k * co)
     tiles = ci // tile_ci * k
-    shares = max(1, WEIGHT_PROGRAMS_PER_SM * processors(x.device) // tiles)
-    share = WEIGHT_ROWS * triton.cdiv(triton.cdiv(rows, WEIGHT_ROWS), shares)
-    upsample_weight_gradient_kernel[(ci // tile_ci, k, triton.cdiv(rows, share))](
-        x, dy, gradients, weight_at, rows, height, width, share,
-        CI=ci, CO=co, S=s, K=k, TILE_CI=tile_ci, TILE_K=tile_k, ROWS=WEIGHT_ROWS, PRECISION="ieee",
+    splits = max(1, WEIGHT_PROGRAMS_PER_SM * processors(x.device) // tiles)
+    rows_per_program = WEIGHT_ROWS * triton.cdiv(triton.cdiv(rows, WEIGHT_ROWS), splits)
+    upsample_weight_gradient_kernel[(ci // tile_ci, k, triton.cdiv(rows, rows_per_program))](
+        x, dy, gradients, weight_at, rows, height, width, rows_per_program,
+        CI=ci, CO=co, S=s, K=k, TILE_CI=tile_ci, TILE_K=tile_k, ROWS=WEIGHT_ROWS,
         num_warps=8 if tile_ci * tile_k > 8192 else 4, num_stages=STAGES,
     )  # fmt: skip

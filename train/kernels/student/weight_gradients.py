@@ -1,8 +1,8 @@
-"""Weight gradients of many 1x1 convolutions in one launch: A^T B over rows, and the sums of A's columns.
+"""Weight and bias gradients of many 1x1 convolutions in one launch: A^T B, and column sums of A.
 
-Letters: A [R, M] are gradients of a layer's outputs, B [R, N] its inputs; both lie in one buffer of
-activations. A program owns one tile of one layer's [M, N] gradient and a share of the rows; tensor
-cores sum A's columns too, as a product with ones. Twin: `A.T @ B` and `A.sum(0)`.
+Letters: A [R, M] is the gradient of a layer's output, B [R, N] the layer's input; both lie in one buffer
+of activations. A program computes one tile of one layer's [M, N] gradient over a part of the rows.
+Column sums are products with ones on tensor cores. Twin: `A.T @ B` and `A.sum(0)`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TILE_ROWS = 64
 WARPS = 8
 STAGES = 4
 COLUMNS = 9
-"""Numbers per program in the table."""
+"""Columns of the table, which has one row per tile."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """One layer: where its A and B begin among the activations, and where its gradients go."""
+    """One layer: offsets and widths of its A and B, and offsets of its weight and bias gradients."""
 
     a_at: int
     m: int
@@ -41,16 +41,18 @@ class Product:
 @triton.jit
 def weight_gradients_kernel(
     activations_ptr,
-    gradients_ptr,  # sums
+    gradients_ptr,  # int64 sums
     table_ptr,
     rows,
     rows_per_program,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """One tile of one product, summed over one program's rows."""
+    """One tile [TILE_M, TILE_N] of one product A^T B, summed over one program's rows.
+
+    Grid: [rows of the table, parts of the R rows]. Twin: `A.T @ B` and `A.sum(0)`.
+    """
     dtype = activations_ptr.dtype.element_ty
     entry = table_ptr + 9 * tl.program_id(0)
     a_at = tl.multiple_of(tl.load(entry), 16)
@@ -77,9 +79,9 @@ def weight_gradients_kernel(
     for _ in range(first_row, last_row, TILE_ROWS):
         a = tl.load(a_ptr + a_tile, mask=m[None, :] < m_left, other=0.0)
         b = tl.load(b_ptr + b_tile, mask=n[None, :] < n_left, other=0.0)
-        turned = tl.trans(a)
-        weight = tl.dot(turned, b, weight, input_precision=PRECISION)
-        bias = tl.dot(turned, ones, bias, input_precision=PRECISION)
+        transposed = tl.trans(a)
+        weight = tl.dot(transposed, b, weight, input_precision="ieee")
+        bias = tl.dot(transposed, ones, bias, input_precision="ieee")
         a_ptr += TILE_ROWS * a_stride
         b_ptr += TILE_ROWS * b_stride
     add_wide_to_sum(
@@ -98,7 +100,7 @@ def weight_gradients_kernel(
 
 
 class WeightGradients:
-    """The products of a stack of layers, planned once; rows are a multiple of TILE_ROWS."""
+    """Weight gradients of a stack of layers, planned once; `rows` is a multiple of TILE_ROWS."""
 
     def __init__(self, products: list[Product], rows: int, device: torch.device):
         assert rows % TILE_ROWS == 0
@@ -117,14 +119,14 @@ class WeightGradients:
         ]  # fmt: skip
         assert all(len(entry) == COLUMNS for entry in table)
         self.table = torch.tensor(table, dtype=torch.int64, device=device)
-        shares = max(1, min(processors(device) // len(table), rows // (8 * TILE_ROWS)))
-        self.rows_per_program = TILE_ROWS * triton.cdiv(rows // TILE_ROWS, shares)
+        splits = max(1, min(processors(device) // len(table), rows // (8 * TILE_ROWS)))
+        self.rows_per_program = TILE_ROWS * triton.cdiv(rows // TILE_ROWS, splits)
 
     def add(self, activations: Tensor, gradients: Tensor) -> None:
-        """Add all products to `gradients` (flat sums)."""
+        """Add all products to `gradients` (flat int64 sums)."""
         grid = (len(self.table), triton.cdiv(self.rows, self.rows_per_program))
         weight_gradients_kernel[grid](
             activations, gradients, self.table, self.rows, self.rows_per_program,
-            TILE_M=self.tile_m, TILE_N=self.tile_n, TILE_ROWS=TILE_ROWS, PRECISION="ieee",
+            TILE_M=self.tile_m, TILE_N=self.tile_n, TILE_ROWS=TILE_ROWS,
             num_warps=WARPS if self.tile_m >= 64 else 4, num_stages=STAGES,
         )  # fmt: skip

@@ -1,17 +1,17 @@
-"""A student's parameters in one flat buffer, and their copy in the layout and type of the kernels.
+"""Parameters of a student in one flat buffer, and their packed copy in the kernels' layout and type.
 
 The flat buffers (parameters and gradients, float32) hold the parameters in the order of
-`student.parameters()`; the student's own tensors become views of them, so that its state dict and any
-optimizer stay as they are. The packed buffers hold the same numbers padded with zeros to usable
-widths, and gradients laid out as weights (`train.kernels.student.sums`). `source[i]` is where packed
-number i lies in the flat buffer, or -1; one kernel copies each way.
+`student.parameters()`; the student's tensors become views of them, so its state dict and its optimizers
+keep working. The packed buffers hold the same values, padded with zeros to the kernels' widths, and the
+gradients in the same layout (`train.kernels.student.sums`). `source[i]` is the index of packed value i
+in the flat buffer, or -1 for padding; one kernel copies in each direction.
 
     head      [C, E], then the bias [C]
     block     W1 [I, C], b1 [I], W2 [C, I], b2 [C]
     upsample  [K, CI, K * CO], that is ky, input, (kx, output), then the bias [CO]; shuffled [K, K, CO]
     color    [16, C], then the bias [16]
 
-A last stage and colors that are one layer (`train.kernels.student.patches`) are in the flat buffers only.
+A last stage that is merged with the color layer (`train.kernels.student.patches`) is not packed.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from train.kernels.student.colors import COLORS
 from train.kernels.student.front import HEAD_CHUNK
 from train.kernels.student.residual_block import WIDE_CHUNK
 from train.kernels.student.sums import sum_value
-from train.kernels.student.tail_block import WIDEST as WIDEST_TAIL
+from train.kernels.student.tail_block import MAX_WIDTH as MAX_TAIL_WIDTH
 
-LEAST_WIDTH = 16
-"""What a tensor core takes."""
-WIDEST_STREAM = 256
-WIDEST_PATCH = 64
+MIN_WIDTH = 16
+"""Smallest side of a tensor core's tile."""
+MAX_STREAM_WIDTH = 256
+MAX_PATCH_WIDTH = 64
 PACK_SIZE = 1024
-"""Numbers that one program copies."""
+"""Values that one program copies."""
 
 
 def power_of_two_width(width: int) -> int:
-    """Channels of a stream or of a narrow block, with padding."""
-    return max(LEAST_WIDTH, 1 << (width - 1).bit_length())
+    """Padded channels of a stream or of a narrow block: the next power of two."""
+    return max(MIN_WIDTH, 1 << (width - 1).bit_length())
 
 
 def multiple(width: int, of: int) -> int:
-    """The least multiple that is not below a width."""
+    """The smallest multiple of `of` that is at least `width`."""
     return -(-width // of) * of
 
 
 def unsupported(spec: StudentSpec) -> str | None:
-    """Why the kernels cannot compute a student, or None."""
+    """The reason why the kernels cannot compute a student, or None when they can."""
     if spec.norm != "none":
-        return "batch norms look at all rows at once"
-    if spec.stream_width > WIDEST_STREAM:
-        return f"its stream is wider than {WIDEST_STREAM} channels"
+        return "the kernels do not support batch norms"
+    if spec.stream_width > MAX_STREAM_WIDTH:
+        return f"its stream is wider than {MAX_STREAM_WIDTH} channels"
     if not spec.inner_widths or not spec.tail:
-        return "it has no body or no tail"
-    if any(max(stage.width, *stage.inner_widths, 1) > WIDEST_TAIL for stage in spec.tail):
-        return f"its tail is wider than {WIDEST_TAIL} channels"
+        return "it has no body or no up-sampling tail"
+    if any(max(stage.width, *stage.inner_widths, 1) > MAX_TAIL_WIDTH for stage in spec.tail):
+        return f"its tail is wider than {MAX_TAIL_WIDTH} channels"
     if spec.output_channels > COLORS:
         return f"it has more than {COLORS} output channels"
     return None
 
 
 def patch_width(spec: StudentSpec) -> int | None:
-    """Padded numbers in a patch, where the last stage and the colors are one layer, or None."""
+    """Padded values per patch if the last stage is merged with the color layer, otherwise None."""
     if (
         len(spec.tail) < 2
         or spec.tail[-1].operator != "pixel_shuffle"
@@ -72,12 +72,12 @@ def patch_width(spec: StudentSpec) -> int | None:
     ):
         return None
     width = power_of_two_width(spec.tail[-1].factor ** 2 * spec.output_channels)
-    return width if width <= WIDEST_PATCH else None
+    return width if width <= MAX_PATCH_WIDTH else None
 
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Where a layer's weight and bias begin in the packed buffers."""
+    """Offsets of a layer's weight and bias in the packed buffers."""
 
     weight: int
     bias: int
@@ -85,7 +85,7 @@ class LayerPlace:
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """Where a residual block's layers begin, and its padded inner width."""
+    """Offsets of a residual block's layers, and its padded inner width."""
 
     expand: LayerPlace
     contract: LayerPlace
@@ -93,13 +93,13 @@ class BlockPlace:
 
     @property
     def offsets(self) -> tuple[int, int, int, int]:
-        """W1, b1, W2, b2."""
+        """Offsets of W1, b1, W2, b2."""
         return self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
 
 
 @dataclass(frozen=True)
 class StagePlace:
-    """One stage of the tail: up-sampling layer, blocks, factor and padded width."""
+    """One stage of the tail: offsets of its layers, factor, padded width and kernel side."""
 
     upsample: LayerPlace
     blocks: tuple[BlockPlace, ...]
@@ -107,12 +107,12 @@ class StagePlace:
     width: int
     kernel: int
     shuffled: bool
-    """Whether it is a 1x1 convolution with pixel shuffle."""
+    """Whether the up-sampling layer is a 1x1 convolution with pixel shuffle."""
 
 
 @triton.jit
 def pack_kernel(flat_ptr, packed_ptr, source_ptr, size, SIZE: tl.constexpr):
-    """packed[i] = flat[source[i]], or zero."""
+    """packed[i] = flat[source[i]], or 0 where source[i] is -1; all [size]."""
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     source = tl.load(source_ptr + i, mask=i < size, other=-1)
     value = tl.load(flat_ptr + source, mask=source >= 0, other=0.0)
@@ -121,7 +121,7 @@ def pack_kernel(flat_ptr, packed_ptr, source_ptr, size, SIZE: tl.constexpr):
 
 @triton.jit
 def unpack_kernel(packed_ptr, flat_ptr, source_ptr, size, SIZE: tl.constexpr):
-    """flat[source[i]] = packed[i], of sums."""
+    """flat[source[i]] = packed[i]; packed are int64 sums [size]."""
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     source = tl.load(source_ptr + i, mask=i < size, other=-1)
     value = sum_value(tl.load(packed_ptr + i, mask=i < size, other=0))
@@ -129,7 +129,7 @@ def unpack_kernel(packed_ptr, flat_ptr, source_ptr, size, SIZE: tl.constexpr):
 
 
 class StudentWeights:
-    """The flat and the packed buffers of one student, and where its layers lie in the packed ones."""
+    """Flat and packed buffers of one student, and the offsets of its layers in the packed buffers."""
 
     def __init__(self, student: Student, dtype: torch.dtype):
         self.spec = spec = student.spec
@@ -161,7 +161,7 @@ class StudentWeights:
         pack_kernel[grid](self.flat, self.packed, self.source, self._size, SIZE=PACK_SIZE)
 
     def publish_gradients(self) -> None:
-        """Copy the packed gradients to where each parameter's `grad` is."""
+        """Copy the packed gradients to the parameters' `grad`."""
         grid = (triton.cdiv(self._size, PACK_SIZE),)
         unpack_kernel[grid](
             self.packed_gradients, self.gradients, self.source, self._size, SIZE=PACK_SIZE
@@ -188,7 +188,7 @@ class StudentWeights:
             self._index_of[parameter] = index.view(parameter.shape)
 
     def _append(self, index: Tensor, shape: tuple[int, ...]) -> int:
-        """Append numbers of the flat buffer, padded to a shape; where they begin."""
+        """Append values of the flat buffer, padded to a shape; the offset of the first."""
         padded = torch.full(shape, -1, device=index.device)
         padded[tuple(slice(size) for size in index.shape)] = index
         place = self._size

@@ -1,4 +1,4 @@
-"""Benchmarks take a step apart into the parts that it consists of, and know what each of them costs."""
+"""The parts of a step that the benchmark times, and their costs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from lightfield.student import Student, mobile_r2l_spec
-from train.benchmarks import field, rendering, student, teacher
-from train.benchmarks.figure import time_ms
+from tools.bench_gpu import student, teacher
+from tools.bench_gpu.__main__ import embedded_scene
+from train.gpu_steps import GpuSteps
 from train.kernels.student.fast_student import FastStudent
-from train.teacher import TeacherConfig
+from train.teacher import Teacher, TeacherConfig
+from train.teacher_training import carve
 
 TINY = TeacherConfig(
     levels=2,
@@ -31,29 +33,31 @@ SPEC = mobile_r2l_spec((2,), stream_width=16, blocks=1, tail_widths=(16,), tail_
                        points=2, frequencies=2, norm="none")  # fmt: skip
 
 
-def once(work: Callable[[], object], *, repeats: int = 1) -> float:
+def once(work: Callable[[], object]) -> float:
     work()
     return 1.0
 
 
 @pytest.mark.usefixtures("wide_density")
 def test_parts_of_a_teachers_step_have_times_and_costs(device, monkeypatch):
-    monkeypatch.setattr(teacher, "time_ms", once if device.type == "cpu" else time_ms)
-    steps = teacher.fresh_steps(teacher.embedded_scene(12, 2), TINY, device)
+    monkeypatch.setattr(teacher, "time_ms", once)  # many calls would exceed the 60 steps
+    scene = embedded_scene(12, 2)
+    model = Teacher(TINY, scene.box, device=device)
+    carve(model, scene)
+    steps = GpuSteps(model, scene)
     steps.take(0, 2)
-    figures = {figure.name: figure for figure in teacher.part_figures(steps)}
-    *parts, occupancy, whole = figures
+    times = {time.name: time for time in teacher.part_times(steps)}
+    costs = {name: time.cost for name, time in times.items()}
+    *parts, occupancy, whole = costs
     assert (occupancy, whole) == ("occupancy", "whole step")
-    for figure in figures.values():
-        assert figure.ms > 0
-        assert figure.size_bytes > 0
-    assert figures[whole].size_bytes == sum(figures[part].size_bytes for part in parts)
-    assert figures[whole].operations == sum(figures[part].operations for part in parts)
-    per_level = 8 * 4 + 4  # corners asked for, and a feature pair written
-    samples = int(figures["encode"].note.split()[0])
+    assert all(cost.size_bytes > 0 for cost in costs.values())
+    assert costs[whole].size_bytes == sum(costs[part].size_bytes for part in parts)
+    assert costs[whole].operations == sum(costs[part].operations for part in parts)
+    per_level = 8 * 4 + 4  # eight corners read, one pair of features written
+    samples = int(times["encode"].note.split()[0])
     assert samples > 0
-    assert figures["encode"].size_bytes == samples * (TINY.levels * per_level + 12)
-    assert not steps.kernels.table_gradient.any(), "a step by all that the parts added up"
+    assert costs["encode"].size_bytes == samples * (TINY.levels * per_level + 12)
+    assert not steps.kernels.table_gradient.any(), "the benchmark left accumulated gradients"
 
 
 def test_parts_of_a_students_step_are_its_gradients(device):
@@ -66,7 +70,7 @@ def test_parts_of_a_students_step_are_its_gradients(device):
     parts = fast.parts(points, pixels, mask)
     costs = student.part_costs(fast, 9)
     assert costs.keys() == parts.keys()
-    assert all(size_bytes > 0 for size_bytes, _ in costs.values())
+    assert all(cost.size_bytes > 0 for cost in costs.values())
     loss = fast.step_gradients(points, pixels, mask).clone()
     whole = fast.flat_gradients().clone()
     assert whole.any()
@@ -74,12 +78,3 @@ def test_parts_of_a_students_step_are_its_gradients(device):
         part()
     torch.testing.assert_close(fast.flat_gradients(), whole)
     torch.testing.assert_close(fast.step_gradients(points, pixels, mask), loss)
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize("area", [field, rendering, student, teacher])
-def test_every_area_is_measured(area):
-    figures = area.measure(torch.device("cuda"))
-    assert len({figure.name for figure in figures}) == len(figures)
-    assert all(figure.ms > 0 for figure in figures)
