@@ -95,7 +95,7 @@ class Intrinsics:
 
     @classmethod
     def from_field_of_view(cls, width: int, height: int, angle_x: float) -> Intrinsics:
-        """The centerd square-pixel camera that sees `angle_x` radians across its width.
+        """The centered square-pixel camera that sees `angle_x` radians across its width.
 
         Raises:
             SceneError: unless the angle lies between 0 and pi.

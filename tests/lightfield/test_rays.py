@@ -20,7 +20,7 @@ from lightfield.rays import (
 
 WORLD = RaySpace("world", 2.0, 6.0)
 CAMERAS = {
-    "centerd": Intrinsics.from_field_of_view(16, 16, 0.7),
+    "centered": Intrinsics.from_field_of_view(16, 16, 0.7),
     "off-center": Intrinsics(24, 14, 30.0, 22.0, 9.25, 8.5),
     "wide": Intrinsics(20, 12, 9.0, 10.0, 10.0, 6.0),
     "distorted": Intrinsics(24, 14, 26.0, 24.0, 11.0, 7.5, (-0.12, 0.03, 0.002, -0.003)),
