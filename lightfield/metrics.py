@@ -1,6 +1,6 @@
-"""Image quality: PSNR, SSIM, LPIPS. Images are [..., H, W, 3] in [0, 1], as stored (sRGB).
+"""Image quality metrics: PSNR, SSIM, LPIPS. Images are [..., H, W, 3] in [0, 1], as stored (sRGB).
 
-A scene's figure is the mean over its views of each view's figure, as the literature reports it.
+The figure of a scene is the mean over the figures of its views, as in the literature.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def psnr(image: Float[Tensor, "*n h w c"], truth: Float[Tensor, "*n h w c"]) -> 
 
 
 def mse_to_psnr(mse: float) -> float:
-    """A mean squared error of values in [0, 1] as dB."""
+    """PSNR in dB for a mean squared error of values in [0, 1]."""
     return float(-10 * torch.log10(torch.tensor(mse, dtype=torch.float64)))
 
 
@@ -77,9 +77,9 @@ class Lpips:
 
 @lru_cache(maxsize=1)
 def load_lpips() -> Lpips:
-    """LPIPS when its package, torchvision and the backbone's weights are on this machine.
+    """LPIPS, if its package, torchvision and the backbone's weights are on this machine.
 
-    Never downloads: weights are looked for where torch.hub keeps them.
+    Nothing is downloaded: the weights are looked up in torch.hub's cache.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
     if not weights.is_file():
@@ -96,7 +96,7 @@ def load_lpips() -> Lpips:
 
 @dataclass(frozen=True)
 class Quality:
-    """Mean quality over views; LPIPS is None when it was not available."""
+    """Mean quality over views; `lpips` is None when LPIPS is not available."""
 
     psnr_db: float
     ssim: float
