@@ -251,7 +251,7 @@ def _add(table_gradient, entry, value_0, value_1, mask, VECTOR: tl.constexpr):
     """Add pairs of values to the table's gradient where `mask` holds and a value is not zero."""
     mask = mask & ((value_0 != 0) | (value_1 != 0))
     HALF: tl.constexpr = table_gradient.dtype.element_ty == tl.float16
-    place = table_gradient + 2 * entry
+    target = table_gradient + 2 * entry
     if HALF:
         value_0 = narrowed(value_0)
         value_1 = narrowed(value_1)
@@ -264,7 +264,7 @@ def _add(table_gradient, entry, value_0, value_1, mask, VECTOR: tl.constexpr):
             mov.u32 $0, 0;
             }""",
             "=r,l,r,r",
-            [place.to(tl.int64), packed(value_0, value_1), mask.to(tl.int32)],
+            [target.to(tl.int64), packed(value_0, value_1), mask.to(tl.int32)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
@@ -278,11 +278,11 @@ def _add(table_gradient, entry, value_0, value_1, mask, VECTOR: tl.constexpr):
             mov.u32 $0, 0;
             }""",
             "=r,l,f,f,r",
-            [place.to(tl.int64), value_0, value_1, mask.to(tl.int32)],
+            [target.to(tl.int64), value_0, value_1, mask.to(tl.int32)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
         )
     else:
-        tl.atomic_add(place, value_0, mask=mask, sem="relaxed")
-        tl.atomic_add(place + 1, value_1, mask=mask, sem="relaxed")
+        tl.atomic_add(target, value_0, mask=mask, sem="relaxed")
+        tl.atomic_add(target + 1, value_1, mask=mask, sem="relaxed")

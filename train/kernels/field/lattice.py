@@ -52,8 +52,8 @@ class DeviceLevels:
         levels, padded = shape.placed_levels(), MAX_LEVELS
         numbers = torch.zeros((5, padded), dtype=torch.int32)
         for index, level in enumerate(levels):
-            place = (level.resolution, level.offset, level.size, int(level.hashed))
-            numbers[1:, index] = torch.tensor(place, dtype=torch.int32)
+            row = (level.resolution, level.offset, level.size, int(level.hashed))
+            numbers[1:, index] = torch.tensor(row, dtype=torch.int32)
         scales = torch.tensor([level.scale for level in levels], dtype=torch.float32)
         numbers[0, : len(levels)] = scales.view(torch.int32)
         return cls(numbers.to(device), len(levels), padded)

@@ -235,19 +235,19 @@ def shade_backward_kernel(features, harmonics, ray, weights, initial_density, co
 
     out = tl.arange(0, HIDDEN)[:, None]
     wide = tl.arange(0, HIDDEN)[None, :]
-    place = weight_gradient + out * (2 * LEVELS) + 2 * column
-    tl.atomic_add(place, sum_even, mask=(out >= 0) & (column < LEVELS), sem="relaxed")
-    tl.atomic_add(place + 1, sum_odd, mask=(out >= 0) & (column < LEVELS), sem="relaxed")
-    place = weight_gradient + 2 * LEVELS * HIDDEN
-    tl.atomic_add(place + column * HIDDEN + out, sum_density_out, sem="relaxed")
-    place += 16 * HIDDEN
-    tl.atomic_add(place + out * 32 + column, sum_harmonics, sem="relaxed")
-    tl.atomic_add(place + out * 32 + 16 + column, sum_geometry, sem="relaxed")
-    place += 32 * HIDDEN
-    tl.atomic_add(place + out * HIDDEN + wide, sum_middle, sem="relaxed")
-    place += HIDDEN * HIDDEN
+    target = weight_gradient + out * (2 * LEVELS) + 2 * column
+    tl.atomic_add(target, sum_even, mask=(out >= 0) & (column < LEVELS), sem="relaxed")
+    tl.atomic_add(target + 1, sum_odd, mask=(out >= 0) & (column < LEVELS), sem="relaxed")
+    target = weight_gradient + 2 * LEVELS * HIDDEN
+    tl.atomic_add(target + column * HIDDEN + out, sum_density_out, sem="relaxed")
+    target += 16 * HIDDEN
+    tl.atomic_add(target + out * 32 + column, sum_harmonics, sem="relaxed")
+    tl.atomic_add(target + out * 32 + 16 + column, sum_geometry, sem="relaxed")
+    target += 32 * HIDDEN
+    tl.atomic_add(target + out * HIDDEN + wide, sum_middle, sem="relaxed")
+    target += HIDDEN * HIDDEN
     tl.atomic_add(
-        place + column * HIDDEN + out, sum_color_out, mask=(out >= 0) & (column < 3), sem="relaxed"
+        target + column * HIDDEN + out, sum_color_out, mask=(out >= 0) & (column < 3), sem="relaxed"
     )
 
 

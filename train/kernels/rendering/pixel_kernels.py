@@ -137,9 +137,9 @@ def find_first(
         found += occupied.to(tl.int32)
         k = tl.where(occupied | (searching == 0), k, beyond)
         searching = searching & (occupied == 0) & (k < steps)
-    place = tl.atomic_add(counters, tl.sum(found, 0)) + tl.cumsum(found, 0) - found
-    tl.store(queue + 2 * place, pixel, mask=found > 0)
-    tl.store(queue + 2 * place + 1, k.to(tl.int32), mask=found > 0)
+    slot = tl.atomic_add(counters, tl.sum(found, 0)) + tl.cumsum(found, 0) - found
+    tl.store(queue + 2 * slot, pixel, mask=found > 0)
+    tl.store(queue + 2 * slot + 1, k.to(tl.int32), mask=found > 0)
     zero = tl.zeros([LANES], tl.float32)
     _write(out, pixel, zero, zero, zero, zero, zero, camera, inside & (found == 0), VALUES)
 
@@ -172,10 +172,10 @@ def shade(
         # Free lanes take the next pixels of the queue.
         wanted = tl.sum(1 - live, 0)
         taken = tl.atomic_add(counters + 1, wanted)
-        place = taken + tl.cumsum(1 - live, 0) - 1
-        fresh = (live == 0) & (place < queued)
-        pixel = tl.where(fresh, tl.load(queue + 2 * place, mask=fresh, other=0), pixel)
-        first = tl.load(queue + 2 * place + 1, mask=fresh, other=0).to(tl.float32)
+        slot = taken + tl.cumsum(1 - live, 0) - 1
+        fresh = (live == 0) & (slot < queued)
+        pixel = tl.where(fresh, tl.load(queue + 2 * slot, mask=fresh, other=0), pixel)
+        first = tl.load(queue + 2 * slot + 1, mask=fresh, other=0).to(tl.float32)
         k = tl.where(fresh, first, k)
         red, green, blue = (
             tl.where(fresh, 0, red),
@@ -239,17 +239,17 @@ def _write(out, pixel, red, green, blue, depth, weighted_t, camera, mask, VALUES
     red += clear * tl.load(camera + 11)
     green += clear * tl.load(camera + 12)
     blue += clear * tl.load(camera + 13)
-    place = out + VALUES * pixel.to(tl.int64)
+    target = out + VALUES * pixel.to(tl.int64)
     if VALUES == 3:
-        tl.store(place, _byte(red), mask=mask)
-        tl.store(place + 1, _byte(green), mask=mask)
-        tl.store(place + 2, _byte(blue), mask=mask)
+        tl.store(target, _byte(red), mask=mask)
+        tl.store(target + 1, _byte(green), mask=mask)
+        tl.store(target + 2, _byte(blue), mask=mask)
     else:
-        tl.store(place, red, mask=mask)
-        tl.store(place + 1, green, mask=mask)
-        tl.store(place + 2, blue, mask=mask)
-        tl.store(place + 3, 1 - clear, mask=mask)
-        tl.store(place + 4, weighted_t / tl.maximum(1 - clear, MIN_OPACITY), mask=mask)
+        tl.store(target, red, mask=mask)
+        tl.store(target + 1, green, mask=mask)
+        tl.store(target + 2, blue, mask=mask)
+        tl.store(target + 3, 1 - clear, mask=mask)
+        tl.store(target + 4, weighted_t / tl.maximum(1 - clear, MIN_OPACITY), mask=mask)
 
 
 @triton.jit

@@ -40,7 +40,7 @@ def store_features(
     `train.kernels.field.lattice.interpolate`.
     """
     x, y, z = within_box(x), within_box(y), within_box(z)
-    place = scratch + tl.arange(0, LANES)
+    slot = scratch + tl.arange(0, LANES)
     # Four levels hide the latency of loads; unrolling all levels takes a minute to compile.
     for level in range(0, LEVELS, 4):
         a = _level(table, numbers + level, x, y, z, live, PADDED)
@@ -48,10 +48,10 @@ def store_features(
         c = _level(table, numbers + level + 2, x, y, z, live, PADDED)
         d = _level(table, numbers + level + 3, x, y, z, live, PADDED)
         # All loads come first, because the compiler does not move loads across a store.
-        tl.store(place + level * LANES, a)
-        tl.store(place + (level + 1) * LANES, b)
-        tl.store(place + (level + 2) * LANES, c)
-        tl.store(place + (level + 3) * LANES, d)
+        tl.store(slot + level * LANES, a)
+        tl.store(slot + (level + 1) * LANES, b)
+        tl.store(slot + (level + 2) * LANES, c)
+        tl.store(slot + (level + 3) * LANES, d)
 
 
 @triton.jit
@@ -67,8 +67,8 @@ def _level(table, numbers, x, y, z, live, PADDED: tl.constexpr):
 @triton.jit
 def load_pairs(scratch, ROW: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
     """Low and high halves of `ROWS` rows of pairs: two float16 tiles [B, ROWS]."""
-    place = (tl.arange(0, ROWS) + ROW)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    low, high = unpacked(tl.load(scratch + place))
+    slot = (tl.arange(0, ROWS) + ROW)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    low, high = unpacked(tl.load(scratch + slot))
     return tl.trans(low), tl.trans(high)
 
 
@@ -76,8 +76,8 @@ def load_pairs(scratch, ROW: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constex
 def load_harmonics(scratch, LANES: tl.constexpr):
     """Harmonics [B, 16] (float16); row j of the scratch holds harmonics j and j + 8."""
     column = tl.arange(0, 16)
-    place = (column % 8 + HARMONICS_ROW)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    low, high = unpacked(tl.load(scratch + place))
+    slot = (column % 8 + HARMONICS_ROW)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    low, high = unpacked(tl.load(scratch + slot))
     lower = (column < 8)[:, None]
     tile = tl.where(lower, low, high)
     return tl.trans(tile)
@@ -87,27 +87,27 @@ def load_harmonics(scratch, LANES: tl.constexpr):
 def store_harmonics(scratch, x, y, z, live, LANES: tl.constexpr):
     """Write the spherical harmonics of unit vectors [B] where `live`."""
     values = harmonics(x, y, z)
-    place = scratch + HARMONICS_ROW * LANES + tl.arange(0, LANES)
+    slot = scratch + HARMONICS_ROW * LANES + tl.arange(0, LANES)
     for j in tl.static_range(8):
         pair = packed(values[j].to(tl.float16), values[j + 8].to(tl.float16))
-        tl.store(place + j * LANES, pair, mask=live)
+        tl.store(slot + j * LANES, pair, mask=live)
 
 
 @triton.jit
 def store_results(scratch, h, emitted, LANES: tl.constexpr):
     """Write columns 0 to 2 of `emitted` [B, 16] (colors) and column 0 of `h` [B, 16]."""
     column = tl.arange(0, 16)[None, :]
-    place = scratch + RESULTS_ROW * LANES + tl.arange(0, LANES)[:, None] + column * LANES
-    tl.store(place, emitted.to(tl.int32, bitcast=True), mask=column < 3)
-    tl.store(place + 3 * LANES, h.to(tl.int32, bitcast=True), mask=column == 0)
+    slot = scratch + RESULTS_ROW * LANES + tl.arange(0, LANES)[:, None] + column * LANES
+    tl.store(slot, emitted.to(tl.int32, bitcast=True), mask=column < 3)
+    tl.store(slot + 3 * LANES, h.to(tl.int32, bitcast=True), mask=column == 0)
 
 
 @triton.jit
 def load_results(scratch, LANES: tl.constexpr):
     """Red, green, blue and geometry feature 0, each float32 [B]."""
-    place = scratch + RESULTS_ROW * LANES + tl.arange(0, LANES)
-    red, green = tl.load(place), tl.load(place + LANES)
-    blue, h = tl.load(place + 2 * LANES), tl.load(place + 3 * LANES)
+    slot = scratch + RESULTS_ROW * LANES + tl.arange(0, LANES)
+    red, green = tl.load(slot), tl.load(slot + LANES)
+    blue, h = tl.load(slot + 2 * LANES), tl.load(slot + 3 * LANES)
     return (
         red.to(tl.float32, bitcast=True),
         green.to(tl.float32, bitcast=True),

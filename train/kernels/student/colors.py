@@ -137,16 +137,16 @@ class ColorOutput(Protocol):
 class PixelColors(ColorOutput):
     """Output layer with one row per pixel; its parameters lie in the packed buffers."""
 
-    def __init__(self, packed: Tensor, gradients: Tensor, places: tuple[int, int], outputs: int):
+    def __init__(self, packed: Tensor, gradients: Tensor, offsets: tuple[int, int], outputs: int):
         self._packed, self._gradients = packed, gradients
-        self._places, self._outputs = places, outputs
+        self._offsets, self._outputs = offsets, outputs
 
     def colors(self, y: Tensor, grid: tuple[int, int, int]) -> Tensor:  # noqa: D102
         n, height, width = grid
         rows, c = y.shape
         colors = torch.empty(n, self._outputs, height, width, device=y.device)
         color_kernel[(triton.cdiv(rows, ROWS),)](
-            y, colors, self._packed, *self._places, rows, height * width,
+            y, colors, self._packed, *self._offsets, rows, height * width,
             C=c, CHANNELS=self._outputs, ROWS=ROWS, num_warps=4,
         )  # fmt: skip
         return colors
@@ -164,6 +164,6 @@ class PixelColors(ColorOutput):
         rows, c = y.shape
         programs = min(triton.cdiv(rows, ROWS), PROGRAMS_PER_SM * processors(y.device))
         color_loss_kernel[(programs,)](
-            y, dy, pixels, mask, numbers, self._packed, self._gradients, *self._places, rows,
+            y, dy, pixels, mask, numbers, self._packed, self._gradients, *self._offsets, rows,
             C=c, CHANNELS=self._outputs, ROWS=ROWS, num_warps=4,
         )  # fmt: skip

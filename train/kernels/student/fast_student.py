@@ -93,11 +93,11 @@ class _Activations:
 
     def _products(self, weights: StudentWeights) -> list[Product]:
         slot, channels, before = self.x[0].numel(), weights.stream_width, 0
-        place = weights.head
+        offsets = weights.head
         products = [
             Product(
                 self.at["dy"], channels, self.at["encoded"], weights.encoded_width,
-                place.weight, place.bias,
+                offsets.weight, offsets.bias,
             )
         ]  # fmt: skip
         for i, block in enumerate(weights.body):
@@ -222,10 +222,10 @@ class FastStudent:
         weights, outputs = self.weights, self.spec.output_channels
         if weights.patch_width is not None:
             return Patches(student, weights.tail[-1].width, weights.patch_width, dtype)
-        place = weights.color
-        assert place is not None
-        places = (place.weight, place.bias)
-        return PixelColors(weights.packed, weights.packed_gradients, places, outputs)
+        layer = weights.color
+        assert layer is not None
+        offsets = (layer.weight, layer.bias)
+        return PixelColors(weights.packed, weights.packed_gradients, offsets, outputs)
 
     def _of(self, points: Tensor, *, keep: bool) -> _Activations:
         n, height, width, _ = points.shape
@@ -261,12 +261,12 @@ class FastStudent:
         a.numbers[0].copy_(mask.sum())
 
     def _front(self, points: Tensor, a: _Activations) -> None:
-        weights, place = self.weights, self.weights.head
+        weights, offsets = self.weights, self.weights.head
         front.encode(
             points.reshape(a.rays, -1).float().contiguous(), a.encoded, self.spec.frequencies
         )
         front.head(
-            a.encoded, a.x[0], a.slope, weights.packed, (place.weight, place.bias), self.kind
+            a.encoded, a.x[0], a.slope, weights.packed, (offsets.weight, offsets.bias), self.kind
         )
 
     def _body(self, a: _Activations) -> None:
@@ -278,9 +278,9 @@ class FastStudent:
     def _stage(self, i: int, x: Tensor, a: _Activations) -> Tensor:
         """Output rows of one stage of the tail, from its input rows x."""
         weights, stage, streams = self.weights.packed, self.weights.tail[i], a.streams[i]
-        places = (stage.upsample.weight, stage.upsample.bias)
+        offsets = (stage.upsample.weight, stage.upsample.bias)
         upsampling.upsample(
-            x, streams[0], weights, places, a.grids[i], stage.factor, stage.kernel,
+            x, streams[0], weights, offsets, a.grids[i], stage.factor, stage.kernel,
             shuffled=stage.shuffled,
         )  # fmt: skip
         for block, before, after in zip(stage.blocks, streams, streams[1:], strict=False):

@@ -94,12 +94,12 @@ def encode(points: Tensor, encoded: Tensor, frequencies: int) -> None:
 
 
 def head(
-    encoded: Tensor, x: Tensor, slope: Tensor, weights: Tensor, places: tuple[int, int], kind: int
+    encoded: Tensor, x: Tensor, slope: Tensor, weights: Tensor, offsets: tuple[int, int], kind: int
 ) -> None:
     """Write the head's output x and the activation's slope [rows, C]; rows % HEAD_ROWS == 0."""
     rows, c = x.shape
     head_kernel[(rows // HEAD_ROWS,)](
-        encoded, x, slope, weights, *places,
+        encoded, x, slope, weights, *offsets,
         E=encoded.shape[1], C=c, CHUNK=HEAD_CHUNK, ROWS=HEAD_ROWS, KIND=kind,
         num_warps=8, num_stages=HEAD_STAGES,
     )  # fmt: skip

@@ -125,14 +125,14 @@ def narrow_backward_kernel(
 
 
 def narrow_forward(
-    x: Tensor, y: Tensor, weights: Tensor, places: tuple[int, int, int, int], inner: int, kind: int
+    x: Tensor, y: Tensor, weights: Tensor, offsets: tuple[int, int, int, int], inner: int, kind: int
 ) -> None:
-    """Write y [R, C] of one block; `places` are the offsets of W1, b1, W2, b2 in `weights`."""
+    """Write y [R, C] of one block; `offsets` are those of W1, b1, W2, b2 in `weights`."""
     rows, channels = x.shape
     tile = FORWARD_SIZE // max(channels, inner)
     programs = FORWARD_PROGRAMS * processors(x.device)
     narrow_forward_kernel[(min(triton.cdiv(rows, tile), programs),)](
-        x, y, weights, *places, rows,
+        x, y, weights, *offsets, rows,
         C=channels, INNER=inner, ROWS=tile, KIND=kind,
         STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def narrow_backward(
     dx: Tensor,
     weights: Tensor,
     gradients: Tensor,
-    places: tuple[int, int, int, int],
+    offsets: tuple[int, int, int, int],
     inner: int,
     kind: int,
 ) -> None:
@@ -152,7 +152,7 @@ def narrow_backward(
     rows, channels = x.shape
     programs = BACKWARD_PROGRAMS[max(channels, inner)] * processors(x.device)
     narrow_backward_kernel[(min(triton.cdiv(rows, BACKWARD_ROWS), programs),)](
-        x, dy, dx, weights, gradients, *places, rows,
+        x, dy, dx, weights, gradients, *offsets, rows,
         C=channels, INNER=inner, ROWS=BACKWARD_ROWS, KIND=kind,
         STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip

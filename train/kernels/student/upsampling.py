@@ -186,18 +186,18 @@ def upsample(
     x: Tensor,
     y: Tensor,
     weights: Tensor,
-    places: tuple[int, int],
+    offsets: tuple[int, int],
     grid: tuple[int, int, int],
     s: int,
     k: int,
     *,
     shuffled: bool,
 ) -> None:
-    """Write y [n S h S w, CO] from x [n h w, CI]; `grid` is (n, h, w), `places` the offsets of W, b."""
+    """Write y [n S h S w, CO] from x [n h w, CI]; `grid` is (n, h, w), `offsets` those of W, b."""
     (n, height, width), (ci, co) = grid, (x.shape[1], y.shape[1])
     rows = n * height * width
     upsample_kernel[(triton.cdiv(rows, FORWARD_ROWS), s * s)](
-        x, y, weights, *places, rows, height, width,
+        x, y, weights, *offsets, rows, height, width,
         CI=ci, CO=co, S=s, K=k, PHASE_BIAS=co if shuffled else 0,
         ROWS=FORWARD_ROWS, CHUNK=_chunk(ci),
         num_warps=8 if co > 64 else 4, num_stages=STAGES,

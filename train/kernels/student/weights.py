@@ -84,7 +84,7 @@ def patch_width(spec: StudentSpec) -> int | None:
 
 
 @dataclass(frozen=True)
-class LayerPlace:
+class LayerOffsets:
     """Offsets of a layer's weight and bias in the packed buffers."""
 
     weight: int
@@ -92,11 +92,11 @@ class LayerPlace:
 
 
 @dataclass(frozen=True)
-class BlockPlace:
+class BlockOffsets:
     """Offsets of a residual block's layers, and its padded inner width."""
 
-    expand: LayerPlace
-    contract: LayerPlace
+    expand: LayerOffsets
+    contract: LayerOffsets
     inner: int
 
     @property
@@ -106,11 +106,11 @@ class BlockPlace:
 
 
 @dataclass(frozen=True)
-class StagePlace:
+class StageOffsets:
     """One stage of the tail: offsets of its layers, factor, padded width and kernel side."""
 
-    upsample: LayerPlace
-    blocks: tuple[BlockPlace, ...]
+    upsample: LayerOffsets
+    blocks: tuple[BlockOffsets, ...]
     factor: int
     width: int
     kernel: int
@@ -200,21 +200,21 @@ class StudentWeights:
         """Append values of the flat buffer, padded to a shape; the offset of the first."""
         padded = torch.full(shape, -1, device=index.device)
         padded[tuple(slice(size) for size in index.shape)] = index
-        place = self._size
+        offset = self._size
         self._indices.append(padded.flatten())
         self._size += padded.numel()
-        return place
+        return offset
 
-    def _layer(self, layer: nn.Conv2d, outputs: int, inputs: int) -> LayerPlace:
+    def _layer(self, layer: nn.Conv2d, outputs: int, inputs: int) -> LayerOffsets:
         assert layer.bias is not None
         weight = self._append(self._index_of[layer.weight][:, :, 0, 0], (outputs, inputs))
-        return LayerPlace(weight, self._append(self._index_of[layer.bias], (outputs,)))
+        return LayerOffsets(weight, self._append(self._index_of[layer.bias], (outputs,)))
 
-    def _block(self, block: ResidualBlock, width: int, inner: int) -> BlockPlace:
+    def _block(self, block: ResidualBlock, width: int, inner: int) -> BlockOffsets:
         expand = self._layer(block.expand, inner, width)
-        return BlockPlace(expand, self._layer(block.contract, width, inner), inner)
+        return BlockOffsets(expand, self._layer(block.contract, width, inner), inner)
 
-    def _upsample(self, upsample: Upsample, inputs: int, outputs: int) -> tuple[LayerPlace, int]:
+    def _upsample(self, upsample: Upsample, inputs: int, outputs: int) -> tuple[LayerOffsets, int]:
         """Where the layer begins, and its kernel as a transposed convolution's."""
         convolution = upsample.convolution
         assert convolution.bias is not None
@@ -229,18 +229,18 @@ class StudentWeights:
             index = index.permute(2, 0, 3, 1)  # ky, input, kx, output
         k = index.shape[0]
         weight = self._append(index, (k, inputs, k, outputs))
-        return LayerPlace(weight, self._append(bias, bias_shape)), k
+        return LayerOffsets(weight, self._append(bias, bias_shape)), k
 
-    def _stages(self, stages: Sequence[TailChain]) -> list[StagePlace]:
-        places, inputs = [], self.stream_width
+    def _stages(self, stages: Sequence[TailChain]) -> list[StageOffsets]:
+        offsets, inputs = [], self.stream_width
         for stage in stages:
             upsample, width = stage.entry, power_of_two_width(stage.entry.width)
-            place, k = self._upsample(upsample, inputs, width)
+            layer, k = self._upsample(upsample, inputs, width)
             blocks = tuple(
                 self._block(block, width, power_of_two_width(block.expand.out_channels))
                 for block in stage.blocks.values()
             )
             shuffled = isinstance(upsample, ShuffledUpsample)
-            places.append(StagePlace(place, blocks, upsample.factor, width, k, shuffled))
+            offsets.append(StageOffsets(layer, blocks, upsample.factor, width, k, shuffled))
             inputs = width
-        return places
+        return offsets

@@ -179,8 +179,8 @@ def _composite(
             i += 1
 
     depth, before, before_s, ahead = 0 * depth, 0 * depth, 0 * depth, 0 * depth + 1
-    room = tl.maximum(tl.minimum(-1 - length, samples_capacity - first), 0)
-    written = tl.where(length < 0, room, length)
+    space_left = tl.maximum(tl.minimum(-1 - length, samples_capacity - first), 0)
+    written = tl.where(length < 0, space_left, length)
     written = tl.where(in_use, written, 0)
     i = 0
     while i < tl.max(written, 0):
@@ -200,10 +200,10 @@ def _composite(
         to_come -= weight * value
         by_thickness = after * value - to_come - passed * at_end
         scale = tl.where(live, gradient_scale, 0.0)
-        place = first + i
-        tl.store(density_gradient + place, scale * step_length * by_thickness, mask=mask)
-        tl.store(color_gradient + place, scale * weight * error_r, mask=mask)
-        tl.store(color_gradient + samples_capacity + place, scale * weight * error_g, mask=mask)
-        tl.store(color_gradient + 2 * samples_capacity + place, scale * weight * error_b, mask=mask)
+        index = first + i
+        tl.store(density_gradient + index, scale * step_length * by_thickness, mask=mask)
+        tl.store(color_gradient + index, scale * weight * error_r, mask=mask)
+        tl.store(color_gradient + samples_capacity + index, scale * weight * error_g, mask=mask)
+        tl.store(color_gradient + 2 * samples_capacity + index, scale * weight * error_b, mask=mask)
         ahead = tl.where(live, after, ahead)
         i += 1

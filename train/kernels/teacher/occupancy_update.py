@@ -92,10 +92,10 @@ def uniform(out: Float[Tensor, "4 n"], seed: int, step: Int32[Tensor, "1"]) -> N
 @triton.jit
 def _uniform(out, n, seed, step, BLOCK: tl.constexpr):
     """Uniform random numbers out [4, n]; a program writes BLOCK columns."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = place < n
-    a, b, c, d = tl.randint4x(stream_of(seed, step) + UPPER_HALF, place)
-    tl.store(out + place, unit(a), mask=mask)
-    tl.store(out + n + place, unit(b), mask=mask)
-    tl.store(out + 2 * n + place, unit(c), mask=mask)
-    tl.store(out + 3 * n + place, unit(d), mask=mask)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < n
+    a, b, c, d = tl.randint4x(stream_of(seed, step) + UPPER_HALF, index)
+    tl.store(out + index, unit(a), mask=mask)
+    tl.store(out + n + index, unit(b), mask=mask)
+    tl.store(out + 2 * n + index, unit(c), mask=mask)
+    tl.store(out + 3 * n + index, unit(d), mask=mask)

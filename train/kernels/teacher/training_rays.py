@@ -207,9 +207,9 @@ def _probe(
 
 
 @triton.jit
-def _triple(place):
+def _triple(pointer):
     """Three consecutive values."""
-    return tl.load(place), tl.load(place + 1), tl.load(place + 2)
+    return tl.load(pointer), tl.load(pointer + 1), tl.load(pointer + 2)
 
 
 @triton.jit
@@ -276,9 +276,9 @@ def _draw_and_march(
         active = active & (k < steps)
 
     total = tl.sum(length, 0)
-    place = tl.atomic_add(count, total) + tl.cumsum(length, 0) - length
-    lost = place + length > samples_capacity
-    tl.store(first_out + lane, place, mask=in_use)
+    slot = tl.atomic_add(count, total) + tl.cumsum(length, 0) - length
+    lost = slot + length > samples_capacity
+    tl.store(first_out + lane, slot, mask=in_use)
     tl.store(length_out + lane, tl.where(lost, -1 - length, length), mask=in_use)
     tl.store(speed_out + lane, speed, mask=in_use)
     red, green, blue = _triple(colors + 3 * pixel)
@@ -295,10 +295,10 @@ def _draw_and_march(
         t, x, y, z, occupied, k = _probe(
             first, dt, k, ox, oy, oz, dx, dy, dz, bits, blocks, active, R, C
         )
-        tl.store(t_out + place, t, mask=occupied)
-        tl.store(ray_out + place, lane, mask=occupied)
-        tl.store(points_out + place, x, mask=occupied)
-        tl.store(points_out + samples_capacity + place, y, mask=occupied)
-        tl.store(points_out + 2 * samples_capacity + place, z, mask=occupied)
-        place += occupied.to(tl.int32)
+        tl.store(t_out + slot, t, mask=occupied)
+        tl.store(ray_out + slot, lane, mask=occupied)
+        tl.store(points_out + slot, x, mask=occupied)
+        tl.store(points_out + samples_capacity + slot, y, mask=occupied)
+        tl.store(points_out + 2 * samples_capacity + slot, z, mask=occupied)
+        slot += occupied.to(tl.int32)
         active = active & (k < steps)
