@@ -167,7 +167,7 @@ def sample_trials() -> list[dict[str, Any]]:
             "clock": "wall" if step < 2 else "quiet", "ratio": median / 4,
             "ratio_low": median / 4 - 0.012, "ratio_high": median / 4 + 0.014, "turns": 40,
             "psnr_db": psnr_db, "parameters": round(35_000 * median), "macs": 1,
-            "spec": PRUNED.to_json(),
+            "spec": PRUNED.to_json(), "kept": [[0, 1, 2, 3], [0], [0, 1]],
         }
         for step, kind, verdict, target, predicted, median, psnr_db in rows
     ]  # fmt: skip
