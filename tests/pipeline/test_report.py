@@ -45,7 +45,7 @@ VOID = {"img", "meta"}
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements must nest, ids be unique, and nothing may be fetched or run."""
+    """A parsed page: elements nest, ids are unique, and nothing is fetched or executed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -117,7 +117,7 @@ def report_of(run: Run) -> Page:
 
 
 def record(run: Run, stage: str, name: str) -> None:
-    """Write the hash and size that a file has now into its manifest."""
+    """Write the present hash and size of a file into its manifest."""
     path = run.path / stage / name
     entry = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
     edit(run, stage, MANIFEST, lambda m: m["files"].update({name: entry}))
@@ -174,7 +174,7 @@ def test_an_unchanged_run_is_not_reported_again_and_a_changed_figure_is(run: Run
 
 
 @pytest.mark.parametrize("until", ["scene", "teacher", "student", "export"])
-def test_half_finished_chain_says_what_is_missing(
+def test_an_unfinished_run_lists_the_missing_stages(
     until: str, whole_run: Run, tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "half")
@@ -217,7 +217,7 @@ def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path, unchecked
     edit(run, "lens", MANIFEST, lambda m: m["details"].update(project=ATTACK))
     edit(run, "teacher", MANIFEST, lambda m: m.update(machine=ATTACK, git_commit={ATTACK: ATTACK}))
 
-    page = report_of(run)  # refuses event handlers and foreign addresses
+    page = report_of(run)  # fails on event handlers and external addresses
     assert "script" not in page.tags
     assert page.text.count("<script>alert(1)</script>") > 30
     assert f"1 {ATTACK} {ATTACK} 3.10 ms" in page.text  # verdict and kind of a trial
@@ -227,9 +227,7 @@ def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path, unchecked
     assert shlex.split(first)[-1] == ATTACK
 
 
-def test_files_of_another_shape_are_not_available_rather_than_wrong(
-    run: Run, unchecked: None
-) -> None:
+def test_incompatible_files_are_shown_as_not_available(run: Run, unchecked: None) -> None:
     for stage in STAGES[1:]:
         edit(
             run, stage, MANIFEST, lambda m: m.update(metrics={"parameters": "a lot", "ssim": None})
@@ -259,7 +257,7 @@ def test_damaged_files_are_named(run: Run) -> None:
     assert "the export artifact is damaged" in text
 
 
-def test_a_flipped_bit_in_a_file_that_the_page_only_lists_is_told(
+def test_a_changed_byte_in_a_listed_file_is_reported(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = run.path / "export" / "Sample.onnx"
@@ -290,10 +288,12 @@ def test_a_phone_is_named_as_one(scene: Scene, tmp_path: Path) -> None:
     assert "host CPU" not in text
 
 
-def test_a_graph_without_a_speed_says_why_and_throttling_is_flagged(whole_page: Page) -> None:
+def test_a_graph_without_latency_shows_the_reason_and_throttling_a_warning(
+    whole_page: Page,
+) -> None:
     text = whole_page.text
     assert "Pruned student, int8: speed not available: its images are 11.2 dB from" in text
-    assert "Pruned student: throttled" not in text  # the runs alone did not
+    assert "Pruned student: throttled" not in text  # only the sustained measurement throttled
     assert "Pruned student, sustained: throttled: its thermal status rose to 1" in text
     assert "Pruned student, fp16: 1 node ran on another provider" in text
 
@@ -306,7 +306,7 @@ def test_devices_that_were_not_measured_are_named(run: Run) -> None:
     assert report_of(run).text.count("1000 ms divided by the median") == 2
 
 
-def test_the_benchs_own_page_shows_every_device(scene: Scene) -> None:
+def test_the_benchmark_page_shows_every_device(scene: Scene) -> None:
     phone = replace(HOST, kind="phone", name="Phone 9", unit="ab12")
     page = bench_page("toy", [sample_bench(HOST), sample_bench(phone)], ["P3: lost"])
     assert page == bench_page("toy", [sample_bench(HOST), sample_bench(phone)], ["P3: lost"])
@@ -317,7 +317,7 @@ def test_the_benchs_own_page_shows_every_device(scene: Scene) -> None:
     assert not re.search(r"\d ms|\bFPS\b", bench_page("toy", [sample_bench(emulated)], []))
 
 
-def test_a_comparison_says_what_its_interval_allows() -> None:
+def test_the_comparison_page_states_ratio_interval_and_verdict() -> None:
     graphs = {
         graph.precision: graph.latency for graph in sample_bench(HOST).graphs if graph.latency
     }
@@ -339,7 +339,7 @@ def test_two_devices_are_both_named(run: Run) -> None:
     assert "The benchmark below: measured on a phone, Phone 9" in text
 
 
-def test_processor_time_is_not_called_a_latency(run: Run) -> None:
+def test_a_latency_in_cpu_time_is_labeled(run: Run) -> None:
     edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
     text = report_of(run).text
     assert "2.04 ms of CPU time per image" in text
@@ -356,14 +356,14 @@ def test_outdated_stages_are_marked(run: Run) -> None:
     chain = RunData.read(run)
     assert chain.outdated("prune") == ["student"]
     assert chain.outdated("bench") == ["student"]
-    assert not chain.outdated("export")  # it is of the pruned student, which is still there
+    assert not chain.outdated("export")  # made from the pruned student, which is unchanged
     text = report_of(run).text
     assert "Outdated: made before the present student" in text
     assert "the pruned network is not part of the present student" in text
     assert "made from an older student and is not comparable" in text
 
 
-def test_an_old_export_does_not_lend_its_size_to_the_pruned_student(run: Run) -> None:
+def test_the_size_of_an_outdated_export_is_not_shown(run: Run) -> None:
     dense = {"scene": run.artifact("scene"), "student": run.artifact("student")}
 
     def export(stage: StageWriter) -> None:
@@ -373,7 +373,7 @@ def test_an_old_export_does_not_lend_its_size_to_the_pruned_student(run: Run) ->
     run.perform("export", {}, dense, export)
     text = report_of(run).text
     assert "exported before the present student" in text
-    assert "Pruned student 2.00 ms" not in text  # what the bench measured was the dense one
+    assert "Pruned student 2.00 ms" not in text  # the benchmark measured the dense student
 
 
 def test_real_data_is_credited(scene: Scene, tmp_path: Path) -> None:
@@ -396,13 +396,14 @@ def test_shown_psnr_is_that_of_the_renders(whole_run: Run, whole_page: Page, sce
         assert f"Pruned student {-10 * math.log10(mse):.2f} dB" in text
 
 
-def test_every_image_has_words_and_a_size(whole_page: Page) -> None:
+def test_every_image_has_an_alt_text_and_a_size(whole_page: Page) -> None:
     images = whole_page.images
-    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)  # hero; truth, color bar, renders, errors
+    # the hero image; of each view the ground truth, the color bar, three renders, three error maps
+    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)
     assert all(image["alt"] and int(image["width"] or 0) > 0 for image in images)
 
 
-def test_resumed_curves_keep_the_last_word(run: Run) -> None:
+def test_a_resumed_curve_keeps_the_last_value_of_a_step(run: Run) -> None:
     path = run.path / "teacher" / "metrics.jsonl"
     lines = [{"step": 10, "psnr_db": 1.0}, {"step": 20, "psnr_db": 2.0}, {"step": 10, "psnr_db": 3}]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 30, "ps')
@@ -446,11 +447,11 @@ def test_templates_escape_text_and_refuse_unknown_names() -> None:
         (quantities.scientific, None, "not available"),
     ],
 )  # fmt: skip
-def test_numbers_read_well(function: Callable[[object], str], value: object, text: str) -> None:
+def test_number_formats(function: Callable[[object], str], value: object, text: str) -> None:
     assert function(value) == text
 
 
-def test_charts_follow_the_page_and_repeat_exactly() -> None:
+def test_charts_use_css_variables_and_are_deterministic() -> None:
     def draw() -> str:
         curve = ([1, 2, 3], [10.0, 12.0, 13.0])
         return training_chart(curve, name="$\\bad{ 漢字 <b>", color=TEACHER, test_db=12.5)
@@ -488,7 +489,7 @@ def test_error_maps_show_the_stated_multiple() -> None:
     assert images.psnr_db(truth, truth) == math.inf
 
 
-def test_images_survive_storage_and_stay_within_the_page(
+def test_images_are_lossless_until_the_page_gets_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
@@ -505,7 +506,7 @@ def test_images_survive_storage_and_stay_within_the_page(
 @pytest.mark.parametrize(
     ("width", "shown"), [(24, 288), (100, 300), (150, 300), (200, 300), (800, 300)]
 )
-def test_small_images_grow_by_a_whole_factor(width: int, shown: int) -> None:
+def test_small_images_are_enlarged_by_a_whole_factor(width: int, shown: int) -> None:
     assert images.shown_width(width) == shown
     assert images.page_image(np.zeros((8, width, 3), np.uint8), "black").crisp == (width <= 150)
 
