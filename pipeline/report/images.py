@@ -48,11 +48,6 @@ class Compression:
     quality: int | None
     """WebP quality; None is lossless."""
 
-    @property
-    def note(self) -> str:
-        """The compression in words."""
-        return "lossless" if self.quality is None else f"WebP, quality {self.quality}"
-
 
 CHOICES = (
     Compression(4, None), Compression(4, 92), Compression(4, 80), Compression(3, 70),
@@ -85,10 +80,8 @@ def _colored(values: Float[np.ndarray, "h w"]) -> Pixels:
 def webp(pixels: Pixels, quality: int | None = None) -> bytes:
     """The image as WebP; equal images give equal bytes."""
     buffer = io.BytesIO()
-    lossless = quality is None
-    Image.fromarray(np.ascontiguousarray(pixels)).save(
-        buffer, "WEBP", lossless=lossless, quality=100 if quality is None else quality, method=4
-    )
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 100, method=4)
     return buffer.getvalue()
 
 

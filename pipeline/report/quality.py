@@ -50,7 +50,8 @@ class Images:
     color_bar: PageImage
     missing: dict[str, Unavailable]
     """Models without images."""
-    compression: str
+    quality: int | None
+    """WebP quality of the images; None is lossless."""
 
 
 def images_of(run: RunData) -> Images:
@@ -81,7 +82,7 @@ def images_of(run: RunData) -> Images:
     bar = page_image(
         color_bar(), "color bar of the error maps, from no error to a fifth", width=140
     )
-    return Images(views, bar, missing, stored.note)
+    return Images(views, bar, missing, quality)
 
 
 def curves_of(run: RunData) -> dict[str, Markup | Unavailable]:

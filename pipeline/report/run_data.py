@@ -137,8 +137,9 @@ class RunData:
         recorded = self.require(stage).manifest["inputs"]
         if not isinstance(recorded, dict):
             return []
-        exported = self.newest if stage in ("export", "lens") else None
-        sources = {name: exported or name if name == "student" else name for name in recorded}
+        sources = {name: name for name in recorded}
+        if "student" in sources and stage in ("export", "lens"):
+            sources["student"] = self.newest or "student"
         return [
             name
             for name, key in recorded.items()
@@ -207,9 +208,8 @@ class RunData:
             if not all(isinstance(w, str) for t in trials for w in (t.kind, t.verdict, t.clock)):
                 raise TypeError("kind, verdict and clock of a trial are words")
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the record of the search is incompatible ({error!r})"
-            ) from error
+            fault = f"the record of the search is incompatible ({error!r}); run nelf prune again"
+            raise CheckpointError(fault) from error
         if not trials:
             raise CheckpointError("the record of the search holds no trial")
         return trials, stopped

@@ -54,8 +54,6 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
 }
-
-
 NOISE = re.compile(
     r"<defs>\s*<style.*?</defs>"  # matplotlib's own style would apply to the whole page
     r'|(?<=<g) id="[^"]*"|font-family: [^;"]*;?|(?<=\n)\s+',

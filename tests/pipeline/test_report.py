@@ -236,6 +236,7 @@ def test_incompatible_files_are_shown_as_not_available(run: Run, unchecked: None
     edit(run, "export", GRAPHS, lambda g: [{"size_bytes": 5, "ops": ["Conv"]}, 3])
     edit(run, "bench", LATENCIES, lambda r: r["devices"][0]["graphs"][0].update(latency={"x": 1}))
     edit(run, "student", MANIFEST, lambda m: m["details"].update(spec={"points": "many"}))
+    edit(run, "prune", MANIFEST, lambda m: m["details"].update(device={"name": 3}))
     text = report_of(run).text
     assert "a lot" not in text
     assert "not a latency record" in text
