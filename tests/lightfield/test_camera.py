@@ -112,7 +112,10 @@ MIRROR, SHEAR = np.diag([1.0, 1.0, -1.0]), np.array([[1, 0.01, 0], [0, 1, 0], [0
         (lambda pose: pose + math.inf, "NaN or infinity"),
         (lambda pose: pose * 1.01, "not a rigid motion"),
         (lambda pose: np.c_[pose[:, :3] @ SHEAR, pose[:, 3]], "not a rigid motion"),
-        (lambda pose: np.c_[pose[:, :3] @ MIRROR, pose[:, 3]], "not a rigid motion.*det R = -1.000"),
+        (
+            lambda pose: np.c_[pose[:, :3] @ MIRROR, pose[:, 3]],
+            "not a rigid motion.*det R = -1.000",
+        ),
         (lambda pose: pose * 0, "not a rigid motion"),
     ],
     ids=["nan", "infinity", "scale", "shear", "mirror", "zero"],

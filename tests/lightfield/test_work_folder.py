@@ -77,7 +77,9 @@ def test_settings_that_the_work_serves_go_on(stage):
     stage.counted(TEN, until=4)
     (stage.run.path / ".teacher.work" / "of-ten-steps-only").mkdir()
     assert stage.counted({**TEN, "steps": 12}, carried=more_steps) == list(range(4, 12))
-    assert stage.said == ["teacher: steps is 12, was 10; the interrupted work is resumed after step 4"]
+    assert stage.said == [
+        "teacher: steps is 12, was 10; the interrupted work is resumed after step 4"
+    ]
     assert not (stage.run.path / "teacher" / "of-ten-steps-only").exists()
     manifest = stage.run.artifact("teacher").manifest
     assert manifest["resumed"]
