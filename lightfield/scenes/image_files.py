@@ -54,7 +54,7 @@ def folder_entries(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         raise SceneError(
-            "the folder does not exist", where=folder, remedy="give the folder of a scene"
+            "there is no such folder", where=folder, remedy="give the folder of a scene"
         ) from None
     except OSError as reason:
         raise SceneError(f"not a readable folder ({reason.strerror})", where=folder) from reason

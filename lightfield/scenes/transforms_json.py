@@ -214,7 +214,7 @@ def _json_object(path: Path) -> dict[str, Any]:
         )
     if not data["frames"]:
         raise SceneError(
-            "the list `frames` is empty", where=path, remedy="add frames, or remove the file"
+            "the file lists no frames", where=path, remedy="add frames, or remove the file"
         )
     return data
 

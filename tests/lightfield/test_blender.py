@@ -34,9 +34,8 @@ def test_reads_every_split_with_the_published_geometry(tmp_path):
     assert (camera.cx, camera.cy) == (4, 4)
     assert scene.transform.is_identity
     assert scene.box.center == pytest.approx((0, 0, 0), abs=0.1)
-    assert scene.box.half_extent == pytest.approx(
-        RADIUS * 4.5 / camera.fx, rel=0.1
-    )  # plus one pixel
+    one_pixel_more = RADIUS * 4.5 / camera.fx
+    assert scene.box.half_extent == pytest.approx(one_pixel_more, rel=0.1)
     reach = math.sqrt(3) * scene.box.half_extent
     bounds = RADIUS - reach, RADIUS + reach
     assert (scene.space.near, scene.space.far) == pytest.approx(bounds, abs=0.1)
@@ -202,7 +201,7 @@ BAD_JSON = {
     "frame 2: transform_matrix": lambda d: d["frames"][2].pop("transform_matrix"),
     "frame 3: transform_matrix": lambda d: d["frames"][3].update(transform_matrix=[[1, 2], [3]]),
     "frame 0: the frame has no file_path": lambda d: d["frames"].insert(0, {}),
-    "the list `frames` is empty": lambda d: d.update(frames=[]),
+    "the file lists no frames": lambda d: d.update(frames=[]),
     "no list `frames`": lambda d: d.update(frames={}),
     "have the same position": lambda d: [
         f.update(transform_matrix=np.diag([1.0, 1, 1, 1]).tolist()) for f in d["frames"]
@@ -329,7 +328,7 @@ def test_the_files_of_a_folder_determine_its_format(tmp_path):
         load(tmp_path)
     with pytest.raises(SceneError, match=r"transforms_train.json .* found r_0.png"):
         load(tmp_path / "toy" / "val")
-    with pytest.raises(SceneError, match="the folder does not exist"):
+    with pytest.raises(SceneError, match="there is no such folder"):
         load(tmp_path / "nothing")
     with pytest.raises(SceneError, match="not a readable folder"):
         load(tmp_path / "toy" / "transforms_train.json")
