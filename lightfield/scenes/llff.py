@@ -82,7 +82,7 @@ def read_llff(folder: Path, resolution: Resolution = None) -> Capture:
     train, test = Frames(tuple(images), rows.poses).held_out()
     if not len(train):
         raise SceneError(
-            "the only image is held out for testing, so none is left for training",
+            "no images are left for training, because the only one is held out for testing",
             where=path,
             remedy="add at least one image and its pose",
         )

@@ -40,6 +40,7 @@ from lightfield.scenes.scene import SPLITS
 
 TRAIN_JSON = "transforms_train.json"
 SINGLE_JSON = "transforms.json"
+HELD_OUT_RULE = f"every {HELD_OUT_EVERY}th training view is held out for testing"
 SPLIT_KEYS = {split: f"{split}_filenames" for split in SPLITS}
 LAST_ROW_TOLERANCE = 1e-4
 SHOWN_KEYS = 8
@@ -128,7 +129,7 @@ def _capture(
     split: Callable[[dict[str, JsonFrames], dict[str, Frames]], Splits],
 ) -> Capture:
     finder = ImageFinder(folder)
-    listings = {name: _listing(finder, path) for name, path in files.items()}
+    listings = {name: _read_frames(finder, path) for name, path in files.items()}
     train = listings["train"]
     if not train.images:
         assert train.first_missing is not None
@@ -145,9 +146,9 @@ def _capture(
     splits = split(listings, frames)
     if not len(splits.frames["train"]):
         raise SceneError(
-            "the only image is held out for testing, so none is left for training",
+            "no images are left for training, because all of them are test or validation views",
             where=train.path,
-            remedy="add at least one image",
+            remedy="add images",
         )
     masks = [mask for each in splits.frames.values() for mask in each.masks]
     return Capture(
@@ -175,7 +176,7 @@ def _capture(
     )
 
 
-def _listing(finder: ImageFinder, path: Path) -> JsonFrames:
+def _read_frames(finder: ImageFinder, path: Path) -> JsonFrames:
     data = _json_object(path)
     indices, images, masks, matrices = [], [], [], []
     first_missing = None
@@ -265,18 +266,14 @@ def _split_by_files(listings: dict[str, JsonFrames], frames: dict[str, Frames]) 
         if not listing.images:
             notes.append(
                 f"none of the {listing.missing} frames of {listing.path.name} has an image file"
-                + (
-                    f", so every {HELD_OUT_EVERY}th training view is held out for testing"
-                    if split == "test"
-                    else ""
-                )
+                + (f", so {HELD_OUT_RULE}" if split == "test" else "")
             )
     if test := frames.get("test"):
         rule = "the frames of transforms_test.json"
     else:
         train, test = train.held_out()
         why = "no images of" if "test" in listings else "no"
-        rule = f"{why} transforms_test.json: every {HELD_OUT_EVERY}th training view is held out"
+        rule = f"{why} transforms_test.json: {HELD_OUT_RULE}"
     val = frames.get("val", train.at([]))
     return Splits({"train": train, "val": val, "test": test}, rule, notes)
 
@@ -303,7 +300,7 @@ def _split_by_names(listings: dict[str, JsonFrames], frames: dict[str, Frames]) 
     rule = f"the frames in {SPLIT_KEYS['test']}"
     if not test:
         frames["train"], frames["test"] = frames["train"].held_out()
-        rule = f"every {HELD_OUT_EVERY}th training view is held out"
+        rule = HELD_OUT_RULE
     return Splits(frames, rule, notes)
 
 

@@ -1,3 +1,5 @@
+"""Loading of scenes with one transforms file per split."""
+
 from __future__ import annotations
 
 import math
@@ -317,7 +319,7 @@ def test_an_image_without_read_permission(tmp_path, monkeypatch):
 
 
 def test_a_single_view_is_refused(tmp_path):
-    with pytest.raises(SceneError, match="the only image is held out"):
+    with pytest.raises(SceneError, match="no images are left for training"):
         load(write_scene(tmp_path, train=1))
 
 

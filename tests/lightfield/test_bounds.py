@@ -1,3 +1,5 @@
+"""Bounds, backgrounds and normalized coordinates of scenes, on captures of a ball."""
+
 from __future__ import annotations
 
 import math
@@ -43,7 +45,7 @@ def load(folder: Path, **choice: Any) -> Scene:
 
 
 def relative_half_extent(scene: Scene, center: np.ndarray, radius: float) -> float:
-    """Half side of the box in radii of a ball (in the source's units); the box must contain the ball."""
+    """Half side of the box in radii of a ball, which the box must contain; in source units."""
     middle = scene.transform.point_to_scene(tuple(center))
     reach = np.abs(np.subtract(scene.box.center, middle)).max() + radius / scene.transform.unit
     assert reach <= scene.box.half_extent

@@ -114,7 +114,7 @@ def test_normals_have_unit_length_and_point_outwards(name):
         assert edge.max() <= 1
         for point, normal in zip(points, normals, strict=True):
             assert not solid.contains(tuple(map(float, point + 1e-3 * normal)))
-            # At an edge the rounded normal can be parallel to a third face; on flat parts it cannot.
+            # Only at an edge can the rounded normal be parallel to a third face.
             if np.abs(normal).max() > 1 - 1e-6:
                 assert solid.contains(tuple(map(float, point - 1e-3 * normal)))
 

@@ -66,7 +66,8 @@ def test_a_note_mentions_files_with_another_suffix(tmp_path, name):
     finder = ImageFinder(tmp_path)
     assert finder.find(f"images/{name}", where="json") == path
     assert finder.notes() == [
-        f"1 image files have another suffix than the scene states, for example 1.jpg instead of {name}"
+        "1 image files have another suffix than the scene states, for example 1.jpg instead of "
+        f"{name}"
     ]
 
 

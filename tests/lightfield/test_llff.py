@@ -1,3 +1,5 @@
+"""Loading of LLFF captures."""
+
 from __future__ import annotations
 
 import os
@@ -204,7 +206,7 @@ def test_a_single_view_is_refused(capture):
     rewrite(capture, lambda rows: rows[:1])
     for path in sorted((capture / "images_4").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(SceneError, match="the only image is held out"):
+    with pytest.raises(SceneError, match="no images are left for training"):
         load(capture)
 
 

@@ -35,7 +35,7 @@ def pose_at(*position: float) -> torch.Tensor:
 
 
 def pixel_of(point: np.ndarray, pose: np.ndarray, camera: Intrinsics) -> tuple[float, float]:
-    """Image coordinates of a world point, by the definition of the frame and OpenCV's distortion."""
+    """Image coordinates of a world point, by the frame's definition and OpenCV's distortion."""
     right, up, back = pose[:, :3].T @ (point - pose[:, 3])
     x, y = right / -back, -up / -back  # OpenCV looks along +z with y down
     k1, k2, p1, p2 = camera.distortion or (0.0, 0.0, 0.0, 0.0)

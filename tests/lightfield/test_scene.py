@@ -1,3 +1,5 @@
+"""Saving and loading of scenes."""
+
 from __future__ import annotations
 
 import io

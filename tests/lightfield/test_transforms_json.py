@@ -85,8 +85,8 @@ def test_frames_without_images_are_skipped_and_counted(tmp_path):
     assert [path.stem for path in capture.splits["train"].paths] == ["r_0", "r_2", "r_4"]
     np.testing.assert_allclose(capture.splits["train"].poses[1], ring_pose(2)[:3])
     assert capture.notes == (
-        "2 of 5 frames of transforms_train.json are skipped, because their image files are missing; "
-        "the first is './train/r_1'",
+        "2 of 5 frames of transforms_train.json are skipped, because their image files are "
+        "missing; the first is './train/r_1'",
     )
 
 
