@@ -5,20 +5,20 @@
     <Scene>.onnx                      the student for ONNX Runtime
     <Scene>_opset17.onnx              the student for runtimes older than opset 20
     <Scene>[_opset17]_fp16.onnx       both student files in half precision
-    <Scene>[_opset17]_int8.onnx       both student files with int8 weights and, where accuracy allows,
-                                      int8 arithmetic
+    <Scene>[_opset17]_int8.onnx       both student files with int8 weights and, where the loss is
+                                      small, int8 arithmetic
     <Scene>_fused.onnx                pose to image, one pose
     <Scene>_fused_batch.onnx          pose to image, any number of poses
     <Scene>_fused_fp16.onnx           pose to image, the student in half precision
     <Scene>.mlpackage                 the student for CoreML
     <Scene>_fused.mlpackage           pose to image for CoreML
 
-`EXPORTS` lists the files in the order in which they are written. A file that breaks its contract, or
-that differs from PyTorch by more than its parity floor allows, raises an error and is not published.
-Two kinds of files may be missing instead: fp16 files, because the values of some students exceed the
-range of half precision, and CoreML packages, where coremltools cannot convert the student. The record
-of a missing file states the reason. An int8 file that loses too much quality is published and marked
-as unfit.
+`EXPORTS` lists the files in the order in which they are written. A file that breaks its contract,
+or that differs from PyTorch by more than its parity floor allows, raises an error and is not
+published. Two kinds of files may be missing instead: fp16 files, because the values of some
+students exceed the range of half precision, and CoreML packages, where coremltools cannot convert
+the student. The record of a missing file states the reason. An int8 file that loses too much
+quality is published and marked as unfit.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ SNAP_NOTE = "checked by ONNX's reference evaluator as shipped, and by ONNX Runti
 
 FRAME_KEY = "nelf.scene_transform"
 """Metadata key of the user's coordinate frame. The value is JSON with a center c, a unit u and a
-rotation R: x_scene = R (x - c) / u maps a position in the user's frame to the graph's input, and R also
-rotates the axes of a pose."""
+rotation R: x_scene = R (x - c) / u maps a position in the user's frame to the graph's input, and R
+rotates the axes of a pose as well."""
 SCENE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -79,7 +79,7 @@ class ExportSpec:
     """How one file of a bundle is named, built and compared with PyTorch."""
 
     name: str
-    """The file's name; {scene} stands for the scene and {snap} for the activation in Lens Studio."""
+    """The file's name. {scene} stands for the scene, {snap} for the Lens Studio suffix."""
     purpose: str
     build: Callable[[_Bundle, ExportSpec], tuple[onnx.ModelProto, Contract]] | None
     """Builds the ONNX graph; None for CoreML packages, which `export.coreml` builds."""
@@ -88,8 +88,8 @@ class ExportSpec:
     variant: GraphVariant = ONNX_RUNTIME
     precision: WeightPrecision = "fp32"
     simplify: bool = False
-    """Whether onnxsim changes the graph. It does so at opset 17 only: there it multiplies the factor
-    1/2 of the exact GELU into the next convolution. That leaves ONNX Runtime fewer GELUs to fuse."""
+    """Whether onnxsim simplifies the graph. It changes graphs of opset 17 only, where it multiplies
+    GELU's factor 1/2 into the next convolution. ONNX Runtime then fuses fewer GELUs."""
     batch: Batch = 1
     takes_pose: bool = False
     """Whether the input is a pose. The metadata of such an ONNX graph holds the user's frame."""
@@ -109,14 +109,14 @@ def write_bundle(
     coreml: bool = True,
     progress: Progress = silent,
 ) -> list[ExportedGraph]:
-    """Write every file of `EXPORTS` into a folder and compare each file with PyTorch on these poses.
+    """Write the files of `EXPORTS` into a folder and compare each with PyTorch on these poses.
 
     `truth` holds the real images of the poses, in [0, 1], and serves to measure how much PSNR each
     graph loses. The int8 files are written only with a calibration.
 
     Raises:
-        ExportError: when the scene's name is no valid file name, when there are no poses, when weights
-            are NaN, or when a graph breaks its contract.
+        ExportError: when the scene's name is no valid file name, when there are no poses, when
+            weights are NaN, or when a graph breaks its contract.
         ParityError: when a graph differs from PyTorch by more than its parity floor allows.
     """
     if not SCENE_NAME.fullmatch(scene_name):
@@ -207,7 +207,7 @@ class _Bundle:
         return plan_quantization(student, torch.from_numpy(np.concatenate(rays)), truth)
 
     def with_negative_control(self, graph: ExportedGraph) -> ExportedGraph:
-        """The record of a GeluSnap graph with the parity that Relu would have in place of GeluSnap."""
+        """The record of a GeluSnap graph, with the parity of the same graph with Relu."""
         wrong = OnnxFunction(with_relu(load_model(graph.path)))
         control = self.reference.first().student_parity(lambda rays: wrong(input=rays))
         note = f"{graph.note}; with Relu in place of GeluSnap it would be {control.psnr_db:.1f} dB"

@@ -1,13 +1,13 @@
 """Post-training quantization of a student: measures which convolutions may become int8.
 
-The grids of the activations are fitted on real poses. Each convolution is then fake-quantized alone, in
-PyTorch and on a window of rays, and the error of the image is measured. The errors of different
-convolutions are nearly independent, so their squares add up. The plan first takes weights, in the order
-of error per byte, and then arithmetic, in the order of error per multiply-accumulate, until the sum
-reaches a share of the error that the image may have against the ground truth. At last the plan is
-measured as a whole, and the convolutions with the largest error leave the plan until it is within the
-budget. Grouped convolutions keep float arithmetic, because runtimes have no fast integer kernels for
-them.
+The grids of the activations are fitted on real poses. Each convolution is then fake-quantized
+alone, in PyTorch and on a window of rays, and the error of the image is measured. The errors of
+different convolutions are nearly independent, so their squares add up. The plan first takes
+weights, in the order of error per byte, and then arithmetic, in the order of error per
+multiply-accumulate, until the sum reaches a share of the error that the image may have against the
+ground truth. At last the plan is measured as a whole, and the convolutions with the largest error
+leave the plan until it is within the budget. Grouped convolutions keep float arithmetic, because
+runtimes have no fast integer kernels for them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLIPPING_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Real poses and their images in [0, 1]. The poses on which graphs are compared are not among them."""
+    """Real poses and their images in [0, 1], other than those on which graphs are compared."""
 
     poses: Poses
     images: Images
@@ -106,7 +106,7 @@ def plan_quantization(
 
 
 def _as_plan(chosen: list[tuple[float, str, Quantized]]) -> dict[str, Quantized]:
-    """The plan by layer; the entry for the arithmetic of a layer replaces the entry for its weights."""
+    """The plan by layer; the entry for a layer's arithmetic replaces that for its weights."""
     return {layer: quantized for _, layer, quantized in chosen}
 
 

@@ -4,9 +4,9 @@
     <Scene>_fused.mlpackage   pose [1, 3, 4] fp32      ->  rgb [1, 3, sH, sW] fp16
 
 A package is written, read back, and checked for the operators and the kind of GELU of its student.
-CoreML itself runs on Apple's systems only. On other systems `evaluate_package` executes the program in
-PyTorch and rounds every result to the type that the program declares. It accumulates in fp32, which a
-Neural Engine need not do, so that its result can differ slightly from that of a device.
+CoreML itself runs on Apple's systems only. On other systems `evaluate_package` executes the program
+in PyTorch and rounds every result to the type that the program declares. It accumulates in fp32,
+which a Neural Engine need not do, so that its result can differ slightly from that of a device.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def write_coreml(light_field: LightField, path: Path, *, fused: bool = False) ->
                 program,
                 source="milinternal",
                 minimum_deployment_target=ct.target.iOS16,
-                compute_precision=ct.precision.FLOAT32,  # keep the types of the program, which are mostly fp16
+                compute_precision=ct.precision.FLOAT32,  # keeps the program's types, mostly fp16
                 skip_model_load=True,
                 package_dir=str(path),
             )
@@ -124,7 +124,7 @@ def check_package(path: Path, student: Student, *, fused: bool) -> dict[str, int
 
 @dataclass(frozen=True)
 class CoremlFacts:
-    """Signature, operators and weights of a CoreML model; None where the file does not state them."""
+    """Signature, operators and weights of a CoreML model; None where they are unknown."""
 
     kind: str
     inputs: dict[str, Shape]
@@ -219,7 +219,7 @@ def _program_facts(path: Path) -> Counts:
 
 
 def _network_facts(network: Any, kind: str) -> Counts:
-    """Layers and weights of a neural network of the format before programs; MACs are not counted."""
+    """Layers and weights of a network in the format before programs; MACs are not counted."""
     if not kind.startswith("neuralNetwork"):
         return None, None, None
     layers = Counter(layer.WhichOneof("layer") or "unknown" for layer in network.layers)
@@ -369,7 +369,7 @@ def import_coremltools() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide coremltools' progress bars, and its warnings about temporary folders that it leaves open."""
+    """Hide coremltools' progress bars, and its warnings about temporary folders left open."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore", ResourceWarning)
         yield

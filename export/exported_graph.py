@@ -1,4 +1,4 @@
-"""One exported file: writing it under a temporary name, checking it, publishing it, recording it."""
+"""One exported file: writing under a temporary name, checking, publishing, recording."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class ExportedGraph:
     precision: WeightPrecision = "fp32"
     """Precision of the weights. Arithmetic may be more precise; the note states where it is."""
     lost_db: float | None = None
-    """PSNR against the real images that the graph loses, mean over the poses; None without images."""
+    """PSNR against the real images that the graph loses, as the mean; None without images."""
     fit: bool | None = None
-    """Whether an int8 graph loses no more PSNR than allowed. An unfit graph is published as well."""
+    """Whether an int8 graph loses at most the allowed PSNR. An unfit graph is published too."""
 
     @classmethod
     def missing(cls, path: Path, purpose: str, reason: str) -> ExportedGraph:
@@ -83,11 +83,11 @@ def write_onnx(
     simplify: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> ExportedGraph:
-    """Write a graph, check the file against its contract and its parity floor, and publish the file.
+    """Write a graph, check the file against contract and parity floor, and publish the file.
 
-    The shapes of all inner values are stored in the file, by onnxsim with `simplify` and otherwise by
-    ONNX's shape inference. An int8 graph is written as it was built; instead of a parity floor it has
-    an allowed loss, see `ExportedGraph.fit`. `metadata` becomes the model's key-value pairs.
+    The file stores the shapes of all inner values; they come from onnxsim with `simplify`, otherwise
+    from ONNX's shape inference. An int8 graph is written as it was built. Instead of a parity floor
+    it has an allowed loss, see `ExportedGraph.fit`. `metadata` becomes the model's key-value pairs.
 
     Raises:
         ExportError: when the file breaks the contract.

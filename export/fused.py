@@ -2,12 +2,12 @@
 
     <Scene>_fused.onnx          pose [1, 3, 4]  ->  rgb [1, 3, sH, sW]
     <Scene>_fused_batch.onnx    pose [n, 3, 4]  ->  rgb [n, 3, sH, sW], any n
-    <Scene>_fused_fp16.onnx     pose [1, 3, 4]  ->  rgb [1, 3, sH, sW], the student in half precision
+    <Scene>_fused_fp16.onnx     pose [1, 3, 4]  ->  rgb [1, 3, sH, sW], the student in fp16
 
 The pose is a camera-to-world matrix as `lightfield.camera` defines it; colors are planes in (0, 1).
-Between Embedder and student the graph changes the layout as `lightfield.encoding.embedder_to_student`
-does. Rays are fp32 in all three files: in fp16 a coordinate near 4 is off by 0.002, which the highest
-of six frequencies multiplies by 32.
+Between Embedder and student the graph changes the layout as
+`lightfield.encoding.embedder_to_student` does. Rays are fp32 in all three files: in fp16 a
+coordinate near 4 is off by 0.002, which the highest of six frequencies multiplies by 32.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """ONNX graphs: building them, saving and loading them, and checking them against a contract.
 
-Graphs are built node by node instead of traced, so that this package alone decides on names, opset and
-IR version. Writing a graph takes milliseconds, and pruning writes dozens of them. Every value and
-weight is named after the module that it comes from. A file is written under a temporary name, read
-back, checked against its `Contract`, and only then published.
+Graphs are built node by node instead of traced, so that this package alone decides on names, opset
+and IR version. Writing a graph takes milliseconds, and pruning writes dozens of them. Every value
+and weight is named after the module that it comes from. A file is written under a temporary name,
+read back, checked against its `Contract`, and only then published.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from export.onnx_tensors import all_nodes
 from lightfield.errors import ExportError
 
 IR_VERSIONS = {11: 6, 17: 8, 20: 9}
-"""IR version by opset. Each opset gets its oldest version, since older runtimes refuse newer ones."""
+"""IR version by opset: the version that came with the opset. Older runtimes refuse newer ones."""
 
 GEMM_FUSIONS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
 """Passes of onnxsim that are skipped: they replace one Add by two Reshapes."""
@@ -78,8 +78,8 @@ class GraphBuilder:
         """Add a weight and return its name.
 
         Floats become float32 and integers int64, except for `NARROW_TYPES`, which stay as they are.
-        Denormal float32 values become zero: two thousand denormal weights made a student 1.6 times as
-        slow on x86 (docs/log.md).
+        Denormal float32 values become zero: two thousand denormal weights made a student 1.6 times
+        as slow on x86 (docs/log.md).
 
         Raises:
             ExportError: when a value is NaN or infinite.
@@ -147,8 +147,8 @@ def operator_name(node: onnx.NodeProto) -> str:
 def simplified(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """The model simplified by onnxsim, or the model itself with the error that onnxsim raised.
 
-    Among the exported graphs, onnxsim changes only the GELUs of opset 17. The other graphs are minimal
-    as built, and `with_inferred_shapes` gives the same bytes (tests/export/test_onnxsim.py).
+    Among the exported graphs, onnxsim changes only the GELUs of opset 17. The other graphs are
+    minimal as built: `with_inferred_shapes` gives the same bytes (tests/export/test_onnxsim.py).
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # onnxsim prints a warning about GeluSnap
@@ -206,7 +206,7 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def _is_text_sound(message: Message) -> bool:
-    """Whether all strings of a message are valid UTF-8; protobuf returns invalid strings as bytes."""
+    """Whether all strings of a message are valid UTF-8; protobuf gives invalid ones as bytes."""
     for description, value in message.ListFields():
         if description.type not in (description.TYPE_STRING, description.TYPE_MESSAGE):
             continue

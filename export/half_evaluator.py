@@ -1,10 +1,10 @@
 """Evaluator for fp16 ONNX graphs that rounds every result to half precision.
 
-On x86, ONNX Runtime's CPU provider has no half-precision kernel for any operator of a student. It casts
-the weights to fp32 when it loads them and computes in fp32, so that its error shows the rounding of the
-weights only. The GPU or NPU of a phone rounds every result. This module lets ONNX's reference evaluator
-do the same with the exported file: each operator computes in fp32 and its result is rounded, as in
-`export.mil_evaluator` for CoreML.
+On x86, ONNX Runtime's CPU provider has no half-precision kernel for any operator of a student. It
+casts the weights to fp32 when it loads them and computes in fp32, so that its error shows the
+rounding of the weights only. The GPU or NPU of a phone rounds every result. This module lets ONNX's
+reference evaluator do the same with the exported file: each operator computes in fp32 and its
+result is rounded, as in `export.mil_evaluator` for CoreML.
 """
 
 from __future__ import annotations

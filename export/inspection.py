@@ -1,4 +1,4 @@
-"""Inspection of ONNX files and CoreML models: tensors, operators, MACs, and whether SnapML can run them.
+"""Inspection of ONNX files and CoreML models: tensors, operators, MACs, SnapML compatibility.
 
 Works on any ONNX file and any CoreML model. A figure that does not follow from the file is None.
 """
@@ -114,7 +114,7 @@ def _inspect_coreml(path: Path, facts: CoremlFacts) -> Inspection:
 
 
 def _weights_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Number of weights by element type. int32 holds the biases of int8 graphs; int64 holds sizes."""
+    """Number of weights by element type, without int64, which holds sizes and indices."""
     counted = Counter[str]()
     for tensor in stored_tensors(model):
         kind = type_name(tensor.data_type)

@@ -1,8 +1,8 @@
 """Linter for Lens Studio projects, which works without the editor.
 
 It checks that the text files agree with each other (`export.lens_yaml`), that the numbers in the
-controller script fit the ONNX files, and that the `.meta` files, by which SnapML reads the ONNX files,
-fit them as well.
+controller script fit the ONNX files, and that the `.meta` files, by which SnapML reads the ONNX
+files, fit them as well.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _notes(files: ProjectFiles) -> Iterator[str]:
         names = sorted(files.novelties)
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         yield (
-            f"saved by Lens Studio {files.other_editor}, which writes keys or values that are unknown "
-            f"here and were not checked: {', '.join(names[:MAX_NAMES])}{more}"
+            f"saved by Lens Studio {files.other_editor}, whose keys and values are not all known; "
+            f"not checked: {', '.join(names[:MAX_NAMES])}{more}"
         )
 
 
@@ -127,7 +127,7 @@ def _read_project(path: Path, files: ProjectFiles) -> yaml.Node | None:
 
 
 def _other_editor(root: yaml.Node) -> str | None:
-    """The Lens Studio version that saved a project; None for the version whose keys are known in full."""
+    """The Lens Studio version that saved a project; None for `KNOWN_EDITOR`."""
     numbers = [scalar(entry(root, "studioVersion", key)) for key in ("major", "minor", "patch")]
     try:
         version = tuple(int(number) for number in numbers)

@@ -1,7 +1,7 @@
 """The three models of a lens in SnapML's terms: tensors, operators, sizes.
 
-SnapML has no batch axis and names the sizes x = width, y = height, z = channels. A tensor [1, C, H, W]
-has (x, y, z) = (W, H, C), and its data are channel-last.
+SnapML has no batch axis and names the sizes x = width, y = height, z = channels. A tensor [1, C, H,
+W] has (x, y, z) = (W, H, C), and its data are channel-last.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RAY_OPERATORS = frozenset(
     {"Add", "Concat", "Constant", "Cos", "Div", "MatMul", "Mul", "Reshape", "Sin", "Slice", "Sub"}
     | {"Transpose"}
 )
-"""Operators that SnapML runs on the CPU. Sampler and Embedder need float32, which only the CPU has."""
+"""Operators that SnapML runs on the CPU, where Sampler and Embedder get float32."""
 STUDENT_OPERATORS = frozenset(
     {"Add", "Conv", "ConvTranspose", "GeluSnap", "Mul", "Relu", "Sigmoid"}
 )
@@ -84,7 +84,7 @@ def model_faults(path: Path, expected: LensModel) -> list[str]:
     """Why SnapML, or the other models of the lens, cannot use an ONNX file; empty when they can.
 
     Raises:
-        ExportError: when the file is missing, is not an ONNX file, or its weights contradict their sizes.
+        ExportError: when the file is missing or not ONNX, or its weights contradict their sizes.
     """
     model = load_model(path)
     require_sound_tensors(model, path)

@@ -1,8 +1,8 @@
 """Paths and uuids of the generated assets of a lens.
 
-Every uuid is derived from the scene's name and the asset's role, so that a second generation gives the
-same uuids. When a user moves or renames an asset in Lens Studio, the editor moves its `.meta` as well
-and keeps the id in the `.meta`. `moved_assets` finds assets by this id.
+Every uuid is derived from the scene's name and the asset's role, so that a second generation gives
+the same uuids. When a user moves or renames an asset in Lens Studio, the editor moves its `.meta`
+as well and keeps the id in the `.meta`. `moved_assets` finds assets by this id.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def lens_uuid(scene_name: str, role: str) -> str:
 
 
 def scene_of_project(folder: Path) -> str:
-    """Name of the scene of a project; empty when the manifest is missing or does not state the scene."""
+    """Name of the scene of a project; empty when the manifest does not state the scene."""
     try:
         return str(read_json(folder / MANIFEST, ExportError)["scene"])
     except (ExportError, KeyError, TypeError):

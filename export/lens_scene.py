@@ -1,9 +1,9 @@
 """Scene description of a lens: sizes of the models, and the range of the camera.
 
 The camera of a world scene moves on an orbit and looks at `orbit_center`. Azimuth turns about
-`orbit_up` and starts at `orbit_east`; elevation is the angle above the horizontal plane. The camera of
-an NDC scene starts at `mean_pose` and moves by x and y along the right and up axes of this pose. Angles
-are in degrees, lengths in the world's units, and poses as in `lightfield.camera`.
+`orbit_up` and starts at `orbit_east`; elevation is the angle above the horizontal plane. The camera
+of an NDC scene starts at `mean_pose` and moves by x and y along the right and up axes of this pose.
+Angles are in degrees, lengths in the world's units, and poses as in `lightfield.camera`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class LensScene:
     transform: SceneTransform = field(default_factory=SceneTransform)
     """Map from the coordinates of the user's poses to those of the scene."""
     drift: float = 0.0
-    """Speed of the camera while nobody touches the screen, in degrees of azimuth (NDC: units of x) per
-    second. With 0 the camera rests and the phone renders nothing."""
+    """Speed of the camera while nobody touches the screen, in degrees of azimuth per second (NDC: in
+    units of x per second). With 0 the camera rests and the phone renders nothing."""
 
     def __post_init__(self) -> None:
         counts = (self.ray_height, self.ray_width, self.points, self.frequencies, self.factor)
@@ -206,8 +206,8 @@ def lens_scene_from(
     capture.
 
     Raises:
-        ConfigError: when the image is not a multiple of the up-sampling factor, or the student does not
-            have three output channels.
+        ConfigError: when the image is not a multiple of the up-sampling factor, or the student does
+            not have three output channels.
     """
     spec, space = light_field.student.spec, light_field.space
     if spec.output_channels != 3:

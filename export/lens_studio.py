@@ -1,21 +1,21 @@
 """Generator of Lens Studio projects: models, controller script, scene and editor plugin.
 
-The project is text in the format of Lens Studio 5.15.4, filled in from the files of `lens_template`;
-newer versions migrate the project. Its design:
+The project is text in the format of Lens Studio 5.15.4, filled in from the files of
+`lens_template`; newer versions migrate the project. Its design:
 
 - The scene has no MLComponents. The script creates them at run time, as Snap's own samples do.
 - The image is the clear texture of the render target. An Image would need a material with a shader
-  graph, which is a binary file that only the editor can write. If the user adds an Image, the script
-  uses the Image.
+  graph, which is a binary file that only the editor can write. If the user adds an Image, the
+  script uses the Image.
 - An editor plugin assembles the same scene from the assets. The plugin can add the Image, and it
   replaces the generated scene if the editor does not accept the text.
 - Every uuid is derived from the scene's name and the object's role (`export.lens_paths`), so that a
-  second generation gives the same bytes and references stay valid. The editor creates Cache, Support
-  and Workspaces.
+  second generation gives the same bytes and references stay valid. The editor creates Cache,
+  Support and Workspaces.
 
-A project can be generated again in the same folder. No file is deleted. An asset that the user moved or
-renamed is written to its new path. A generated file that the user edited is kept; its new version is
-written to `Regenerated/`, which the editor ignores.
+A project can be generated again in the same folder. No file is deleted. An asset that the user
+moved or renamed is written to its new path. A generated file that the user edited is kept; its new
+version is written to `Regenerated/`, which the editor ignores.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def write_lens_project(
     Nothing is written unless all three models fit the lens and Snap's limits.
 
     Raises:
-        ExportError: when a model is missing, does not fit, or is too large; when the folder contains
-            another project; when files cannot be written.
+        ExportError: when a model is missing, does not fit, or is too large; when the folder
+            contains another project; when files cannot be written.
     """
     paths = {"sampler": sampler, "embedder": embedder, "student": student}
     models = lens_models(

@@ -1,10 +1,10 @@
 """The vocabulary of Lens Studio's text files: the keys of each type, and the values of each key.
 
-Each type has its keys in a fixed order. `lens_template/ordered_keys.json` lists every order that occurs
-in projects saved by Lens Studio 5.15.4, and `newer_keys.json` lists the keys that 5.16 to 5.24 add.
-`vocabulary.json` lists the values of Lens Studio's declarations for editor plugins and the values that
-occur in saved projects. The name of a type without a tag is the path of keys that leads to it:
-`esproj/metaInfo`, `MLInput/Transformer`.
+Each type has its keys in a fixed order. `lens_template/ordered_keys.json` lists every order that
+occurs in projects saved by Lens Studio 5.15.4, and `newer_keys.json` lists the keys that 5.16 to
+5.24 add. `vocabulary.json` lists the values of Lens Studio's declarations for editor plugins and
+the values that occur in saved projects. The name of a type without a tag is the path of keys that
+leads to it: `esproj/metaInfo`, `MLInput/Transformer`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def order_fault(name: str, found: list[str]) -> str | None:
 
 
 def allowed_values(name: str, key: str) -> list[str] | None:
-    """The possible values of a key of a type, as words or as names of `KINDS`; None when unknown."""
+    """The possible values of a key, as words or as names of `KINDS`; None when unknown."""
     words = _vocabulary()
     return words.get(f"{name}.{key}") or (words.get(key) if key in _known_keys(name) else None)
 

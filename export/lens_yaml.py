@@ -2,10 +2,10 @@
 
 The files are YAML. An `.esproj` is one map; the other files are sequences of items with the tag
 `!<Type/uuid>`. A scalar with the tag `!<own>` names an item of the same file. A scalar with the tag
-`!<reference>` or `!<reference.Type>` names an item or an imported asset anywhere in the project. The
-all-zero uuid means null. Keys and values are checked against `export.lens_vocabulary`. For types that
-the vocabulary does not list, only the references are checked. Unknown keys and values of another
-version of the editor are noted and are not faults.
+`!<reference>` or `!<reference.Type>` names an item or an imported asset anywhere in the project.
+The all-zero uuid means null. Keys and values are checked against `export.lens_vocabulary`. For
+types that the vocabulary does not list, only the references are checked. Unknown keys and values of
+another version of the editor are noted and are not faults.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def compose(path: Path) -> yaml.Node | None:
     """A file as nodes with tags and line numbers; no objects are constructed.
 
     Raises:
-        ExportError: when the file is not YAML, or Lens Studio would not write it: it has aliases, which
-            can expand to any amount of text, is deeply nested, or is very large.
+        ExportError: when the file is not YAML, or Lens Studio would not write it: it has aliases,
+            which can expand to any amount of text, is deeply nested, or is very large.
     """
     if not path.is_file():
         raise ExportError("not a readable file", where=path)

@@ -80,7 +80,7 @@ def _conv_transpose(a: Arguments) -> Tensor:
 
 
 def _padding(a: Arguments) -> list[int]:
-    """The padding of both axes; `pad` is [top, bottom, left, right] and applies to type custom only."""
+    """The padding of both axes; `pad` is [top, bottom, left, right], for type custom only."""
     if a["pad_type"] == "valid":
         return [0, 0]
     top, bottom, left, right = a["pad"]

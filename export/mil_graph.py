@@ -1,12 +1,13 @@
-"""The student, and the fused graph from the pose, as programs in CoreML's intermediate language (MIL).
+"""Student and fused graph as programs in CoreML's intermediate language (MIL).
 
     student   input [1, C, H, W] fp16  ->  output [1, 3, sH, sW] fp16
     fused     pose [1, 3, 4] fp32      ->  rgb [1, 3, sH, sW] fp16
 
-Programs are built operator by operator from folded weights, like the ONNX graphs. Tracing would depend
-on the PyTorch versions that the converter supports, and conversion through torch.export has silently
-replaced one kind of GELU by another. In the fused program everything before the first convolution is
-fp32: in fp16 a coordinate near 4 is off by 0.002, which the highest of six frequencies multiplies by 32.
+Programs are built operator by operator from folded weights, like the ONNX graphs. Tracing would
+depend on the PyTorch versions that the converter supports, and conversion through torch.export has
+silently replaced one kind of GELU by another. In the fused program everything before the first
+convolution is fp32: in fp16 a coordinate near 4 is off by 0.002, which the highest of six
+frequencies multiplies by 32.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _program(
 
 
 def _encoded(mb: Any, points: PointMap, frequencies: int, pose: Any) -> Any:
-    """The encodings [1, D, K, H*W] of all points, by the transposed point map, with the rays last."""
+    """The encodings [1, D, K, H*W] of all points, by the transposed point map."""
 
     def columns(values: np.ndarray) -> np.ndarray:
         return values.T.reshape(1, values.shape[-1], -1).astype(np.float32)

@@ -18,7 +18,7 @@ from export.onnx_tensors import nodes_of, subgraphs_of
 from lightfield.errors import ExportError
 
 LARGEST_SIZE = 2**31 - 1
-"""Largest size of one axis. Shape inference uses 64 bits and does not report overflows of products."""
+"""Largest size of one axis; shape inference does not report overflows of 64-bit products."""
 PRODUCTS = re.compile("Conv|MatMul|Gemm|Attention|LSTM|GRU|RNN|Einsum")
 """Matches the names of all ONNX operators that multiply and accumulate."""
 FREE_ELSEWHERE = {f"com.microsoft.{name}" for name in ("Gelu", "FastGelu", "QuickGelu", "BiasGelu")}

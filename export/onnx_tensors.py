@@ -1,7 +1,7 @@
-"""Stored tensors of any ONNX file: weights and constants, including those of branches and functions.
+"""Stored tensors of any ONNX file: weights and constants, also in branches and functions.
 
-The values are not read. The checks compare types, sizes and numbers of bytes, for weights in the file
-and for weights in external files.
+The values are not read. The checks compare types, sizes and numbers of bytes, for weights in the
+file and for weights in external files.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def require_sound_tensors(model: onnx.ModelProto, path: Path) -> None:
     """Check that types, sizes and bytes of all stored tensors agree.
 
     Raises:
-        ExportError: when a type is unknown, a size is negative, or the number of elements differs from
-            the sizes; when an external file is missing, too short, or outside of the folder; when two
-            values of the graph have the same name.
+        ExportError: when a type is unknown, a size is negative, or the number of elements differs
+            from the sizes; when an external file is missing, too short, or outside of the folder;
+            when two values of the graph have the same name.
     """
     for tensor in stored_tensors(model):
         if fault := _tensor_fault(tensor, path.parent):

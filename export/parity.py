@@ -1,10 +1,11 @@
 """Parity of exported graphs with PyTorch, measured on real poses.
 
-The reference is PyTorch's image of the trained student, in evaluation mode and with its batch norms.
-A student graph gets its input from the exported Sampler, the exported Embedder and the layout change,
-as it does in use. The reported PSNR is that of the worst pose. For outputs that are not images, the
-peak of the PSNR is the range of the reference. If the real images of the poses are given, parity also
-states how much PSNR against them a graph loses compared with PyTorch, as the mean over the poses.
+The reference is PyTorch's image of the trained student, in evaluation mode and with its batch
+norms. A student graph gets its input from the exported Sampler, the exported Embedder and the
+layout change, as it does in use. The reported PSNR is that of the worst pose. For outputs that are
+not images, the peak of the PSNR is the range of the reference. If the real images of the poses are
+given, parity also states how much PSNR against them a graph loses compared with PyTorch, as the
+mean over the poses.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Parity:
     psnr_db: float
     max_error: float
     lost_db: float | None = None
-    """PSNR that the graph loses against the real images, mean over the poses; None without images."""
+    """PSNR against the real images that the graph loses, as the mean; None without images."""
 
     @classmethod
     def between(cls, found: np.ndarray, expected: np.ndarray, *, peak: float = 1.0) -> Parity:
@@ -165,7 +166,7 @@ class Reference:
         return Parity.worst(parts)
 
     def embedder_parity(self, embedder: OnnxFunction) -> Parity:
-        """Parity of the Embedder and the layout change with the encoding of `lightfield.encoding`."""
+        """Parity of Embedder and layout change with the encoding of `lightfield.encoding`."""
         parts = []
         for pose in self.poses:
             expected = self.light_field.encoded_rays(pose)
@@ -185,7 +186,7 @@ class Reference:
         return self._parity(lambda pose: image(pose[None].numpy()))
 
     def batch_parity(self, images: Callable[[np.ndarray], np.ndarray]) -> Parity:
-        """Parity of a function from poses [n, 3, 4] to images, called once with at least two poses."""
+        """Parity of a function from poses [n, 3, 4] to images, called once with n >= 2."""
         single = len(self.poses) == 1
         found = images((self.poses.repeat(2, 1, 1) if single else self.poses).numpy())
         if single and not np.array_equal(found[0], found[1]):

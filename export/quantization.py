@@ -1,7 +1,8 @@
 """int8 quantization: grids of 256 levels for activations, one step per output channel for weights.
 
-The values of a grid are step * (level - zero_point) for the levels -128 to 127. Weights are symmetric,
-with zero_point 0 and levels -127 to 127, so that the integer sums of a runtime need no correction.
+The values of a grid are step * (level - zero_point) for the levels -128 to 127. Weights are
+symmetric, with zero_point 0 and levels -127 to 127, so that the integer sums of a runtime need no
+correction.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Quantized:
 def quantized_weight(
     weight: Float[np.ndarray, "a b k k"], axis: int
 ) -> tuple[Int[np.ndarray, "a b k k"], Float[np.ndarray, " c"]]:
-    """Weights as int8 levels, and the step of each output channel; `axis` is that of the channels."""
+    """Weights as int8 levels, and the step of each output channel along `axis`."""
     others = tuple(other for other in range(4) if other != axis)
     largest = np.abs(weight).max(axis=others)
     steps = np.where(largest > 0, largest / HIGHEST, 1.0).astype(np.float32)
@@ -62,7 +63,7 @@ def quantized_weight(
 def quantized_bias(
     bias: Float[np.ndarray, " c"], steps: Float[np.ndarray, " c"], grid: Grid
 ) -> tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """A bias in the units of the integer sums to which it is added: int32 levels, and their steps."""
+    """A bias in the units of the integer sums: int32 levels, and their steps."""
     units = (steps * np.float32(grid.step)).astype(np.float32)
     limit = 2**31 - 1
     levels = np.clip(np.rint(bias.astype(np.float64) / units), -limit, limit)

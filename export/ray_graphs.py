@@ -3,13 +3,13 @@
     Sampler.onnx    c2w33 [1, 1, 3, 3], c2w13 [1, 1, 1, 3]  ->  pts [1, 1, H*W, D]
     Embedder.onnx   rays [1, 1, H*W, D]                     ->  embbrays [1, K, H*W, D]
 
-Names and shapes are those of the published lenses. c2w33 and c2w13 are the rotation and the center of
-a pose. D is points * 3; coordinate j is point * 3 + axis. The K encodings have the order of
-`lightfield.encoding`. `lightfield.encoding.embedder_to_student` turns the Embedder's output into the
-student's input.
+Names and shapes are those of the published lenses. c2w33 and c2w13 are the rotation and the center
+of a pose. D is points * 3; coordinate j is point * 3 + axis. The K encodings have the order of
+`lightfield.encoding`. `lightfield.encoding.embedder_to_student` turns the Embedder's output into
+the student's input.
 
-`PointMap` computes all points of an image from the pose by a few small matrix products. The directions
-of the pixels are its only large constant.
+`PointMap` computes all points of an image from the pose by a few small matrix products. The
+directions of the pixels are its only large constant.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Lens Studio reads opset 11 with static shapes and batch 1. GeluSnap is in the default domain, but no
 other runtime has the operator and ONNX's checker refuses it. An exported file is therefore verified
-twice: as shipped, by ONNX's reference evaluator with an implementation of GeluSnap, and by ONNX Runtime
-with GeluSnap renamed to ONNX Runtime's exact GELU. Students with sigmoid-GELU or ReLU do not need the
-operator. The file name states the activation.
+twice: as shipped, by ONNX's reference evaluator with an implementation of GeluSnap, and by ONNX
+Runtime with GeluSnap renamed to ONNX Runtime's exact GELU. Students with sigmoid-GELU or ReLU do
+not need the operator. The file name states the activation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def with_runtime_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model with Relu for GeluSnap: the negative control, which must fail the comparison."""
+    """A copy of the model with Relu for GeluSnap, as a negative control."""
     return _renamed(model, "Relu", "")
 
 
@@ -64,7 +64,7 @@ class GeluSnap(OpRun):
 
 
 class ConvTranspose(OpRun):
-    """A fast transposed convolution; the evaluator's own takes minutes on an image of phone size."""
+    """A fast transposed convolution; the evaluator's own takes minutes on a large image."""
 
     op_domain = ""
 
@@ -79,7 +79,7 @@ def evaluate_by_reference(
 ) -> Float[np.ndarray, "1 rgb sh sw"]:
     """Output of a SnapML graph, as shipped, by ONNX's reference evaluator."""
     evaluator = ReferenceEvaluator(model, new_ops=[GeluSnap, ConvTranspose])
-    # The evaluator's sigmoid computes two formulas for all values and drops the parts that overflow.
+    # The evaluator's sigmoid computes two formulas for all values and drops what overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         outputs = evaluator.run(None, {"input": rays})
     assert isinstance(outputs, list)

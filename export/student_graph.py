@@ -2,26 +2,27 @@
 
 Two ways of up-sampling compute the same function:
 
-- `trained` repeats the network operator by operator, with operators that all of SnapML's backends have.
-  Pixel shuffle becomes a transposed convolution of ones.
-- `phases` is the fastest way in ONNX Runtime. The s x s pixels of every ray (its phases) are channels
-  of an ordinary convolution. The residual blocks work on single pixels, so they become grouped 1x1
-  convolutions with one group per phase. DepthToSpace moves the phases to their pixels at the end of
-  the stage, and in the last stage after the colors.
+- `trained` repeats the network operator by operator, with operators that all of SnapML's backends
+  have. Pixel shuffle becomes a transposed convolution of ones.
+- `phases` is the fastest way in ONNX Runtime. The s x s pixels of every ray (its phases) are
+  channels of an ordinary convolution. The residual blocks work on single pixels, so they become
+  grouped 1x1 convolutions with one group per phase. DepthToSpace moves the phases to their pixels
+  at the end of the stage, and in the last stage after the colors.
 
 A last stage of pixel shuffle without residual blocks has nothing between its convolution and the
 convolution of the colors. In both ways the two convolutions become one.
 
 A transposed convolution with kernel 4, stride 2, padding 1 is a 2x2 convolution over the corners
-between rays: corner m of H + 1 reads the rays m - 1 and m and writes the output rows 2m - 1 (phase 0)
-and 2m (phase 1), with the kernel rows (2, 0) and (3, 1). The graph cuts off the surplus row and column
-at each side. With kernel 3 and stride 3 the taps do not overlap, so a 1x1 convolution suffices.
+between rays: corner m of H + 1 reads the rays m - 1 and m and writes the output rows 2m - 1 (phase
+0) and 2m (phase 1), with the kernel rows (2, 0) and (3, 1). The graph cuts off the surplus row and
+column at each side. With kernel 3 and stride 3 the taps do not overlap, so a 1x1 convolution
+suffices.
 
-Inputs and outputs are float32 in every precision, so that an application can swap the files. In an fp16
-graph, weights and operators between two Cast nodes are in half precision. In an int8 graph, each
-planned convolution reads its weights through DequantizeLinear, with one step per output channel. A
-convolution with int8 arithmetic stands between pairs of QuantizeLinear and DequantizeLinear, a pattern
-that runtimes replace by integer kernels.
+Inputs and outputs are float32 in every precision, so that an application can swap the files. In an
+fp16 graph, weights and operators between two Cast nodes are in half precision. In an int8 graph,
+each planned convolution reads its weights through DequantizeLinear, with one step per output
+channel. A convolution with int8 arithmetic stands between pairs of QuantizeLinear and
+DequantizeLinear, a pattern that runtimes replace by integer kernels.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ KERNEL_ROWS_OF_PHASES = np.array([[2, 0], [3, 1]])
 
 @dataclass(frozen=True)
 class GraphVariant:
-    """The opset, operators and precision of a student's graph; all variants compute the same function."""
+    """Opset, operators and precision of a student's graph."""
 
     opset: int
     upsampling: Literal["trained", "phases"]
@@ -123,8 +124,8 @@ def student_model(
 def write_student_onnx(student: Student, height: int, width: int, path: Path) -> Path:
     """Write the graph for ONNX Runtime, for height x width rays, atomically.
 
-    Pruning measures the latency of this file. The graph is written as built and is not compared with
-    PyTorch; see `export.parity.student_parity`.
+    Pruning measures the latency of this file. The graph is written as built and is not compared
+    with PyTorch; see `export.parity.student_parity`.
 
     Raises:
         ExportError: when weights hold NaN or infinity.
@@ -177,7 +178,7 @@ class _Emitter:
         return self.graph.add("Add", self.blocks(body, head), head, name=body.name)
 
     def stage(self, stage: TailChain, x: str, height: int, width: int, output: str | None) -> str:
-        """A tail stage on height x width pixels; `output` is the name of the colors in the last stage."""
+        """A tail stage on height x width pixels; the last one, with `output`, adds the colors."""
         upsample = stage.entry
         if output is not None and self.ends_linearly(stage):
             return self.patches(stage, x, output)
@@ -197,7 +198,7 @@ class _Emitter:
         return self.graph.add("Slice", wide, begin, end, axes, name=name)
 
     def ends_linearly(self, stage: TailChain) -> bool:
-        """Whether the last stage and the colors become one convolution. An int8 plan lists them as two."""
+        """Whether last stage and colors become one convolution; an int8 plan lists them as two."""
         shuffled = isinstance(stage.entry, ShuffledUpsample) and not stage.blocks
         return shuffled and not self.variant.quantized
 

@@ -14,7 +14,7 @@ from pipeline.console import Console
 
 
 def print_inspection(path: Path, console: Console, *, as_json: bool) -> None:
-    """Print the contents of a file and whether SnapML can run it, as a table or as one line of JSON.
+    """Print the contents of a file, as a table or as one line of JSON.
 
     Raises:
         ExportError: when the file is missing, or is neither ONNX nor CoreML.
