@@ -85,8 +85,8 @@ def write_onnx(
 ) -> ExportedGraph:
     """Write a graph, check the file against contract and parity floor, and publish the file.
 
-    The file stores the shapes of all inner values; they come from onnxsim with `simplify`, otherwise
-    from ONNX's shape inference. An int8 graph is written as it was built. Instead of a parity floor
+    The file stores the shapes of all inner values. With `simplify` onnxsim adds them, otherwise
+    ONNX's shape inference does. An int8 graph is written as it was built; instead of a parity floor
     it has an allowed loss, see `ExportedGraph.fit`. `metadata` becomes the model's key-value pairs.
 
     Raises:
@@ -109,7 +109,7 @@ def write_onnx(
         else:
             require(parity, PARITY_FLOORS_DB[precision], where=path)
     unfit = (
-        "" if fit is not False else f"unfit: may lose {ALLOWED_LOSS_DB} dB, loses {lost(parity)}"
+        "" if fit is not False else f"unfit: may lose {ALLOWED_LOSS_DB} dB, loses {_loss(parity)}"
     )
     return ExportedGraph(
         path,
@@ -128,7 +128,7 @@ def write_onnx(
     )
 
 
-def lost(parity: Parity) -> str:
+def _loss(parity: Parity) -> str:
     """The PSNR in dB that a graph loses against the real images, as text."""
     return "an unknown amount" if parity.lost_db is None else f"{parity.lost_db:.2f}"
 

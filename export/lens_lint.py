@@ -85,8 +85,8 @@ def lint_result(folder: Path) -> LintResult:
 
 
 def _notes(files: ProjectFiles) -> Iterator[str]:
-    if files.novelties:
-        names = sorted(files.novelties)
+    if files.unlisted:
+        names = sorted(files.unlisted)
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         yield (
             f"saved by Lens Studio {files.other_editor}, whose keys and values are not all known; "

@@ -64,8 +64,8 @@ class LensScene:
     transform: SceneTransform = field(default_factory=SceneTransform)
     """Map from the coordinates of the user's poses to those of the scene."""
     drift: float = 0.0
-    """Speed of the camera while nobody touches the screen, in degrees of azimuth per second (NDC: in
-    units of x per second). With 0 the camera rests and the phone renders nothing."""
+    """Speed of the camera without a touch, in degrees of azimuth per second (NDC: in units of x per
+    second). With 0 the camera rests and the phone renders nothing."""
 
     def __post_init__(self) -> None:
         counts = (self.ray_height, self.ray_width, self.points, self.frequencies, self.factor)

@@ -106,7 +106,7 @@ class ProjectFiles:
     references: list[tuple[str, str]] = field(default_factory=list)
     """File with line, and uuid, of each reference to another file."""
     faults: list[str] = field(default_factory=list)
-    novelties: set[str] = field(default_factory=set)
+    unlisted: set[str] = field(default_factory=set)
     """Keys and values of another editor version that the vocabulary does not list."""
 
     def read(self, path: Path) -> None:
@@ -151,7 +151,7 @@ class ProjectFiles:
         found = [scalar(key) for key, _ in node.value]
         unknown = unknown_keys(name, found)
         if self.other_editor is not None:
-            self.novelties |= {f"{name}.{key}" for key in unknown}
+            self.unlisted |= {f"{name}.{key}" for key in unknown}
         elif fault := order_fault(name, found):
             self.faults.append(f"{where}: {fault}")
         elif unknown:
@@ -165,7 +165,7 @@ class ProjectFiles:
             if is_allowed(node.value, allowed):
                 continue
             if self.other_editor is not None:
-                self.novelties.add(f"{name}.{key} {node.value[:60]!r}")
+                self.unlisted.add(f"{name}.{key} {node.value[:60]!r}")
             else:
                 self.faults.append(
                     f"{where}:{node.start_mark.line + 1}: {key} of {name} is {node.value[:60]!r}, "

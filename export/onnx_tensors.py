@@ -32,13 +32,11 @@ TYPED_FIELDS = (
 )
 
 
-def nodes_of(
-    graph: onnx.GraphProto | onnx.FunctionProto, *, inner: bool = True
-) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and, with `inner`, of the graphs inside its nodes."""
+def nodes_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the graphs inside its nodes."""
     for node in graph.node:
         yield node
-        for each in subgraphs_of(node) if inner else ():
+        for each in subgraphs_of(node):
             yield from nodes_of(each)
 
 

@@ -142,18 +142,17 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
         patterns = ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")
         models = [_only(graphs, pattern) for pattern in patterns]
         project = stage.path / name
-        generated_hashes(
-            run.path / "lens" / name, lens
-        )  # refuses a folder that nelf did not generate
+        # An earlier project of the run is replaced only if nelf generated it.
+        generated_hashes(run.path / "lens" / name, lens)
         carry_lens_projects(run.path / "lens", stage.path)
         carried = project.is_dir()
         written = write_lens_project(project, lens, *models)
         for path in written.kept_edits:
-            name = path.relative_to(stage.path)
-            console.say(f"lens: your edit is kept; the new version is lens/{name}")
+            file = path.relative_to(stage.path)
+            console.say(f"lens: your edit is kept; the new version is lens/{file}")
         for path in written.restored:
-            name = path.relative_to(stage.path)
-            console.say(f"lens: lens/{name} was deleted and has been written again")
+            file = path.relative_to(stage.path)
+            console.say(f"lens: lens/{file} was deleted and has been written again")
         lint = lint_result(project)
         if lint.faults and not carried:
             raise ExportError(
