@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lightfield.student import Student
 from train.distributed import ALONE, Ranks
-from train.gpu.availability import usable
-from train.gpu.graphs import Replayed, side_by_side
 from train.image_pool import ImagePool, PixelPrefetch, Windows
+from train.kernels.availability import usable
+from train.kernels.cuda_graph import CudaGraph, run_in_parallel
 from train.moving_average import MovingAverage
 from train.muon import Muon, block_matrices, end_matrices
 
@@ -77,9 +77,9 @@ class DistilStep:
         self._windows: Windows | None = None
         self._prefetch = PixelPrefetch(pool, *self._drawn) if pool.reads_host else None
         self._gradients_work = (
-            Replayed(self._find_gradients, device) if graphs else self._find_gradients
+            CudaGraph(self._find_gradients, device) if graphs else self._find_gradients
         )
-        self._update_work = Replayed(self._update, device) if graphs else self._update
+        self._update_work = CudaGraph(self._update, device) if graphs else self._update
 
     def __enter__(self) -> DistilStep:
         for parameter, view in zip(self._parameters, self._views, strict=True):
@@ -119,7 +119,7 @@ class DistilStep:
             **{type(optimizer).__name__.lower(): optimizer.step for optimizer in optimizers},
             "average": lambda: self._average.update(self._share),
         }
-        return {name: Replayed(work, self._pool.device) for name, work in works.items()}
+        return {name: CudaGraph(work, self._pool.device) for name, work in works.items()}
 
     def _prepare(self, step: int, rate_share: float) -> None:
         """Everything about a step that comes from the host."""
@@ -185,7 +185,7 @@ class DistilStep:
             works: list[Callable[[], object]] = [o.step for o in self._optimizers]
             if self._draws_ahead:
                 works.append(lambda: self._hold(self._draw(self._step + 1)))
-            side_by_side(works, self._pool.device)
+            run_in_parallel(works, self._pool.device)
         self._average.update(self._share)
 
 
@@ -259,6 +259,6 @@ def _fast_student(student: Student, device: torch.device) -> Any:
     """The student in Triton kernels, or None where they cannot run or do not know its shape."""
     if device.type != "cuda" or not usable(device):
         return None
-    from train.gpu.student.fast_student import FastStudent, supports
+    from train.kernels.student.fast_student import FastStudent, supports
 
     return FastStudent(student) if supports(student.spec) is None else None

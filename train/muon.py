@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightfield.student import Student
-from train.gpu.graphs import side_by_side
+from train.kernels.cuda_graph import run_in_parallel
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -80,7 +80,7 @@ class Muon(Optimizer):
                 for parameters in by_shape.values()
             ]
             # The matrices of each shape keep a GPU busy for a while, but little of it.
-            side_by_side(updates, group["params"][0].device)
+            run_in_parallel(updates, group["params"][0].device)
 
     def _update(self, parameters: list[Tensor], lr: float | Tensor, momentum: float) -> None:
         for parameter in parameters:

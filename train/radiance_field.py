@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from train.grid_layout import GridShape
 from train.hash_grid.grid import Backend, hash_grid
-from train.hash_grid.layout import GridShape
 from train.spherical_harmonics import COUNT
 
 LARGEST_EXPONENT = 15.0

@@ -19,8 +19,8 @@ from lightfield.camera import Intrinsics
 from lightfield.ranges import SEED, STEPS, Range, check_ranges
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box
+from train.grid_layout import GridShape
 from train.hash_grid.grid import Backend
-from train.hash_grid.layout import GridShape
 from train.marching import rays_in_box
 from train.occupancy import OccupancyGrid
 from train.radiance_field import RadianceField

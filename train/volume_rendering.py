@@ -16,6 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+NEGLIGIBLE_WEIGHT = 1e-4
+"""The color of a sample is not computed below this transmittance (training) or weight (rendering)."""
+FINAL_TRANSMITTANCE = 1e-3
+"""Rendering ends a ray below this transmittance: a quarter of a step of an 8-bit image."""
+
 
 @functools.lru_cache(maxsize=1)
 def scatter_library() -> Any:

@@ -23,7 +23,7 @@ from lightfield.run import Run
 from lightfield.scenes.formats import folder_kind
 from lightfield.scratch import remove_abandoned
 from pipeline import scenes
-from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
+from pipeline.commands.around import Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
 from pipeline.commands.option_help import (
@@ -146,7 +146,6 @@ def commands(chosen: Preset) -> dict[str, Any]:
         "doctor": Doctor(),
         "inspect": Inspect(missing),
         "data": Data(),
-        "bench-gpu": BenchGpu(),
     }
 
 

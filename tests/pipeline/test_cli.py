@@ -31,7 +31,6 @@ from lightfield.ranges import range_of
 from pipeline import mishaps
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
-from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig, preset
 from prune.search import PruneConfig
 from train.distil import DistilConfig
@@ -46,11 +45,10 @@ CONFIGS = {
     "student": [NetworkConfig, DistilConfig, FineTuneConfig],
     "prune": [PruneConfig, DistilConfig, FineTuneConfig, measuring.MeasuredOn],
     "bench": [BenchmarkConfig],
-    "bench-gpu": [GpuBenchConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
 COMMANDS = (
-    *CHAIN, "status", "doctor", "inspect", "data", "bench-gpu", "bench-tool", "baseline",
+    *CHAIN, "status", "doctor", "inspect", "data", "bench-tool", "baseline",
     "check-table",
 )  # fmt: skip
 

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from train.gpu import availability
-from train.gpu.availability import reason, usable
+from train.kernels import availability
+from train.kernels.availability import reason, usable
 
 GPU = torch.device("cuda")
 
@@ -33,7 +33,7 @@ def test_a_gpu_with_triton_runs_kernels(hopper):
 
 def test_an_old_gpu_does_not(hopper, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert availability.reason(GPU) == "Some GPU is older than the kernels' oldest GPU (Ampere)"
+    assert availability.reason(GPU) == "Some GPU is older than the oldest supported GPU (Ampere)"
     assert not usable(GPU)
 
 

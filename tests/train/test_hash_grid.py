@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lightfield.errors import ConfigError
+from train.grid_layout import GridShape
 from train.hash_grid import grid, tcnn
 from train.hash_grid.grid import hash_grid
-from train.hash_grid.layout import GridShape
 from train.hash_grid.torch import TorchHashGrid
 
 SMALL = GridShape(
@@ -296,7 +296,7 @@ def test_tcnn_is_not_for_the_processor_of_a_machine_that_has_it() -> None:
     with pytest.raises(ConfigError) as refusal:
         hash_grid(SMALL, "tcnn", torch.Generator(), "cpu")
     assert str(refusal.value) == (
-        "grid tcnn: tiny-cuda-nn needs a CUDA GPU, not the cpu; choose grid auto"
+        "grid tcnn: tiny-cuda-nn needs a CUDA GPU, not device cpu; choose grid auto"
     )
 
 

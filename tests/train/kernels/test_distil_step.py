@@ -1,0 +1,99 @@
+"""Training by kernels is training by autograd; on a GPU, graphs replay what eager steps do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from train import distil_step
+from train.distil import DistilConfig
+from train.distil_step import DistilStep
+from train.kernels.student.fast_student import FastStudent
+from train.moving_average import MovingAverage
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from tiny_images import SPEC, fresh_student, ground_pool
+
+CONFIG = DistilConfig(windows=3, window_rays=4, learning_rate=1e-3, muon_learning_rate=0.01)
+
+
+def trained(
+    device: torch.device, steps: int, **more: object
+) -> tuple[list[nn.Module], list[float]]:
+    """The student and its average after some steps, and the losses before them."""
+    student = fresh_student(replace(SPEC, stream_width=16)).to(device)
+    average = MovingAverage(student, 0.9)
+    losses = []
+    with DistilStep(
+        student,
+        average,
+        CONFIG.optimizers(student),
+        ground_pool(device=device, count=4),
+        windows=CONFIG.windows,
+        window_rays=CONFIG.window_rays,
+        jitter=True,
+        seed=0,
+        precision="bfloat16",
+        **more,
+    ) as step:
+        for n in range(steps):
+            losses.append(step.take(n, 1.0).item())
+    return [student, average.student], losses
+
+
+def close(a: list[nn.Module], b: list[nn.Module], **tolerance: float) -> None:
+    for mine, theirs in zip(a, b, strict=True):
+        for (name, x), y in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(
+                x, y, msg=lambda text, name=name: f"{name}: {text}", **tolerance
+            )
+
+
+def test_kernels_train_as_autograd_does(device, monkeypatch):
+    """In float32 through the interpreter, where a step is a few seconds."""
+    if device.type != "cpu":
+        pytest.skip("float32 activations are for the interpreter")
+    monkeypatch.setattr(distil_step, "_fast_student", lambda s, _: FastStudent(s, torch.float32))
+    mine, losses = trained(device, 2)
+    monkeypatch.setattr(distil_step, "_fast_student", lambda *_: None)
+    monkeypatch.setattr(distil_step, "multiplies_in_bfloat16", lambda *_: False)
+    theirs, expected = trained(device, 2)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    close(mine, theirs, rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+def test_graphs_replay_what_eager_steps_do(device, fused):
+    graphs, losses = trained(device, 8, fused=fused)
+    eager, expected = trained(device, 8, fused=fused, graphs=False)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    close(graphs, eager, **({"rtol": 0, "atol": 0} if fused else {"rtol": 1e-2, "atol": 1e-3}))
+
+
+@pytest.mark.gpu
+def test_images_from_the_host_are_the_same(device, monkeypatch):
+    _, expected = trained(device, 6, fused=False)
+    monkeypatch.setattr("train.image_pool.GPU_SHARE", 0.0)
+    _, losses = trained(device, 6, fused=False)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_windows_drawn_ahead_are_those_of_their_step(device, monkeypatch):
+    ahead, losses = trained(device, 6)
+    prepare = DistilStep._prepare
+
+    def draws_again(self: DistilStep, step: int, share: float) -> None:
+        self._ahead = None
+        prepare(self, step, share)
+
+    monkeypatch.setattr(DistilStep, "_prepare", draws_again)
+    again, expected = trained(device, 6)
+    assert losses == expected
+    close(ahead, again, rtol=0, atol=0)
