@@ -1,6 +1,6 @@
 """Fine-tuning: a distilled student goes on with the real images, as long as that helps.
 
-It trains in rounds of `train.distil`, at a share of its rates, and after each looks at images that
+It trains in rounds of `train.distillation`, at a share of its rates, and after each looks at images that
 were held out.
 """
 
@@ -17,8 +17,8 @@ from lightfield.progress import Progress
 from lightfield.ranges import STEPS, Range, check_ranges, later_seed
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.distil import DistilConfig, distil
-from train.image_pool import ImagePool
+from train.distillation import DistillConfig, distill
+from train.window_sampler import WindowSampler
 
 STATE = "fine-tuning.safetensors"
 """Where a fine-tuning stands after its last whole round."""
@@ -101,10 +101,10 @@ class _Rounds:
 
 def fine_tune(
     student: Student,
-    pool: ImagePool,
+    sampler: WindowSampler,
     held_out: Callable[[Student], float],
     config: FineTuneConfig,
-    distil_config: DistilConfig,
+    distill_config: DistillConfig,
     *,
     progress: Progress,
     folder: Path | None = None,
@@ -124,17 +124,17 @@ def fine_tune(
         done = rounds.done
         steps = min(config.evaluate_every, config.steps - done)
         settings = replace(
-            distil_config,
+            distill_config,
             steps=steps,
-            learning_rate=config.rate_share * distil_config.learning_rate,
-            muon_learning_rate=config.rate_share * distil_config.muon_learning_rate,
+            learning_rate=config.rate_share * distill_config.learning_rate,
+            muon_learning_rate=config.rate_share * distill_config.muon_learning_rate,
             final_share=1.0,
             warmup_steps=10,
             ema_decay=0.98,
-            seed=later_seed(distil_config.seed, 1 + done),
+            seed=later_seed(distill_config.seed, 1 + done),
         )
-        averaged = distil(
-            rounds.current, pool, settings,
+        averaged = distill(
+            rounds.current, sampler, settings,
             progress=_shifted(progress, done, config.steps), folder=rounds.round_folder,
         )  # fmt: skip
         rounds.add(averaged, steps, held_out(averaged))

@@ -27,7 +27,7 @@ from lightfield.errors import CheckpointError, NelfError, quoted
 from lightfield.files import read_json
 from lightfield.progress import Progress, silent
 from lightfield.transform import SceneTransform
-from train.posed_images import PosedImages, write_images
+from train.posed_images import write_images
 
 BLENDER_UNIT = 4.031128857175551 / 1.5
 """The published teacher maps the radius of the Blender scenes' cameras to 1.5, by a constant."""
@@ -60,7 +60,7 @@ def load_published_pseudo(
     unit: float = 1.0,
     transform: SceneTransform | None = None,
     progress: Progress = silent,
-) -> tuple[PosedImages, Intrinsics]:
+) -> tuple[UInt8[np.ndarray, "n h w 3"], Intrinsics]:
     """Convert a published pseudo folder into a folder of ours, image by image.
 
     Goes on where an interrupted call stopped.

@@ -28,7 +28,8 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.interruption import interruptible
 from train.kernels import availability
 from train.marching import march, rays_in_box
-from train.pixels import PixelPool
+from train.pixel_sampler import PixelSampler
+from train.posed_images import PosedImages
 from train.rendering import render_samples
 from train.teacher import Teacher, TeacherConfig
 from train.teacher_schedule import FIRST_RAYS, annealing, next_ray_count
@@ -137,7 +138,8 @@ class PlainSteps:
         self.teacher, self.rays = teacher, FIRST_RAYS
         self._optimizer = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
         self._generator = torch.Generator(device).manual_seed(teacher.config.seed)
-        self._pixels = PixelPool(scene.train, scene.intrinsics, scene.space, device=device)
+        images = PosedImages(scene.train.poses, scene.train.images, scene.intrinsics, scene.space)
+        self._pixels = PixelSampler(images, device=device)
         self._space = scene.space
         self._background = torch.tensor(scene.background, device=device)
 

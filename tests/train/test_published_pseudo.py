@@ -14,7 +14,7 @@ from tiny_images import WORLD, orbit_poses
 from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError
 from lightfield.rays import camera_rays
-from train.posed_images import load_images
+from train.posed_images import IMAGES, load_poses
 from train.published_pseudo import BLENDER_UNIT, load_published_pseudo
 
 CAMERA = Intrinsics(24, 16, 20.0, 20.0, 12.0, 8.0)
@@ -64,21 +64,22 @@ def test_images_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, in
         tmp_path / "theirs", into, progress=lambda done, total: calls.append((done, total))
     )
     assert camera == CAMERA
-    assert images.poses == pytest.approx(poses, abs=1e-5)
+    assert load_poses(into) == pytest.approx(poses, abs=1e-5)
     expected = [(255 * seen(pose).clip(0, 1)).round().reshape(16, 24, 3) for pose in poses]
-    assert np.array_equal(images.images, np.stack(expected))
-    assert images.images.dtype == np.uint8
-    assert isinstance(images.images, np.memmap)
+    assert np.array_equal(images, np.stack(expected))
+    assert images.dtype == np.uint8
+    assert isinstance(images, np.memmap)
     assert calls == [(n, COUNT) for n in range(1, COUNT + 1)]
-    assert np.array_equal(load_images(into).images, images.images)
+    assert np.array_equal(np.load(into / IMAGES), images)
 
 
 def test_another_unit_moves_the_cameras_only(tmp_path, into):
     poses = orbit_poses(COUNT)
     write_folder(tmp_path / "theirs", "forward", poses)
-    images, _ = load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
-    assert images.poses[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
-    assert images.poses[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
+    load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
+    converted = load_poses(into)
+    assert converted[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
+    assert converted[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +188,4 @@ def test_what_a_file_manager_leaves_among_the_images_is_no_image(tmp_path, into)
     write_folder(tmp_path / "theirs", "orbit", orbit_poses(COUNT))
     for name in ("._rendered_rgb_00000.npy", "mean.npy", ".DS_Store"):
         (tmp_path / "theirs/16x24_rgb" / name).write_bytes(b"\0\5\26\7")
-    assert len(load_published_pseudo(tmp_path / "theirs", into)[0].poses) == COUNT
+    assert len(load_published_pseudo(tmp_path / "theirs", into)[0]) == COUNT
