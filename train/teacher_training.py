@@ -185,13 +185,13 @@ class PlainSteps:
         loss, mse, samples = training_loss(
             teacher, *batch, self._space, self._background, self._generator
         )
-        if samples:  # otherwise all these rays passed through empty space
+        if samples:  # otherwise all rays passed through empty space
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
         elif not teacher.occupancy.occupied.any():
             raise SceneError(
-                "the teacher became empty: the images show nothing inside its box",
+                "the teacher became empty: no cell of its box is occupied any more",
                 where="teacher",
                 remedy="check --background, --box and --center of `nelf scene`, and the poses",
             )
@@ -207,7 +207,7 @@ def training_loss(
     background: Float[Tensor, "3"],
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
-    """Loss of a batch of rays, its mean squared error, and the number of samples marched."""
+    """Loss of a batch of rays, its mean squared error, and its number of samples."""
     config, rays = teacher.config, len(origins)
     step_length = teacher.occupancy.step_length
     origins, directions = rays_in_box(origins, directions, teacher.box)
@@ -248,7 +248,7 @@ def carve(teacher: Teacher, scene: Scene) -> None:
 def _finite_psnr_db(mse: float) -> float:
     if not math.isfinite(mse):
         raise ConfigError(
-            "the teacher's training diverged",
+            "the teacher's training diverged: its error is not finite",
             where="teacher.learning_rate",
             remedy="choose a lower learning rate",
         )

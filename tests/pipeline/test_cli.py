@@ -229,7 +229,7 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
     assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "small"
     said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
     assert (
-        "--distill.stepsINTOptimizersteps.(default:40000;allowed:1to100000000)" in said
+        "--distill.stepsINTNumberofoptimizersteps.(default:40000;allowed:1to100000000)" in said
     )  # the preset's
 
 

@@ -105,7 +105,7 @@ def test_wrong_and_pickled_arrays_are_refused_by_name(tmp_path, into, name, arra
         load_published_pseudo(tmp_path / "theirs", into)
 
 
-def test_a_pose_that_is_no_rotation_is_refused(tmp_path, into, unchecked):
+def test_poses_that_are_not_rotations_are_refused(tmp_path, into, unchecked):
     write_folder(tmp_path / "theirs", "forward", orbit_poses(COUNT))
     np.save(tmp_path / "theirs/poses/c2w_00001.npy", np.ones((3, 4), np.float32))
     with pytest.raises(CheckpointError, match=r"c2w_00001.npy.*rigid"):
@@ -128,7 +128,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"downscaled_height": 3}, "whole part"),
+        ({"downscaled_height": 3}, "integer multiple"),
         ({"downscaled_focal": -1.0}, "positive"),
         ({"scale": "big"}, "does not describe"),
         ({"max_radius": None}, "does not describe"),
@@ -155,7 +155,7 @@ def test_descriptions_that_fit_no_images_are_refused(tmp_path, into, change, sai
         "{'descr': '<f4', 'fortran_order': False, 'shape': (" + 99 * "9" + ",)}", "\0",
     ],
 )  # fmt: skip
-def test_headers_of_nonsense_are_refused_in_one_line(tmp_path, into, header):
+def test_invalid_headers_are_refused_in_one_line(tmp_path, into, header):
     write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
     path = tmp_path / "theirs/poses/c2w_00001.npy"
     text = header.encode("latin1") + b"\n"
@@ -180,11 +180,11 @@ def test_a_folder_without_one_set_of_images_is_refused(tmp_path, into, names):
         (tmp_path / "theirs" / name).mkdir()
     if not names:
         (tmp_path / "theirs/16x24_rgb").rename(tmp_path / "theirs/images")
-    with pytest.raises(CheckpointError, match="folders named like"):
+    with pytest.raises(CheckpointError, match="one folder named like"):
         load_published_pseudo(tmp_path / "theirs", into)
 
 
-def test_what_a_file_manager_leaves_among_the_images_is_no_image(tmp_path, into):
+def test_files_of_file_managers_are_not_read_as_images(tmp_path, into):
     write_folder(tmp_path / "theirs", "orbit", orbit_poses(COUNT))
     for name in ("._rendered_rgb_00000.npy", "mean.npy", ".DS_Store"):
         (tmp_path / "theirs/16x24_rgb" / name).write_bytes(b"\0\5\26\7")
