@@ -1,9 +1,9 @@
-"""Random numbers that are a function of a seed and of counters, the same on every device.
+"""Counter-based random numbers: functions of a seed and of counters, equal on every device.
 
-A training that draws them by its step's number needs no state to be resumed, by any number of
-processes, and can be captured in a CUDA graph whose step number is a tensor. The words come from a
-32-bit integer hash with low bias (two multiplications, as found by Wellons' hash prospector). It
-is a bijection, so different steps of one seed never share a stream. Not for secrets.
+A training that uses the step number as a counter resumes without a generator's state, on any number of
+ranks, and fits into a CUDA graph whose step number is a tensor. The numbers come from a 32-bit integer
+hash with low bias (two multiplications, found by Wellons' hash prospector). The hash is a bijection, so
+different steps of one seed never have the same stream. The numbers are not cryptographically secure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Word = TypeVar("Word", int, Tensor)
 
 
 def mixed(x: Word) -> Word:
-    """The 32 low bits of an integer, or of int64 ones, hashed to 32 bits; a bijection of these."""
+    """Hash of the 32 low bits of an integer, or of an int64 tensor, to 32 bits; a bijection."""
     x = x & _MASK  # products stay below 2^63: both factors are smaller than 2^31
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _MASK
     x = ((x ^ (x >> 15)) * 0x735A2D97) & _MASK
@@ -31,7 +31,7 @@ def mixed(x: Word) -> Word:
 def random_words(
     seed: int, step: Int[Tensor, ""], purpose: int, counters: Int[Tensor, "*n"]
 ) -> Int[Tensor, "*n"]:
-    """Words in [0, 2^32), one per counter; each small `purpose` has an independent stream."""
+    """Random integers in [0, 2^32), one per counter; each small `purpose` has its own stream."""
     stream = mixed(mixed(step ^ mixed(seed)) + purpose)
     return mixed(stream ^ counters)
 

@@ -1,8 +1,8 @@
-"""Distillation: a student learns images, the teacher's pseudo ones first of all.
+"""Distillation: training a student on images, above all on the teacher's pseudo images.
 
-It learns on windows of images (`train.image_pool`), whose pixels in the loss are exactly the
-whole image's. Weights, their moving average, optimizer states and the loss are float32; only the
-network's convolutions may run in bfloat16.
+A step trains on windows of images (`train.window_sampler`), whose pixels in the loss equal the student's
+pixels for whole images. Weights, their moving average, optimizer states and the loss are float32; only
+the convolutions may run in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,77 +26,84 @@ from lightfield.progress import Progress
 from lightfield.ranges import SEED, SHARE, STEPS, Range, check_ranges
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.distil_step import PRECISIONS, DistilStep, Precision, optimizers_of
+from train.distillation_step import (
+    TRAINING_PRECISIONS,
+    DistillationStep,
+    TrainingPrecision,
+    optimizers_of,
+)
 from train.distributed import ALONE, Ranks, RanksError
-from train.image_pool import ImagePool
 from train.interruption import interruptible
 from train.moving_average import MovingAverage
+from train.window_sampler import WindowSampler
 
 CHECKPOINT = "checkpoint.safetensors"
-MOST_RAYS = 1 << 28
-"""Rays of one step that no memory holds any more: a hundred times a batch of the paper preset."""
+MAX_RAYS = 1 << 28
+"""Largest number of rays per step: a hundred times a step of the paper preset, more than fit memory."""
 REPORT_EVERY = 10
-"""Steps between two looks at the loss, which on a GPU wait for it."""
+"""Steps between two reports of the loss; on a GPU each report synchronizes."""
 LOG_EVERY_S = 1.0
-LOOKS = 20
-"""Most times that a training's log says how the averaged student does on held-out views."""
+MAX_EVALUATIONS = 20
+"""Largest number of evaluations of the averaged student on held-out views during a training."""
 
 
 @dataclass(frozen=True)
-class DistilConfig:
-    """How a student is trained on images."""
+class DistillConfig:
+    """Settings of the distillation."""
 
     steps: Annotated[int, STEPS] = 4000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     windows: Annotated[int, Range(1, 65_536)] = 24
-    """Windows per step, spread over the images; of all processes together."""
+    """Windows per step over all processes, spread evenly over the images."""
     window_rays: Annotated[int, Range(1, 4096)] = 10
-    """Side of a window in rays, halo included."""
+    """Side of a window in rays, including the halo, whose pixels are not part of the loss."""
     learning_rate: Annotated[float, Range(0, 10, above=True)] = 2e-3
     """Peak learning rate of AdamW."""
     final_share: Annotated[float, SHARE] = 0.01
-    """Share of the learning rate that is left at the last step, reached on a cosine."""
+    """Fraction of the peak learning rates after the last step; the schedule is a cosine."""
     muon_learning_rate: Annotated[float, Range(0, 10)] = 0.01
-    """Peak learning rate of Muon on the residual blocks' matrices; 0 leaves them to AdamW too."""
+    """Peak learning rate of Muon for the weights of the residual blocks. 0 uses AdamW for them too."""
     muon_weight_decay: Annotated[float, Range(0, 100)] = 0.0
-    """Muon's decoupled weight decay."""
+    """Decoupled weight decay of Muon."""
     muon_ends: bool = False
-    """Whether Muon takes the head and the up-sampling kernels as well."""
+    """Use Muon for the weights of the head and of the up-sampling layers too."""
     jitter: bool = False
-    """Draw points at random within their strata, as published; off trains faster."""
+    """Draw each point at random within its stratum, as published. Without jitter training is faster."""
     warmup_steps: Annotated[int, Range(0, 100_000_000)] = 100
-    """Steps over which the learning rate rises linearly from a fifth of its peak."""
+    """Steps of the warm-up, in which the learning rates rise linearly from a fifth of their peaks."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     ema_decay: Annotated[float, Range(0, 1, below=True)] = 0.998
-    """Decay of the exponential moving average of the weights, which is what is kept."""
-    precision: Precision = "auto"
-    """What the convolutions compute in; `auto` is bfloat16 where the hardware multiplies it."""
+    """Decay per step of the exponential moving average of the weights, which is the result."""
+    precision: TrainingPrecision = "auto"
+    """Number format of the convolutions. `auto` is bfloat16 if the hardware multiplies bfloat16 faster
+    than float32, otherwise float32."""
     seed: Annotated[int, SEED] = 0
-    """Seed of the initial weights and of all draws."""
+    """Seed of the initial weights and of all random draws."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "distil")
-        if self.windows * self.window_rays**2 > MOST_RAYS:
+        check_ranges(self, "distill")
+        if self.windows * self.window_rays**2 > MAX_RAYS:
             raise ConfigError(
                 f"{self.windows} windows of {self.window_rays} x {self.window_rays} rays are more than "
-                f"{MOST_RAYS:,} rays in one step",
-                where="distil",
+                f"{MAX_RAYS:,} rays in one step",
+                where="distill",
                 remedy="choose fewer or smaller windows",
             )
-        if self.precision not in PRECISIONS:
+        if self.precision not in TRAINING_PRECISIONS:
             raise ConfigError(
-                f"{self.precision!r} is none of {PRECISIONS}", where="distil.precision"
+                f"{self.precision!r} is not one of {TRAINING_PRECISIONS}",
+                where="distill.precision",
             )
 
-    def learning_rate_share(self, step: int) -> float:
-        """Share of the peak learning rates at a step: linear warm-up from a fifth, then a cosine."""
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor of the peak learning rates at a step: a cosine, times a linear warm-up from 1/5."""
         warmup = min(1.0, 0.2 + 0.8 * step / self.warmup_steps) if self.warmup_steps else 1.0
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
         return (self.final_share + (1 - self.final_share) * cosine) * warmup
 
     def optimizers(self, student: Student) -> dict[str, torch.optim.Optimizer]:
-        """The student's optimizers, at their peak learning rates."""
+        """The student's optimizers at their peak learning rates."""
         return optimizers_of(
             student,
             learning_rate=self.learning_rate,
@@ -107,10 +114,10 @@ class DistilConfig:
         )
 
 
-def distil(
+def distill(
     student: Student,
-    pool: ImagePool,
-    config: DistilConfig,
+    sampler: WindowSampler,
+    config: DistillConfig,
     *,
     progress: Progress,
     log: Callable[..., None] | None = None,
@@ -119,31 +126,32 @@ def distil(
     ranks: Ranks = ALONE,
     held_out: Callable[[Student], float] | None = None,
 ) -> Student:
-    """Train `student` (in place) on windows of the pool; returns the averaged student, in eval mode.
+    """Train `student` in place on the sampler's windows; return the averaged student in eval mode.
 
-    `held_out` scores the averaged student in dB, for the log, up to `LOOKS` times on the way.
+    `held_out` scores the averaged student in dB for the log, up to `MAX_EVALUATIONS` times.
 
-    With a folder it goes on from the checkpoint there, which it renews as often as told, at the end,
-    and when Ctrl-C or SIGTERM ends the training, after a step; any number of processes may go on. The
-    checkpoint may come from a training of fewer steps: the learning rates then follow the schedule of
-    `config.steps` from the checkpoint's step on. On the CPU, and by the kernels on one GPU, a resumed
-    training equals an uninterrupted one bit for bit. With several `ranks`, each calls this with its
-    own pool, and all get the same student, but for the statistics of batch norms, which see a
-    process's own windows.
+    With a folder, the training resumes from the folder's checkpoint, on any number of ranks. It writes
+    the checkpoint every `checkpoint_every_s` seconds, at the end, and after the step in which Ctrl-C or
+    SIGTERM arrives. The checkpoint may come from a training of fewer steps: the learning rates then
+    follow the schedule of `config.steps` from the checkpoint's step on. On the CPU, and with the kernels
+    on one GPU, a resumed training equals an uninterrupted one bit for bit.
+
+    With several `ranks`, each rank calls this function with a sampler of its own, and all ranks get the
+    same student. Only the statistics of batch norms differ, because they come from a rank's own windows.
 
     Raises:
-        CheckpointError: when the folder's checkpoint is damaged or foreign.
-        ConfigError: when the windows are too small for the student or fewer than the ranks, or the
-            training diverges.
+        CheckpointError: when the folder's checkpoint is damaged or incompatible.
+        ConfigError: when the windows are too small for the student, when there are fewer windows than
+            ranks, or when the training diverges.
         KeyboardInterrupt: after a signal.
     """
-    ranks.spread_(student.state_dict().values())
+    ranks.broadcast_(student.state_dict().values())
     average = MovingAverage(student, config.ema_decay)
     optimizers = config.optimizers(student)
     state: dict[str, Any] = {
         "modules": {"student": student, "average": average.student},
         "optimizers": optimizers,
-        "generators": {},  # draws are a function of the seed and the step
+        "generators": {},  # draws are functions of the seed and the step
     }
     path = None if folder is None else folder / CHECKPOINT
     first, running = _resumed(path, config.seed, state, ranks)
@@ -151,11 +159,11 @@ def distil(
     saved = logged = time.monotonic()
     with (
         interruptible() as interruption,
-        DistilStep(
+        DistillationStep(
             student,
             average,
             optimizers,
-            pool,
+            sampler,
             windows=config.windows,
             window_rays=config.window_rays,
             jitter=config.jitter,
@@ -165,10 +173,10 @@ def distil(
         ) as steps,
     ):
         for step in range(first, config.steps):
-            share = config.learning_rate_share(step)
-            loss = steps.take(step, share)
-            # The others go on until the leader, which alone writes, has stopped.
-            stopping = interruption.requested and ranks.leads
+            rate_factor = config.learning_rate_factor(step)
+            loss = steps.take(step, rate_factor)
+            # Only rank 0 stops and writes a checkpoint; the other ranks then fail in a collective call.
+            stopping = interruption.requested and ranks.is_first
             last = step == config.steps - 1
             reporting = last or step % REPORT_EVERY == 0
             now = time.monotonic()
@@ -176,15 +184,15 @@ def distil(
                 ranks.average_(loss)
                 mse = _finite(loss)
                 running = mse if running is None else 0.9 * running + 0.1 * mse
-            if not ranks.leads or not (reporting or stopping):
+            if not ranks.is_first or not (reporting or stopping):
                 continue
             assert running is not None
             figures = {"psnr_db": mse_to_psnr(running)}
             progress(step + 1, config.steps, **figures)
-            if held_out is not None and log is not None and _is_look(step, config.steps):
+            if held_out is not None and log is not None and _evaluation_due(step, config.steps):
                 log(step=step + 1, held_out_db=held_out(average.student))
             if log is not None and (last or stopping or now - logged > LOG_EVERY_S):
-                log(step=step + 1, learning_rate=share * config.learning_rate, **figures)
+                log(step=step + 1, learning_rate=rate_factor * config.learning_rate, **figures)
                 logged = now
             if path is not None and (last or stopping or now - saved > checkpoint_every_s):
                 extra = {"mse": running, "seed": config.seed}
@@ -195,27 +203,27 @@ def distil(
     return average.student
 
 
-def _is_look(step: int, steps: int) -> bool:
-    """Whether the held-out score is due: at equal distances, and not before the first."""
-    every = -(-steps // (LOOKS * REPORT_EVERY)) * REPORT_EVERY
+def _evaluation_due(step: int, steps: int) -> bool:
+    """Whether the held-out views are scored after this step: at equal intervals, not at step 0."""
+    every = -(-steps // (MAX_EVALUATIONS * REPORT_EVERY)) * REPORT_EVERY
     return step > 0 and step % every == 0
 
 
 def _resumed(
     path: Path | None, seed: int, state: dict[str, Any], ranks: Ranks
 ) -> tuple[int, float | None]:
-    """Restore the checkpoint, if there is one: its step, and the running loss."""
+    """Restore the checkpoint if there is one; its step, and the running mean of the loss."""
     found = None if path is None else load_checkpoint(path, **state)
     first, extra = found or (0, {})
     if found is not None and extra.get("seed") != seed:
         raise CheckpointError(
-            "checkpoint belongs to a training with another seed",
+            "the checkpoint belongs to a training with another seed",
             where=path,
             remedy="delete it to start this stage over",
         )
-    if int(ranks.spread_text(str(first))) != first:
+    if int(ranks.broadcast_text(str(first))) != first:
         raise RanksError(
-            "the processes find different checkpoints",
+            "the ranks found different checkpoints",
             where=path,
             remedy="put the run into a folder that all machines share",
         )
@@ -226,20 +234,21 @@ def _finite(loss: Tensor) -> float:
     value = loss.item()
     if not math.isfinite(value):
         raise ConfigError(
-            "the student's training diverged",
-            where="distil.learning_rate",
-            remedy="choose lower rates",
+            "the student's training diverged: its loss is not finite",
+            where="distill.learning_rate",
+            remedy="choose lower learning rates",
         )
     return value
 
 
 @torch.no_grad()
 def recalibrate_norms(
-    student: Student, pool: ImagePool, *, windows: int, batches: int, seed: int
+    student: Student, sampler: WindowSampler, *, windows: int, batches: int, seed: int
 ) -> None:
     """Recompute the batch norms' running statistics over whole images, in place.
 
-    Pruning and averaging change the statistics that evaluation relies on. No-op without norms.
+    Pruning and averaging change the statistics that evaluation uses. Without batch norms this function
+    does nothing.
     """
     norms = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
@@ -247,12 +256,13 @@ def recalibrate_norms(
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches below
+        norm.momentum = None  # the plain mean over the batches below
     student.train()
-    side = max(pool.height, pool.width)
+    side = max(sampler.height, sampler.width)
     for batch in range(batches):
-        drawn = pool.draw(windows * pool.ranks, side, seed, batch, jitter=False)
-        student(pool.encoded(drawn.points))
+        count = windows * sampler.ranks.world_size
+        drawn = sampler.draw(count, side, seed, batch, jitter=False)
+        student(sampler.encoded(drawn.points))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     student.eval()
@@ -264,9 +274,9 @@ def mean_psnr(
     poses: Float[np.ndarray, "n 3 4"],
     images: UInt8[np.ndarray, "n sh sw 3"],
 ) -> float:
-    """Mean over images of the light field's PSNR in dB; the student is put into eval mode.
+    """Mean of the PSNRs of a light field's images in dB; NaN when there are no images.
 
-    NaN without images.
+    The student is put into eval mode.
     """
     light_field.student.eval()
     device = next(light_field.student.parameters()).device

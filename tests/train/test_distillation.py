@@ -1,4 +1,4 @@
-"""Distillation: it learns, and it resumes exactly."""
+"""Distillation: the student learns, and interrupted trainings resume exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_images import (
     camera,
     fresh_student,
     ground_images,
-    ground_pool,
+    ground_sampler,
     orbit_poses,
     same,
     score,
@@ -32,16 +32,16 @@ from lightfield.errors import CheckpointError, ConfigError
 from lightfield.light_field import LightField
 from lightfield.progress import silent
 from lightfield.student import Student
-from train.distil import (
+from train.distillation import (
     CHECKPOINT,
-    LOOKS,
-    DistilConfig,
-    distil,
+    MAX_EVALUATIONS,
+    DistillConfig,
+    distill,
     mean_psnr,
     recalibrate_norms,
 )
-from train.distil_step import DistilStep, masked_mse, multiplies_in_bfloat16
-from train.image_pool import Places
+from train.distillation_step import DistillationStep, masked_mse, multiplies_in_bfloat16
+from train.window_sampler import WindowPositions
 
 FAST = replace(QUICK, steps=250, learning_rate=0.01, muon_learning_rate=0.03)
 PRECISIONS = ["float32", "bfloat16"]
@@ -50,9 +50,9 @@ PRECISIONS = ["float32", "bfloat16"]
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_student_learns_the_scene(precision):
     student = fresh_student()
-    assert score(student) < 12  # as far as one color everywhere gets
+    assert score(student) < 12  # a constant color scores about as much
     config = replace(FAST, precision=precision)
-    learned = distil(student, ground_pool(), config, progress=silent)
+    learned = distill(student, ground_sampler(), config, progress=silent)
     assert not learned.training
     assert {p.dtype for p in learned.parameters()} == {torch.float32}
     assert score(learned) > 18.5
@@ -62,16 +62,16 @@ def test_a_student_learns_the_scene(precision):
 def test_bfloat16_learns_as_well_as_float32(norm):
     scores = []
     for precision in PRECISIONS:
-        student, pool = fresh_student(replace(SPEC, norm=norm)), ground_pool()
+        student, sampler = fresh_student(replace(SPEC, norm=norm)), ground_sampler()
         settings = replace(QUICK, steps=120, precision=precision)
-        learned = distil(student, pool, settings, progress=silent)
-        recalibrate_norms(learned, pool, windows=12, batches=1, seed=0)
+        learned = distill(student, sampler, settings, progress=silent)
+        recalibrate_norms(learned, sampler, windows=12, batches=1, seed=0)
         scores.append(score(learned))
     assert abs(scores[0] - scores[1]) < 0.3
 
 
 class Interrupting:
-    """Progress during which Ctrl-C is pressed."""
+    """Progress that raises KeyboardInterrupt, as on Ctrl-C, from a step on."""
 
     def __init__(self, at: int):
         self.at, self.seen = at, []
@@ -88,17 +88,17 @@ class Interrupting:
     [("float32", "none", 0.01), ("float32", "batch", 0.0), ("bfloat16", "none", 0.01)],
 )
 def test_resumed_equals_uninterrupted(tmp_path, at, precision, norm, muon):
-    spec, pool = replace(SPEC, norm=norm), ground_pool()
+    spec, sampler = replace(SPEC, norm=norm), ground_sampler()
     config = replace(QUICK, precision=precision, muon_learning_rate=muon, jitter=True, steps=45)
     straight = fresh_student(spec)
-    expected = distil(straight, pool, config, progress=silent)
+    expected = distill(straight, sampler, config, progress=silent)
 
     settings = {"folder": tmp_path, "checkpoint_every_s": 0.0}
     with pytest.raises(KeyboardInterrupt):
-        distil(fresh_student(spec), pool, config, progress=Interrupting(at), **settings)
+        distill(fresh_student(spec), sampler, config, progress=Interrupting(at), **settings)
     later = Interrupting(999)
-    resumed = fresh_student(spec, seed=7)  # whatever it was: the checkpoint has it all
-    found = distil(resumed, pool, config, progress=later, **settings)
+    resumed = fresh_student(spec, seed=7)  # its weights are replaced by the checkpoint's
+    found = distill(resumed, sampler, config, progress=later, **settings)
     assert later.seen == [done for done in (*range(1, 45, 10), 45) if done >= at]
     assert same(found, expected)
     assert same(resumed, straight)
@@ -107,67 +107,71 @@ def test_resumed_equals_uninterrupted(tmp_path, at, precision, norm, muon):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [0, 7, 44])
 def test_a_signal_leaves_a_checkpoint_after_any_step(tmp_path, monkeypatch, number, at):
-    config, take, taken = replace(QUICK, steps=45), DistilStep.take, []
-    expected = distil(fresh_student(), ground_pool(), config, progress=silent)
+    config, take, taken = replace(QUICK, steps=45), DistillationStep.take, []
+    expected = distill(fresh_student(), ground_sampler(), config, progress=silent)
 
-    def interrupted(self: DistilStep, step: int, share: float) -> Tensor:
+    def interrupted(self: DistillationStep, step: int, rate_factor: float) -> Tensor:
         taken.append(step)
         if len(taken) == at + 1:
             signal.raise_signal(number)  # in the middle of the step
-        return take(self, step, share)
+        return take(self, step, rate_factor)
 
-    monkeypatch.setattr(DistilStep, "take", interrupted)
+    monkeypatch.setattr(DistillationStep, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
+        distill(fresh_student(), ground_sampler(), config, progress=silent, folder=tmp_path)
     resumed = fresh_student(seed=7)
-    found = distil(resumed, ground_pool(), config, progress=silent, folder=tmp_path)
-    assert taken == list(range(45)), "no step is made twice"
+    found = distill(resumed, ground_sampler(), config, progress=silent, folder=tmp_path)
+    assert taken == list(range(45)), "no step is taken twice"
     assert same(found, expected)
 
 
-def test_more_steps_go_on_from_the_checkpoint_of_fewer(tmp_path, monkeypatch):
-    distil(
-        fresh_student(), ground_pool(), replace(QUICK, steps=20), progress=silent, folder=tmp_path
+def test_more_steps_resume_from_the_checkpoint_of_fewer(tmp_path, monkeypatch):
+    distill(
+        fresh_student(),
+        ground_sampler(),
+        replace(QUICK, steps=20),
+        progress=silent,
+        folder=tmp_path,
     )
-    config, take, taken = replace(QUICK, steps=45), DistilStep.take, []
+    config, take, taken = replace(QUICK, steps=45), DistillationStep.take, []
 
-    def recorded(self: DistilStep, step: int, share: float) -> Tensor:
-        taken.append((step, share))
-        return take(self, step, share)
+    def recorded(self: DistillationStep, step: int, rate_factor: float) -> Tensor:
+        taken.append((step, rate_factor))
+        return take(self, step, rate_factor)
 
-    monkeypatch.setattr(DistilStep, "take", recorded)
-    distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
-    assert taken == [(step, config.learning_rate_share(step)) for step in range(20, 45)]
+    monkeypatch.setattr(DistillationStep, "take", recorded)
+    distill(fresh_student(), ground_sampler(), config, progress=silent, folder=tmp_path)
+    assert taken == [(step, config.learning_rate_factor(step)) for step in range(20, 45)]
 
 
 @pytest.mark.parametrize(
-    ("steps", "looks"),
+    ("steps", "evaluations"),
     [(400, [*range(21, 400, 20)]), (399, [*range(21, 399, 20)]), (35, [11, 21, 31])],
 )
-def test_the_log_tells_how_the_average_does_on_held_out_views(steps, looks, monkeypatch):
-    monkeypatch.setattr(DistilStep, "take", lambda *_: torch.tensor(0.01))
+def test_the_log_has_the_averaged_students_held_out_scores(steps, evaluations, monkeypatch):
+    monkeypatch.setattr(DistillationStep, "take", lambda *_: torch.tensor(0.01))
     logged, seen = [], []
 
     def held_out(student: Student) -> float:
         seen.append(student)
         return float(len(seen))
 
-    learned = distil(
-        fresh_student(), ground_pool(), replace(QUICK, steps=steps),
+    learned = distill(
+        fresh_student(), ground_sampler(), replace(QUICK, steps=steps),
         progress=silent, log=lambda **figures: logged.append(figures), held_out=held_out,
     )  # fmt: skip
     told = [figures for figures in logged if "held_out_db" in figures]
-    assert told == [{"step": step, "held_out_db": i + 1.0} for i, step in enumerate(looks)]
+    assert told == [{"step": step, "held_out_db": i + 1.0} for i, step in enumerate(evaluations)]
     assert all(student is learned for student in seen), "the average, not the student"
-    assert 1 < len(looks) <= LOOKS
+    assert 1 < len(evaluations) <= MAX_EVALUATIONS
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
     config = replace(QUICK, steps=12)
-    first = distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
-    again = distil(
+    first = distill(fresh_student(), ground_sampler(), config, progress=silent, folder=tmp_path)
+    again = distill(
         fresh_student(seed=3),
-        ground_pool(),
+        ground_sampler(),
         config,
         progress=Interrupting(0),  # would stop at the first step
         folder=tmp_path,
@@ -175,36 +179,36 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     assert same(first, again)
 
 
-def test_a_foreign_checkpoint_is_refused_and_left_alone(tmp_path):
+def test_an_incompatible_checkpoint_is_refused_and_kept(tmp_path):
     path = tmp_path / CHECKPOINT
     path.write_bytes(b"something else")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        distil(fresh_student(), ground_pool(), QUICK, progress=silent, folder=tmp_path)
+        distill(fresh_student(), ground_sampler(), QUICK, progress=silent, folder=tmp_path)
     assert path.read_bytes() == b"something else"
 
 
 def test_another_students_checkpoint_is_refused(tmp_path):
     config = replace(QUICK, steps=3)
-    distil(fresh_student(), ground_pool(), config, progress=silent, folder=tmp_path)
+    distill(fresh_student(), ground_sampler(), config, progress=silent, folder=tmp_path)
     other = replace(SPEC, inner_widths=(12, 15))
     with pytest.raises(CheckpointError, match="does not fit this training"):
-        distil(fresh_student(other), ground_pool(), config, progress=silent, folder=tmp_path)
+        distill(fresh_student(other), ground_sampler(), config, progress=silent, folder=tmp_path)
 
 
-def test_what_is_returned_is_the_moving_average(monkeypatch):
+def test_the_moving_average_is_returned(monkeypatch):
     states: list[dict[str, Tensor]] = []
-    take = DistilStep.take
+    take = DistillationStep.take
 
-    def recorded(self: DistilStep, step: int, share: float) -> Tensor:
-        loss = take(self, step, share)
+    def recorded(self: DistillationStep, step: int, rate_factor: float) -> Tensor:
+        loss = take(self, step, rate_factor)
         states.append({name: value.clone() for name, value in student.state_dict().items()})
         return loss
 
-    monkeypatch.setattr(DistilStep, "take", recorded)
+    monkeypatch.setattr(DistillationStep, "take", recorded)
     student = fresh_student()
     expected = {name: value.clone() for name, value in student.state_dict().items()}
     config = replace(QUICK, steps=30, ema_decay=0.6)
-    average = distil(student, ground_pool(), config, progress=silent)
+    average = distill(student, ground_sampler(), config, progress=silent)
     for n, state in enumerate(states):
         decay = min(0.6, (1 + n) / (10 + n))
         expected = {name: decay * expected[name] + (1 - decay) * state[name] for name in state}
@@ -212,7 +216,7 @@ def test_what_is_returned_is_the_moving_average(monkeypatch):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
 
 
-def test_it_logs_and_reports(tmp_path):
+def test_progress_and_log(tmp_path):
     lines: list[dict[str, float]] = []
     calls: list[tuple[int, int]] = []
 
@@ -220,9 +224,9 @@ def test_it_logs_and_reports(tmp_path):
         assert figures.keys() == {"psnr_db"}
         calls.append((done, total))
 
-    distil(
+    distill(
         fresh_student(),
-        ground_pool(),
+        ground_sampler(),
         replace(QUICK, steps=25),
         progress=progress,
         log=lambda **line: lines.append(line),
@@ -246,66 +250,66 @@ def test_the_loss_is_the_mean_over_the_marked_pixels():
 
 
 def test_gradients_are_those_of_the_whole_image():
-    """Four windows that share an image out, each pixel once, add up to its gradient."""
+    """The gradients of four windows, with each pixel in one of the losses, add up to the image's."""
     spec = replace(SPEC, tail=TAILS["twice twice"])
-    pool, student = ground_pool(spec, count=1), fresh_student(spec).double()
-    whole = pool.draw(1, 99, 0, 0, jitter=False)
-    rays = pool.encoded(whole.points).double()
+    sampler, student = ground_sampler(spec, count=1), fresh_student(spec).double()
+    whole = sampler.draw(1, 99, 0, 0, jitter=False)
+    rays = sampler.encoded(whole.points).double()
     s, p = spec.factor, 6  # windows of 6 rays at the corners of 8 x 10 rays
     loss = torch.zeros((), dtype=torch.float64)
     for top, left in itertools.product((0, 2), (0, 4)):
-        place = Places(torch.tensor([0]), torch.tensor([top]), torch.tensor([left]), p, p)
-        mask = pool._mask(place)
-        share = torch.zeros_like(mask)
+        at = WindowPositions(torch.tensor([0]), torch.tensor([top]), torch.tensor([left]), p, p)
+        mask = sampler._mask(at)
+        quarter = torch.zeros_like(mask)
         half_y, half_x = s * (4 - top), s * (5 - left)
         rows = slice(0, half_y) if top == 0 else slice(half_y, None)
         columns = slice(0, half_x) if left == 0 else slice(half_x, None)
-        share[:, rows, columns] = True
-        assert mask[share].all()
+        quarter[:, rows, columns] = True
+        assert mask[quarter].all()
         crop = slice(s * top, s * (top + p)), slice(s * left, s * (left + p))
         colors = student(rays[:, :, top : top + p, left : left + p])
         pixels = whole.pixels[:, crop[0], crop[1]]
-        loss = loss + masked_mse(colors, pixels, share) * share.sum()
+        loss = loss + masked_mse(colors, pixels, quarter) * quarter.sum()
     loss = loss / whole.mask.sum()
     expected = (student(rays) - whole.pixels.permute(0, 3, 1, 2).double() / 255).square().mean()
     torch.testing.assert_close(loss, expected)
     gradients = [torch.autograd.grad(x, list(student.parameters())) for x in (loss, expected)]
-    for mine, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_learning_rates():
-    config = DistilConfig(steps=1000, warmup_steps=100, final_share=0.1)
-    share = config.learning_rate_share
+    config = DistillConfig(steps=1000, warmup_steps=100, final_share=0.1)
+    factor = config.learning_rate_factor
 
     def cosine(step: int) -> float:
         return 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * step / 1000))
 
-    assert share(0) == pytest.approx(0.2)
-    assert share(50) == pytest.approx(0.6 * cosine(50))
-    assert share(100) == pytest.approx(cosine(100))
-    assert share(500) == pytest.approx(0.55)
-    assert share(999) == pytest.approx(0.1, rel=1e-3)
-    assert all(share(n) >= share(n + 1) for n in range(100, 999))
-    assert all(share(n) < share(n + 1) for n in range(100))
-    assert DistilConfig(warmup_steps=0).learning_rate_share(0) == 1
+    assert factor(0) == pytest.approx(0.2)
+    assert factor(50) == pytest.approx(0.6 * cosine(50))
+    assert factor(100) == pytest.approx(cosine(100))
+    assert factor(500) == pytest.approx(0.55)
+    assert factor(999) == pytest.approx(0.1, rel=1e-3)
+    assert all(factor(n) >= factor(n + 1) for n in range(100, 999))
+    assert all(factor(n) < factor(n + 1) for n in range(100))
+    assert DistillConfig(warmup_steps=0).learning_rate_factor(0) == 1
 
 
 def test_each_optimizer_follows_the_schedule_from_its_own_peak(monkeypatch):
     rates: list[list[float]] = []
-    take = DistilStep.take
+    take = DistillationStep.take
 
-    def recorded(self: DistilStep, step: int, share: float) -> Tensor:
-        loss = take(self, step, share)
+    def recorded(self: DistillationStep, step: int, factor: float) -> Tensor:
+        loss = take(self, step, factor)
         rates.append([group["lr"] for o in self._optimizers for group in o.param_groups])
         return loss
 
-    monkeypatch.setattr(DistilStep, "take", recorded)
+    monkeypatch.setattr(DistillationStep, "take", recorded)
     config = replace(QUICK, steps=20, learning_rate=0.002, muon_learning_rate=0.03)
-    distil(fresh_student(), ground_pool(), config, progress=silent)
+    distill(fresh_student(), ground_sampler(), config, progress=silent)
     for n, found in enumerate(rates):
-        share = config.learning_rate_share(n)
-        assert found == pytest.approx([0.002 * share, 0.03 * share])
+        factor = config.learning_rate_factor(n)
+        assert found == pytest.approx([0.002 * factor, 0.03 * factor])
 
 
 @pytest.mark.parametrize(
@@ -328,25 +332,25 @@ def test_each_optimizer_follows_the_schedule_from_its_own_peak(monkeypatch):
     ],
 )
 def test_impossible_settings_are_refused(field, value, unchecked):
-    with pytest.raises(ConfigError, match="distil"):
+    with pytest.raises(ConfigError, match="distill"):
         replace(QUICK, **{field: value})
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"amx_bf16": False}, {"amx_bf16": True}])
-def test_auto_is_bfloat16_where_the_cpu_has_matrix_tiles(monkeypatch, capabilities):
+def test_auto_is_bfloat16_on_cpus_with_matrix_tiles(monkeypatch, capabilities):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert multiplies_in_bfloat16("auto", CPU) == capabilities.get("amx_bf16", False)
     assert multiplies_in_bfloat16("bfloat16", CPU)
     assert not multiplies_in_bfloat16("float32", CPU)
 
 
-def test_auto_is_float32_where_torch_does_not_tell(monkeypatch):
+def test_auto_is_float32_when_torch_reports_no_capabilities(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not multiplies_in_bfloat16("auto", CPU)
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_auto_asks_the_gpu_without_emulation(monkeypatch, native):
+def test_auto_ignores_emulated_bfloat16(monkeypatch, native):
     def supported(including_emulation: bool = True) -> bool:
         return native or including_emulation
 
@@ -359,13 +363,13 @@ def test_the_convolutions_run_in_the_precision_asked_for():
         student, seen = fresh_student(), set()
         student.color.register_forward_hook(lambda _, __, out, seen=seen: seen.add(out.dtype))
         config = replace(QUICK, steps=2, precision=precision)
-        distil(student, ground_pool(), config, progress=silent)
+        distill(student, ground_sampler(), config, progress=silent)
         assert seen == {expected}
 
 
-def test_windows_that_are_all_halo_are_refused():
-    with pytest.raises(ConfigError, match=r"distil.window_rays: .* choose at least 2"):
-        distil(fresh_student(), ground_pool(), replace(QUICK, window_rays=1), progress=silent)
+def test_windows_that_consist_of_halo_are_refused():
+    with pytest.raises(ConfigError, match=r"distill.window_rays: .* choose at least 2"):
+        distill(fresh_student(), ground_sampler(), replace(QUICK, window_rays=1), progress=silent)
 
 
 def norms(student: Student) -> list[nn.BatchNorm2d]:
@@ -374,7 +378,7 @@ def norms(student: Student) -> list[nn.BatchNorm2d]:
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_recalibrated_norms_hold_the_batches_statistics(batches):
-    student, pool = fresh_student(replace(SPEC, norm="batch")), ground_pool()
+    student, sampler = fresh_student(replace(SPEC, norm="batch")), ground_sampler()
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms(student)}
     for norm in seen:
         norm.running_mean.normal_()
@@ -382,7 +386,7 @@ def test_recalibrated_norms_hold_the_batches_statistics(batches):
             lambda m, x: seen[m].append((x[0].mean((0, 2, 3)), x[0].var((0, 2, 3))))
         )
     weights = [p.clone() for p in student.parameters()]
-    recalibrate_norms(student, pool, windows=5, batches=batches, seed=0)
+    recalibrate_norms(student, sampler, windows=5, batches=batches, seed=0)
     for norm, statistics in seen.items():
         assert len(statistics) == batches
         mean, variance = (torch.stack(x).mean(0) for x in zip(*statistics, strict=True))
@@ -395,11 +399,11 @@ def test_recalibrated_norms_hold_the_batches_statistics(batches):
 
 def test_recalibrating_sees_whole_images():
     """In evaluation mode every norm of the first block then gives mean 0 and variance 1."""
-    student, pool = fresh_student(replace(SPEC, norm="batch")), ground_pool(count=1)
-    recalibrate_norms(student, pool, windows=3, batches=1, seed=0)
+    student, sampler = fresh_student(replace(SPEC, norm="batch")), ground_sampler(count=1)
+    recalibrate_norms(student, sampler, windows=3, batches=1, seed=0)
     outputs: list[Tensor] = []
     norms(student)[0].register_forward_hook(lambda _, __, out: outputs.append(out))
-    student(pool.encoded(pool.draw(1, 99, 0, 0, jitter=False).points))
+    student(sampler.encoded(sampler.draw(1, 99, 0, 0, jitter=False).points))
     torch.testing.assert_close(outputs[0].mean((0, 2, 3)), torch.zeros(12), rtol=0, atol=1e-5)
     # biased 1 by the n / (n - 1) of 240 values, and by eps
     torch.testing.assert_close(outputs[0].var((0, 2, 3)), torch.ones(12), rtol=0.02, atol=0)
@@ -408,12 +412,12 @@ def test_recalibrating_sees_whole_images():
 def test_without_norms_there_is_nothing_to_recalibrate():
     student = fresh_student().train()
     before = copy.deepcopy(student)
-    recalibrate_norms(student, ground_pool(), windows=2, batches=1, seed=0)
+    recalibrate_norms(student, ground_sampler(), windows=2, batches=1, seed=0)
     assert same(student, before)
     assert student.training
 
 
-def test_mean_psnr_is_the_mean_of_the_images_figures():
+def test_mean_psnr_is_the_mean_over_the_images():
     poses, intrinsics = orbit_poses(3), camera()
     field = LightField(fresh_student().train(), intrinsics, WORLD)
     images = ground_images(poses, intrinsics)
@@ -432,8 +436,8 @@ def test_a_gpu_learns_and_resumes(tmp_path: Path):
     device = torch.device("cuda")
     config, student = replace(FAST, precision="auto"), fresh_student().to(device)
     settings = {"folder": tmp_path, "checkpoint_every_s": 0.0}
-    pool = ground_pool(device=device)
+    sampler = ground_sampler(device=device)
     with pytest.raises(KeyboardInterrupt):
-        distil(student, pool, config, progress=Interrupting(101), **settings)
-    learned = distil(fresh_student().to(device), pool, config, progress=silent, **settings)
+        distill(student, sampler, config, progress=Interrupting(101), **settings)
+    learned = distill(fresh_student().to(device), sampler, config, progress=silent, **settings)
     assert score(learned.cpu()) > 18.5

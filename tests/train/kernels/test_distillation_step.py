@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from train import distil_step
-from train.distil import DistilConfig
-from train.distil_step import DistilStep
+from train import distillation_step
+from train.distillation import DistillConfig
+from train.distillation_step import DistillationStep
 from train.kernels.student.fast_student import FastStudent
 from train.moving_average import MovingAverage
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from tiny_images import SPEC, fresh_student, ground_pool
+from tiny_images import SPEC, fresh_student, ground_sampler
 
-CONFIG = DistilConfig(windows=3, window_rays=4, learning_rate=1e-3, muon_learning_rate=0.01)
+CONFIG = DistillConfig(windows=3, window_rays=4, learning_rate=1e-3, muon_learning_rate=0.01)
 
 
 def trained(
@@ -29,11 +29,11 @@ def trained(
     student = fresh_student(replace(SPEC, stream_width=16)).to(device)
     average = MovingAverage(student, 0.9)
     losses = []
-    with DistilStep(
+    with DistillationStep(
         student,
         average,
         CONFIG.optimizers(student),
-        ground_pool(device=device, count=4),
+        ground_sampler(device=device, count=4),
         windows=CONFIG.windows,
         window_rays=CONFIG.window_rays,
         jitter=True,
@@ -58,10 +58,12 @@ def test_kernels_equal_autograd(device, monkeypatch):
     """In float32 in the interpreter, where a step takes a few seconds."""
     if device.type != "cpu":
         pytest.skip("float32 activations are for the interpreter")
-    monkeypatch.setattr(distil_step, "_fast_student", lambda s, _: FastStudent(s, torch.float32))
+    monkeypatch.setattr(
+        distillation_step, "_fast_student", lambda s, _: FastStudent(s, torch.float32)
+    )
     mine, losses = trained(device, 2)
-    monkeypatch.setattr(distil_step, "_fast_student", lambda *_: None)
-    monkeypatch.setattr(distil_step, "multiplies_in_bfloat16", lambda *_: False)
+    monkeypatch.setattr(distillation_step, "_fast_student", lambda *_: None)
+    monkeypatch.setattr(distillation_step, "multiplies_in_bfloat16", lambda *_: False)
     theirs, expected = trained(device, 2)
     assert losses == pytest.approx(expected, rel=1e-4)
     close(mine, theirs, rtol=1e-2, atol=2e-4)
@@ -79,7 +81,7 @@ def test_graphs_equal_eager_steps(device, fused):
 @pytest.mark.gpu
 def test_images_in_host_memory_give_the_same_student(device, monkeypatch):
     _, expected = trained(device, 6, fused=False)
-    monkeypatch.setattr("train.image_pool.GPU_SHARE", 0.0)
+    monkeypatch.setattr("train.window_sampler.GPU_MEMORY_FRACTION", 0.0)
     _, losses = trained(device, 6, fused=False)
     assert losses == pytest.approx(expected, rel=1e-4)
 
@@ -87,13 +89,13 @@ def test_images_in_host_memory_give_the_same_student(device, monkeypatch):
 @pytest.mark.gpu
 def test_windows_drawn_ahead_equal_the_windows_of_their_step(device, monkeypatch):
     ahead, losses = trained(device, 6)
-    prepare = DistilStep._prepare
+    prepare = DistillationStep._prepare
 
-    def draws_again(self: DistilStep, step: int, share: float) -> None:
+    def draws_again(self: DistillationStep, step: int, share: float) -> None:
         self._ahead = None
         prepare(self, step, share)
 
-    monkeypatch.setattr(DistilStep, "_prepare", draws_again)
+    monkeypatch.setattr(DistillationStep, "_prepare", draws_again)
     again, expected = trained(device, 6)
     assert losses == expected
     close(ahead, again, rtol=0, atol=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.draws import below, mixed, random_words, uniform
+from train.counter_rng import below, mixed, random_words, uniform
 
 STEP = torch.tensor(12)
 
