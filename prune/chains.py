@@ -95,6 +95,15 @@ def every_block(spec: StudentSpec) -> Kept:
     return tuple(tuple(range(len(chain))) for chain in Shape.of(spec).blocks)
 
 
+def is_same_variant(spec: StudentSpec, other: StudentSpec) -> bool:
+    """Whether two students differ in widths, blocks and sampling only."""
+
+    def variant(spec: StudentSpec) -> object:
+        return spec.activation, [(stage.factor, stage.operator) for stage in spec.tail]
+
+    return variant(spec) == variant(other)
+
+
 def chains_of(student: Student) -> list[list[tuple[str, ResidualBlock]]]:
     """The residual blocks of every chain with their module names."""
     modules: list[tuple[str, Iterable[nn.Module]]] = [("body", student.body)]

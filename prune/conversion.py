@@ -1,9 +1,9 @@
 """The same student with another activation or up-sampling operator, its weights carried over.
 
-A transposed convolution (kernel 4, stride 2, padding 1) makes output row 2 i + a from ray i, by kernel
-row a + 1, and from one of its neighbors. Pixel shuffle sees no neighbors: it gets the sum of both
-kernel rows, as if the neighbor were ray i itself. The way back, and the operators of factor 3, are
-exact; a new activation takes the weights as they are. What is lost is for training to find.
+A transposed convolution (kernel 4, stride 2, padding 1) makes output row 2 i + a from ray i, by
+kernel row a + 1, and from one of its neighbors. Pixel shuffle sees no neighbors: it gets the sum of
+both kernel rows, as if the neighbor were ray i itself. The way back, and the operators of factor 3,
+are exact; a new activation takes the weights as they are. What is lost is for training to find.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ KERNEL_ROWS: dict[int, Sequence[Sequence[int]]] = {
 def converted_spec(
     spec: StudentSpec, activation: Activation | None, operator: Upsampling | None
 ) -> StudentSpec:
-    """The specification with another activation and another operator in every tail stage; None keeps."""
+    """The specification with another activation and another operator in every tail stage; None
+    keeps."""
     tail = tuple(replace(stage, operator=operator or stage.operator) for stage in spec.tail)
     return replace(spec, activation=activation or spec.activation, tail=tail)
 
@@ -62,8 +63,8 @@ def _shuffled(weight: Tensor, factor: int) -> Tensor:
 
 
 def shuffle_as_transposed(weight: Tensor, factor: int) -> Tensor:
-    """The inverse for rays without neighbors, whose kernel rows stay zero: [out * factor^2, in, 1, 1]
-    of a convolution ahead of a pixel shuffle to [in, out, k, k]."""
+    """The inverse for rays without neighbors, whose kernel rows stay zero: [out * factor^2, in, 1,
+    1] of a convolution ahead of a pixel shuffle to [in, out, k, k]."""
     side = 4 if factor == 2 else 3
     channels_in, channels_out = weight.shape[1], weight.shape[0] // factor**2
     result = weight.new_zeros(channels_in, channels_out, side, side)

@@ -24,8 +24,8 @@ def regression(inputs: Stream, targets: Stream, weights: Sequence[Tensor]) -> tu
     """Weighted least squares over all pixels: a matrix [targets, inputs] and a constant [targets].
 
     How much ridge it takes is decided by the half of the pixels that a first fit leaves out. Layer
-    after layer goes by what came of the one before: a fit that fails on pixels it has not seen would let
-    their streams grow without bounds.
+    after layer goes by what came of the one before: a fit that fails on pixels it has not seen
+    would let their streams grow without bounds.
 
     Args:
         inputs: what is to be guessed from.
@@ -113,7 +113,8 @@ class _Moments:
 
 
 def _every(stream: Stream) -> int:
-    """Of how many pixels one is looked at; odd, since factors of two are the up-sampling's phases."""
+    """Of how many pixels one is looked at; odd, since factors of two are the up-sampling's
+    phases."""
     return -(-sum(x[:, 0].numel() for x in stream) // MOST_PIXELS) | 1
 
 

@@ -1,12 +1,12 @@
 """Bringing a cut student's layers back to what they computed before, ahead of any training.
 
-What cuts leave out adds up from block to block. So each convolution of the cut student is fitted anew,
-from the first to the last, by least squares over real inputs: a block's first one to the hidden channels
-that the original had there, its second one to the difference between the stream that the original had
-before its next kept block and the stream that has come so far; whoever reads a chain's last stream gets
-the best linear guess of the original's from it. (Layer-wise reconstruction, as in He et al. 2017, along
-a residual stream.) A pixel weighs as much as its colors can still move: where the sigmoid is saturated,
-streams run to thousands and mean nothing.
+What cuts leave out adds up from block to block. So each convolution of the cut student is fitted
+anew, from the first to the last, by least squares over real inputs: a block's first one to the
+hidden channels that the original had there, its second one to the difference between the stream
+that the original had before its next kept block and the stream that has come so far; whoever reads
+a chain's last stream gets the best linear guess of the original's from it. (Layer-wise
+reconstruction, as in He et al. 2017, along a residual stream.) A pixel weighs as much as its colors
+can still move: where the sigmoid is saturated, streams run to thousands and mean nothing.
 
 Without norms this decides over life and death. A student that loses blocks at random places paints
 everything white, with gradients of zero, and does not recover.
@@ -33,8 +33,8 @@ LEAST_WEIGHT = 1e-3
 
 
 class Original:
-    """The student that cut ones are brought back to, in evaluation mode; what its modules make of some
-    images is computed once for all of them, and kept."""
+    """The student that cut ones are brought back to, in evaluation mode; what its modules make of
+    some images is computed once for all of them, and kept."""
 
     @torch.no_grad()
     def __init__(self, student: Student, batches: Sequence[Batch]):
@@ -53,11 +53,11 @@ class Original:
 
 @torch.no_grad()
 def reconciled(student: Student, original: Original, keep: Keep) -> Student:
-    """Fit the layers of `student`, in place: what `slimmed` made of the original for a keep, in another
-    form (`prune.conversion.converted`) or the same.
+    """Fit the layers of `student`, in place: what `slimmed` made of the original for a keep, in
+    another form (`prune.conversion.converted`) or the same.
 
-    Leaves it in evaluation mode, and the layers ahead of the first change as they are, but for what a
-    block adds that stands right ahead of one that goes.
+    Leaves it in evaluation mode, and the layers ahead of the first change as they are, but for what
+    a block adds that stands right ahead of one that goes.
     """
     student.eval()
     everything = Keep.everything(original.student.spec)
@@ -101,7 +101,8 @@ class _Pair:
         return _Pair(self.original, its if self.one else _sum(self.mine, other.mine), its)
 
     def settled(self, kept: Channels) -> _Pair:
-        """With the waiting block, whose second convolution leads to where the original's stream is."""
+        """With the waiting block, whose second convolution leads to where the original's stream
+        is."""
         block = self.waiting
         if block is None:
             return self
@@ -189,8 +190,8 @@ def _correct_shuffled(entry: nn.Sequential, out: Channels, streams: _Pair, targe
 
 
 def _read_guess(mine: nn.Module, its: nn.Module, out: Channels, streams: _Pair) -> None:
-    """Let a transposed convolution make of its stream what `its` makes of the original's, as guessed
-    from it."""
+    """Let a transposed convolution make of its stream what `its` makes of the original's, as
+    guessed from it."""
     assert isinstance(mine, nn.ConvTranspose2d)
     assert isinstance(its, nn.ConvTranspose2d)
     assert mine.bias is not None

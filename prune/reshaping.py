@@ -1,12 +1,12 @@
 """Students of another form than the dense one: rays further apart, or a shorter way to the pixels.
 
 Rays twice as far apart stand for twice as many pixels along each side, so that head and body do a
-quarter of the work; one more stage, like the first, leads from them to where the tail began. A `short`
-tail goes from its first stage to the colors by one pixel shuffle, a linear guess of a patch from a
-stream that has seen its neighbors, without the stages whose many pixels cost most. Narrow residual
-blocks of the tail cost little beside what either saves, so that a form may also have more of them. Head,
-body and the stages that stay are carried over; what is new is fitted by least squares, or begins by
-adding nothing, and the rest is for training to find.
+quarter of the work; one more stage, like the first, leads from them to where the tail began. A
+`short` tail goes from its first stage to the colors by one pixel shuffle, a linear guess of a patch
+from a stream that has seen its neighbors, without the stages whose many pixels cost most. Narrow
+residual blocks of the tail cost little beside what either saves, so that a form may also have more
+of them. Head, body and the stages that stay are carried over; what is new is fitted by least
+squares, or begins by adding nothing, and the rest is for training to find.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MOST_LOGIT = 8.0
 
 
 def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -> StudentSpec:
-    """The specification with rays `spacing` times as far apart, a power of two, and another tail; in a
-    short one its first stages stay. A tail that is as short already stays as it is."""
+    """The specification with rays `spacing` times as far apart, a power of two, and another tail;
+    in a short one its first stages stay. A tail that is as short already stays as it is."""
     stages = spec.tail
     if tail == "short" and len(stages) > stays:
         factor = math.prod(stage.factor for stage in stages[stays:])
@@ -49,8 +49,8 @@ def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -
 
 
 def deepened_spec(spec: StudentSpec, blocks: Sequence[int]) -> StudentSpec:
-    """The specification with at least so many residual blocks in each stage of the tail, from the rays
-    on.
+    """The specification with at least so many residual blocks in each stage of the tail, from the
+    rays on.
 
     Raises:
         ConfigError: when the tail has fewer stages that may have blocks.
@@ -82,8 +82,8 @@ def _is_short(spec: StudentSpec) -> bool:
 
 
 def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail, int]:
-    """In which form a student is that came from a dense one: spacing, tail, and how many of the dense
-    one's stages a short tail still has."""
+    """In which form a student is that came from a dense one: spacing, tail, and how many of the
+    dense one's stages a short tail still has."""
     spacing = spec.factor // dense.factor
     left = len(spec.tail) - (spacing.bit_length() - 1)  # but for the stages that lead to them
     shorter = left < len(dense.tail) or (_is_short(spec) and not _is_short(dense))
@@ -102,8 +102,8 @@ def forms_of(spec: StudentSpec, dense: StudentSpec) -> list[StudentSpec]:
 
 
 def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
-    """What becomes of a larger student when a smaller one of its form takes another form, and perhaps
-    gets more blocks in its tail."""
+    """What becomes of a larger student when a smaller one of its form takes another form, and
+    perhaps gets more blocks in its tail."""
     form = in_form_of(base, before, after)
     added = _new_blocks(before, after)
     counts = [len(s.inner_widths) + n for s, n in zip(form.tail, added, strict=True)]
@@ -111,8 +111,8 @@ def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> Stu
 
 
 def blocks_in_form(kept: Kept, base: StudentSpec, before: StudentSpec, after: StudentSpec) -> Kept:
-    """Which blocks there are of a larger student's, chain by chain, when a student that was cut from it
-    takes another form, or none."""
+    """Which blocks there are of a larger student's, chain by chain, when a student that was cut
+    from it takes another form, or none."""
     if before.tail == after.tail:
         return kept
     body, *old = kept
@@ -142,8 +142,8 @@ def _new_blocks(before: StudentSpec, after: StudentSpec) -> list[int]:
 
 @torch.no_grad()
 def reshaped(student: Student, spec: StudentSpec, batches: Batches) -> Student:
-    """A student of `spec`, which is a `reshaped_spec` of the given one's, `deepened_spec` or not, in
-    evaluation mode; the given one itself where it has that form.
+    """A student of `spec`, which is a `reshaped_spec` of the given one's, `deepened_spec` or not,
+    in evaluation mode; the given one itself where it has that form.
 
     Args:
         student: left as it is, but in evaluation mode.
@@ -243,8 +243,8 @@ def _lead_in(
 ) -> None:
     """Fit the new first stage, whose blocks begin by adding nothing, and the entry behind it.
 
-    As many channels as the stage has lie between them: those of which the old entry makes most (reduced
-    rank regression on the stream that it read).
+    As many channels as the stage has lie between them: those of which the old entry makes most
+    (reduced rank regression on the stream that it read).
     """
     entry = entry_of(student, 1)
     taps, bias = _rows(entry)

@@ -1,13 +1,13 @@
 """Taking channels and blocks out of a student, by slices.
 
-A `Keep` names what stays: the channels of each chain's stream and of each block's inner layer (none:
-the block goes). `masked_forward` computes what slimming would give without building it, which is how
-channels are ranked; `slimmed` builds it. Their agreement is a law.
+A `Keep` names what stays: the channels of each chain's stream and of each block's inner layer
+(none: the block goes). `masked_forward` computes what slimming would give without building it,
+which is how channels are ranked; `slimmed` builds it. Their agreement is a law.
 
-What goes is replaced by its mean, when mean inputs are given: the mean of a dropped channel moves into
-the bias of every convolution that read it, the mean output of a dropped block into the stream. This is
-exact for constant channels, except that the four or nine positions of a transposed convolution share
-one bias and get their average.
+What goes is replaced by its mean, when mean inputs are given: the mean of a dropped channel moves
+into the bias of every convolution that read it, the mean output of a dropped block into the stream.
+This is exact for constant channels, except that the four or nine positions of a transposed
+convolution share one bias and get their average.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) 
     Args:
         student: left as it is.
         keep: what stays.
-        statistics: of what its convolutions see; then the best linear guess of the channels that go,
-            from those that stay, moves into the weights that read them.
+        statistics: of what its convolutions see; then the best linear guess of the channels that
+            go, from those that stay, moves into the weights that read them.
 
     Raises:
         ConfigError: when the keep was made for another shape.
@@ -169,8 +169,8 @@ def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) 
 class _Slices:
     """Collects the state of a smaller student.
 
-    `shift` is what a stream lacks, on average and in the old student's channels, because of the blocks
-    dropped so far; whoever reads the stream next makes up for it.
+    `shift` is what a stream lacks, on average and in the old student's channels, because of the
+    blocks dropped so far; whoever reads the stream next makes up for it.
     """
 
     statistics: Statistics | None

@@ -34,10 +34,10 @@ CREDIT_FIELDS = ("credit", "attribution", "author", "license", "license")
 HERO_PIXELS = 400
 RUNS_OF_CLOCK = {
     "wall": "all runs",
-    "quiet": "the runs that no other program disturbed",
-    "processor": "the processor time, as the machine was too busy for undisturbed runs",
+    "undisturbed": "the runs that no other program disturbed",
+    "cpu": "the processor time, as the machine was too busy for undisturbed runs",
 }
-"""What a latency of the search was read from (see `prune.evidence`)."""
+"""What a latency of the search was read from (see `prune.measurement`)."""
 
 
 def header(chain: Chain) -> Html:
@@ -117,7 +117,7 @@ def _in_one_line(chain: Chain) -> str:
             "pruned student is older than it and not comparable: nelf prune makes it anew."
         )
     if final is not None:
-        kind = " of processor time" if final.clock == "processor" else ""
+        kind = " of processor time" if final.clock == "cpu" else ""
         return (
             "A small network that draws this scene from new viewpoints: "
             f"{milliseconds(final.latency_ms)}{kind} an image where the unpruned one takes "
@@ -229,7 +229,8 @@ def _latency_unpruned(chain: Chain) -> tuple[Html, str]:
 def percentile_name(chain: Chain) -> str:
     """The percentile that the budget was held against, in words."""
     settings = chain.require("prune").manifest["config"].get("prune")
-    value = settings.get("percentile") if isinstance(settings, dict) else None
+    budget = settings.get("budget") if isinstance(settings, dict) else None
+    value = budget.get("percentile") if isinstance(budget, dict) else None
     return "percentile" if finite(value) is None else f"{fixed(value, 0)}th percentile"
 
 

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 from report_samples import HOST, sample_bench, sample_run, sample_scene
 
-from device.comparison import Comparison, RatioInterval
+from device.comparison import Comparison
 from lightfield.errors import CheckpointError
 from lightfield.files import read_json, sha256_of, write_json
+from lightfield.latency import RatioInterval
 from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
@@ -35,7 +36,7 @@ from pipeline.report.markup import Html, element, fragment
 from pipeline.report.report import make_report
 from pipeline.report.svg import PAINTS, TEACHER
 from pipeline.training import RENDERS
-from prune.search_state import HISTORY
+from prune.state import HISTORY
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"
 VOID = {"img", "meta"}
@@ -337,7 +338,7 @@ def test_two_devices_are_both_named(run: Run) -> None:
 
 
 def test_processor_time_is_not_called_a_latency(run: Run) -> None:
-    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
+    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="cpu"))
     text = page_of(run).text
     assert "2.04 ms of processor time an image" in text
     assert "too busy for undisturbed runs" in text

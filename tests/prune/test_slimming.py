@@ -121,7 +121,8 @@ def silence(student: Student, keep: Keep) -> None:
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("seed", range(4))
 def test_constant_channels_are_replaced_exactly(norm, seed):
-    """With one input everywhere all activations are constant, so statistics are all there is to know."""
+    """With one input everywhere all activations are constant, so statistics are all there is to
+    know."""
     student = trained(small_spec("pixel_shuffle", norm))
     for s, stage in enumerate(student.tail):  # the same channels at every sub-pixel
         area = student.spec.tail[s].factor ** 2

@@ -7,7 +7,7 @@ import pytest
 from lightfield.errors import BudgetError, ConfigError
 from lightfield.student import StudentSpec, mobile_r2l_spec
 from prune.chains import Shape
-from prune.latency_table import Choices, LatencyTable, build_latency_table
+from prune.latency_model import Choices, LatencyTable, build_latency_table
 
 DENSE = mobile_r2l_spec((2, 2), stream_width=96, blocks=6, tail_widths=(32, 16), norm="none")
 CHOICES = Choices.of(DENSE, multiple=16, smallest_share=0.5, streams=5, inners=8, points=4)
@@ -94,7 +94,7 @@ def test_measurements_correct_scale_and_offset():
         table = table.corrected(spec, real_ms(spec))
     for spec in map(random_spec, range(100, 120)):
         assert table.predict_ms(spec) == pytest.approx(real_ms(spec), rel=0.03)
-    assert table.parts_budget_ms(table.predict_ms(DENSE)) == pytest.approx(table.parts_ms(DENSE))
+    assert table.parts_ms_for(table.predict_ms(DENSE)) == pytest.approx(table.parts_ms(DENSE))
 
 
 def test_equal_students_measured_unequally_leave_the_offset_alone():
