@@ -29,13 +29,12 @@ from pipeline.recovery import leading_distiller
 from pipeline.students import load_light_field, save_student, tune_on_real_images
 from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
-from prune.chains import Shape
+from prune.architecture import Shape, Uniform, uniform_shapes
 from prune.config import MeasurementConfig
 from prune.importance import input_statistics, rank_channels
 from prune.measurement import one_round, ratio_runs
-from prune.reconciliation import Original, reconciled
-from prune.slimming import slimmed
-from prune.uniform import Uniform, uniform_shapes
+from prune.reconstruction import Original, reconstructed
+from prune.surgery import sliced
 from prune.workbench import Workbench
 from train.distil import DistilConfig
 from train.distributed import ALONE, Ranks
@@ -157,7 +156,7 @@ def _initial(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: i
         return Student(shape.applied_to(dense.spec)).to(next(dense.parameters()).device)
     batches = bench.batches(dense.spec)
     keep = rank_channels(dense, batches).best(shape)
-    student = slimmed(dense, keep, input_statistics(dense, batches))
-    student = reconciled(student, Original(dense, batches), keep)
+    student = sliced(dense, keep, input_statistics(dense, batches))
+    student = reconstructed(student, Original(dense, batches), keep)
     bench.recalibrate(student)
     return student

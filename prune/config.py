@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 from lightfield.errors import ConfigError
 from lightfield.ranges import SEED, SHARE, Range, check_ranges
 from lightfield.student import Activation, StudentSpec, Upsampling
-from prune.conversion import converted_spec
-from prune.reshaping import Tail, deepened_spec, reshaped_spec
+from prune.architecture import Tail, converted_spec, deepened_spec, variant_spec
 
 Same = Literal["kept"]
 RECOVERY_STEPS = Range(0, 100_000_000)
@@ -107,7 +106,7 @@ class ArchitectureChange:
     def applied_to(self, dense: StudentSpec) -> StudentSpec:
         """The specification with which the search starts."""
         converted = self.converted(dense)
-        variant = reshaped_spec(converted, self.ray_stride, self.tail, self.tail_stages)
+        variant = variant_spec(converted, self.ray_stride, self.tail, self.tail_stages)
         return deepened_spec(variant, self.tail_blocks)
 
 

@@ -24,8 +24,7 @@ import numpy as np
 from lightfield.encoding import encodings_per_coordinate
 from lightfield.errors import BudgetError
 from lightfield.student import StudentSpec
-from prune.chains import Sampling, Shape, Widths
-from prune.sampling import samplings_of
+from prune.architecture import Sampling, Shape, Widths, samplings_of
 
 CHAIN_LENGTH = 5
 OFFSET_WEIGHT = 0.3

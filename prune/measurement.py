@@ -23,7 +23,7 @@ import torch
 
 from lightfield.latency import ComparedLatency, LatencyRecord, evidence
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
-from prune.chains import Kept
+from prune.architecture import Kept
 from prune.workbench import Measurer, Workbench
 
 Clock = Literal["wall", "undisturbed", "cpu"]

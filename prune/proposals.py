@@ -10,13 +10,16 @@ loss of the combinations is measured (`screened`) before any proposal is trained
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from lightfield.light_field import GOLDEN
 from lightfield.student import Student, StudentSpec
-from prune.chains import Sampling, Shape, Widths
+from prune.architecture import Sampling, Shape, Widths
 from prune.importance import (
     Batches,
     Ranking,
@@ -24,11 +27,9 @@ from prune.importance import (
     mean_squared_error,
     rank_channels,
 )
-from prune.knapsack import Option, choose_options
 from prune.latency_model import Choices, LatencyTable
-from prune.reconciliation import Original, reconciled
-from prune.sampling import Rays, resampled
-from prune.slimming import Statistics, slimmed
+from prune.reconstruction import Original, reconstructed
+from prune.surgery import Rays, Statistics, resampled, sliced
 
 Drop = Literal["any", "none", "only"]
 PROPOSED = ("channels", "mixed", "blocks", "narrow", "uniform", "fastest")
@@ -57,7 +58,7 @@ class ChoiceLosses:
     """Added mean squared error of every single choice for one student."""
 
     resampled: dict[Sampling, Student]
-    """The student with each ray sampling (`prune.sampling.resampled`), its own sampling first."""
+    """The student with each ray sampling (`prune.surgery.resampled`), its own sampling first."""
     ranking: Ranking
     statistics: Statistics
     batches: Batches
@@ -68,20 +69,20 @@ class ChoiceLosses:
     blocks: list[list[dict[int, float]]]
     """By chain, block and inner width; 0 drops the block."""
 
-    def slimmed(self, shapes: Iterable[Shape]) -> Iterator[Student]:
+    def pruned(self, shapes: Iterable[Shape]) -> Iterator[Student]:
         """The student with the most important channels of each shape, its layers reconstructed."""
         own, original = next(iter(self.resampled)), None
         for shape in shapes:
             student, keep = self.resampled[shape.sampling or own], self.ranking.best(shape)
             if original is None or original.student is not student:
                 original = Original(student, self.batches(student.spec))
-            yield reconciled(slimmed(student, keep, self.statistics), original, keep)
+            yield reconstructed(sliced(student, keep, self.statistics), original, keep)
 
     def added(self, shapes: Sequence[Shape]) -> list[float]:
         """The added mean squared error of each shape, at least 0."""
         return [
             max(0.0, mean_squared_error(student, self.batches(student.spec)) - self.before)
-            for student in self.slimmed(shapes)
+            for student in self.pruned(shapes)
         ]
 
 
@@ -259,3 +260,52 @@ def _uniform(
 
 def _regrouped(widths: Iterator[int], like: Shape) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(next(widths) for _ in chain) for chain in like.blocks)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice for a part: an amount, such as a block's inner width (0 drops it), cost and
+    loss."""
+
+    amount: int
+    cost_ms: float
+    loss: float
+
+
+def choose_options(
+    parts: Sequence[Sequence[Option]], capacity_ms: float, *, bins: int = 2000
+) -> list[int] | None:
+    """Indices of the options, one per part, with the least total loss within the capacity.
+
+    This is the multiple-choice knapsack, solved exactly on a grid of costs: costs are rounded up to
+    `capacity_ms / bins`, so the choice never exceeds the capacity. None if even the cheapest
+    options do not fit.
+    """
+    if capacity_ms < 0:
+        return None
+    weights = [[_bins_of(option.cost_ms, capacity_ms, bins) for option in opts] for opts in parts]
+    # least[n] is the least loss of the parts so far at a weight of exactly n bins.
+    least = np.full(bins + 1, np.inf)
+    least[0] = 0.0
+    taken = np.zeros((len(parts), bins + 1), dtype=np.int32)
+    for p, options in enumerate(parts):
+        by_option = np.full((len(options), bins + 1), np.inf)
+        for row, option, weight in zip(by_option, options, weights[p], strict=True):
+            if weight <= bins:
+                row[weight:] = least[: bins + 1 - weight] + option.loss
+        taken[p], least = by_option.argmin(0), by_option.min(0)
+    if not np.isfinite(least).any():
+        return None
+    at, choice = int(least.argmin()), []
+    for p in reversed(range(len(parts))):
+        index = int(taken[p, at])
+        choice.append(index)
+        at -= weights[p][index]
+    return choice[::-1]
+
+
+def _bins_of(cost_ms: float, capacity_ms: float, bins: int) -> int:
+    if cost_ms <= 0:
+        return 0
+    # The small tolerance keeps a cost of exactly n bins from being rounded up to n + 1.
+    return math.ceil(cost_ms / capacity_ms * bins - 1e-9) if capacity_ms > 0 else bins + 1

@@ -36,9 +36,16 @@ from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
 from lightfield.ranges import later_seed
 from lightfield.student import Student, StudentSpec
-from prune.chains import Kept, every_block, is_same_variant
+from prune.architecture import (
+    Kept,
+    blocks_in_variant,
+    converted_spec,
+    every_block,
+    in_variant_of,
+    is_same_variant,
+    variant_like,
+)
 from prune.config import PruneConfig
-from prune.conversion import converted, converted_spec
 from prune.latency_model import Choices, LatencyTable, build_latency_table
 from prune.measurement import (
     LatencyMeter,
@@ -59,11 +66,11 @@ from prune.proposals import (
     propose,
     screened,
 )
-from prune.reconciliation import Original, reconciled
+from prune.reconstruction import Original, reconstructed
 from prune.record import MEASUREMENTS, MeasurementRecord
-from prune.reshaping import blocks_in_form, form_like, in_form_of, reshaped
-from prune.slimming import Keep
+from prune.reshaping import reshaped
 from prune.state import Phase, SearchState, load_search, save_search
+from prune.surgery import Keep, converted
 from prune.variants import Variants
 from prune.workbench import Workbench
 
@@ -469,7 +476,7 @@ class _Phases:
 
     def _reconstruct(self, student: Student, proposals: Sequence[Proposal]) -> list[Student]:
         """Cut the student as proposed, and reconstruct its layers."""
-        cuts = self._losses_of(student).slimmed(proposal.shape for proposal in proposals)
+        cuts = self._losses_of(student).pruned(proposal.shape for proposal in proposals)
         candidates = [
             reshaped(cut, proposal.spec, self.bench.batches)
             for cut, proposal in zip(cuts, proposals, strict=True)
@@ -541,7 +548,7 @@ class _Phases:
             cut = proposal.shape.applied_to(student.spec)
             trial = self.meter.trial(
                 proposal.kind, made, measured,
-                step=state.step, kept=blocks_in_form(left, self.base, cut, proposal.spec),
+                step=state.step, kept=blocks_in_variant(left, self.base, cut, proposal.spec),
                 predicted_ms=proposal.predicted_ms, target_ms=target_ms,
             )  # fmt: skip
             if is_same_variant(trial.spec, self.base):
@@ -590,7 +597,7 @@ class _Phases:
         state.trials.append(replace(trial, verdict="kept"))
         state.cut = True
         if not is_same_variant(trial.spec, self.base):
-            self._enter(form_like(self.base, student.spec, trial.spec), trial.spec)
+            self._enter(variant_like(self.base, student.spec, trial.spec), trial.spec)
             self._measure_table()
             self._correct_table(trial.spec, trial.median_ms)
         state.phase = self._approach_budget()
@@ -652,7 +659,7 @@ class _Phases:
         if spec != student.spec:
             original = Original(student, batches)
             everything = Keep.everything(student.spec)
-            student = reconciled(converted(student, spec), original, everything)
+            student = reconstructed(converted(student, spec), original, everything)
         if spec != self.base:
             student = reshaped(student, self.base, self.bench.batches)
         return student
@@ -761,4 +768,4 @@ def _initial_base(dense: StudentSpec, config: PruneConfig, start: Start | None) 
         return start.base
     spec = start.student.spec
     converted = converted_spec(dense, spec.activation, spec.tail[0].operator)
-    return in_form_of(converted, dense, spec)
+    return in_variant_of(converted, dense, spec)

@@ -14,10 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lightfield.student import StudentSpec
-from prune.chains import Shape
+from prune.architecture import (
+    Shape,
+    deepened_spec,
+    stages_with_blocks,
+    variant_like,
+    variants_of,
+)
 from prune.latency_model import Choices, LatencyTable
 from prune.proposals import VARIANT, ChoiceLosses, Proposal, uniform
-from prune.reshaping import deepened_spec, form_like, forms_of, stages_with_blocks
 
 ATTEMPTS = 3
 """Maximum number of times that a variant is changed and measured until it fits."""
@@ -39,7 +44,7 @@ class Variants:
 
     def of(self, spec: StudentSpec) -> list[StudentSpec]:
         """The variants that a student can still become."""
-        return [variant for variant in forms_of(spec, self.dense) if self.fits(variant)]
+        return [variant for variant in variants_of(spec, self.dense) if self.fits(variant)]
 
     def proposals(
         self,
@@ -122,7 +127,7 @@ class Variants:
             cut = uniform(spec, losses, table, now_ms - times * missing_ms)
             if cut is None:
                 break
-            smaller = form_like(cut.spec, spec, variant)
+            smaller = variant_like(cut.spec, spec, variant)
             if any(proposal.spec == smaller for proposal in found):
                 break
             (median_ms,) = self.times_ms([smaller])

@@ -18,7 +18,7 @@ from toy_students import images, nothing_else
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.metrics import mse_to_psnr
 from lightfield.student import Student, StudentSpec, mobile_r2l_spec
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.config import PruneConfig
 from prune.importance import mean_squared_error
 

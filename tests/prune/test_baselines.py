@@ -3,7 +3,7 @@ from fake_bench import DENSE, FakeTarget, bench, dense_student, synthetic_ms
 
 from lightfield.errors import BudgetError, ConfigError
 from pipeline.baselines import BaselineConfig, largest_within
-from prune.uniform import uniform_shapes
+from prune.architecture import uniform_shapes
 
 
 @pytest.mark.parametrize("kind", ["width", "depth", "scratch"])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from toy_students import rays, small_spec, trained
 
-from prune.conversion import converted, converted_spec
+from prune.architecture import converted_spec
+from prune.surgery import converted
 
 
 def outputs(student, x):

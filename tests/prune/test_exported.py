@@ -14,14 +14,17 @@ from export.graph import operators_of
 from export.lens_models import STUDENT_OPERATORS
 from export.student_graph import ONNX_RUNTIME, SNAP_ML, student_model, write_student_onnx
 from lightfield.student import Student, mobile_r2l_spec
-from prune.chains import Shape
-from prune.conversion import converted_spec
+from prune.architecture import (
+    POINTS_MULTIPLE as POINTS,
+)
+from prune.architecture import (
+    Shape,
+    converted_spec,
+    variant_spec,
+)
 from prune.importance import Ranking
 from prune.latency_model import Choices
-from prune.reshaping import reshaped_spec
-from prune.sampling import MULTIPLE as POINTS
-from prune.sampling import resampled
-from prune.slimming import slimmed
+from prune.surgery import resampled, sliced
 
 MULTIPLE = 16
 DENSE = mobile_r2l_spec(
@@ -31,8 +34,8 @@ RUNTIME_NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalizat
 
 
 def pruned(seed: int, operator: str, norm: str, spacing: int = 1, tail: str = "kept") -> Student:
-    """A random student within reach of a search, really slimmed, with lived-in batch norms."""
-    spec = reshaped_spec(converted_spec(replace(DENSE, norm=norm), None, operator), spacing, tail)
+    """A random student within reach of a search, really sliced, with lived-in batch norms."""
+    spec = variant_spec(converted_spec(replace(DENSE, norm=norm), None, operator), spacing, tail)
     torch.manual_seed(seed)
     student = Student(spec).train()
     with torch.no_grad():
@@ -50,7 +53,7 @@ def pruned(seed: int, operator: str, norm: str, spacing: int = 1, tail: str = "k
         tuple(tuple(tuple(random.permutation(i).tolist()) for i in c) for c in shape.blocks),
     )
     seen = resampled(student.eval(), choices.samplings[1 + seed], encoded_rays)
-    return slimmed(seen, order.best(target))
+    return sliced(seen, order.best(target))
 
 
 def encoded_rays(spec):

@@ -5,14 +5,14 @@ import torch
 from torch.nn import functional as F
 from toy_students import images, rays, small_spec, trained
 
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.importance import (
     input_statistics,
     mean_squared_error,
     rank_channels,
     taylor_scores,
 )
-from prune.slimming import Masks, masked_forward
+from prune.surgery import Masks, masked_forward
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 
-from prune.knapsack import Option, choose_options
+from prune.proposals import Option, choose_options
 
 BINS = 2000
 

@@ -6,7 +6,7 @@ import pytest
 
 from lightfield.errors import BudgetError, ConfigError
 from lightfield.student import StudentSpec, mobile_r2l_spec
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.latency_model import Choices, LatencyTable, build_latency_table
 
 DENSE = mobile_r2l_spec((2, 2), stream_width=96, blocks=6, tail_widths=(32, 16), norm="none")

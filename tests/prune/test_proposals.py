@@ -5,7 +5,7 @@ import torch
 from fake_bench import DENSE, dense_student, synthetic_ms
 from toy_students import images, nothing_else
 
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.importance import mean_squared_error
 from prune.latency_model import Choices, build_latency_table
 from prune.proposals import fastest, measure_choices, propose, screened
@@ -64,7 +64,7 @@ def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(stud
     best = screened(losses, proposals, len(kinds) + 2)
     before = mean_squared_error(student, images(DENSE))
     for proposal in best:
-        (alone,) = losses.slimmed([proposal.shape])
+        (alone,) = losses.pruned([proposal.shape])
         made = mean_squared_error(alone, images(DENSE))
         assert proposal.predicted_loss == max(0, made - before)
     firsts, further = best[: len(kinds)], best[len(kinds) :]
@@ -123,7 +123,7 @@ def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
     batches = images(DENSE)
     before = mean_squared_error(student, batches)
     dense = Shape.of(DENSE)
-    without, narrow = losses.slimmed([dense.with_block(0, 2, 0), dense.with_width(0, 8)])
+    without, narrow = losses.pruned([dense.with_block(0, 2, 0), dense.with_width(0, 8)])
     assert len(without.spec.inner_widths) == 3
     assert losses.blocks[0][2][0] == max(0, mean_squared_error(without, batches) - before)
     assert losses.blocks[0][2][12] == 0

@@ -8,7 +8,9 @@ from toy_students import SPACE, encoded, small_spec
 from lightfield.encoding import encode
 from lightfield.rays import RaySpace, points_along
 from lightfield.student import Student
-from prune.sampling import MULTIPLE, resampled, samplings_of
+from prune.architecture import POINTS_MULTIPLE as MULTIPLE
+from prune.architecture import samplings_of
+from prune.surgery import resampled
 
 SPEC = replace(small_spec(), points=24, frequencies=4)
 ENOUGH = 1 + 2 ** (SPEC.frequencies - 1) * (SPACE.far - SPACE.near) / math.pi

@@ -23,7 +23,7 @@ from lightfield.errors import BudgetError, CheckpointError, ConfigError, ParityE
 from lightfield.latency import ComparedLatency
 from lightfield.progress import silent
 from lightfield.student import mac_count
-from prune.chains import Shape, every_block
+from prune.architecture import Shape, every_block
 from prune.measurement import CURRENT, LatencyMeter, pareto_front
 from prune.proposals import PROPOSED
 from prune.record import MEASUREMENTS, measurements_in, replayed

@@ -10,7 +10,7 @@ from toy_students import encoded
 
 from lightfield.progress import silent
 from lightfield.student import Student
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.importance import mean_squared_error
 from prune.latency_model import Choices, build_latency_table
 from prune.proposals import PROPOSED, fastest, measure_choices, propose
@@ -84,7 +84,7 @@ def test_the_loss_of_a_sampling_is_that_of_the_student_made_for_it(losses):
     before, dense = mean_squared_error(student(), batches(SEEING)), Shape.of(SEEING)
     assert losses.samplings[16, 2] == 0
     for sampling in CHOICES.samplings[1:]:
-        (made,) = losses.slimmed([replace(dense, sampling=sampling)])
+        (made,) = losses.pruned([replace(dense, sampling=sampling)])
         assert (made.spec.points, made.spec.frequencies) == sampling
         error = mean_squared_error(made, batches(made.spec))
         assert losses.samplings[sampling] == max(0, error - before)
@@ -114,7 +114,7 @@ def test_every_kind_of_proposal_removes_points(losses, table, share):
     target_ms = share * table.predict_ms(SEEING)
     found = propose(SEEING, losses, table, target_ms, count=20)
     assert len({p.kind for p in found}) >= 3
-    made = losses.slimmed(proposal.shape for proposal in found)
+    made = losses.pruned(proposal.shape for proposal in found)
     for proposal, smaller in zip(found, made, strict=True):
         assert proposal.spec.points <= 8
         assert proposal.predicted_ms <= target_ms

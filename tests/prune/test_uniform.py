@@ -1,8 +1,7 @@
 import pytest
 
 from lightfield.student import mac_count, mobile_r2l_spec
-from prune.chains import Shape
-from prune.uniform import uniform_shapes
+from prune.architecture import Shape, uniform_shapes
 
 PAPER = mobile_r2l_spec(norm="none")
 

@@ -11,11 +11,16 @@ from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import silent
 from lightfield.student import Student, mac_count, mobile_r2l_spec
-from prune.chains import Shape, every_block
+from prune.architecture import (
+    Shape,
+    deepened_spec,
+    every_block,
+    stages_with_blocks,
+    variant_of,
+)
 from prune.measurement import CURRENT
 from prune.proposals import VARIANT
 from prune.record import replayed
-from prune.reshaping import deepened_spec, form_of, stages_with_blocks
 from prune.search import Start, search
 from prune.state import SearchState, read_search
 from prune.variants import BLOCKS
@@ -104,8 +109,12 @@ def test_a_search_changes_to_the_variant_with_the_highest_psnr(changed):
     state, trials = result.state, result.state.trials
     taken = [t for t in trials if t.kind == VARIANT and t.verdict == "kept"]
     assert taken
-    assert form_of(result.student.spec, DENSE) == form_of(taken[-1].spec, DENSE) != (1, "kept", 2)
-    assert form_of(state.base, DENSE) == form_of(result.student.spec, DENSE)
+    assert (
+        variant_of(result.student.spec, DENSE)
+        == variant_of(taken[-1].spec, DENSE)
+        != (1, "kept", 2)
+    )
+    assert variant_of(state.base, DENSE) == variant_of(result.student.spec, DENSE)
     assert result.final.latency_ms <= state.budget_ms
     assert taken[0].step == 1  # ahead of any step
     rivals = [t for t in trials if t.step == 1 and t.verdict in ("kept", "passed over")]
@@ -142,7 +151,7 @@ def test_variants_are_compared_with_cuts_that_meet_the_budget_at_once(tmp_path):
     assert variants
     assert cuts
     assert len({t.target_ms for t in tried}) == 1
-    assert all(form_of(t.spec, DENSE) == (1, "kept", 2) for t in cuts)
+    assert all(variant_of(t.spec, DENSE) == (1, "kept", 2) for t in cuts)
     assert all(t.kind != VARIANT for t in result.state.trials if t.step > 1)
 
 
@@ -209,14 +218,14 @@ def test_a_search_can_start_in_a_variant_and_stay_in_it(tmp_path):
     first = run(tmp_path / "first", settings=settings)
     assert first.state.trials[1].kind == "start"
     assert first.state.trials[1].kept == every_block(first.state.base)
-    assert form_of(first.student.spec, DENSE) == (2, "short", 1)
+    assert variant_of(first.student.spec, DENSE) == (2, "short", 1)
     assert first.final.latency_ms <= first.state.budget_ms
 
     start = Start(first.student, first.state.current.kept)
     plain = config(CONFIG, architecture_variants=False, budget_ratio=(0.15,))
     second = run(tmp_path / "second", settings=plain, start=start)
     assert second.state.base == first.state.base
-    assert form_of(second.student.spec, DENSE) == (2, "short", 1)
+    assert variant_of(second.student.spec, DENSE) == (2, "short", 1)
 
 
 def test_a_search_can_continue_from_a_tail_with_more_blocks(tmp_path):

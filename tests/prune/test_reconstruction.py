@@ -10,11 +10,10 @@ from toy_students import rays, small_spec, trained
 
 from lightfield.student import ResidualBlock, Student, TailStage
 from prune import least_squares, reconciliation
-from prune.conversion import converted, converted_spec
+from prune.architecture import converted_spec
 from prune.importance import Batch, input_statistics
-from prune.least_squares import covariance, regression
-from prune.reconciliation import Original, reconciled
-from prune.slimming import Keep, slimmed
+from prune.reconstruction import Original, covariance, reconstructed, regression
+from prune.surgery import Keep, converted, sliced
 
 RECOVERED = 1e-5
 """Share of a squared difference that counts as none: the ridge holds some of it back."""
@@ -40,11 +39,11 @@ def seen(student: Student, *, count: int = 2, seed: int = 0, scale: float = 1) -
 
 def cut(student: Student, keep: Keep, batches: list[Batch]) -> Student:
     """What slimming alone makes of it."""
-    return slimmed(student, keep, input_statistics(student, batches))
+    return sliced(student, keep, input_statistics(student, batches))
 
 
 def fitted(student: Student, keep: Keep, batches: list[Batch]) -> Student:
-    return reconciled(cut(student, keep, batches), Original(student, batches), keep)
+    return reconstructed(cut(student, keep, batches), Original(student, batches), keep)
 
 
 def difference(student: Student, batches: list[Batch]) -> float:
@@ -151,10 +150,11 @@ def test_a_hidden_channel_that_is_another_one_once_more_is_made_up_for():
         tuple(tuple(i for i in inner if i != 1) for inner in chain) for chain in everything.blocks
     )
     keep, batches = replace(everything, blocks=blocks), seen(student)
-    plain = slimmed(student, keep)
+    plain = sliced(student, keep)
     lost = difference(plain, batches)
     assert (
-        difference(reconciled(plain, Original(student, batches), keep), batches) < RECOVERED * lost
+        difference(reconstructed(plain, Original(student, batches), keep), batches)
+        < RECOVERED * lost
     )
 
 
@@ -188,7 +188,7 @@ def test_a_student_in_another_form_is_nearer_to_what_it_was(form, norm):
     student = deep(norm=norm)
     spec, batches = converted_spec(student.spec, *form), seen(student)
     everything = Keep.everything(student.spec)
-    after = reconciled(converted(student, spec), Original(student, batches), everything)
+    after = reconstructed(converted(student, spec), Original(student, batches), everything)
     assert after.spec == spec
     assert difference(after, batches) < 0.5 * difference(converted(student, spec), batches)
 
@@ -211,7 +211,7 @@ def test_it_does_not_matter_how_images_are_batched(operator):
     keep, batches = without(student, {0, 2}), seen(student)
     singly = [pair for x, y in batches for pair in zip(x.split(1), y.split(1), strict=True)]
     whole, single = (
-        reconciled(cut(student, keep, batches), Original(student, each), keep)
+        reconstructed(cut(student, keep, batches), Original(student, each), keep)
         for each in (batches, singly)
     )
     for name, value in whole.state_dict().items():
