@@ -12,12 +12,7 @@ from lightfield.errors import ConfigError
 from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.scenes.background import parsed_color
 from lightfield.student import Activation, Norm, StudentSpec, mac_count, mobile_r2l_spec
-from prune.config import (
-    MeasurementConfig,
-    PruneConfig,
-    SearchConfig,
-    SearchSpaceConfig,
-)
+from prune.config import MeasurementConfig, PruneConfig, SearchConfig, SearchSpaceConfig
 from train.distil import DistilConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig

@@ -20,13 +20,7 @@ import numpy as np
 from lightfield.light_field import GOLDEN
 from lightfield.student import Student, StudentSpec
 from prune.architecture import Sampling, Shape, Widths
-from prune.importance import (
-    Batches,
-    Ranking,
-    input_statistics,
-    mean_squared_error,
-    rank_channels,
-)
+from prune.importance import Batches, Ranking, input_statistics, mean_squared_error, rank_channels
 from prune.latency_model import Choices, LatencyTable
 from prune.reconstruction import Original, reconstructed
 from prune.surgery import Rays, Statistics, resampled, sliced

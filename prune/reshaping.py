@@ -20,14 +20,7 @@ from torch.nn import functional
 from lightfield.student import ResidualBlock, ShuffledUpsample, Student, StudentSpec, Upsample
 from prune.architecture import in_variant_of
 from prune.importance import Batch, Batches
-from prune.reconstruction import (
-    Stream,
-    color_slopes,
-    correct,
-    covariance,
-    regression,
-    through,
-)
+from prune.reconstruction import Stream, color_slopes, correct, covariance, regression, through
 from prune.surgery import shuffle_as_transposed
 
 MAX_LOGIT = 8.0

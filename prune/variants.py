@@ -14,13 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lightfield.student import StudentSpec
-from prune.architecture import (
-    Shape,
-    deepened_spec,
-    stages_with_blocks,
-    variant_like,
-    variants_of,
-)
+from prune.architecture import Shape, deepened_spec, stages_with_blocks, variant_like, variants_of
 from prune.latency_model import Choices, LatencyTable
 from prune.proposals import VARIANT, ChoiceLosses, Proposal, uniform
 

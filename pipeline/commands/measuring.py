@@ -82,7 +82,6 @@ class MeasuredOn:
 class Prune(Stage):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     start_from: Path | None = None
     """Pruned student from which the search starts, without changing its architecture: the folder of
     a run (also of this run, to train its student for longer), or an `at-*.safetensors` of an
@@ -95,6 +94,7 @@ class Prune(Stage):
     architecture: Grouped[ArchitectureChange] = field(default_factory=ArchitectureChange)
     space: Grouped[SearchSpaceConfig] = field(default_factory=SearchSpaceConfig)
     measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
+    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     distil: DistilConfig = field(default_factory=DistilConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
@@ -129,8 +129,8 @@ class Baseline(Stage):
     """Make a faster student in the simplest way, for comparison with the pruned student."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
+    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     distil: DistilConfig = field(default_factory=DistilConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 

@@ -5,12 +5,7 @@ import pytest
 
 from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
-from prune.measurement import (
-    MIN_UNDISTURBED_RUNS,
-    budget_runs,
-    measured_until,
-    ratio_runs,
-)
+from prune.measurement import MIN_UNDISTURBED_RUNS, budget_runs, measured_until, ratio_runs
 
 HOST = DeviceIdentity("host", "a processor", "an OS", "onnxruntime 1", "CPUExecutionProvider", 1)
 

@@ -58,7 +58,9 @@ def test_proposals_are_of_different_kinds(table, losses):
     assert all(p.shape.widths != dense.widths for p in proposals if p.kind == "narrow")
 
 
-def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(student, table, losses):
+def test_screened_proposals_have_the_least_measured_loss_and_all_kinds_first(
+    student, table, losses
+):
     proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
     kinds = {proposal.kind for proposal in proposals}
     best = screened(losses, proposals, len(kinds) + 2)
@@ -77,7 +79,7 @@ def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(stud
         assert first.predicted_loss == min(same_kind)
 
 
-def test_an_even_student_has_neighboring_widths_spread_over_its_depth(table, losses):
+def test_a_uniform_student_has_neighboring_widths_spread_over_its_depth(table, losses):
     dense_ms = table.predict_ms(DENSE)
     for share in (0.95, 0.9, 0.85, 0.8, 0.75):
         found = propose(DENSE, losses, table, share * dense_ms, count=9)
@@ -88,7 +90,7 @@ def test_an_even_student_has_neighboring_widths_spread_over_its_depth(table, los
         assert even.predicted_loss == sum(
             of[w] for of, w in zip(losses.blocks[0], body, strict=True)
         )
-        # One block less narrowed would not do.
+        # Narrowing one block less would miss the target.
         narrowed = [b for b, inner in enumerate(body) if inner == levels[at[-1]]]
         wider = [
             even.shape.with_block(0, b, levels[at[-1] - 1]).applied_to(DENSE) for b in narrowed
@@ -119,7 +121,7 @@ def test_nothing_is_proposed_below_the_floor(table, losses):
     assert smallest.predicted_ms == pytest.approx(table.floor_ms[-1])
 
 
-def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
+def test_the_loss_of_a_choice_is_that_of_the_sliced_student(student, losses):
     batches = images(DENSE)
     before = mean_squared_error(student, batches)
     dense = Shape.of(DENSE)
@@ -132,7 +134,7 @@ def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
     assert losses.widths[dense.widths] == 0
 
 
-def test_a_block_that_does_nothing_goes_first(table):
+def test_a_block_without_effect_is_dropped_first(table):
     student = dense_student()
     with torch.no_grad():
         student.body[1].contract.weight.zero_()

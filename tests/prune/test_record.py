@@ -8,13 +8,7 @@ from fake_bench import DENSE, FakeTarget
 
 from lightfield.errors import CheckpointError
 from lightfield.student import Student
-from prune.record import (
-    MEASUREMENTS,
-    MeasurementRecord,
-    measured_on,
-    measurements_in,
-    replayed,
-)
+from prune.record import MEASUREMENTS, MeasurementRecord, measured_on, measurements_in, replayed
 
 SMALL = replace(DENSE, inner_widths=(8,))
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from lightfield.errors import BudgetError, CheckpointError, ConfigError, ParityError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import silent
+from lightfield.state_file import read_state, write_state
 from lightfield.student import mac_count
 from prune.architecture import Shape, every_block
 from prune.measurement import CURRENT, LatencyMeter, pareto_front
@@ -71,12 +72,8 @@ def test_the_budget_is_met_by_the_stated_percentile(half):
     assert result.stopped == ""
     assert result.final.verdict == "final"
     assert result.final.latency_ms <= result.state.budget_ms == 0.5 * result.state.reference_ms
-    assert synthetic_ms(result.student.spec) <= 0.52 * synthetic_ms(
-        DENSE
-    )  # what noise was on top of
-    assert synthetic_ms(result.student.spec) >= 0.40 * synthetic_ms(
-        DENSE
-    )  # and no more than needed
+    assert synthetic_ms(result.student.spec) <= 0.52 * synthetic_ms(DENSE)
+    assert synthetic_ms(result.student.spec) >= 0.40 * synthetic_ms(DENSE)
     assert result.final.spec == result.student.spec
     assert not result.student.training
 
@@ -92,7 +89,7 @@ def test_every_width_is_dense_or_a_multiple(half):
             assert all(w in own or (w % MULTIPLE == 0 and w >= MULTIPLE) for w in widths)
 
 
-def test_the_history_tells_the_whole_story(half):
+def test_the_history_has_every_trial(half):
     result, folder = half
     trials = result.state.trials
     assert (trials[0].verdict, trials[-1].verdict) == ("dense", "final")
@@ -107,7 +104,7 @@ def test_the_history_tells_the_whole_story(half):
     assert SearchState.from_json(json.loads((folder / HISTORY).read_text())) == result.state
 
 
-def test_the_steps_come_nearer_and_candidates_come_from_the_student_before(half):
+def test_kept_students_get_faster_and_targets_are_below_the_dense_latency(half):
     result, _ = half
     current = [trial for trial in result.state.trials if trial.verdict in CURRENT]
     kept = [trial.median_ms for trial in current if trial.verdict == "kept"]
@@ -127,7 +124,7 @@ def test_a_search_is_replayed_from_its_record_without_the_target(half, tmp_path)
     assert (tmp_path / MEASUREMENTS).read_text() == (folder / MEASUREMENTS).read_text()
 
 
-def test_an_interrupted_replay_goes_on(half, tmp_path):
+def test_an_interrupted_replay_continues(half, tmp_path):
     """The rest of the record follows the measurements that the replay has already copied."""
     result, folder = half
 
@@ -157,7 +154,7 @@ def test_a_replay_with_other_settings_is_refused(half, tmp_path):
         run(tmp_path, replayed(half[1]), config(CONFIG, inner_choices=2))
 
 
-def test_interrupted_in_any_measurement_it_goes_on_as_if_nothing_had_happened(half, tmp_path):
+def test_a_search_interrupted_in_any_measurement_continues_to_the_same_result(half, tmp_path):
     counting = FakeTarget()
     run(tmp_path / "whole", counting)
     for at in range(0, len(counting.asked), 4):
@@ -169,7 +166,7 @@ def test_interrupted_in_any_measurement_it_goes_on_as_if_nothing_had_happened(ha
 
 
 @pytest.mark.parametrize("name", ["distill", "score", "recalibrate"])
-def test_interrupted_while_training_or_scoring_it_goes_on(half, tmp_path, name):
+def test_a_search_interrupted_in_training_or_scoring_continues(half, tmp_path, name):
     target = FakeTarget()
     work = bench(target)
 
@@ -207,7 +204,7 @@ def test_no_finished_distillation_is_repeated_after_an_interruption(half, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, target, distill=kept)
     assert same(run(tmp_path, target, distill=kept), half[0])
-    assert trained.count(trained[at]) == 2, "the one that was interrupted"
+    assert trained.count(trained[at]) == 2, "the interrupted distillation"
     assert len(set(trained)) == len(trained) - 1
     assert not [*tmp_path.glob("recovery-*")]
 
@@ -232,6 +229,17 @@ def test_a_damaged_state_is_refused(half, tmp_path, damage):
         run(tmp_path)
 
 
+def test_the_state_of_an_earlier_version_is_refused_in_one_line(half, tmp_path):
+    tensors, metadata = read_state(half[1] / STATE)
+    write_state(tmp_path / STATE, tensors, metadata | {"format": "nelf-search-3"})
+    with pytest.raises(CheckpointError, match=r"another version.*start the search over") as error:
+        run(tmp_path)
+    assert "\n" not in str(error.value)
+    history = json.loads((half[1] / HISTORY).read_text())
+    with pytest.raises(CheckpointError, match="another version"):
+        SearchState.from_json(history | {"format": "nelf-search-3"})
+
+
 def test_an_impossible_budget_is_refused_before_any_training(tmp_path):
     work = bench(FakeTarget())
     distill = counted(work.distill)
@@ -243,7 +251,8 @@ def test_an_impossible_budget_is_refused_before_any_training(tmp_path):
 
 
 class Stubborn(FakeTarget):
-    """Real students never get below 70% of the dense latency, whatever the table says."""
+    """Measured students never get below 70% of the dense latency, although the table predicts
+    it."""
 
     def measure(self, students):
         self.latency_ms = lambda spec: max(synthetic_ms(spec), 0.7 * synthetic_ms(DENSE))
@@ -253,7 +262,7 @@ class Stubborn(FakeTarget):
             self.latency_ms = synthetic_ms
 
 
-def test_a_budget_that_the_table_promised_in_vain_ends_with_the_fastest_found(tmp_path):
+def test_a_budget_that_only_the_table_can_meet_ends_with_the_fastest_student(tmp_path):
     result = run(tmp_path, Stubborn())
     assert re.search(
         r"was not met: .*fastest student found takes .* dB.*% of it in", result.stopped
@@ -267,9 +276,18 @@ def test_a_budget_that_the_table_promised_in_vain_ends_with_the_fastest_found(tm
     assert same(run(tmp_path, nobody), result)  # at once, and without the target
 
 
-def test_a_student_that_meets_the_budget_after_all_is_no_failure(tmp_path):
-    """No step was left, but the last, longer measurement finds it fast enough: on to the next
-    budget."""
+def test_the_result_is_trained_and_measured_if_a_later_budget_cannot_be_met(tmp_path):
+    result = run(tmp_path, Stubborn(), config(CONFIG, budget_ratio=(0.8, 0.5, 0.4)))
+    assert [t.verdict for t in result.state.trials].count("final") == 2
+    assert result.final.verdict == "final"
+    assert result.final.spec == result.student.spec
+    assert "was not met" in result.stopped
+    assert list(result.state.budget_results) == ["at-0.800.safetensors"]
+
+
+def test_a_student_that_meets_the_budget_after_its_final_distillation_counts(tmp_path):
+    """No step is left, but the last measurement finds the student fast enough; the search continues
+    with the next budget."""
     flow = {"share": 1.0}
 
     def latency_ms(spec):
@@ -306,7 +324,7 @@ def test_a_budget_already_met_trains_nothing(tmp_path):
     assert [t.verdict for t in result.state.trials] == ["dense", "within budget", "final"]
 
 
-def test_a_candidate_whose_graph_computes_something_else_is_not_taken(half, tmp_path):
+def test_a_candidate_with_a_wrong_graph_is_not_kept(half, tmp_path):
     refused = next(t for t in half[0].state.trials if t.verdict == "kept").spec
 
     def check(student):
@@ -322,7 +340,7 @@ def test_a_candidate_whose_graph_computes_something_else_is_not_taken(half, tmp_
     assert trials[-1].verdict == "final"
 
 
-def test_no_student_goes_out_whose_graph_computes_something_else(tmp_path):
+def test_a_result_with_a_wrong_graph_is_refused(tmp_path):
     def check(student):
         raise ParityError("the graph is 40 dB from PyTorch")
 
@@ -330,7 +348,7 @@ def test_no_student_goes_out_whose_graph_computes_something_else(tmp_path):
         run(tmp_path, settings=budget(1000), check=check)
 
 
-def test_ahead_of_a_budget_the_two_best_are_trained_for_longer(tmp_path):
+def test_the_two_best_candidates_at_a_budget_get_extra_recovery_steps(tmp_path):
     extra_steps = 25
     work = bench(FakeTarget())
     trained: list[tuple[int, object]] = []
@@ -351,7 +369,7 @@ def test_ahead_of_a_budget_the_two_best_are_trained_for_longer(tmp_path):
     assert state.recovery_steps == sum(steps for steps, _ in trained)
 
 
-def test_a_step_that_loses_too_much_is_rolled_back_and_halved(tmp_path):
+def test_a_step_that_loses_too_much_is_rolled_back_and_the_next_is_smaller(tmp_path):
     strict = config(CONFIG, budget_ratio=(0.35,), max_loss_db=1e-9, recovery_steps=0, max_steps=40)
     result = run(tmp_path, settings=strict)
     trials = result.state.trials
@@ -369,12 +387,12 @@ def test_a_step_that_loses_too_much_is_rolled_back_and_halved(tmp_path):
         kept += trial.verdict == "kept"
         if trial.verdict == "rolled back":
             per_current.setdefault(kept, []).append(trial.target_ms)
-    for targets in per_current.values():  # nearer and nearer
+    for targets in per_current.values():  # smaller and smaller steps
         assert targets == sorted(targets)
 
 
-def test_a_heavier_tail_than_the_dense_students_is_learned_and_met(tmp_path):
-    """Small students suffer more from whatever makes every tenth run slow."""
+def test_a_larger_percentile_than_the_dense_students_is_learned_and_met(tmp_path):
+    """Every fifth run is slower, by more for small students."""
 
     def tail(spec):
         return 1.2 if spec == DENSE else 1.5
@@ -450,14 +468,14 @@ def test_a_target_slower_than_its_table_is_corrected(tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_pruning_beats_what_it_started_the_step_with_after_training(tmp_path, norm):
+def test_a_pruned_student_loses_little_after_training(tmp_path, norm):
     settings = config(CONFIG, budget_ratio=(0.7,), recovery_steps=30, final_recovery_steps=60)
     result = run(tmp_path, settings=settings, dense=dense_student(norm))
     assert result.final.latency_ms <= result.state.budget_ms
     assert result.final.psnr_db > result.dense.psnr_db - 3
 
 
-def test_the_front_holds_what_nothing_beats(half):
+def test_the_front_has_the_trials_that_no_trial_beats(half):
     result, _ = half
     front = result.front
     assert front == pareto_front(list(reversed(result.state.trials)))
@@ -516,7 +534,7 @@ def way(tmp_path_factory):
     return run(folder, settings=WAY), folder
 
 
-def test_a_search_for_several_budgets_leaves_a_student_at_each(way):
+def test_a_search_for_several_budgets_keeps_a_student_at_each(way):
     result, folder = way
     assert result.final.verdict == "final"
     assert result.final.latency_ms <= 0.4 * result.state.reference_ms
@@ -544,7 +562,7 @@ def test_a_long_step_may_meet_several_budgets(tmp_path):
     assert all((tmp_path / name).exists() for name in result.state.budget_results)
 
 
-def test_a_search_for_several_budgets_goes_on_after_an_interruption(way, tmp_path):
+def test_a_search_for_several_budgets_continues_after_an_interruption(way, tmp_path):
     counting = FakeTarget()
     run(tmp_path / "whole", counting, WAY)
     for at in range(5, len(counting.asked), 12):
@@ -557,7 +575,7 @@ def test_a_search_for_several_budgets_goes_on_after_an_interruption(way, tmp_pat
         )
 
 
-def test_a_search_may_begin_with_a_student_of_an_earlier_one(way, tmp_path):
+def test_a_search_may_start_from_a_student_of_an_earlier_one(way, tmp_path):
     state, student = read_search(way[1] / "at-0.600.safetensors", torch.device("cpu"))
     start = Start(student, state.current.kept)
     settings = config(CONFIG, budget_ratio=(0.6,))
@@ -586,7 +604,7 @@ def test_every_trial_says_which_blocks_are_left(way):
 
 
 @pytest.mark.parametrize("change", [{"activation": "relu"}, {"upsampling": "pixel_shuffle"}])
-def test_another_activation_or_operator_is_trained_in_first(tmp_path, change):
+def test_another_activation_or_operator_is_trained_first(tmp_path, change):
     result = run(tmp_path, settings=config(CONFIG, **change))
     _, start, *_ = result.state.trials
     assert (start.kind, start.verdict) == ("start", "kept")
@@ -599,15 +617,15 @@ def test_another_activation_or_operator_is_trained_in_first(tmp_path, change):
     assert result.final.latency_ms <= result.state.budget_ms
 
 
-def test_measuring_beside_the_tuning_changes_nothing(half, tmp_path):
+def test_measuring_during_the_distillation_changes_nothing(half, tmp_path):
     assert same(run(tmp_path, concurrent=True), half[0])
 
 
-def test_a_table_that_predicts_badly_is_measured_anew(half, tmp_path, monkeypatch):
+def test_a_table_with_bad_predictions_is_measured_again(half, tmp_path, monkeypatch):
     target = FakeTarget()
     run(tmp_path / "well", target)
     assert "fresh table" not in target.asked
-    monkeypatch.setattr("prune.search.MAX_TABLE_ERROR", 0.0)  # so that any error is too much
+    monkeypatch.setattr("prune.search.MAX_TABLE_ERROR", 0.0)  # every error is too large
     target = FakeTarget()
     result = run(tmp_path / "badly", target, config(CONFIG, first_step=0.12))
     assert "fresh table" in target.asked
@@ -651,10 +669,10 @@ def verified(tmp_path_factory):
     return result, asked
 
 
-def test_a_final_student_is_judged_by_the_measurement_before_its_fine_tuning_too(
+def test_a_final_student_is_judged_by_the_measurement_before_its_distillation_too(
     verified, tmp_path
 ):
-    """Of one graph, two measurements differ by more than either says."""
+    """Two measurements of one graph differ by more than their intervals show."""
     whole, asked = verified
     *_, verification, final = whole.state.trials
     budget_ms, after_ms = whole.state.budget_ms, 2 * final.latency_ms - verification.latency_ms
@@ -664,6 +682,6 @@ def test_a_final_student_is_judged_by_the_measurement_before_its_fine_tuning_too
     assert drifted.final.latency_ms == pytest.approx(
         (verification.latency_ms + 1.02 * budget_ms) / 2, rel=0.03
     )
-    slow = drifting(1.5 * budget_ms / after_ms, asked)  # the mean of both does not hide this
+    slow = drifting(1.5 * budget_ms / after_ms, asked)  # the mean of both is over the budget too
     ended = run(tmp_path / "b", slow).state.trials[len(whole.state.trials) - 1]
     assert (ended.kind, ended.verdict) == ("final", "over budget")

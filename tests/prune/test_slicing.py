@@ -61,7 +61,7 @@ def test_keeping_everything_changes_nothing(operator, norm):
     torch.testing.assert_close(masked_forward(student, x, Masks.ones(student.spec)), student(x))
 
 
-def test_slimming_equals_masking_with_zeros():
+def test_slicing_equals_masking_with_zeros():
     for operator in ("conv_transpose", "pixel_shuffle"):
         student = trained(small_spec(operator))
         for seed in range(6):
@@ -70,7 +70,7 @@ def test_slimming_equals_masking_with_zeros():
             torch.testing.assert_close(sliced(student, keep)(rays(student.spec)), expected, **EXACT)
 
 
-def test_slimming_equals_masking_with_batch_norms_too():
+def test_slicing_equals_masking_with_batch_norms_too():
     student = trained(small_spec(norm="batch"))
     for seed in range(6):
         keep = random_keep(student.spec, seed, drop=0)
@@ -79,10 +79,10 @@ def test_slimming_equals_masking_with_batch_norms_too():
 
 
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
-def test_channels_without_any_effect_go_without_any_effect(operator, norm):
+def test_removing_channels_without_effect_has_no_effect(operator, norm):
     student = trained(small_spec(operator, norm))
     keep = random_keep(student.spec, 3)
-    silence(student, keep)
+    zero_outside(student, keep)
     before, parameters = student(rays(student.spec)), sum(p.numel() for p in student.parameters())
     smaller = sliced(student, keep)
     torch.testing.assert_close(smaller(rays(student.spec)), before, **EXACT)
@@ -90,7 +90,7 @@ def test_channels_without_any_effect_go_without_any_effect(operator, norm):
     assert smaller.spec == keep.applied_to(student.spec)
 
 
-def silence(student: Student, keep: Keep) -> None:
+def zero_outside(student: Student, keep: Keep) -> None:
     """Make everything outside `keep` contribute exactly zero, by its weights."""
     for c, (chain, width) in enumerate(zip(student.chains(), keep.widths, strict=True)):
         entry = chain.convolution
@@ -165,14 +165,14 @@ def test_the_student_is_left_as_it_is_and_shares_no_memory():
     assert not smaller.training
 
 
-def test_slimming_draws_no_random_numbers():
+def test_slicing_draws_no_random_numbers():
     student = trained(small_spec())
     before = torch.get_rng_state()
     sliced(student, random_keep(student.spec, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_student_without_a_tail_or_without_blocks_can_be_slimmed():
+def test_a_student_without_a_tail_or_without_blocks_can_be_sliced():
     for spec in (
         replace(small_spec(), tail=()),
         replace(small_spec(), inner_widths=(), tail=(TailStage(2, 6, ()),)),
@@ -201,9 +201,9 @@ def test_a_keep_of_another_student_is_refused(change):
 
 
 @torch.no_grad()
-def test_a_channel_that_others_determine_goes_without_effect():
+def test_removing_a_redundant_channel_has_no_effect():
     student = trained(small_spec("conv_transpose"), steps=12)
-    for block in student.body:  # channel 1 is channel 0 once more
+    for block in student.body:  # channel 1 equals channel 0
         block.expand.weight[1], block.expand.bias[1] = block.expand.weight[0], block.expand.bias[0]
     x = rays(student.spec, batch=8)
     everything = Keep.everything(student.spec)

@@ -11,13 +11,7 @@ from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency
 from lightfield.progress import silent
 from lightfield.student import Student, mac_count, mobile_r2l_spec
-from prune.architecture import (
-    Shape,
-    deepened_spec,
-    every_block,
-    stages_with_blocks,
-    variant_of,
-)
+from prune.architecture import Shape, deepened_spec, every_block, stages_with_blocks, variant_of
 from prune.measurement import CURRENT
 from prune.proposals import VARIANT
 from prune.record import replayed
