@@ -12,7 +12,7 @@ def brute_force(blocks, capacity_ms):
     fitting = [
         sum(o.loss for o in choice)
         for choice in itertools.product(*blocks)
-        if sum(o.cost_ms for o in choice) <= budget_ms + 1e-9
+        if sum(o.cost_ms for o in choice) <= capacity_ms + 1e-9
     ]
     return min(fitting, default=None)
 
