@@ -144,8 +144,8 @@ class Choices:
     inner: tuple[tuple[int, ...], ...]
     """Without 0, which drops a block."""
     samplings: tuple[Sampling, ...]
-    also: tuple[Widths, ...] = ()
-    """Further sets of stream widths, in addition to the systematic ones of `outers`."""
+    extra_width_sets: tuple[Widths, ...] = ()
+    """Further sets of stream widths, in addition to the systematic ones of `width_sets`."""
 
     @classmethod
     def of(
@@ -194,7 +194,7 @@ class Choices:
         widths = tuple((width,) for width in shape.widths)
         return cls(widths, tuple(inner), ((spec.points, spec.frequencies),))
 
-    def outers(self) -> list[Widths]:
+    def width_sets(self) -> list[Widths]:
         """Every stream width of the body with every set of tail widths, widest first.
 
         Tail stages narrow together: entry i of each stage's list, or its last one.
@@ -203,7 +203,7 @@ class Choices:
         longest = max((len(widths) for widths in tail), default=1)
         tails = [tuple(w[min(i, len(w) - 1)] for w in tail) for i in range(longest)]
         systematic = [(width, *rest) for width in body for rest in dict.fromkeys(tails)]
-        return list(dict.fromkeys([*systematic, *self.also]))
+        return list(dict.fromkeys([*systematic, *self.extra_width_sets]))
 
     def with_those_of(self, spec: StudentSpec) -> Choices:
         """These choices and a smaller student's widths and sampling."""
@@ -227,12 +227,12 @@ class Choices:
 
     def random_spec(self, spec: StudentSpec, random: np.random.Generator) -> StudentSpec:
         """A random student of the search space that keeps between a fifth and all of its blocks."""
-        outers, share = self.outers(), random.uniform(0.2, 1)
+        width_sets, share = self.width_sets(), random.uniform(0.2, 1)
         blocks = tuple(
             tuple(int(random.choice(inner)) if random.random() < share else 0 for _ in chain)
             for chain, inner in zip(Shape.of(spec).blocks, self.inner, strict=True)
         )
-        widths = outers[random.integers(len(outers))]
+        widths = width_sets[random.integers(len(width_sets))]
         sampling = self.samplings[random.integers(len(self.samplings))]
         return Shape(widths, blocks, sampling).applied_to(spec)
 
@@ -255,8 +255,8 @@ def build_latency_table(
     """Measure base students and chains of blocks on the target.
 
     `time_specs` returns the median latencies of students in ms. It times one student for each of
-    `choices.outers()`, one for each stream width of each chain, one for each inner width, and one
-    for each of the body's stream widths with the fewest input channels.
+    `choices.width_sets()`, one for each stream width of each chain, one for each inner width, and
+    one for each of the body's stream widths with the fewest input channels.
     """
     narrowest = choices.narrowest
 
@@ -264,8 +264,8 @@ def build_latency_table(
         blocks = ((),) * chain + (inner,)
         return Shape((*narrowest[:chain], width), blocks).applied_to(spec)
 
-    outers = choices.outers()
-    bases = [Shape(outer, ((),) * len(outer)).applied_to(spec) for outer in outers]
+    width_sets = choices.width_sets()
+    bases = [Shape(widths, ((),) * len(widths)).applied_to(spec) for widths in width_sets]
     streams = [(c, width) for c, widths in enumerate(choices.widths) for width in widths]
     blocks = [(c, width, inner) for c, width in streams for inner in choices.inner[c]]
     probes = [*bases, *(chain_of(*stream) for stream in streams)]
@@ -273,7 +273,7 @@ def build_latency_table(
     fewest = choices.coarsest
     probes += [Shape((width,), ((),), fewest).applied_to(spec) for width in choices.widths[0]]
     times = iter(time_specs(probes))
-    base_ms = dict(zip(outers, itertools.islice(times, len(outers)), strict=True))
+    base_ms = dict(zip(width_sets, itertools.islice(times, len(width_sets)), strict=True))
     stream_ms = dict(zip(streams, itertools.islice(times, len(streams)), strict=True))
     block_ms = {
         # Noise can reduce a small slope to zero; a block always takes some time.

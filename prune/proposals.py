@@ -98,10 +98,10 @@ def measure_choices(
     )  # fmt: skip
 
     # The widths of body and tail are measured separately, and their losses are added.
-    outers = [o for o in choices.outers() if all(map(int.__le__, o, dense.widths))]
+    width_sets = [o for o in choices.width_sets() if all(map(int.__le__, o, dense.widths))]
     samplings = {s: replace(dense, sampling=s) for s in losses.resampled}
-    bodies = {o[0]: dense.with_width(0, o[0]) for o in outers}
-    tails = {o[1:]: replace(dense, widths=(dense.widths[0], *o[1:])) for o in outers}
+    bodies = {o[0]: dense.with_width(0, o[0]) for o in width_sets}
+    tails = {o[1:]: replace(dense, widths=(dense.widths[0], *o[1:])) for o in width_sets}
     blocks = [
         [
             {i: dense.with_block(c, b, i) for i in (*choices.inner[c], 0) if i <= full}
@@ -115,7 +115,7 @@ def measure_choices(
     added = {dense: 0.0, **dict(zip(shapes, losses.added(list(shapes)), strict=True))}
 
     losses.samplings.update({s: added[shape] for s, shape in samplings.items()})
-    losses.widths.update({o: added[bodies[o[0]]] + added[tails[o[1:]]] for o in outers})
+    losses.widths.update({o: added[bodies[o[0]]] + added[tails[o[1:]]] for o in width_sets})
     losses.blocks.extend(
         [{i: added[shape] for i, shape in of.items()} for of in chain] for chain in blocks
     )

@@ -59,10 +59,14 @@ class Variants:
         variants = self.of(spec)
         timed = sorted(zip(self.times_ms(variants), variants, strict=True), key=lambda t: t[0])
         enough = [(ms, variant) for ms, variant in timed if ms <= target_ms]
-        safe_ms = target_ms * (1 - margin)
-        found = [self._deepened(spec, variant, ms, safe_ms) for ms, variant in enough[-count:]]
+        found = [
+            self._deepened(spec, variant, ms, target_ms * (1 - margin))
+            for ms, variant in enough[-count:]
+        ]
         for variant_ms, variant in timed[len(enough) :][:1]:
-            narrowed = self._narrowed(spec, variant, variant_ms, losses, table, safe_ms)
+            narrowed = self._narrowed(
+                spec, variant, variant_ms, losses, table, target_ms * (1 - margin)
+            )
             if narrowed.predicted_ms <= target_ms or not found:
                 found.append(narrowed)
         return found

@@ -36,12 +36,12 @@ def pruned(seed: int, operator: str, norm: str, ray_stride: int = 1, tail: str =
         student(torch.randn(2, spec.input_channels, 6, 6))
     choices = Choices.of(spec, multiple=MULTIPLE, smallest_share=0.3, streams=4, inners=4, points=4)
     random, shape = np.random.default_rng(seed), Shape.of(spec)
-    outers = choices.outers()
+    width_sets = choices.width_sets()
     blocks = tuple(
         tuple(int(random.choice((0, *inner))) for _ in chain)
         for chain, inner in zip(shape.blocks, choices.inner, strict=True)
     )
-    target = Shape(outers[random.integers(len(outers))], blocks)
+    target = Shape(width_sets[random.integers(len(width_sets))], blocks)
     order = Ranking(
         tuple(tuple(random.permutation(width).tolist()) for width in shape.widths),
         tuple(tuple(tuple(random.permutation(i).tolist()) for i in c) for c in shape.blocks),

@@ -33,7 +33,7 @@ def table_of(latency=additive_ms) -> LatencyTable:
 
 def random_spec(seed: int) -> StudentSpec:
     random = Random(seed)
-    widths = random.choice(CHOICES.outers())
+    widths = random.choice(CHOICES.width_sets())
     dense = Shape.of(DENSE)
     blocks = tuple(
         tuple(random.choice((0, *CHOICES.inner[c])) for _ in chain)
@@ -156,7 +156,7 @@ def test_few_choices_still_span_the_range():
     assert choices.inner[0][0] == 256
     assert choices.inner[0][-1] == 16
     assert len(choices.inner[0]) == 8
-    assert len(choices.outers()) == 15
+    assert len(choices.width_sets()) == 15
 
 
 def test_widths_below_the_multiple_stay():
