@@ -1,8 +1,8 @@
-"""Two graphs held against each other on one device: a ratio, and how sure it is.
+"""Comparison of two graphs on one device: the ratio of their latencies, with a confidence interval.
 
-Both run in turns, so what slows the device down slows both; each round gives one ratio, and the median
-of the rounds is the answer. Its interval is bootstrapped over the rounds, in blocks of neighbors, since
-a round resembles the next one (the same clock, the same other programs).
+Interleaved runs give one ratio per round, so that whatever slows the device down slows both graphs; the
+result is the median ratio. Its interval is bootstrapped over the rounds in blocks of neighbors, because
+neighboring rounds resemble each other (the same clock frequency, the same other programs).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class RatioInterval:
-    """How many times the second one's latency the first one's is."""
+    """Ratio of the candidate's latency to the reference's, with its confidence interval."""
 
     ratio: float
-    """Median over the rounds."""
+    """Median of the rounds."""
     low: float
     high: float
     confidence: float
@@ -34,26 +34,26 @@ class RatioInterval:
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to be said."""
+        """Whether the candidate is faster or slower, as far as the interval shows a difference."""
         if self.high < 1:
             return "faster"
-        return "slower" if self.low > 1 else "no difference that these rounds show"
+        return "slower" if self.low > 1 else "not measurably faster or slower"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The interval as plain data."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two graphs in turns on one device."""
+    """Interleaved runs of two graphs on one device, and the ratio of their latencies."""
 
     candidate: LatencyRecord
     reference: LatencyRecord
     interval: RatioInterval
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with every sample."""
+        """The comparison as plain data, with every sample."""
         return {
             "candidate": self.candidate.to_json(),
             "reference": self.reference.to_json(),
@@ -64,19 +64,19 @@ class Comparison:
 def compare(
     target: Target, candidate: Path, reference: Path, *, rounds: int, warmup: int = 3
 ) -> Comparison:
-    """Measure two graphs in turns.
+    """Measure interleaved runs of two graphs.
 
     Raises:
-        DeviceError: when one of them cannot be measured.
+        DeviceError: when one of the graphs cannot be measured.
     """
-    pair = target.compare(candidate, reference, turns=rounds, warmup=warmup)
+    pair = target.compare(candidate, reference, runs=rounds, warmup=warmup)
     return Comparison(pair.candidate, pair.reference, ratio_interval(pair.ratios))
 
 
 def ratio_interval(
     ratios: Sequence[float] | np.ndarray, *, confidence: float = 0.95, seed: int = 0
 ) -> RatioInterval:
-    """The median ratio with its percentile interval by the circular block bootstrap.
+    """Compute the median ratio and its percentile interval by the circular block bootstrap.
 
     Blocks are n^(1/3) rounds long, the usual choice for a median (Hall, Horowitz and Jing, 1995).
 
@@ -86,11 +86,15 @@ def ratio_interval(
     values = np.asarray(ratios, dtype=np.float64)
     n = len(values)
     if n < 2:
-        raise ConfigError("an interval needs at least 2 rounds", where="comparison")
+        raise ConfigError(
+            "a confidence interval needs at least 2 rounds",
+            where="comparison",
+            remedy="use --runs 2 or more",
+        )
     block = max(round(n ** (1 / 3)), 1)
     starts = np.random.default_rng(seed).integers(0, n, (RESAMPLES, -(-n // block)))
-    places = (starts[..., None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :n] % n
-    medians = np.median(values[places], axis=1)
+    indices = (starts[..., None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :n] % n
+    medians = np.median(values[indices], axis=1)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
     return RatioInterval(float(np.median(values)), float(low), float(high), confidence, n)

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import torch
 
 from device.target import Target
+from lightfield.clocks import ranking_pair
 from lightfield.errors import BudgetError
 from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter
@@ -29,7 +30,6 @@ from pipeline.training import compute_device, ingredient, scene_of
 from pipeline.tuning import leading_tuner
 from prune.chains import Shape
 from prune.config import PruneConfig
-from prune.evidence import steady
 from prune.importance import input_statistics, rank_channels
 from prune.reconciliation import Original, reconciled
 from prune.slimming import slimmed
@@ -132,7 +132,7 @@ def largest_within(
         if time_ms > 1.05 * ratio * times_ms[0]:  # too slow by more than medians err
             continue
         (compared,) = bench.measure([Student(shape.applied_to(dense.spec))])
-        if (measured := steady(compared).ratio) <= ratio:
+        if (measured := ranking_pair(compared).ratio) <= ratio:
             return shape, measured
     raise BudgetError(
         f"no student of uniform {form} takes at most {ratio:.3f} of the dense latency; the fastest "

@@ -8,11 +8,12 @@ import numpy as np
 
 from device.target import Target
 from export.student_graph import write_student_onnx
+from lightfield.clocks import latency_table_record
 from lightfield.light_field import ray_grid
 from lightfield.run import Run
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
-from pipeline.pruning import spec_latencies, steadiest
+from pipeline.pruning import spec_latencies
 from pipeline.students import load_light_field
 from pipeline.training import compute_device, ingredient
 from prune.config import PruneConfig
@@ -57,8 +58,8 @@ def predictions(run: Run, config: PruneConfig, target: Target, count: int) -> li
             write_student_onnx(Student(s), rays.height, rays.width, place / f"check{i}.onnx")
             for i, s in enumerate(specs)
         ]
-        records = target.measure_many(paths, turns=config.table_turns, warmup=1)
-    dense_ms, *measured_ms = [steadiest(record).p50_ms for record in records]
+        records = target.measure_many(paths, runs=config.table_turns, warmup=1)
+    dense_ms, *measured_ms = [latency_table_record(record).p50_ms for record in records]
     table = table.corrected(spec, dense_ms)
     return [
         Prediction(s, table.predict_ms(s), ms) for s, ms in zip(specs[1:], measured_ms, strict=True)

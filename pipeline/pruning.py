@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from device.target import Target, on_cpu_time
+from device.target import Target
 from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
+from lightfield.clocks import latency_table_record
 from lightfield.errors import BudgetError, CheckpointError, ConfigError
 from lightfield.files import read_json, sha256_of
-from lightfield.latency import ComparedLatency, LatencyRecord
+from lightfield.latency import ComparedLatency
 from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered_rays
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
@@ -262,7 +263,7 @@ def _measuring(
 
         def compared(path: Path) -> ComparedLatency:
             warmup = max(1, min(MOST_WARMUP_RUNS, turns // 10))
-            return target.compare(path, reference, turns=turns, warmup=warmup)
+            return target.compare(path, reference, runs=turns, warmup=warmup)
 
         with ThreadPoolExecutor(side_by_side) as runners:
             yield from runners.map(compared, paths)
@@ -299,16 +300,10 @@ def spec_latencies(
             for i, spec in enumerate(specs)
         ]
         warmup = min(MOST_WARMUP_RUNS, turns // 2)
-        records = target.measure_many(paths, turns=turns, warmup=warmup)
-        return [steadiest(record).p50_ms for record in records]
+        records = target.measure_many(paths, runs=turns, warmup=warmup)
+        return [latency_table_record(record).p50_ms for record in records]
 
-    return LatencyStore.beside(run, target.identity, rays, measure)
-
-
-def steadiest(record: LatencyRecord) -> LatencyRecord:
-    """What the latency table is made of: a phone's wall-clock time; of this host, which other programs
-    share, the processor time of the same runs."""
-    return on_cpu_time(record) if record.device.kind == "host" else record
+    return LatencyStore.for_run(run, target.identity, rays, measure)
 
 
 def _written(student: Student, camera: Intrinsics, path: Path) -> Path:

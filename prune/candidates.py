@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from lightfield.clocks import ranking_pair
 from lightfield.errors import ParityError
 from lightfield.latency import ComparedLatency
 from lightfield.student import Student
 from prune.config import PruneConfig
-from prune.evidence import measured_until, steady
+from prune.evidence import measured_until
 from prune.forms import Forms
 from prune.proposals import ChoiceLosses, Proposal, measure_choices, propose, screened
 from prune.reshaping import blocks_in_form, reshaped
@@ -142,7 +143,7 @@ class Candidates:
 
     def _decided(self, measured: ComparedLatency) -> bool:
         """Whether a candidate is surely faster, or surely slower, than the current student."""
-        low, high = steady(measured).ratio_interval()
+        low, high = ranking_pair(measured).ratio_interval()
         return not low <= self.state.current.ratio <= high
 
     def _losses_of(self, student: Student) -> ChoiceLosses:

@@ -1,69 +1,20 @@
-"""What a measurement in turns says about a student's latency, and how surely.
+"""Ratio and percentile of a student's latency from interleaved runs, with confidence intervals.
 
-Two figures are taken from the same turns of a candidate and the pinned dense student. Their *ratio*
-says which student is cheaper: it steers the search. The *latency* is a percentile, as a user would
-feel it: budgets are held against it. Drift is taken out of both by the reference's turns.
-
-A host that others work on takes the processor away in the middle of runs, and a percentile of those
-says how busy the machine was. On a host with one thread the ratio is therefore one of processor times,
-and the percentile counts *quiet* turns only, in which both runs kept the processor; where the machine
-never was quiet enough it is one of processor times as well, and says so. Elsewhere all turns count.
+Both come from the same interleaved runs of a candidate and the dense reference student, so that drift
+of the device cancels. The ratio says which student is faster and steers the search. The percentile is
+compared with the budget. `lightfield.clocks` chooses the clock of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
-from lightfield.latency import ComparedLatency, LatencyRecord, evidence
+from lightfield.latency import ComparedLatency, LatencyRecord
 
-Clock = Literal["wall", "quiet", "processor"]
-"""Wall time of all turns, wall time of the quiet ones, or processor time."""
-QUIET_SHARE = 0.9
-"""A run was quiet when the runner had the processor for at least this share of it."""
-QUIET_TURNS = 20
-"""A percentile of fewer turns says little."""
 RESAMPLES = 400
-
-
-def steady(measured: ComparedLatency) -> ComparedLatency:
-    """The same turns by the clock that best tells which student is cheaper.
-
-    Raises:
-        BudgetError: for an emulated device.
-    """
-    candidate, reference = evidence(measured.candidate), evidence(measured.reference)
-    if not _has_processor_times(measured):
-        return measured
-    return ComparedLatency(_by_processor(candidate), _by_processor(reference))
-
-
-def felt(measured: ComparedLatency) -> tuple[ComparedLatency, Clock]:
-    """The turns that a budget is held against, and their clock.
-
-    Raises:
-        BudgetError: for an emulated device.
-    """
-    by_processor = steady(measured)
-    if not _has_processor_times(measured):
-        clock = measured.candidate.conditions.get("clock")
-        return measured, "processor" if clock == "process_cpu" else "wall"
-    pairs = (
-        (measured.candidate, by_processor.candidate),
-        (measured.reference, by_processor.reference),
-    )
-    shares = [np.divide(own.samples_ms, all_.samples_ms) for all_, own in pairs]
-    quiet = np.flatnonzero(np.minimum(*shares) >= QUIET_SHARE)
-    if len(quiet) < QUIET_TURNS:
-        return by_processor, "processor"
-    records = [
-        replace(record, samples_ms=tuple(record.samples_ms[i] for i in quiet))
-        for record in (measured.candidate, measured.reference)
-    ]
-    return ComparedLatency(*records), "quiet"
 
 
 def percentile_ratio(measured: ComparedLatency, percentile: float) -> float:
@@ -107,20 +58,6 @@ def measured_until(
             break
         measured = joined(measured, measure())
     return measured
-
-
-def _has_processor_times(measured: ComparedLatency) -> bool:
-    return all(
-        record.device.kind == "host"
-        and record.conditions.get("clock") == "wall"
-        and record.device.threads == 1
-        and len(record.conditions.get("cpu_ms", ())) == len(record.samples_ms)
-        for record in (measured.candidate, measured.reference)
-    )
-
-
-def _by_processor(record: LatencyRecord) -> LatencyRecord:
-    return replace(record, samples_ms=tuple(record.conditions["cpu_ms"]))
 
 
 def _joined(first: LatencyRecord, second: LatencyRecord) -> LatencyRecord:

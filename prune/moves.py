@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lightfield.clocks import budget_pair
 from lightfield.errors import BudgetError
 from lightfield.files import fingerprint
 from lightfield.progress import Progress
@@ -17,7 +18,7 @@ from prune.candidates import Candidates
 from prune.chains import Kept, every_block
 from prune.config import PruneConfig
 from prune.conversion import converted, converted_spec
-from prune.evidence import felt, measured_until
+from prune.evidence import measured_until
 from prune.forms import FORM, Forms
 from prune.proposals import PROPOSED
 from prune.reconciliation import Original, reconciled
@@ -112,7 +113,7 @@ class Moves:
         measured = measured_until(
             lambda: self.scales.measured(dense), lambda _: False, rounds=config.rounds
         )
-        turns, _ = felt(measured)
+        turns, _ = budget_pair(measured)
         state.pinned_ms = turns.reference.percentile_ms(config.percent)
         state.pinned_median_ms = turns.reference.p50_ms
         state.tail = state.pinned_ms / state.pinned_median_ms

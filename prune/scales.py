@@ -7,16 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lightfield.clocks import budget_pair, ranking_pair
 from lightfield.latency import ComparedLatency
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from prune.chains import Kept
-from prune.evidence import (
-    felt,
-    measured_until,
-    percentile_ratio,
-    percentile_ratio_interval,
-    steady,
-)
+from prune.evidence import measured_until, percentile_ratio, percentile_ratio_interval
 from prune.search_state import SearchState
 from prune.trial import Trial
 from prune.workbench import Workbench
@@ -42,7 +37,7 @@ class Scales:
             torch.manual_seed(0)
             students = [Student(spec).eval() for spec in specs]
         measured = self.bench.measure(students)
-        return [steady(each).ratio * self.state.pinned_median_ms for each in measured]
+        return [ranking_pair(each).ratio * self.state.pinned_median_ms for each in measured]
 
     def weighed(
         self,
@@ -74,16 +69,16 @@ class Scales:
             return mean_ms(low * state.pinned_ms), mean_ms(high * state.pinned_ms)
 
         def decided(measured: ComparedLatency) -> bool:
-            turns, clock = felt(measured)
+            turns, clock = budget_pair(measured)
             low_ms, high_ms = interval_ms(turns)
-            return clock != "processor" and not low_ms <= state.budget_ms <= high_ms
+            return clock != "cpu" and not low_ms <= state.budget_ms <= high_ms
 
         measured = measured_until(lambda: self.measured(student), decided, rounds=rounds)
         kept = state.current.kept
         trial = self.trial(kind, student, kept, measured, predicted_ms, state.goal_ms)
         latency_ms = mean_ms(trial.latency_ms)
         state.tail = latency_ms / trial.median_ms
-        most_ms = interval_ms(felt(measured)[0])[1] if surely else latency_ms
+        most_ms = interval_ms(budget_pair(measured)[0])[1] if surely else latency_ms
         within = max(most_ms, latency_ms) <= state.budget_ms
         verdict = "within budget" if within else "over budget"
         return replace(trial, latency_ms=latency_ms, verdict=verdict)
@@ -98,8 +93,8 @@ class Scales:
         target_ms: float,
     ) -> Trial:
         """What was measured, as a trial that has yet to be judged."""
-        state, by_ratio = self.state, steady(measured)
-        turns, clock = felt(measured)
+        state, by_ratio = self.state, ranking_pair(measured)
+        turns, clock = budget_pair(measured)
         low, high = by_ratio.ratio_interval()
         return Trial(
             step=state.step,

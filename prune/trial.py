@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lightfield.clocks import Clock
 from lightfield.student import StudentSpec
-from prune.evidence import Clock
 
 Verdict = Literal[
     "dense",

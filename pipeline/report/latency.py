@@ -159,7 +159,7 @@ def _images_and_costs(graphs: Mapping[str, GraphBench]) -> Html:
     rows = []
     for name, graph in graphs.items():
         assert graph.latency is not None
-        near, ratio = graph.fidelity, graph.yardstick
+        near, ratio = graph.fidelity, graph.reference_ratio
         equal = near is not None and near.psnr_db is None
         rows.append(
             [
@@ -209,9 +209,9 @@ def _thermal(graphs: Mapping[str, GraphBench], number: int) -> Html | None:
 def _operators(graphs: Mapping[str, GraphBench]) -> Html:
     parts = []
     for name, graph in graphs.items():
-        if graph.fallen_back:
-            text = f"{name}: {plural(len(graph.fallen_back), 'node')} ran on another provider"
-            parts.append(folded(text, element("p", ", ".join(graph.fallen_back))))
+        if graph.fallback_nodes:
+            text = f"{name}: {plural(len(graph.fallback_nodes), 'node')} ran on another provider"
+            parts.append(folded(text, element("p", ", ".join(graph.fallback_nodes))))
         if graph.operators:
             parts.append(folded(f"Operators: {name}", _operator_table(graph.operators)))
     return element("div", *parts)

@@ -57,7 +57,7 @@ RACE = (
     "First, students in other forms raced against cuts, all made for the whole way to the budget; "
     "unless a form won, steps followed. "
 )
-CLOCK_MARKS = {"quiet": "\u2009*", "processor": "\u2009†"}
+CLOCK_MARKS = {"undisturbed": "\u2009*", "cpu": "\u2009†"}
 
 
 def pruning_section(chain: Chain) -> Html:

@@ -34,8 +34,8 @@ CREDIT_FIELDS = ("credit", "attribution", "author", "license", "license")
 HERO_PIXELS = 400
 RUNS_OF_CLOCK = {
     "wall": "all runs",
-    "quiet": "the runs that no other program disturbed",
-    "processor": "the processor time, as the machine was too busy for undisturbed runs",
+    "undisturbed": "the runs that no other program disturbed",
+    "cpu": "the processor time, as the machine was too busy for undisturbed runs",
 }
 """What a latency of the search was read from (see `prune.evidence`)."""
 
@@ -117,7 +117,7 @@ def _in_one_line(chain: Chain) -> str:
             "pruned student is older than it and not comparable: nelf prune makes it anew."
         )
     if final is not None:
-        kind = " of processor time" if final.clock == "processor" else ""
+        kind = " of processor time" if final.clock == "cpu" else ""
         return (
             "A small network that draws this scene from new viewpoints: "
             f"{milliseconds(final.latency_ms)}{kind} an image where the unpruned one takes "

@@ -54,10 +54,10 @@ CANNED_RUNNER = (
     RUNNER_START
     + """
 while [ $# -gt 1 ]; do
-  case "$1" in --turns) turns=$2 ;; --model) models="$models x" ;; esac
+  case "$1" in --runs) runs=$2 ;; --model) models="$models x" ;; esac
   shift 2
 done
-while [ "$turns" -gt 0 ]; do times="$times${times:+, }2500"; turns=$((turns - 1)); done
+while [ "$runs" -gt 0 ]; do times="$times${times:+, }2500"; runs=$((runs - 1)); done
 for model in $models; do
   entry="{\\"load_us\\": 9, \\"at_us\\": [$times], \\"wall_us\\": [$times], \\"cpu_us\\": [$times]"
   entry="$entry, \\"outputs\\": []}"

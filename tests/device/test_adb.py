@@ -86,7 +86,7 @@ def test_files_are_pushed_once_and_checked(phone, fake, tmp_path):
 def test_a_truncated_push_is_refused_and_leaves_nothing(phone, fake, tmp_path):
     (tmp_path / "file").write_bytes(b"1234")
     fake.truncate_pushes = True
-    with pytest.raises(AdbError, match="file did not arrive whole"):
+    with pytest.raises(AdbError, match="file arrived damaged on the phone"):
         phone.push_files({"file": tmp_path / "file"})
     phone.remove([])
     assert fake.files() == []
@@ -160,7 +160,7 @@ def test_the_only_usable_phone_is_taken(fake):
 def test_among_several_a_serial_decides(tmp_path):
     client = FakeClient(two(tmp_path))
     assert open_phone(client, "TWO").serial == "TWO"
-    with pytest.raises(AdbError, match=r"ONE \(device\), TWO \(device\): 2 phones.*by its serial"):
+    with pytest.raises(AdbError, match=r"ONE \(device\), TWO \(device\): 2 phones.*by --serial"):
         open_phone(client)
 
 
@@ -220,7 +220,7 @@ def test_androids_own_variable_chooses_where_no_serial_is_given(tmp_path, monkey
     assert open_phone(client).serial == "TWO"
     assert open_phone(client, "ONE").serial == "ONE"
     monkeypatch.setenv("ANDROID_SERIAL", "THREE")
-    with pytest.raises(AdbError, match=r"ANDROID_SERIAL=THREE: no such phone.*attached: ONE, TWO"):
+    with pytest.raises(AdbError, match=r"ANDROID_SERIAL=THREE: no such phone.*phones: ONE, TWO"):
         open_phone(client)
     monkeypatch.setenv("ANDROID_SERIAL", "")
     with pytest.raises(AdbError, match="2 phones are attached"):
@@ -231,11 +231,11 @@ def test_androids_own_variable_chooses_where_no_serial_is_given(tmp_path, monkey
     ("states", "serial", "message"),
     [
         ({}, None, "no phone is attached; enable USB debugging"),
-        ({}, "A; reboot", "A; reboot: no such phone is attached; attached: none"),
-        ({"X": "unauthorized"}, None, "X: the phone is unauthorized; unlock it and accept"),
-        ({"X": "offline"}, "X", "X: the phone is offline; plug it in again"),
+        ({}, "A; reboot", "A; reboot: no such phone is attached; attached phones: none"),
+        ({"X": "unauthorized"}, None, "X: the phone is unauthorized; unlock the phone and accept"),
+        ({"X": "offline"}, "X", "X: the phone is offline; plug the phone in again"),
         ({"X": "no permissions"}, None, "X: the phone cannot be opened by this user.*udev"),
-        ({"X": "rescue"}, None, "X: the phone is in rescue mode; restart it into Android"),
+        ({"X": "rescue"}, None, "X: the phone is in rescue mode; restart the phone into Android"),
         ({"X": "connecting"}, None, "X: the phone is connecting; wait"),
         ({"X": "host"}, None, "see `adb devices -l`"),
         ({"X": "offline", "Y": "unauthorized"}, None, "2 phones are attached"),

@@ -113,7 +113,7 @@ def test_a_probe_survives_something_else_on_the_port(listener):
 
 def test_a_probe_survives_a_port_that_is_none(monkeypatch):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "usb")
-    assert "'usb' is no port" in (probe_adb().problem or "")
+    assert "'usb' is not a port number" in (probe_adb().problem or "")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_the_server_is_where_adb_itself_would_look(monkeypatch, socket_name, add
 
 def test_a_server_address_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("ADB_SERVER_SOCKET", "localfilesystem:x; touch pwned")
-    with pytest.raises(AdbError, match="is not of the form tcp:HOST:PORT"):
+    with pytest.raises(AdbError, match="is not tcp:HOST:PORT"):
         connect()
 
 
@@ -136,7 +136,9 @@ def test_no_server_is_started_here_in_place_of_another_machines(monkeypatch):
     port = nobody_listens(monkeypatch)
     monkeypatch.setenv("ANDROID_ADB_SERVER_HOST", "127.0.0.2")
     monkeypatch.setattr("device.adb_server._start_server", lambda: pytest.fail("started"))
-    with pytest.raises(AdbError, match=rf"127\.0\.0\.2:{port}: no adb server answers; start it"):
+    with pytest.raises(
+        AdbError, match=rf"127\.0\.0\.2:{port}: no adb server answers; start the server"
+    ):
         connect()
 
 

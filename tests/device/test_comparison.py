@@ -4,7 +4,7 @@ from small_graphs import write_graph
 
 from device.comparison import compare, ratio_interval
 from device.host import HostTarget
-from device.yardstick import write_yardstick
+from device.reference_model import write_reference_model
 from lightfield.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def test_the_interval_is_the_same_every_time_and_holds_the_ratio():
 
 
 @pytest.mark.parametrize(
-    ("center", "verdict"), [(0.9, "faster"), (1.1, "slower"), (1.0, "no difference")]
+    ("center", "verdict"), [(0.9, "faster"), (1.1, "slower"), (1.0, "not measurably")]
 )
 def test_what_an_interval_allows_to_be_said(center, verdict):
     ratios = center + 0.02 * np.sin(np.arange(40))
@@ -53,6 +53,6 @@ def test_two_graphs_are_compared_on_the_host(tmp_path):
     assert found.to_json()["candidate"]["model"] == "six.onnx"
 
 
-def test_the_yardstick_never_changes(tmp_path):
-    first, second = (write_yardstick(tmp_path / f"{n}.onnx").read_bytes() for n in (1, 2))
+def test_the_reference_model_never_changes(tmp_path):
+    first, second = (write_reference_model(tmp_path / f"{n}.onnx").read_bytes() for n in (1, 2))
     assert first == second

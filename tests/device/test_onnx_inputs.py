@@ -81,7 +81,7 @@ def test_given_inputs_must_be_the_graphs(graph):
     with pytest.raises(DeviceError, match="no input rays"):
         checked_inputs(graph, {"input": good, "rays": good})
     for wrong in (good[:, :4], good.astype(np.float64)):
-        with pytest.raises(DeviceError, match=r"the graph wants float32\[1, 8, 8, 8\]"):
+        with pytest.raises(DeviceError, match=r"the graph needs float32\[1, 8, 8, 8\]"):
             checked_inputs(graph, {"input": wrong})
 
 
@@ -140,7 +140,7 @@ def test_weights_that_are_not_beside_the_graph_are_refused(tmp_path, place, mess
     for key, value in place.items():
         graph.graph.initializer[0].external_data.add(key=key, value=value)
     onnx.save(graph, path)
-    with pytest.raises(DeviceError, match=rf"g\.onnx: its {message}"):
+    with pytest.raises(DeviceError, match=rf"g\.onnx: the {message}"):
         whole_graph(path, tmp_path)
 
 
@@ -164,5 +164,5 @@ def test_weights_that_fit_into_no_file_are_refused(tmp_path):
     graph = onnx.load(path, load_external_data=False)
     graph.graph.initializer[0].dims[:] = [1 << 15, 1 << 15]
     onnx.save(graph, path)
-    with pytest.raises(DeviceError, match=r"external weights it takes 4\.3 GB; .*2 GB"):
+    with pytest.raises(DeviceError, match=r"external weights takes 4\.3 GB; .*2 GB"):
         whole_graph(path, tmp_path)

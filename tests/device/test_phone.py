@@ -9,10 +9,11 @@ from small_graphs import reference_output, write_graph
 from device.adb import AdbPhone
 from device.onnx_inputs import fixed_inputs
 from device.phone import PhoneTarget, attach_phone
-from device.phone_settings import steady
-from device.runner.bundle import RunnerBundle
+from device.phone_settings import measurement_settings
+from device.runner.package import RunnerPackage
 from device.start_failure import start_remedy
 from device.target import Target
+from device.target_config import TargetConfig
 from device.thermal import PhoneState, ThermalConfig, wait_until_cool
 from lightfield.errors import AdbError, BudgetError, DeviceError
 from lightfield.files import sha256_of
@@ -31,8 +32,8 @@ def script(fake, text: str) -> None:
     (fake.state / "runner_script").write_text(text)
 
 
-def test_the_whole_way(attach, running_bundle, fake, graph):
-    target = attach(running_bundle)
+def test_the_whole_way(attach, running_package, fake, graph):
+    target = attach(running_package)
     assert isinstance(target, Target)
     before = settings(fake)
     with target:
@@ -81,10 +82,10 @@ def test_nothing_is_sent_twice(attach, fake, graph):
     assert len(fake.pushed) == sent
 
 
-def test_two_graphs_take_turns(attach, running_bundle, tmp_path):
+def test_two_graphs_run_interleaved(attach, running_package, tmp_path):
     one = write_graph(tmp_path / "one.onnx", layers=1)
     two = write_graph(tmp_path / "two.onnx", layers=2)
-    compared = attach(running_bundle).compare(one, two, turns=5, warmup=1)
+    compared = attach(running_package).compare(one, two, runs=5, warmup=1)
     assert (compared.candidate.model, compared.reference.model) == ("one.onnx", "two.onnx")
     assert len(compared.ratios) == 5
 
@@ -103,7 +104,7 @@ def test_settings_are_on_while_the_runner_runs(attach, fake, graph):
     [
         ("kill -SEGV $$", "killed by SIGSEGV"),
         ("kill -ALRM $$", "time limit"),
-        ("echo hello; exit 0", "makes no sense"),
+        ("echo hello; exit 0", "report is invalid"),
         ("""echo '{"error": "no such op", "at": "load the graph"}'; exit 3""", "no such op"),
         ("echo 'CANNOT LINK EXECUTABLE' >&2; exit 1", "CANNOT LINK EXECUTABLE"),
     ],
@@ -154,8 +155,11 @@ def test_a_pulled_cable_is_one_clear_error_wherever_it_happens(attach, fake, gra
 
 
 def test_a_setting_that_cannot_be_put_back_is_named(fake):
-    changed = steady(AdbPhone(fake, fake.serial), api=34)
-    with pytest.raises(AdbError, match="could not put back: fixed performance"), changed:
+    changed = measurement_settings(AdbPhone(fake, fake.serial), api=34)
+    with (
+        pytest.raises(AdbError, match="could not restore these settings: fixed performance"),
+        changed,
+    ):
         (fake.state / "no_fixed_performance").touch()
 
 
@@ -232,15 +236,15 @@ def test_a_processor_of_another_kind_is_refused(attach, fake):
 
 
 def test_a_runner_that_does_not_start_is_found_before_anything_is_measured(
-    attach, fake, bundle, monkeypatch
+    attach, fake, package, monkeypatch
 ):
     script(fake, "kill -SYS $$")
     with pytest.raises(DeviceError, match=r"the runner \(bionic\) does not start: .*SIGSYS"):
         attach()
     assert fake.files() == []
-    glibc = {"ld-linux-aarch64.so.1": Path("/bin/sh"), **bundle.files}
+    glibc = {"ld-linux-aarch64.so.1": Path("/bin/sh"), **package.files}
     with pytest.raises(DeviceError, match=r"\(glibc\).*onnxruntime-android AAR"):
-        PhoneTarget(AdbPhone(fake, fake.serial), RunnerBundle("glibc", glibc))
+        PhoneTarget(AdbPhone(fake, fake.serial), RunnerPackage("glibc", glibc))
 
 
 DENIED = "/data/local/tmp/nelf/0a/nelf_runner: can't execute: Permission denied"
@@ -250,18 +254,18 @@ DENIED = "/data/local/tmp/nelf/0a/nelf_runner: can't execute: Permission denied"
     ("said", "code", "mounts", "remedy"),
     [
         (DENIED, 126, "/dev/dm-9 /data f2fs rw,noexec 0 0", "/data/local/tmp is mounted noexec"),
-        (DENIED, 126, "/dev/dm-9 /data f2fs rw 0 0", "is closed to programs"),
-        (f"taskset: exec {DENIED}", 126, "", "is closed to programs"),
-        ("", 126, "", "is closed to programs"),
-        ("taskset: failed to set 71's affinity: Invalid argument", 1, "", "missing or refused"),
-        ("env: taskset: No such file or directory", 127, "", "missing or refused"),
+        (DENIED, 126, "/dev/dm-9 /data f2fs rw 0 0", "does not allow programs"),
+        (f"taskset: exec {DENIED}", 126, "", "does not allow programs"),
+        ("", 126, "", "does not allow programs"),
+        ("taskset: failed to set 71's affinity: Invalid argument", 1, "", "missing or not allowed"),
+        ("env: taskset: No such file or directory", 127, "", "missing or not allowed"),
         ('CANNOT LINK EXECUTABLE: cannot locate symbol "x"', 1, "", "for a newer Android"),
-        ('CANNOT LINK EXECUTABLE: library "libx.so" not found', 1, "", "pass the library"),
+        ('CANNOT LINK EXECUTABLE: library "libx.so" not found', 1, "", "with --phone.libraries"),
         ('program alignment (4096) cannot be smaller than system page size', 1, "", "pages of 16 KB"),
         ("libx.so: ELF load command address/offset not page-aligned", 1, "", "16 KB: .* AAR"),
         ("sh: nelf_runner: Text file busy", 126, "", "the phone is busy"),
         ("not executable: 64-bit ELF file", 126, "", "does not run programs for 64-bit Arm"),
-        ("what nobody foresaw", 1, "", "check that the AAR is for this Android"),
+        ("what nobody foresaw", 1, "", "check that the AAR supports this version"),
     ],
 )  # fmt: skip
 def test_a_runner_that_does_not_start_comes_with_its_true_cause(
@@ -281,8 +285,8 @@ def test_a_refused_system_call_is_the_linux_librarys_fault_or_this_versions():
     assert "of another version" in start_remedy(said, "bionic", "")
 
 
-def test_weights_in_a_second_file_travel_with_the_graph(attach, running_bundle, tmp_path):
-    target = attach(running_bundle)
+def test_weights_in_a_second_file_travel_with_the_graph(attach, running_package, tmp_path):
+    target = attach(running_package)
     graph = write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
     inputs = fixed_inputs(graph)
     outputs = target.run(graph, inputs)
@@ -296,7 +300,7 @@ def test_weights_that_are_missing_are_missed_here_and_not_on_the_phone(attach, f
     (tmp_path / "heavy.bin").unlink()
     sent = len(fake.pushed)
     with pytest.raises(
-        DeviceError, match=r"heavy\.onnx: its external weights cannot be read"
+        DeviceError, match=r"heavy\.onnx: the external weights cannot be read"
     ) as told:
         target.measure(graph, runs=1)
     assert "/data/local/tmp" not in str(told.value)
@@ -310,8 +314,8 @@ def test_a_hostile_file_name_never_reaches_the_phone(attach, fake, tmp_path):
     assert not any("pwned" in command for command in fake.commands)
 
 
-def test_attaching_finds_builds_and_greets(client, bundle, monkeypatch):
-    monkeypatch.setattr("device.phone.runner_bundle", lambda runtime, provider="cpu": bundle)
-    target = attach_phone("SERIAL01", threads=2, client=client)
+def test_attaching_finds_builds_and_greets(client, package, monkeypatch):
+    monkeypatch.setattr("device.phone.runner_package", lambda runtime, provider="cpu": package)
+    target = attach_phone(TargetConfig(serial="SERIAL01", threads=2), client)
     assert target.identity.threads == 2
     assert target.identity.runtime == "onnxruntime 1.30.0"

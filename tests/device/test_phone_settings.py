@@ -3,7 +3,7 @@ import os
 import pytest
 
 from device.adb import AdbPhone
-from device.phone_settings import NOTE_PREFIX, put_back_leftovers, steady
+from device.phone_settings import NOTE_PREFIX, measurement_settings, restore_leftovers
 from lightfield.errors import AdbError
 
 
@@ -23,7 +23,7 @@ def note_of(fake, pid: int) -> None:
 
 
 def test_a_note_lies_on_the_phone_while_its_settings_are_changed(phone, fake):
-    with steady(phone, api=34):
+    with measurement_settings(phone, api=34):
         assert stays_on(fake) == "7"
         (note,) = fake.files()
         text = (fake.root / "data/local/tmp" / note).read_text()
@@ -41,7 +41,7 @@ def test_the_phone_puts_back_what_we_cannot(phone, fake):
         fake.lost_after = len(fake.commands)
         phone.shell(["true"])
 
-    with pytest.raises(AdbError, match="no longer attached"), steady(phone, api=34):
+    with pytest.raises(AdbError, match="no longer attached"), measurement_settings(phone, api=34):
         lose()
     assert stays_on(fake) is None
     assert (fake.state / "fixed_performance").read_text() == "false\n"
@@ -50,7 +50,7 @@ def test_the_phone_puts_back_what_we_cannot(phone, fake):
 
 def test_a_note_that_lost_its_guard_is_carried_out_first(phone, fake):
     note_of(fake, pid=2**22 + 1)  # above any process's number
-    with steady(phone, api=34):
+    with measurement_settings(phone, api=34):
         assert stays_on(fake) == "7"
     assert stays_on(fake) == "3"
     assert fake.files() == []
@@ -58,29 +58,29 @@ def test_a_note_that_lost_its_guard_is_carried_out_first(phone, fake):
 
 def test_a_note_whose_guard_still_waits_is_left_to_it(phone, fake):
     note_of(fake, pid=os.getpid())
-    assert put_back_leftovers(phone) == 0
+    assert restore_leftovers(phone) == 0
     assert stays_on(fake) is None
     assert fake.files() == ["nelf-restore-old"]
 
 
 def test_a_setting_that_the_phone_takes_and_ignores_is_told(phone, fake):
     (fake.state / "settings_are_ignored").touch()
-    with steady(phone, api=34) as applied:
+    with measurement_settings(phone, api=34) as applied:
         assert applied == {"stays_on": False, "screen_on": True, "fixed_performance": True}
     assert fake.files() == []
 
 
 def test_an_old_value_that_does_not_come_back_is_told(phone, fake):
     (fake.state / "setting_global_stay_on_while_plugged_in").write_text("3\n")
-    changed = steady(phone, api=34)
-    with pytest.raises(AdbError, match="could not put back: stay on while plugged in"), changed:
+    changed = measurement_settings(phone, api=34)
+    with pytest.raises(AdbError, match="restore these settings: stay on while"), changed:
         (fake.state / "settings_are_ignored").touch()
 
 
 def test_a_phone_that_takes_no_note_is_not_changed(phone, fake):
     folder = fake.root / "data/local/tmp"
     folder.rmdir()
-    with steady(phone, api=34) as applied:
+    with measurement_settings(phone, api=34) as applied:
         assert not any(applied.values())
     calls = (fake.state / "calls").read_text()
     assert " put " not in calls

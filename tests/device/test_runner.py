@@ -19,8 +19,8 @@ from device.host import HostTarget
 from device.onnx_inputs import fixed_inputs
 from device.operator_profile import read_profile
 from device.runner import compiler
-from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
 from device.runner.compiler import SOURCE, compile_runner, zig_command
+from device.runner.package import PhoneRuntime, RunnerPackage, runner_package
 from device.runner_protocol import (
     RunnerReport,
     Schedule,
@@ -59,7 +59,7 @@ def run(
     folder: Path,
     *,
     outputs: bool = False,
-    turns: int = 3,
+    runs: int = 3,
     limit_seconds: int = 60,
     **asked,
 ) -> RunnerReport:
@@ -69,7 +69,7 @@ def run(
         write_inputs(inputs, list(fixed_inputs(graph).values()))
         results.mkdir(exist_ok=True)
         jobs.append((str(graph), str(inputs), str(results) if outputs else None))
-    schedule = Schedule(1, warmup=1, turns=turns, limit_seconds=limit_seconds, **asked)
+    schedule = Schedule(1, warmup=1, runs=runs, limit_seconds=limit_seconds, **asked)
     prefix = str(schedule.profile.with_suffix("")) if schedule.profile else None
     words = runner_arguments(jobs, schedule, profile_prefix=prefix)
     done = subprocess.run([*runner, *words], capture_output=True, text=True, check=False)
@@ -102,7 +102,7 @@ def test_the_c_runner_goes_on_and_reads_the_files_it_was_told_to(runner, tmp_pat
     (tmp_path / "clock").write_text("1800000\n")
     (tmp_path / "words").write_text("no number\n")
     files = tuple(str(tmp_path / name) for name in ("clock", "words", "nowhere"))
-    report = run(runner, [graph, graph], tmp_path, turns=2, seconds=1, watch=files)
+    report = run(runner, [graph, graph], tmp_path, runs=2, seconds=1, watch=files)
     first, second = report.models
     assert len(first.wall_ms) == len(second.wall_ms) > 300  # more than one growth of its arrays
     assert first.at_ms[-1] < 1000 <= first.at_ms[-1] + first.wall_ms[-1] + second.wall_ms[-1] + 1
@@ -155,7 +155,7 @@ def test_the_c_runner_knows_every_element_type(runner, tmp_path):
 def test_the_c_runner_times_every_graph_in_every_turn(runner, tmp_path):
     small = write_graph(tmp_path / "small.onnx", width=32, layers=2, pixels=16)
     large = write_graph(tmp_path / "large.onnx", width=32, layers=32, pixels=16)
-    report = run(runner, [small, large], tmp_path, turns=15)
+    report = run(runner, [small, large], tmp_path, runs=15)
     costs = [float(np.median(model.cpu_ms)) for model in report.models]
     assert costs[1] > 4 * costs[0]
     assert all(wall > 0 for model in report.models for wall in model.wall_ms)
@@ -174,7 +174,7 @@ def test_the_c_runner_greets_without_a_graph(runner, tmp_path):
     [
         (lambda graph, folder: graph.write_bytes(b"broken"), "failed to load the graph"),
         (lambda graph, folder: graph.unlink(), "failed to load the graph"),
-        (lambda graph, folder: (folder / "in0/0.bin").write_bytes(b"12"), "not the size"),
+        (lambda graph, folder: (folder / "in0/0.bin").write_bytes(b"12"), "does not have the size"),
         (lambda graph, folder: (folder / "in0/0.bin").unlink(), "failed to read an input"),
     ],
 )
@@ -201,7 +201,7 @@ def test_the_c_runner_refuses_a_library_that_is_none(runner, tmp_path):
 def test_the_c_runner_ends_itself(runner, tmp_path):
     graph = write_graph(tmp_path / "slow.onnx", width=256, layers=8, pixels=64)
     with pytest.raises(DeviceError, match="time limit"):
-        run(runner, [graph], tmp_path, turns=100_000, limit_seconds=1)
+        run(runner, [graph], tmp_path, runs=100_000, limit_seconds=1)
 
 
 def elf_interpreter(program: Path) -> str:
@@ -251,13 +251,13 @@ def elf(machine: int) -> bytes:
 
 @pytest.fixture
 def stocked(tmp_path, monkeypatch) -> PhoneRuntime:
-    """Everything a bundle needs, with stand-ins for the compiler and the libraries."""
+    """Everything a package needs, with stand-ins for the compiler and the libraries."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def compiled(form, output, scratch):
         output.write_bytes(f"runner {form}".encode())
 
-    monkeypatch.setattr("device.runner.bundle.compile_runner", compiled)
+    monkeypatch.setattr("device.runner.package.compile_runner", compiled)
     glibc = tmp_path / "glibc"
     glibc.mkdir()
     for name in ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libdl.so.2"):
@@ -276,19 +276,19 @@ def stocked(tmp_path, monkeypatch) -> PhoneRuntime:
 
 
 def test_an_aar_makes_a_bionic_bundle(stocked):
-    bundle = runner_bundle(stocked)
-    assert bundle.form == "bionic"
-    assert bundle.files["nelf_runner"].read_text() == "runner bionic"
-    assert bundle.files["libonnxruntime.so"].read_bytes() == elf(AARCH64)
-    assert bundle.command("/d") == ["/d/nelf_runner", "--library", "/d/libonnxruntime.so"]
+    package = runner_package(stocked)
+    assert package.build == "bionic"
+    assert package.files["nelf_runner"].read_text() == "runner bionic"
+    assert package.files["libonnxruntime.so"].read_bytes() == elf(AARCH64)
+    assert package.command("/d") == ["/d/nelf_runner", "--library", "/d/libonnxruntime.so"]
 
 
 def test_a_wheel_makes_a_glibc_bundle(stocked):
-    bundle = runner_bundle(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
-    assert bundle.form == "glibc"
-    assert len(bundle.files) == 10
+    package = runner_package(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
+    assert package.build == "glibc"
+    assert len(package.files) == 10
     start = ["/d/ld-linux-aarch64.so.1", "--library-path", "/d", "/d/nelf_runner"]
-    assert bundle.command("/d")[:4] == start
+    assert package.command("/d")[:4] == start
 
 
 def test_a_fetched_aar_makes_a_bionic_bundle_too(stocked, monkeypatch):
@@ -298,10 +298,10 @@ def test_a_fetched_aar_makes_a_bionic_bundle_too(stocked, monkeypatch):
         asked.append((repository, name, version, sha256))
         return stocked.aar
 
-    monkeypatch.setattr("device.runner.bundle.fetched_aar", fetched)
+    monkeypatch.setattr("device.runner.package.fetched_aar", fetched)
     runtime = PhoneRuntime(repository="https://x/maven2", version="1.22.0", aar_sha256="ab")
-    assert runner_bundle(runtime).form == "bionic"
-    assert runner_bundle(runtime, provider="qnn").form == "bionic"
+    assert runner_package(runtime).build == "bionic"
+    assert runner_package(runtime, provider="qnn").build == "bionic"
     names = ["onnxruntime-android", "onnxruntime-android-qnn"]
     assert asked == [("https://x/maven2", name, "1.22.0", "ab") for name in names]
 
@@ -310,34 +310,34 @@ def test_a_providers_own_libraries_travel_along(stocked, tmp_path):
     folder = tmp_path / "qnn"
     folder.mkdir()
     runtime = dataclasses.replace(stocked, libraries=folder)
-    with pytest.raises(DeviceError, match="holds no library"):
-        runner_bundle(runtime, provider="qnn")
+    with pytest.raises(DeviceError, match="contains no library"):
+        runner_package(runtime, provider="qnn")
     (folder / "libQnnHtp.so").write_bytes(b"library")
     (folder / "notes.txt").write_text("not sent")
-    bundle = runner_bundle(runtime, provider="qnn")
-    assert sorted(bundle.files) == ["libQnnHtp.so", "libonnxruntime.so", "nelf_runner"]
-    assert bundle.command("/d")[:3] == ["env", "LD_LIBRARY_PATH=/d", "ADSP_LIBRARY_PATH=/d"]
-    assert bundle.hashes().keys() == {"nelf_runner", "libonnxruntime.so"}
+    package = runner_package(runtime, provider="qnn")
+    assert sorted(package.files) == ["libQnnHtp.so", "libonnxruntime.so", "nelf_runner"]
+    assert package.command("/d")[:3] == ["env", "LD_LIBRARY_PATH=/d", "ADSP_LIBRARY_PATH=/d"]
+    assert package.hashes().keys() == {"nelf_runner", "libonnxruntime.so"}
 
 
 def test_the_linux_library_has_no_other_provider(stocked):
     runtime = PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc)
     for provider in ("xnnpack", "nnapi", "qnn"):
-        with pytest.raises(DeviceError, match=f"{provider} is not in the Linux library; pass an"):
-            runner_bundle(runtime, provider=provider)
+        with pytest.raises(DeviceError, match=f"{provider}; pass an"):
+            runner_package(runtime, provider=provider)
 
 
 def test_a_bundle_is_built_once(stocked, monkeypatch):
-    first = runner_bundle(stocked)
-    monkeypatch.setattr("device.runner.bundle.compile_runner", lambda *a: pytest.fail("again"))
-    assert runner_bundle(stocked) == first
+    first = runner_package(stocked)
+    monkeypatch.setattr("device.runner.package.compile_runner", lambda *a: pytest.fail("again"))
+    assert runner_package(stocked) == first
 
 
 def test_a_missing_c_library_says_what_to_install(stocked):
     assert stocked.glibc is not None
     (stocked.glibc / "libm.so.6").unlink()
-    with pytest.raises(DeviceError, match=r"libm\.so\.6 not found .*apt install libstdc"):
-        runner_bundle(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
+    with pytest.raises(DeviceError, match=r"libm\.so\.6 are not in .*apt install libstdc"):
+        runner_package(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
 
 
 def test_a_missing_compiler_says_what_to_install(tmp_path, monkeypatch):
@@ -361,14 +361,14 @@ def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
 def test_without_pip_the_wheel_has_to_be_given(stocked, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "pip" else find_spec(n))
-    with pytest.raises(DeviceError, match="no pip to fetch it; pass the aarch64 Linux wheel"):
-        runner_bundle(PhoneRuntime(glibc=stocked.glibc))
+    with pytest.raises(DeviceError, match="has no pip; pass the aarch64 Linux wheel"):
+        runner_package(PhoneRuntime(glibc=stocked.glibc))
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"jni/x86_64/libonnxruntime.so": elf(62)}, "holds no arm64"),
+        ({"jni/x86_64/libonnxruntime.so": elf(62)}, "contains no arm64"),
         ({"jni/arm64-v8a/libonnxruntime.so": elf(62)}, "not for 64-bit Arm"),
         ({"jni/arm64-v8a/libonnxruntime.so": b""}, "not for 64-bit Arm"),
         (None, "cannot be unpacked"),
@@ -383,9 +383,9 @@ def test_an_archive_of_something_else_is_refused(stocked, tmp_path, members, mes
             for name, content in members.items():
                 archive.writestr(name, content)
     with pytest.raises(DeviceError, match=rf"other\.aar: .*{message}"):
-        runner_bundle(PhoneRuntime(aar=path))
+        runner_package(PhoneRuntime(aar=path))
     with pytest.raises(DeviceError, match=r"none\.aar: file is missing"):
-        runner_bundle(PhoneRuntime(aar=tmp_path / "none.aar"))
+        runner_package(PhoneRuntime(aar=tmp_path / "none.aar"))
 
 
 @needs_host_compiler
@@ -396,7 +396,7 @@ def test_the_c_runner_runs_on_the_fake_phone(runner, fake, tmp_path):
     assert LIBRARY is not None
     files = {"nelf_runner": Path(runner[0]), "libonnxruntime.so": LIBRARY}
     graph = write_graph(tmp_path / "graph.onnx")
-    with PhoneTarget(AdbPhone(fake, fake.serial), RunnerBundle("bionic", files)) as target:
+    with PhoneTarget(AdbPhone(fake, fake.serial), RunnerPackage("bionic", files)) as target:
         outputs = target.run(graph, fixed_inputs(graph))
         record = target.measure(graph, runs=3)
     expected = HostTarget().run(graph, fixed_inputs(graph))

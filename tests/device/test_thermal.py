@@ -23,9 +23,9 @@ def state(status: int | None = 0, **battery) -> PhoneState:
 @pytest.mark.parametrize(
     ("unfit", "config", "message"),
     [
-        (state(level_percent=12.0), ThermalConfig(), "battery is at 12%, below 20%"),
+        (state(level_percent=12.0), ThermalConfig(), "battery level is 12%, below 20%"),
         (PhoneState(Thermal(0), Battery(), {}, battery_saver=True), ThermalConfig(), "saver is on"),
-        (state(is_charging=True), ThermalConfig(allow_charging=False), "it is charging"),
+        (state(is_charging=True), ThermalConfig(allow_charging=False), "the phone is charging"),
     ],
 )
 def test_what_waiting_does_not_cure_is_refused_at_once(unfit, config, message):
@@ -51,7 +51,7 @@ def test_a_dark_screen_is_refused_unless_allowed():
 
 def test_a_warm_phone_that_is_also_unfit_is_not_waited_for():
     states = iter([state(1, level_percent=5.0)])
-    with pytest.raises(DeviceError, match="battery is at 5%"):
+    with pytest.raises(DeviceError, match="battery level is 5%"):
         wait_until_cool(lambda: next(states), ThermalConfig(), sleep=lambda s: None)
 
 
@@ -70,11 +70,11 @@ def test_every_sign_of_throttling_is_named():
     clocks = {"cpu8": [2900.0] * 6 + [None] + [1800.0] * 6, "cpu0": [1700.0] * 12}
     assert throttling_signs([state()], [steady], {"cpu0": [1700.0] * 12}) == []
     assert throttling_signs([state(0), state(3), state(1)], [steady], {}) == [
-        "its thermal status rose to 3"
+        "the thermal status rose to 3"
     ]
     assert throttling_signs([], [steady, slower], clocks) == [
         "the last quarter of the runs took 1.30 times as long as the first",
-        "cpu8 fell from 2900 to 1800 MHz",
+        "the clock of cpu8 fell from 2900 to 1800 MHz",
     ]
 
 

@@ -119,7 +119,7 @@ def test_litert_in_other_units_and_ways_of_writing_numbers(average, runs, mean_m
 
 @pytest.mark.parametrize("average", ["", "5.7", "5.75 ms (40", "nan ms (0 runs)"])
 def test_litert_cut_off_or_without_runs_is_refused(average):
-    with pytest.raises(DeviceError, match="printed no time"):
+    with pytest.raises(DeviceError, match="printed no latency"):
         parse_benchmark_model(litert(**{"Inference (avg)": average}))
 
 
@@ -153,7 +153,7 @@ def test_an_older_executor_runner_tells_a_sum_only():
     ],
 )
 def test_a_tool_that_says_no_time_is_refused(parse, text):
-    with pytest.raises(DeviceError, match="printed no time"):
+    with pytest.raises(DeviceError, match="printed no latency"):
         parse(text)
 
 

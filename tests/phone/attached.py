@@ -10,10 +10,11 @@ from adbutils import AdbClient
 from emulated_phone import EmulatedPhone, wait_until
 
 from device.adb import attached_phones
-from device.runner.bundle import RunnerBundle
+from device.runner.package import RunnerPackage
+from device.target_config import TargetConfig
 from device.thermal import ThermalConfig
 
-IMPATIENT = ThermalConfig(wait_seconds=0)
+IMPATIENT = TargetConfig(thermal=ThermalConfig(wait_seconds=0))
 
 # What a runner says for one graph and one turn; a test's script may say something else.
 ANSWER = (
@@ -47,7 +48,7 @@ def state_of(server: AdbClient, phone: EmulatedPhone) -> str:
     return states.get(phone.serial, "not attached")
 
 
-def scripted_bundle(folder: Path, script: str) -> RunnerBundle:
+def scripted_package(folder: Path, script: str) -> RunnerPackage:
     """A runner that greets as ours does, and otherwise runs a script, in which $answer is one."""
     (folder / "nelf_runner").write_text(
         f"#!/system/bin/sh\ncase \"$*\" in *--model*) ;; *) echo '{HELLO}'; exit ;; esac\n"
@@ -55,4 +56,4 @@ def scripted_bundle(folder: Path, script: str) -> RunnerBundle:
     )
     (folder / "libonnxruntime.so").write_bytes(b"not opened")
     files = {name: folder / name for name in ("nelf_runner", "libonnxruntime.so")}
-    return RunnerBundle("bionic", files)
+    return RunnerPackage("bionic", files)

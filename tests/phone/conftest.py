@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from adbutils import AdbClient
-from attached import IMPATIENT, attached_phone, scripted_bundle
+from attached import IMPATIENT, attached_phone, scripted_package
 from emulated_phone import EmulatedPhone
 
 from device.adb import AdbPhone, open_phone
 from device.adb_server import connect
 from device.phone import PhoneTarget
-from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
+from device.runner.package import PhoneRuntime, RunnerPackage, runner_package
 
 INSIDE = "NELF_PHONE_TREE"
 
@@ -81,15 +81,15 @@ def opened(phone: EmulatedPhone, server: AdbClient) -> AdbPhone:
 
 
 @pytest.fixture(scope="session")
-def bundle(tree: Path) -> RunnerBundle:
+def package(tree: Path) -> RunnerPackage:
     """Our runner and ONNX Runtime for arm64, with the C library that travels with them."""
-    return runner_bundle(PhoneRuntime(glibc=tree / "arm64/usr/lib/aarch64-linux-gnu"))
+    return runner_package(PhoneRuntime(glibc=tree / "arm64/usr/lib/aarch64-linux-gnu"))
 
 
 @pytest.fixture
-def target(opened: AdbPhone, bundle: RunnerBundle) -> Iterator[PhoneTarget]:
+def target(opened: AdbPhone, package: RunnerPackage) -> Iterator[PhoneTarget]:
     """The phone, ready to measure."""
-    with PhoneTarget(opened, bundle, thermal=IMPATIENT, timeout_seconds=60) as target:
+    with PhoneTarget(opened, package, IMPATIENT, timeout_seconds=60) as target:
         yield target
 
 
@@ -98,7 +98,7 @@ def scripted(opened: AdbPhone, tmp_path: Path) -> Callable[..., PhoneTarget]:
     """A target whose runner is a shell script of the test, run by the phone's own shell."""
 
     def target(script: str, **options: int) -> PhoneTarget:
-        runner = scripted_bundle(tmp_path, script)
-        return PhoneTarget(opened, runner, thermal=IMPATIENT, **options)
+        runner = scripted_package(tmp_path, script)
+        return PhoneTarget(opened, runner, IMPATIENT, **options)
 
     return target

@@ -134,11 +134,11 @@ def build_runner(folder: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(folder / "zig")
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from device.runner.bundle import PhoneRuntime, runner_bundle
+    from device.runner.package import PhoneRuntime, runner_package
     from lightfield.errors import DeviceError
 
     try:
-        runner_bundle(PhoneRuntime(glibc=folder / "arm64/usr/lib/aarch64-linux-gnu"))
+        runner_package(PhoneRuntime(glibc=folder / "arm64/usr/lib/aarch64-linux-gnu"))
     except DeviceError as error:
         raise CannotPrepare(str(error)) from error
 

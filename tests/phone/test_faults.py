@@ -17,7 +17,7 @@ import adbutils
 import numpy as np
 import onnx
 import pytest
-from attached import IMPATIENT, attach, attached_phone, scripted_bundle, state_of
+from attached import IMPATIENT, attach, attached_phone, scripted_package, state_of
 from emulated_phone import wait_until
 from onnx import TensorProto, helper
 from small_graphs import write_graph
@@ -25,8 +25,8 @@ from small_graphs import write_graph
 from device.adb import PHONE_FOLDER, AdbPhone, attached_phones, open_phone
 from device.onnx_inputs import fixed_inputs
 from device.phone import PhoneTarget
-from device.runner.bundle import RunnerBundle
 from device.runner.compiler import zig_command
+from device.runner.package import RunnerPackage
 from lightfield.errors import AdbError, DeviceError
 
 pytestmark = pytest.mark.phone
@@ -61,7 +61,7 @@ def settings(phone, opened):
 
 def timed(target, graph):
     """One run, in one pass."""
-    return target.measure_many([graph], turns=1, warmup=0)[0]
+    return target.measure_many([graph], runs=1, warmup=0)[0]
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
         return payload
 
     phone.cable.to_phone = flip
-    with pytest.raises(AdbError, match=r"file did not arrive whole; check the cable"):
+    with pytest.raises(AdbError, match=r"file arrived damaged on the phone; check the cable"):
         opened.push_files({"file": file})
     assert phone.files() == ["nelf"]
     phone.cable.to_phone = bytes
@@ -156,7 +156,7 @@ def test_a_truncated_push_is_found_and_removed(phone, opened, file, monkeypatch)
         os.truncate(phone.local_tmp / Path(target).relative_to("/data/local/tmp"), 1_999_999)
 
     monkeypatch.setattr(adbutils.sync.Sync, "push", loses_the_end)
-    with pytest.raises(AdbError, match="file did not arrive whole"):
+    with pytest.raises(AdbError, match="file arrived damaged on the phone"):
         opened.push_files({"file": file})
     assert phone.files() == ["nelf"]
 
@@ -189,7 +189,9 @@ def test_an_unauthorized_phone_says_what_to_accept(phone, server):
     phone.cable.unauthorized = True
     server.disconnect(phone.serial)
     attach(server, phone)
-    with pytest.raises(AdbError, match=r"(un)?authoriz(ed|ing); unlock it and accept 'Allow"):
+    with pytest.raises(
+        AdbError, match=r"(un)?authoriz(ed|ing); unlock the phone and accept 'Allow"
+    ):
         open_phone(server)
 
 
@@ -206,7 +208,7 @@ def test_an_offline_phone_says_how_to_wake_it(phone, opened, server):
     phone.power_off()
     wait_until(lambda: state_of(server, phone) == "offline")
     for use in (lambda: open_phone(server), lambda: opened.shell(["true"])):
-        with pytest.raises(AdbError, match=r"the phone is offline; plug it in again"):
+        with pytest.raises(AdbError, match=r"the phone is offline; plug the phone in again"):
             use()
 
 
@@ -229,9 +231,9 @@ def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, se
         "import sys\n"
         "from device.adb import open_phone\n"
         "from device.adb_server import connect\n"
-        "from device.phone_settings import steady\n"
+        "from device.phone_settings import measurement_settings\n"
         "phone = open_phone(connect(), sys.argv[1])\n"
-        "with steady(phone, api=34):\n"
+        "with measurement_settings(phone, api=34):\n"
         "    phone.attempt(['sleep', '317'], timeout_seconds=320)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, phone.serial]) as child:
@@ -248,7 +250,7 @@ def test_of_two_phones_one_has_to_be_named(new_phone, server):
     # so far both have the same number: one phone that is attached twice
     assert open_phone(server).serial in (one.serial, two.serial)
     (two.state / "getprop").write_text("[ro.serialno]: [R3NX20]\n[ro.product.model]: [The other]\n")
-    with pytest.raises(AdbError, match=r"2 phones are attached; choose one by its serial") as error:
+    with pytest.raises(AdbError, match=r"2 phones are attached; choose one by --serial") as error:
         open_phone(server)
     assert one.serial in str(error.value)
     assert two.serial in str(error.value)
@@ -267,7 +269,9 @@ def test_no_phone_at_all(server):
 
 def test_a_full_storage_is_said_before_anything_is_sent(phone, opened, file):
     phone.fill(spare_bytes=1_000_000)
-    with pytest.raises(AdbError, match=r"1\.0 MB of its storage are free, 2\.0 needed; make room"):
+    with pytest.raises(
+        AdbError, match=r"1\.0 MB of free storage, 2\.0 MB are needed; free storage"
+    ):
         opened.push_files({"file": file})
     assert [name for name in phone.files() if name.endswith("file")] == []
 
@@ -275,7 +279,9 @@ def test_a_full_storage_is_said_before_anything_is_sent(phone, opened, file):
 def test_a_storage_that_fills_up_on_the_way(phone, opened, file, monkeypatch):
     monkeypatch.setattr(AdbPhone, "_require_room", lambda self, size_bytes: None)
     phone.fill(spare_bytes=1_000_000)
-    with pytest.raises(AdbError, match=r"did not take file\.bin; is its storage full or read-only"):
+    with pytest.raises(
+        AdbError, match=r"did not accept file\.bin; check whether its storage is full"
+    ):
         opened.push_files({"file": file})
 
 
@@ -295,10 +301,10 @@ def test_a_phone_without_room_for_a_note_is_not_changed(phone, opened, scripted,
     assert phone.settings() == before
 
 
-def test_a_phone_of_another_processor(phone, opened, bundle):
+def test_a_phone_of_another_processor(phone, opened, package):
     (phone.state / "getprop").write_text("[ro.product.cpu.abilist]: [armeabi-v7a,armeabi]\n")
     with pytest.raises(DeviceError, match="armeabi-v7a, armeabi, not arm64-v8a"):
-        PhoneTarget(opened, bundle)
+        PhoneTarget(opened, package)
     assert phone.files() == []
 
 
@@ -308,7 +314,7 @@ def test_a_runner_for_another_processor(phone, opened, tmp_path):
     (tmp_path / "libonnxruntime.so").touch()
     files = {name: tmp_path / name for name in ("nelf_runner", "libonnxruntime.so")}
     with pytest.raises(DeviceError, match=r"the runner \(bionic\) does not start") as error:
-        PhoneTarget(opened, RunnerBundle("bionic", files))
+        PhoneTarget(opened, RunnerPackage("bionic", files))
     assert "\n" not in str(error.value)
     assert phone.files() == []
 
@@ -322,8 +328,8 @@ def talking(tree, server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("talking")
     with attached_phone(folder, tree, server) as phone:
         opened = open_phone(server, phone.serial)
-        runner = scripted_bundle(folder, ". /phone/script")
-        with PhoneTarget(opened, runner, thermal=IMPATIENT) as target:
+        runner = scripted_package(folder, ". /phone/script")
+        with PhoneTarget(opened, runner, IMPATIENT) as target:
             yield phone, target
 
 
@@ -335,16 +341,16 @@ def talking(tree, server, tmp_path_factory):
         ("kill -SEGV $$", "killed by SIGSEGV"),
         ("exit 1", "ended with exit code 1"),
         ("echo 'CANNOT LINK EXECUTABLE' >&2; exit 1", "CANNOT LINK EXECUTABLE"),
-        ("head -c 100000 /dev/urandom", "makes no sense"),
-        ("printf '\\377\\376{\\n{\\000}\\n'", "makes no sense"),
-        ("echo '[1, 2, 3]'", "makes no sense"),
-        ('echo "${answer%?}"', "makes no sense"),
-        ('echo "$answer" | sed s/2500/NaN/', "makes no sense"),
-        ('echo "$answer" | sed s/2500/-86400000000/', "makes no sense"),
-        ('echo "$answer" | sed s/2500/1e999/', "makes no sense"),
+        ("head -c 100000 /dev/urandom", "report is invalid"),
+        ("printf '\\377\\376{\\n{\\000}\\n'", "report is invalid"),
+        ("echo '[1, 2, 3]'", "report is invalid"),
+        ('echo "${answer%?}"', "report is invalid"),
+        ('echo "$answer" | sed s/2500/NaN/', "report is invalid"),
+        ('echo "$answer" | sed s/2500/-86400000000/', "report is invalid"),
+        ('echo "$answer" | sed s/2500/1e999/', "report is invalid"),
         ('echo "$answer" | sed "s/2500/2500, 2500/"', "samples"),
-        ('echo "$answer" | sed s/2500/\'"2500; reboot"\'/', "makes no sense"),
-        ("true", "makes no sense"),
+        ('echo "$answer" | sed s/2500/\'"2500; reboot"\'/', "report is invalid"),
+        ("true", "report is invalid"),
     ],
 )
 def test_a_runner_that_fails_or_talks_nonsense(talking, graph, script, message):
@@ -377,12 +383,12 @@ def test_the_real_runner_under_faults(phone, target, settings, graph, tmp_path):
     """One phone for several faults, since sending ONNX Runtime takes its time."""
     killed = pytest.raises(DeviceError, match=r"small\.onnx: the runner was killed by SIGKILL")
     with once(running(phone), lambda: kill_runner(phone, signal.SIGKILL)), killed:
-        target.measure_many([graph], turns=1_000_000)
+        target.measure_many([graph], runs=1_000_000)
     assert settings()
 
     target.timeout_seconds = 2
     with pytest.raises(DeviceError, match="did not finish within its time limit"):
-        target.measure_many([graph], turns=1_000_000)
+        target.measure_many([graph], runs=1_000_000)
     target.timeout_seconds = 60
     assert settings()
 
@@ -436,7 +442,7 @@ int clock_gettime(int clock, struct timespec *now) {
 """
 
 
-class Preloading(RunnerBundle):
+class Preloading(RunnerPackage):
     """The runner with that library in front of the C library."""
 
     def command(self, folder: str) -> list[str]:
@@ -445,21 +451,21 @@ class Preloading(RunnerBundle):
 
 
 @pytest.mark.parametrize("clock", [0, 1], ids=["realtime", "monotonic"])
-def test_a_clock_that_is_set_while_a_graph_runs(opened, bundle, graph, tmp_path, clock):
+def test_a_clock_that_is_set_while_a_graph_runs(opened, package, graph, tmp_path, clock):
     (tmp_path / "jumping.c").write_text(JUMPING)
     library, zig = tmp_path / "libjumping.so", zig_command()
     assert zig
     build = ["-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC", "-nostdlib", "-O1"]
     source = [f"-DJUMPS={clock}", str(tmp_path / "jumping.c"), "-o", str(library)]
     subprocess.run([*zig, *build, *source], check=True)
-    files = {**bundle.files, "libjumping.so": library}
-    with PhoneTarget(opened, Preloading("glibc", files), thermal=IMPATIENT) as target:
+    files = {**package.files, "libjumping.so": library}
+    with PhoneTarget(opened, Preloading("glibc", files), IMPATIENT) as target:
         if clock == 0:  # the wall clock: automatic time, a time zone, the user
-            record = target.measure_many([graph], turns=8, warmup=0)[0]
+            record = target.measure_many([graph], runs=8, warmup=0)[0]
             assert max(record.samples_ms) < 60_000
         else:  # no phone's does; without it the test above would pass by doing nothing
             with pytest.raises(DeviceError):
-                target.measure_many([graph], turns=8, warmup=0)
+                target.measure_many([graph], runs=8, warmup=0)
 
 
 # Hostile words ------------------------------------------------------------------------------------
@@ -481,7 +487,7 @@ HOSTILE = [
 def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
     printed = opened.shell(["printf", "<%s>", *HOSTILE])
     assert printed == "".join(f"<{word}>" for word in HOSTILE)
-    with opened.beside(["echo", "$(touch /data/local/tmp/pwned); `id`"]) as said:
+    with opened.in_background(["echo", "$(touch /data/local/tmp/pwned); `id`"]) as said:
         assert said == "$(touch /data/local/tmp/pwned); `id`"
     assert phone.files() == []
 
@@ -490,7 +496,7 @@ def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
     "serial", ["x; touch pwned", "$(touch pwned)", "a b", "", "x\n0012host:kill"]
 )
 def test_a_hostile_serial_is_only_a_phone_that_is_not_there(phone, server, serial):
-    with pytest.raises(AdbError, match="no such phone is attached; attached: "):
+    with pytest.raises(AdbError, match="no such phone is attached; attached phones: "):
         open_phone(server, serial)
     assert phone.files() == []
     assert state_of(server, phone) == "device"

@@ -18,7 +18,7 @@ from pipeline.bench import make_bench, print_bench
 from pipeline.comparison import distinct_names
 from pipeline.console import Console
 
-QUICK = BenchmarkConfig("phone", runs=2, warmup=0, poses=1, yardstick_turns=0, profile=False,
+QUICK = BenchmarkConfig(runs=2, warmup=0, poses=1, reference_model_runs=0, profile=False,
                         sustained_seconds=0)  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_a_phone_that_is_lost_costs_the_others_nothing(run):
     assert record["failed"] == [
         "X: the phone is offline", "bbbb: the connection to the phone was lost",
     ]  # fmt: skip
-    with pytest.raises(DeviceError, match=r"X: the phone is offline \(and 1 more\); what else"):
+    with pytest.raises(DeviceError, match=r"X: the phone is offline \(and 1 more\); all other"):
         print_bench(artifact, Console())
 
 

@@ -26,6 +26,7 @@ from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
 
 from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
+from device.target_config import TargetConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import range_of
 from pipeline import mishaps
@@ -44,8 +45,8 @@ CONFIGS = {
     "teacher": [TeacherConfig],
     "pseudo": [PseudoConfig],
     "student": [NetworkConfig, DistilConfig, FineTuneConfig],
-    "prune": [PruneConfig, DistilConfig, FineTuneConfig, measuring.MeasuredOn],
-    "bench": [BenchmarkConfig],
+    "prune": [PruneConfig, DistilConfig, FineTuneConfig, TargetConfig],
+    "bench": [TargetConfig, BenchmarkConfig],
     "bench-gpu": [GpuBenchConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
@@ -320,7 +321,7 @@ def test_a_bench_on_an_emulated_phone_shows_no_time(run, monkeypatch):
 
     monkeypatch.setattr(measuring, "choose_target", emulated)
     said = stage(run, "bench", "--target=phone", "--sustained-seconds=0").done
-    assert "emulated device: its times mean nothing" in said
+    assert "emulated device: latencies are meaningless" in said
     assert not re.search(r"\d ms|FPS", said)
     assert "PSNR dB: equal" in said
     page = (run / "bench" / "bench.html").read_text()
@@ -351,7 +352,7 @@ def test_two_students_are_compared_in_turns(run, tmp_path):
     [
         (["bench"], "pass --run, or --compare"),
         (["bench", "--compare", "nowhere", "nothing"], "neither a run nor an ONNX file"),
-        (["bench", "--run", "x", "--all-phones", "--target=host"], "is not all phones"),
+        (["bench", "--run", "x", "--all-phones", "--target=host"], "all phones cannot be combined"),
         (["bench", "--all-phones", "--compare", "a", "b"], "compared on one device"),
     ],
 )

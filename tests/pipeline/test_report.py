@@ -291,7 +291,7 @@ def test_a_graph_without_a_speed_says_why_and_throttling_is_flagged(whole_page: 
     text = whole_page.text
     assert "Pruned student, int8: speed not available: its images are 11.2 dB from" in text
     assert "Pruned student: throttled" not in text  # the runs alone did not
-    assert "Pruned student, sustained: throttled: its thermal status rose to 1" in text
+    assert "Pruned student, sustained: throttled: the thermal status rose to 1" in text
     assert "Pruned student, fp16: 1 node ran on another provider" in text
 
 
@@ -337,7 +337,7 @@ def test_two_devices_are_both_named(run: Run) -> None:
 
 
 def test_processor_time_is_not_called_a_latency(run: Run) -> None:
-    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
+    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="cpu"))
     text = page_of(run).text
     assert "2.04 ms of processor time an image" in text
     assert "too busy for undisturbed runs" in text

@@ -1,18 +1,11 @@
-from dataclasses import replace
-
 import numpy as np
-import pytest
 
-from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from prune.evidence import (
-    QUIET_TURNS,
-    felt,
     joined,
     measured_until,
     percentile_ratio,
     percentile_ratio_interval,
-    steady,
 )
 
 HOST = DeviceIdentity("host", "a processor", "an OS", "onnxruntime 1", "CPUExecutionProvider", 1)
@@ -32,52 +25,6 @@ def busy_host(turns: int, quiet_every: int, seed: int = 0, device=HOST) -> Compa
         stolen = np.where(np.arange(turns) % quiet_every == 0, 0.01, random.uniform(1, 8, turns))
         records.append(record(cpu + stolen, cpu, device))
     return ComparedLatency(*records)
-
-
-def test_on_a_busy_host_the_ratio_is_one_of_processor_times():
-    measured = busy_host(40, quiet_every=8)
-    assert steady(measured).ratio == pytest.approx(0.5, rel=0.03)
-    assert abs(measured.ratio - 0.5) > 0.05  # what wall time would have said
-
-
-def test_a_percentile_counts_quiet_turns_when_there_are_enough():
-    measured = busy_host(8 * QUIET_TURNS, quiet_every=8)
-    turns, clock = felt(measured)
-    assert clock == "quiet"
-    assert len(turns.candidate.samples_ms) == QUIET_TURNS
-    assert set(turns.candidate.samples_ms) <= set(measured.candidate.samples_ms)
-    assert percentile_ratio(turns, 90) == pytest.approx(0.5, rel=0.05)
-
-
-def test_a_percentile_is_one_of_processor_times_when_the_host_was_never_quiet():
-    turns, clock = felt(busy_host(40, quiet_every=8))
-    assert clock == "processor"
-    assert percentile_ratio(turns, 90) == pytest.approx(0.5, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    "device", [replace(HOST, kind="phone"), replace(HOST, threads=2)], ids=["phone", "threads"]
-)
-def test_elsewhere_all_turns_count(device):
-    measured = busy_host(40, quiet_every=8, device=device)
-    assert steady(measured) is measured
-    assert felt(measured) == (measured, "wall")
-
-
-def test_a_record_that_already_is_one_of_processor_times_says_so():
-    own = record([1.0, 2.0], [1.0, 2.0])
-    own = replace(own, conditions={**own.conditions, "clock": "process_cpu"})
-    measured = ComparedLatency(own, own)
-    assert felt(measured) == (measured, "processor")
-
-
-@pytest.mark.parametrize("take", [steady, felt])
-@pytest.mark.parametrize("side", ["candidate", "reference"])
-def test_an_emulated_device_is_no_evidence(take, side):
-    emulated = record([1.0, 2.0], device=replace(HOST, emulated=True))
-    measured = replace(ComparedLatency(record([1.0, 2.0]), record([1.0, 2.0])), **{side: emulated})
-    with pytest.raises(BudgetError, match="no evidence"):
-        take(measured)
 
 
 def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
