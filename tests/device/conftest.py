@@ -1,4 +1,4 @@
-"""A graph to measure, and a phone to measure it on."""
+"""Fixtures: a small graph and a fake phone."""
 
 from __future__ import annotations
 

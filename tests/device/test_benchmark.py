@@ -52,7 +52,7 @@ def test_every_graph_goes_through_the_whole_protocol(tmp_path):
         assert (graph.fidelity.psnr_db, graph.fidelity.images) == (None, 2)
         assert graph.reference_ratio is not None
         assert graph.reference_ratio.rounds == 2
-        # Conv, and what ONNX Runtime adds for the layout that its convolutions like
+        # Conv, and the layout conversions that ONNX Runtime adds
         assert "Conv" in [each.operator for each in graph.operators]
         assert sum(each.share for each in graph.operators) == pytest.approx(1)
         assert graph.fallback_nodes == ()
@@ -61,7 +61,7 @@ def test_every_graph_goes_through_the_whole_protocol(tmp_path):
     assert bench.protocol["runs"] == 3
 
 
-def test_a_record_comes_back_as_it_was(tmp_path):
+def test_a_record_survives_json(tmp_path):
     bench = benchmark(HostTarget(), [graph_of(tmp_path)], WHOLE)
     assert DeviceBench.from_json(bench.to_json()) == bench
     with pytest.raises(DeviceError, match="schema version 9"):
@@ -71,7 +71,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
             DeviceBench.from_json(damaged)
 
 
-def test_a_sustained_pass_goes_on_for_as_long_as_it_is_asked(tmp_path):
+def test_a_sustained_pass_lasts_as_long_as_asked(tmp_path):
     graph = graph_of(tmp_path, sustained=True)
     config = dataclasses.replace(QUICK, sustained_seconds=1)
     (found,) = benchmark(HostTarget(), [graph], config).graphs
@@ -79,12 +79,12 @@ def test_a_sustained_pass_goes_on_for_as_long_as_it_is_asked(tmp_path):
     assert found.latency is not None
     at_ms = found.sustained.conditions["at_ms"]
     assert len(at_ms) == len(found.sustained.samples_ms) > len(found.latency.samples_ms)
-    # The runner asks the clock once more after the last run: it may end just before the second.
+    # the runner reads the clock again after the last run, which may end just before one second
     assert at_ms[-1] + found.sustained.samples_ms[-1] >= 999
     assert at_ms == sorted(at_ms)
 
 
-def test_another_image_gets_no_speed(tmp_path):
+def test_a_wrong_image_has_no_latency(tmp_path):
     good = graph_of(tmp_path)
     bad = dataclasses.replace(
         good, model=worsened(good.model, 0.05), full_precision_model=good.model
@@ -101,7 +101,7 @@ def test_another_image_gets_no_speed(tmp_path):
     assert benchmark(HostTarget(), [half], QUICK).graphs[0].latency is not None
 
 
-def test_one_graph_that_cannot_be_run_costs_the_others_nothing(tmp_path):
+def test_a_failing_graph_does_not_affect_the_others(tmp_path):
     good = graph_of(tmp_path)
     node = onnx.helper.make_node("NoSuchOperator", ["input"], ["output"], domain="nowhere")
     model = onnx.load(str(good.model))
@@ -119,7 +119,7 @@ def test_one_graph_that_cannot_be_run_costs_the_others_nothing(tmp_path):
     assert kept == [bad, fine]
 
 
-def test_a_lost_phone_ends_the_benchmark_and_what_was_kept_is_not_measured_again(tmp_path):
+def test_a_lost_phone_ends_the_benchmark_and_finished_graphs_are_kept(tmp_path):
     class Lost(HostTarget):
         def measure(self, model, **options):
             if model.stem == "second":
@@ -153,7 +153,7 @@ def test_a_throttled_graph_is_flagged_or_refused(tmp_path):
     assert "thermal status rose to 2" in refused.refused
 
 
-def test_a_provider_that_is_not_there_is_named(tmp_path):
+def test_a_missing_provider_is_named(tmp_path):
     target = HostTarget(TargetConfig(provider="qnn"))
     assert target.identity.provider == "QNNExecutionProvider"
     (found,) = benchmark(target, [graph_of(tmp_path)], QUICK).graphs

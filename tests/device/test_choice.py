@@ -36,7 +36,7 @@ def test_auto_takes_a_phone_that_is_attached_twice(client, tmp_path):
     assert kind(client) == "phone"
 
 
-def test_auto_takes_the_phone_that_androids_own_variable_names(client, tmp_path, monkeypatch):
+def test_auto_takes_the_phone_in_android_serial(client, tmp_path, monkeypatch):
     client.devices.append(another(tmp_path))
     monkeypatch.setenv("ANDROID_SERIAL", "TWO")
     assert kind(client) == "phone"
@@ -44,13 +44,13 @@ def test_auto_takes_the_phone_that_androids_own_variable_names(client, tmp_path,
     assert kind(client) == "host"
 
 
-def test_all_phones_measures_one_that_is_attached_twice_once(client, tmp_path, monkeypatch):
+def test_all_phones_lists_a_phone_attached_twice_once(client, tmp_path, monkeypatch):
     client.devices.append(FakeDevice(tmp_path / "wireless", serial="10.0.0.7:40001"))
     monkeypatch.setenv("ANDROID_SERIAL", "nobody's")
     assert all_phones(client) == ["SERIAL01"]
 
 
-def test_auto_stays_here_without_a_phone_to_take(client, fake, tmp_path):
+def test_auto_is_the_host_without_a_usable_phone(client, fake, tmp_path):
     assert kind(FakeClient()) == "host"
     assert kind(FakeClient(states={"X": "unauthorized"})) == "host"
     assert kind(FakeClient(down=True)) == "host"
@@ -62,18 +62,18 @@ def test_auto_never_takes_an_emulator(client, fake):
     assert kind(client) == "host"
 
 
-def test_auto_with_a_serial_insists_on_it(client):
+def test_auto_with_a_serial_needs_that_phone(client):
     assert kind(client, serial="SERIAL01") == "phone"
     with pytest.raises(AdbError, match="no such phone"):
         kind(client, serial="OTHER")
 
 
-def test_phone_without_a_phone_is_an_error_with_advice():
+def test_target_phone_without_a_phone_is_an_error():
     with pytest.raises(AdbError, match="enable USB debugging"):
         choose_target(TargetConfig(target="phone"), FakeClient())
 
 
-def test_host_looks_for_no_phone(client, fake):
+def test_target_host_sends_no_command_to_a_phone(client, fake):
     target = choose_target(TargetConfig(target="host", threads=2), client)
     assert target.identity.kind == "host"
     assert target.identity.threads == 2
@@ -87,7 +87,7 @@ def test_auto_starts_no_adb_server_without_a_usb_device(monkeypatch):
     assert choose_target(TargetConfig()).identity.kind == "host"
 
 
-def test_auto_stops_a_server_that_it_started_in_vain(monkeypatch):
+def test_auto_stops_the_server_that_it_started(monkeypatch):
     stopped = []
     monkeypatch.setattr(module, "server_is_running", lambda: False)
     monkeypatch.setattr(module, "usb_debugging_devices", lambda: None)
@@ -97,7 +97,7 @@ def test_auto_stops_a_server_that_it_started_in_vain(monkeypatch):
     assert stopped == [True]
 
 
-def test_all_phones_are_opened_and_left_as_found(client, fake, tmp_path):
+def test_all_phones_are_opened_and_restored(client, fake, tmp_path):
     second = another(tmp_path)
     client.devices.append(second)
     client.states = {"X": "unauthorized"}
@@ -107,7 +107,7 @@ def test_all_phones_are_opened_and_left_as_found(client, fake, tmp_path):
     assert fake.files() == second.files() == []
 
 
-def test_a_phone_that_cannot_be_used_costs_the_others_nothing(client, tmp_path):
+def test_an_unusable_phone_does_not_affect_the_others(client, tmp_path):
     second = FakeDevice(tmp_path / "two", serial="TWO")
     (second.state / "getprop").write_text("[ro.product.cpu.abilist]: [armeabi-v7a]\n")
     client.devices.append(second)
@@ -124,7 +124,7 @@ def test_a_phone_that_cannot_be_used_costs_the_others_nothing(client, tmp_path):
         all_phones(FakeClient())
 
 
-def test_work_on_several_devices_goes_on_side_by_side():
+def test_devices_are_worked_on_concurrently():
     barrier = threading.Barrier(3, timeout=20)
 
     def work(number: int) -> int:
@@ -135,7 +135,7 @@ def test_work_on_several_devices_goes_on_side_by_side():
     assert run_concurrently(lambda number: number, [7]) == [7]
 
 
-def test_what_ends_one_device_ends_the_others_and_waits_for_them():
+def test_an_interrupt_aborts_and_awaits_all_devices():
     released, ended = threading.Event(), []
 
     def work(number: int) -> None:

@@ -8,7 +8,7 @@ from device.reference_model import write_reference_model
 from lightfield.errors import ConfigError
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_has_its_coverage():
     draws = np.random.default_rng(0)
     truth, covered, trials = 0.8, 0, 200
     for trial in range(trials):
@@ -20,7 +20,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert covered / trials > 0.84
 
 
-def test_the_interval_is_the_same_every_time_and_holds_the_ratio():
+def test_the_interval_is_deterministic_and_contains_the_ratio():
     ratios = np.random.default_rng(1).normal(1.2, 0.05, 41)
     found = ratio_interval(ratios)
     assert found == ratio_interval(ratios)
@@ -34,12 +34,12 @@ def test_the_interval_is_the_same_every_time_and_holds_the_ratio():
 @pytest.mark.parametrize(
     ("center", "verdict"), [(0.9, "faster"), (1.1, "slower"), (1.0, "not measurably")]
 )
-def test_what_an_interval_allows_to_be_said(center, verdict):
+def test_the_verdict_follows_from_the_interval(center, verdict):
     ratios = center + 0.02 * np.sin(np.arange(40))
     assert ratio_interval(ratios).verdict.startswith(verdict)
 
 
-def test_one_round_is_no_interval():
+def test_one_round_has_no_interval():
     with pytest.raises(ConfigError, match="at least 2 rounds"):
         ratio_interval([1.0])
 

@@ -12,7 +12,7 @@ def image(value: float, spot: float | None = None) -> dict[str, np.ndarray]:
     return {"rgb": pixels}
 
 
-def test_equal_images_have_no_distance():
+def test_equal_images_have_no_error():
     near = compare_images([image(0.5)], [image(0.5)], 60)
     assert (near.psnr_db, near.max_error, near.holds) == (None, 0, True)
 
@@ -31,6 +31,6 @@ def test_the_largest_error_is_that_of_one_color():
 
 
 @pytest.mark.parametrize("wrong", [{"rgb": np.zeros((1, 3, 4, 5))}, image(np.nan), image(np.inf)])
-def test_what_is_no_image_is_refused(wrong):
+def test_invalid_images_are_refused(wrong):
     with pytest.raises(DeviceError, match=r"the output (has shape|contains)"):
         compare_images([wrong], [image(0.5)], 60)

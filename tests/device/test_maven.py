@@ -45,7 +45,7 @@ def fetch(cache: Path, address: str | None, **options) -> Path | None:
     return fetched_aar(cache, address, "onnxruntime-android", "1.22.0", **options)
 
 
-def test_a_checked_aar_is_fetched_once(repository, tmp_path):
+def test_a_verified_aar_is_downloaded_once(repository, tmp_path):
     address, folder, asked = repository
     publish(folder, "sha1")
     path = fetch(tmp_path / "cache", address)
@@ -66,7 +66,7 @@ def test_the_strongest_digest_decides(repository, tmp_path):
     assert not list((tmp_path / "cache").glob("*"))
 
 
-def test_a_digest_of_the_users_own_is_enough_and_binding(repository, tmp_path):
+def test_the_users_digest_replaces_the_repositorys(repository, tmp_path):
     address, _, _ = repository
     with pytest.raises(DeviceError, match="has no digest"):
         fetch(tmp_path / "cache", address)
@@ -93,7 +93,7 @@ def test_other_addresses_are_refused(tmp_path, address, message):
         fetch(tmp_path, address)
 
 
-def test_what_the_repository_does_not_have_is_named(repository, tmp_path):
+def test_a_missing_aar_is_named(repository, tmp_path):
     with pytest.raises(DeviceError, match=r"has no onnxruntime-android-qnn-9\.9\.9\.aar"):
         fetched_aar(tmp_path, repository[0], "onnxruntime-android-qnn", "9.9.9")
     with pytest.raises(DeviceError, match="is not a version number"):

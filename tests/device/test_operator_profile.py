@@ -42,7 +42,7 @@ def test_only_the_last_runs_of_a_node_count(tmp_path):
     assert fallback_nodes(nodes, "cpu") == ("conv1 (Conv)",)
 
 
-def test_operators_are_summed_the_costliest_first():
+def test_operators_are_summed_and_sorted_by_time():
     cpu, npu = "CPUExecutionProvider", "QNNExecutionProvider"
     nodes = [
         NodeTime("a", "Add", cpu, 1),
@@ -65,7 +65,7 @@ def test_operators_are_summed_the_costliest_first():
         ("[]", "contains no node"),
     ],
 )
-def test_what_is_no_trace_is_refused(tmp_path, text, message):
+def test_an_invalid_trace_is_refused(tmp_path, text, message):
     path = tmp_path / "trace.json"
     path.write_text(text)
     with pytest.raises(DeviceError, match=message):

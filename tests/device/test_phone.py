@@ -21,14 +21,14 @@ from lightfield.latency import LatencyRecord, evidence
 
 
 def settings(fake) -> dict[str, str]:
-    """Everything on the phone that a measurement changes."""
+    """All settings of the phone that a measurement changes."""
     names = ("setting_global_stay_on_while_plugged_in", "fixed_performance", "dumpsys_power")
     paths = {name: fake.state / name for name in names}
     return {name: path.read_text() for name, path in paths.items() if path.exists()}
 
 
 def script(fake, text: str) -> None:
-    """Let the phone's runner do this first."""
+    """Let the phone's runner execute this script first."""
     (fake.state / "runner_script").write_text(text)
 
 
@@ -51,7 +51,7 @@ def test_the_whole_way(attach, running_package, fake, graph):
     assert fake.files() == []
 
 
-def test_a_record_says_in_which_state_the_phone_was(attach, graph):
+def test_a_record_contains_the_state_of_the_phone(attach, graph):
     conditions = attach().measure(graph, runs=1, warmup=0).conditions
     assert conditions["before"]["thermal_status"] == 0
     assert conditions["before"]["battery_celsius"] == 28.5
@@ -69,12 +69,12 @@ def test_a_record_says_in_which_state_the_phone_was(attach, graph):
     assert conditions["pinned_to"] == "8"  # the one fastest of four cores
 
 
-def test_no_record_holds_the_serial(attach, fake, graph):
+def test_no_record_contains_the_serial_number(attach, fake, graph):
     record = attach().measure(graph, runs=1, warmup=0)
     assert fake.serial not in str(record.to_json())
 
 
-def test_nothing_is_sent_twice(attach, fake, graph):
+def test_no_file_is_sent_twice(attach, fake, graph):
     target = attach()
     target.measure(graph, runs=1, warmup=0)
     sent = len(fake.pushed)
@@ -90,7 +90,7 @@ def test_two_graphs_run_interleaved(attach, running_package, tmp_path):
     assert len(compared.ratios) == 5
 
 
-def test_settings_are_on_while_the_runner_runs(attach, fake, graph):
+def test_settings_are_changed_only_during_the_run(attach, fake, graph):
     target = attach()
     script(fake, 'cat "$STATE"/setting_* "$STATE/fixed_performance" > "$STATE/seen"')
     (fake.state / "setting_global_stay_on_while_plugged_in").write_text("3\n")
@@ -109,7 +109,7 @@ def test_settings_are_on_while_the_runner_runs(attach, fake, graph):
         ("echo 'CANNOT LINK EXECUTABLE' >&2; exit 1", "CANNOT LINK EXECUTABLE"),
     ],
 )
-def test_a_failing_runner_is_reported_and_everything_put_back(attach, fake, graph, runner, message):
+def test_a_failing_runner_is_reported_and_settings_restored(attach, fake, graph, runner, message):
     target = attach()
     before = settings(fake)
     script(fake, runner)
@@ -119,7 +119,7 @@ def test_a_failing_runner_is_reported_and_everything_put_back(attach, fake, grap
     assert fake.files() == []
 
 
-def test_a_hang_is_cut(attach, fake, graph):
+def test_a_hanging_runner_is_stopped(attach, fake, graph):
     target = attach()
     fake.hangs_at = "--model"
     with pytest.raises(AdbError, match="does not answer"):
@@ -127,7 +127,7 @@ def test_a_hang_is_cut(attach, fake, graph):
     assert (fake.state / "fixed_performance").read_text() == "false\n"
 
 
-def test_ctrl_c_puts_everything_back(attach, fake, graph, monkeypatch):
+def test_ctrl_c_restores_the_settings(attach, fake, graph, monkeypatch):
     target = attach()
     before = settings(fake)
     attempt = AdbPhone.attempt
@@ -144,7 +144,7 @@ def test_ctrl_c_puts_everything_back(attach, fake, graph, monkeypatch):
     assert fake.files() == []
 
 
-def test_a_pulled_cable_is_one_clear_error_wherever_it_happens(attach, fake, graph):
+def test_a_pulled_cable_is_one_error_at_any_command(attach, fake, graph):
     target = attach()
     for commands in itertools.count():
         fake.lost_after = len(fake.commands) + commands
@@ -154,7 +154,7 @@ def test_a_pulled_cable_is_one_clear_error_wherever_it_happens(attach, fake, gra
     assert commands > 20
 
 
-def test_a_setting_that_cannot_be_put_back_is_named(fake):
+def test_a_setting_that_cannot_be_restored_is_named(fake):
     changed = measurement_settings(AdbPhone(fake, fake.serial), api=34)
     with (
         pytest.raises(AdbError, match="could not restore these settings: fixed performance"),
@@ -163,7 +163,7 @@ def test_a_setting_that_cannot_be_put_back_is_named(fake):
         (fake.state / "no_fixed_performance").touch()
 
 
-def test_phones_that_allow_less_are_measured_as_they_are(attach, fake, graph):
+def test_refused_settings_are_recorded(attach, fake, graph):
     for refusal in ("no_fixed_performance", "no_taskset"):
         (fake.state / refusal).touch()
     fake.show(dumpsys_thermalservice="thermal_android9", dumpsys_power="power_awake")
@@ -174,7 +174,7 @@ def test_phones_that_allow_less_are_measured_as_they_are(attach, fake, graph):
     assert not any("KEYCODE" in command for command in fake.commands)
 
 
-def test_old_androids_are_not_asked_for_fixed_clocks(attach, fake, graph):
+def test_old_androids_have_no_fixed_performance_mode(attach, fake, graph):
     fake.show(getprop="getprop_xiaomi_android10")
     record = attach().measure(graph, runs=1, warmup=0)
     assert "fixed_performance" not in record.conditions["settings"]
@@ -195,7 +195,7 @@ def test_a_warm_phone_is_not_measured(attach, fake, graph, transcripts):
     assert not (fake.state / "fixed_performance").exists()
 
 
-def test_a_phone_that_warms_up_on_the_way_is_marked(attach, fake, graph):
+def test_a_phone_that_warms_up_is_marked_throttled(attach, fake, graph):
     target = attach()
     transcript = Path(__file__).parent / "transcripts/thermal_throttled_android12.txt"
     script(
@@ -219,7 +219,7 @@ def test_waiting_ends_when_the_phone_is_cool():
 
 
 @pytest.mark.parametrize("marker", ["[ro.kernel.qemu]: [1]", "[debug.nelf.emulated]: [1]"])
-def test_an_emulated_phone_says_so_and_is_no_evidence(attach, fake, graph, marker):
+def test_an_emulated_phone_is_marked_and_is_no_evidence(attach, fake, graph, marker):
     properties = fake.state / "getprop"
     properties.write_text(properties.read_text() + marker + "\n")
     record = attach().measure(graph, runs=1, warmup=0)
@@ -228,14 +228,14 @@ def test_an_emulated_phone_says_so_and_is_no_evidence(attach, fake, graph, marke
         evidence(record)
 
 
-def test_a_processor_of_another_kind_is_refused(attach, fake):
+def test_another_processor_is_refused(attach, fake):
     properties = fake.state / "getprop"
     properties.write_text("[ro.product.cpu.abilist]: [armeabi-v7a,armeabi]\n")
     with pytest.raises(DeviceError, match="armeabi-v7a, armeabi, not arm64-v8a"):
         attach()
 
 
-def test_a_runner_that_does_not_start_is_found_before_anything_is_measured(
+def test_a_runner_that_does_not_start_is_an_error_before_measuring(
     attach, fake, package, monkeypatch
 ):
     script(fake, "kill -SYS $$")
@@ -268,9 +268,7 @@ DENIED = "/data/local/tmp/nelf/0a/nelf_runner: can't execute: Permission denied"
         ("what nobody foresaw", 1, "", "check that the AAR supports this version"),
     ],
 )  # fmt: skip
-def test_a_runner_that_does_not_start_comes_with_its_true_cause(
-    attach, fake, said, code, mounts, remedy
-):
+def test_a_runner_that_does_not_start_has_a_remedy(attach, fake, said, code, mounts, remedy):
     (fake.root / "proc/mounts").write_text(f"{mounts}\n")
     script(fake, f"cat >&2 <<'END'\n{said}\nEND\nexit {code}")
     with pytest.raises(DeviceError, match=rf"does not start: .*; .*{remedy}") as told:
@@ -279,13 +277,13 @@ def test_a_runner_that_does_not_start_comes_with_its_true_cause(
     assert fake.files() == []
 
 
-def test_a_refused_system_call_is_the_linux_librarys_fault_or_this_versions():
+def test_the_remedy_for_a_blocked_system_call_depends_on_the_build():
     said = "the runner was killed by SIGSYS"
     assert "Android's own library" in start_remedy(said, "glibc", "")
     assert "of another version" in start_remedy(said, "bionic", "")
 
 
-def test_weights_in_a_second_file_travel_with_the_graph(attach, running_package, tmp_path):
+def test_external_weights_are_pushed_with_the_graph(attach, running_package, tmp_path):
     target = attach(running_package)
     graph = write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
     inputs = fixed_inputs(graph)
@@ -295,7 +293,7 @@ def test_weights_in_a_second_file_travel_with_the_graph(attach, running_package,
     )
 
 
-def test_weights_that_are_missing_are_missed_here_and_not_on_the_phone(attach, fake, tmp_path):
+def test_missing_weights_are_an_error_before_the_push(attach, fake, tmp_path):
     target, graph = attach(), write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
     (tmp_path / "heavy.bin").unlink()
     sent = len(fake.pushed)
@@ -307,14 +305,14 @@ def test_weights_that_are_missing_are_missed_here_and_not_on_the_phone(attach, f
     assert len(fake.pushed) == sent
 
 
-def test_a_hostile_file_name_never_reaches_the_phone(attach, fake, tmp_path):
+def test_a_hostile_file_name_does_not_reach_the_phone(attach, fake, tmp_path):
     graph = write_graph(tmp_path / "a b;$(touch pwned)'.onnx")
     record = attach().measure(graph, runs=1, warmup=0)
     assert record.model == graph.name
     assert not any("pwned" in command for command in fake.commands)
 
 
-def test_attaching_finds_builds_and_greets(client, package, monkeypatch):
+def test_attach_phone_builds_and_starts_the_runner(client, package, monkeypatch):
     monkeypatch.setattr("device.phone.runner_package", lambda runtime, provider="cpu": package)
     target = attach_phone(TargetConfig(serial="SERIAL01", threads=2), client)
     assert target.identity.threads == 2

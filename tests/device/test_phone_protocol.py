@@ -1,4 +1,4 @@
-"""What a measurement on a phone does besides running: gates, sensors, traces, ending early."""
+"""Measurements on a phone: conditions, sensors, traces, aborting."""
 
 import dataclasses
 import threading
@@ -20,14 +20,14 @@ from lightfield.errors import AdbError, DeviceError
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 
 
-def test_a_dark_screen_that_cannot_be_woken_is_refused(attach, fake, graph):
+def test_a_screen_that_stays_dark_is_refused(attach, fake, graph):
     wakes = fake.root / "bin" / "input"
     wakes.write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(DeviceError, match="screen stays off"):
         attach().measure(graph, runs=1)
 
 
-def test_battery_saver_is_refused_before_anything_is_changed(attach, fake, graph):
+def test_battery_saver_is_refused_before_settings_change(attach, fake, graph):
     target = attach()
     (fake.state / "setting_global_low_power").write_text("1\n")
     with pytest.raises(DeviceError, match="battery saver is on"):
@@ -35,7 +35,7 @@ def test_battery_saver_is_refused_before_anything_is_changed(attach, fake, graph
     assert not (fake.state / "fixed_performance").exists()
 
 
-def test_charging_is_recorded_and_refused_where_it_is_not_wanted(fake, package, graph):
+def test_charging_is_recorded_or_refused(fake, package, graph):
     battery = (TRANSCRIPTS / "battery_android7.txt").read_text()
     (fake.state / "dumpsys_battery").write_text(battery.replace("status: 3", "status: 2"))
     phone = AdbPhone(fake, fake.serial)
@@ -46,7 +46,7 @@ def test_charging_is_recorded_and_refused_where_it_is_not_wanted(fake, package, 
         strict.measure(graph, runs=1)
 
 
-def test_clocks_are_watched_during_the_runs(attach, running_package, fake, graph):
+def test_clocks_are_read_during_the_runs(attach, running_package, fake, graph):
     record = attach(running_package).measure(graph, runs=2)
     clocks = record.conditions["curve"]["frequencies_mhz"]
     assert clocks["cpu0"] == [500.0, 500.0]  # read at the beginning and at the end
@@ -54,8 +54,8 @@ def test_clocks_are_watched_during_the_runs(attach, running_package, fake, graph
     assert record.conditions["during"] == []
 
 
-def test_a_fast_core_that_slows_down_is_throttling(attach, running_package, fake, graph):
-    # the fast one of the four, whose clock falls while the runner works
+def test_a_slower_clock_of_a_fast_core_is_throttling(attach, running_package, fake, graph):
+    # the fast one of four cores, whose clock falls during the runs
     clock = fake.root / "sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq"
     clock.write_text("2914000\n")
     (fake.state / "runner_script").write_text(
@@ -66,7 +66,7 @@ def test_a_fast_core_that_slows_down_is_throttling(attach, running_package, fake
     assert record.conditions["throttled"] is True
 
 
-def test_a_trace_is_fetched_from_the_phone(attach, running_package, fake, graph):
+def test_a_trace_is_pulled_from_the_phone(attach, running_package, fake, graph):
     with attach(running_package) as target:
         nodes = target.profile(graph, runs=2)
     assert "Conv" in {node.operator for node in nodes}
@@ -93,7 +93,7 @@ def test_a_whole_benchmark_runs_on_a_phone(attach, running_package, fake, graph)
     assert fake.files() == []
 
 
-def test_a_phone_that_draws_something_else_gets_no_speed(attach, running_package, fake, tmp_path):
+def test_a_phone_with_wrong_images_has_no_latency(attach, running_package, fake, tmp_path):
     graph = write_graph(tmp_path / "g.onnx")
     target = attach(running_package)
     run_many = target.run_many
@@ -113,7 +113,7 @@ def test_a_phone_that_draws_something_else_gets_no_speed(attach, running_package
     assert "dB, below 60 dB" in found.refused
 
 
-def test_what_runs_can_be_ended_from_another_thread(attach, fake, graph, package):
+def test_a_run_can_be_aborted_from_another_thread(attach, fake, graph, package):
     target = attach()
     (fake.state / "runner_script").write_text(
         'case "$*" in *--model*) touch "$STATE/runs"; exec sleep 60 ;; esac\n'
@@ -142,7 +142,7 @@ def test_what_runs_can_be_ended_from_another_thread(attach, fake, graph, package
     assert fake.files() == []
 
 
-def test_a_provider_is_handed_to_the_runner(fake, package, graph):
+def test_the_runner_gets_the_provider(fake, package, graph):
     config = TargetConfig(provider="xnnpack", threads=2)
     target = PhoneTarget(AdbPhone(fake, fake.serial), package, config)
     target.measure(graph, runs=1)
@@ -151,7 +151,7 @@ def test_a_provider_is_handed_to_the_runner(fake, package, graph):
     assert "--provider xnnpack --option intra_op_num_threads=2" in words
 
 
-def test_options_of_a_provider_can_be_given_and_overridden(fake, package, graph):
+def test_options_of_a_provider_reach_the_runner(fake, package, graph):
     options = ("backend_path=libQnnGpu.so; touch pwned", "htp_performance_mode=burst")
     config = TargetConfig(provider="qnn", provider_options=options)
     target = PhoneTarget(AdbPhone(fake, fake.serial), package, config)
@@ -160,7 +160,7 @@ def test_options_of_a_provider_can_be_given_and_overridden(fake, package, graph)
     assert not list(fake.root.rglob("pwned"))
 
 
-def test_the_bundle_finds_a_providers_libraries(fake, package, graph):
+def test_the_runner_finds_a_providers_libraries(fake, package, graph):
     with_libraries = dataclasses.replace(package, opens_libraries=True)
     assert isinstance(with_libraries, RunnerPackage)
     target = PhoneTarget(AdbPhone(fake, fake.serial), with_libraries)

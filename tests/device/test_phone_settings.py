@@ -22,7 +22,7 @@ def note_of(fake, pid: int) -> None:
     path.write_text(f"# {pid}\nsettings put global stay_on_while_plugged_in 3\n")
 
 
-def test_a_note_lies_on_the_phone_while_its_settings_are_changed(phone, fake):
+def test_a_note_is_on_the_phone_while_settings_are_changed(phone, fake):
     with measurement_settings(phone, api=34):
         assert stays_on(fake) == "7"
         (note,) = fake.files()
@@ -36,7 +36,7 @@ def test_a_note_lies_on_the_phone_while_its_settings_are_changed(phone, fake):
     assert fake.files() == []
 
 
-def test_the_phone_puts_back_what_we_cannot(phone, fake):
+def test_the_guard_restores_settings_after_a_lost_connection(phone, fake):
     def lose() -> None:
         fake.lost_after = len(fake.commands)
         phone.shell(["true"])
@@ -48,36 +48,36 @@ def test_the_phone_puts_back_what_we_cannot(phone, fake):
     assert fake.files() == []
 
 
-def test_a_note_that_lost_its_guard_is_carried_out_first(phone, fake):
-    note_of(fake, pid=2**22 + 1)  # above any process's number
+def test_a_note_without_a_guard_is_executed_first(phone, fake):
+    note_of(fake, pid=2**22 + 1)  # larger than any process id
     with measurement_settings(phone, api=34):
         assert stays_on(fake) == "7"
     assert stays_on(fake) == "3"
     assert fake.files() == []
 
 
-def test_a_note_whose_guard_still_waits_is_left_to_it(phone, fake):
+def test_a_note_with_a_guard_is_left_alone(phone, fake):
     note_of(fake, pid=os.getpid())
     assert restore_leftovers(phone) == 0
     assert stays_on(fake) is None
     assert fake.files() == ["nelf-restore-old"]
 
 
-def test_a_setting_that_the_phone_takes_and_ignores_is_told(phone, fake):
+def test_an_ignored_setting_is_recorded_as_not_applied(phone, fake):
     (fake.state / "settings_are_ignored").touch()
     with measurement_settings(phone, api=34) as applied:
         assert applied == {"stays_on": False, "screen_on": True, "fixed_performance": True}
     assert fake.files() == []
 
 
-def test_an_old_value_that_does_not_come_back_is_told(phone, fake):
+def test_a_setting_that_is_not_restored_is_an_error(phone, fake):
     (fake.state / "setting_global_stay_on_while_plugged_in").write_text("3\n")
     changed = measurement_settings(phone, api=34)
     with pytest.raises(AdbError, match="restore these settings: stay on while"), changed:
         (fake.state / "settings_are_ignored").touch()
 
 
-def test_a_phone_that_takes_no_note_is_not_changed(phone, fake):
+def test_no_setting_is_changed_without_a_note(phone, fake):
     folder = fake.root / "data/local/tmp"
     folder.rmdir()
     with measurement_settings(phone, api=34) as applied:

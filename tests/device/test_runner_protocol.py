@@ -35,7 +35,7 @@ def parse(code: int, stdout: str, stderr: str = "", runs: int = 2, **asked) -> R
     return parse_report(code, stdout, stderr, where="g.onnx", schedule=schedule, models=1)
 
 
-def test_an_answer_is_read_in_milliseconds_and_bytes():
+def test_a_report_is_converted_to_milliseconds_and_bytes():
     report = parse(0, f"WARNING: linker: something\n{json.dumps(ANSWER)}\n")
     assert report.growth_bytes == 100 * 1024
     assert report.models[0].load_ms == 1.5
@@ -78,13 +78,13 @@ def test_every_failure_has_its_message(code, stdout, stderr, message, unchecked)
         ("outputs", [{}]),
     ],
 )
-def test_garbage_in_an_answer_is_refused(key, value, unchecked):
+def test_garbage_in_a_report_is_refused(key, value, unchecked):
     answer = {**ANSWER, "models": [{**ANSWER["models"][0], key: value}]}
     with pytest.raises(DeviceError, match="report is invalid"):
         parse(0, json.dumps(answer))
 
 
-def test_an_answer_of_another_length_is_refused():
+def test_a_report_with_a_wrong_number_of_samples_is_refused():
     with pytest.raises(DeviceError, match=r"\[2\] samples of 1 graphs instead of 3 samples of 1"):
         parse(0, json.dumps(ANSWER), runs=3)
     with pytest.raises(DeviceError, match="instead of 1 samples of 1 graphs"):
@@ -94,7 +94,7 @@ def test_an_answer_of_another_length_is_refused():
         parse(0, json.dumps({**ANSWER, "models": [unequal]}))
 
 
-def test_a_runner_that_went_on_for_longer_may_answer_more():
+def test_a_longer_run_may_report_more_samples():
     report = parse(0, json.dumps(ANSWER), runs=1, seconds=5)
     assert report.models[0].at_ms == (0.0, 2.05)
 
@@ -109,7 +109,7 @@ def test_watched_values_come_in_rows(unchecked):
             parse(0, json.dumps({**ANSWER, "watched": wrong}), watch=("/sys/a", "/sys/b"))
 
 
-def test_a_profile_that_was_asked_for_must_be_named(tmp_path):
+def test_the_report_must_name_the_requested_profile(tmp_path):
     with pytest.raises(DeviceError, match="report is invalid"):
         parse(0, json.dumps(ANSWER), profile=tmp_path / "trace.json")
 

@@ -28,14 +28,14 @@ def state(status: int | None = 0, **battery) -> PhoneState:
         (state(is_charging=True), ThermalConfig(allow_charging=False), "the phone is charging"),
     ],
 )
-def test_what_waiting_does_not_cure_is_refused_at_once(unfit, config, message):
+def test_conditions_that_waiting_does_not_change_are_refused_at_once(unfit, config, message):
     with pytest.raises(DeviceError, match=message):
         require_fit(unfit, config)
     with pytest.raises(DeviceError, match=message):
         wait_until_cool(lambda: unfit, config, sleep=lambda s: pytest.fail("waited"))
 
 
-def test_what_a_phone_does_not_say_is_fine():
+def test_unknown_values_pass():
     silent = PhoneState(Thermal(None), Battery(), {})
     require_fit(silent, ThermalConfig(allow_charging=False))
     require_screen(silent, ThermalConfig())
@@ -49,13 +49,13 @@ def test_a_dark_screen_is_refused_unless_allowed():
     require_screen(dark, ThermalConfig(allow_dark_screen=True))
 
 
-def test_a_warm_phone_that_is_also_unfit_is_not_waited_for():
+def test_a_warm_phone_with_an_empty_battery_is_refused_at_once():
     states = iter([state(1, level_percent=5.0)])
     with pytest.raises(DeviceError, match="battery level is 5%"):
         wait_until_cool(lambda: next(states), ThermalConfig(), sleep=lambda s: None)
 
 
-def test_impossible_gates_are_refused():
+def test_impossible_conditions_are_refused():
     for fields in (
         {"wait_seconds": -1.0},
         {"poll_seconds": 0.0},
@@ -84,7 +84,7 @@ def test_too_few_runs_show_no_slowdown():
     assert throttling_signs([], [[1.0] * 5 + [9.0] * 5], {"cpu0": [2000.0, 1000.0]}) == []
 
 
-def test_a_long_run_is_watched_and_a_short_one_left_alone(monkeypatch):
+def test_only_long_runs_are_polled(monkeypatch):
     monkeypatch.setattr("device.thermal._POLL_SECONDS", 0.01)
     with StatePolling(state, seconds=0.005) as short:
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def test_a_long_run_is_watched_and_a_short_one_left_alone(monkeypatch):
     assert times == sorted(times)
 
 
-def test_a_phone_that_is_lost_while_it_is_watched_is_told_by_the_run(monkeypatch):
+def test_polling_stops_when_the_phone_is_lost(monkeypatch):
     monkeypatch.setattr("device.thermal._POLL_SECONDS", 0.001)
 
     def lost() -> PhoneState:

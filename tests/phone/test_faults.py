@@ -1,6 +1,6 @@
-"""What can go wrong between this machine and a phone, done to a real adb and a real adbd.
+"""Faults between this machine and a phone, with a real adb and a real adbd.
 
-Everywhere: one clear error, nothing hangs, what the phone was set to is put back as soon as the phone
+Every fault raises one clear error, nothing hangs, the phone's settings are restored as soon as the phone
 can be reached, and the next measurement works.
 """
 
@@ -48,7 +48,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def settings(phone, opened):
-    """The phone as its owner has set it, and a look at whether it is so again."""
+    """A function that tells whether the phone has its owner's settings again."""
     opened.shell(["settings", "put", "global", "stay_on_while_plugged_in", "3"])
     before = phone.settings()
 
@@ -66,7 +66,7 @@ def timed(target, graph):
 
 @contextlib.contextmanager
 def once(condition, act):
-    """Do something from aside, as soon as something holds."""
+    """Call a function in another thread as soon as a condition holds."""
 
     def watch() -> None:
         wait_until(condition)
@@ -79,7 +79,7 @@ def once(condition, act):
 
 
 def running(phone):
-    """True while the runner of a test's script measures, with the phone's settings changed."""
+    """Whether the script of a test runs while the phone's settings are changed."""
     return lambda: phone.processes("--model")
 
 
@@ -116,15 +116,15 @@ def test_a_cable_pulled_during_a_run(phone, scripted, settings, server, graph):
     assert phone.files() == []
 
 
-def test_a_cable_pulled_while_results_come_back(phone, opened, file, tmp_path):
+def test_a_cable_pulled_while_results_are_pulled(phone, opened, file, tmp_path):
     (phone.local_tmp / "output.bin").write_bytes(file.read_bytes())
     phone.cable.pull_after(500_000, to_phone=False)
     with pytest.raises(AdbError, match=LOST):
         opened.pull_file("/data/local/tmp/output.bin", tmp_path / "output.bin")
-    assert list(tmp_path.iterdir()) == [file]  # no half of one
+    assert list(tmp_path.iterdir()) == [file]  # no incomplete file
 
 
-def test_a_cable_that_stays_out_is_said_at_once(phone, opened, server):
+def test_a_cable_that_stays_out_is_an_error_at_once(phone, opened, server):
     phone.cable.pull()
     wait_until(lambda: state_of(server, phone) != "device")
     with pytest.raises(AdbError, match=LOST):
@@ -133,7 +133,9 @@ def test_a_cable_that_stays_out_is_said_at_once(phone, opened, server):
 
 def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
     content = file.read_bytes()
-    marks = [content[at:][:32] for at in (500_000, 1_000_000)]  # no matter how it is cut up
+    marks = [
+        content[at:][:32] for at in (500_000, 1_000_000)
+    ]  # independent of the split into messages
 
     def flip(payload: bytes) -> bytes:
         for mark in marks:
@@ -185,7 +187,7 @@ def test_an_adb_server_killed_during_a_run(phone, scripted, settings, server, gr
     assert "daemon" not in "".join(capfd.readouterr())
 
 
-def test_an_unauthorized_phone_says_what_to_accept(phone, server):
+def test_the_error_of_an_unauthorized_phone_says_what_to_accept(phone, server):
     phone.cable.unauthorized = True
     server.disconnect(phone.serial)
     attach(server, phone)
@@ -204,7 +206,7 @@ def test_a_phone_that_goes_unauthorized_while_it_is_used(phone, opened, server):
         opened.shell(["true"])
 
 
-def test_an_offline_phone_says_how_to_wake_it(phone, opened, server):
+def test_the_error_of_an_offline_phone_says_what_to_do(phone, opened, server):
     phone.power_off()
     wait_until(lambda: state_of(server, phone) == "offline")
     for use in (lambda: open_phone(server), lambda: opened.shell(["true"])):
@@ -217,7 +219,9 @@ def test_a_phone_that_reboots_during_a_run(phone, scripted, settings, server, gr
     (phone.state / "slow").touch()
     with once(running(phone), phone.reboot), pytest.raises(AdbError, match=LOST):
         timed(target, graph)
-    assert phone.settings()["stay_on_while_plugged_in"] == "7\n"  # nobody was left to put it back
+    assert (
+        phone.settings()["stay_on_while_plugged_in"] == "7\n"
+    )  # no process was left to restore it
     (phone.state / "slow").unlink()
     attach(server, phone)
     with target:
@@ -226,7 +230,7 @@ def test_a_phone_that_reboots_during_a_run(phone, scripted, settings, server, gr
     assert phone.files() == []
 
 
-def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, server, tmp_path):
+def test_settings_are_restored_after_the_program_is_killed(phone, settings, server, tmp_path):
     program = (
         "import sys\n"
         "from device.adb import open_phone\n"
@@ -241,13 +245,13 @@ def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, se
         assert phone.settings()["fixed_performance"] == "true\n"
         child.send_signal(signal.SIGKILL)
     wait_until(settings)
-    wait_until(lambda: phone.processes("sleep 317") == [])  # what ran there ends too
+    wait_until(lambda: phone.processes("sleep 317") == [])  # the command on the phone ends too
     wait_until(lambda: phone.files() == [])
 
 
-def test_of_two_phones_one_has_to_be_named(new_phone, server):
+def test_two_phones_need_a_serial(new_phone, server):
     one, two = new_phone(), new_phone()
-    # so far both have the same number: one phone that is attached twice
+    # at first both have the same serial number, as one phone that is attached twice
     assert open_phone(server).serial in (one.serial, two.serial)
     (two.state / "getprop").write_text("[ro.serialno]: [R3NX20]\n[ro.product.model]: [The other]\n")
     with pytest.raises(AdbError, match=r"2 phones are attached; choose one by --serial") as error:
@@ -267,7 +271,7 @@ def test_no_phone_at_all(server):
 # The phone's storage and processor ----------------------------------------------------------------
 
 
-def test_a_full_storage_is_said_before_anything_is_sent(phone, opened, file):
+def test_a_full_storage_is_an_error_before_the_push(phone, opened, file):
     phone.fill(spare_bytes=1_000_000)
     with pytest.raises(
         AdbError, match=r"1\.0 MB of free storage, 2\.0 MB are needed; free storage"
@@ -276,7 +280,7 @@ def test_a_full_storage_is_said_before_anything_is_sent(phone, opened, file):
     assert [name for name in phone.files() if name.endswith("file")] == []
 
 
-def test_a_storage_that_fills_up_on_the_way(phone, opened, file, monkeypatch):
+def test_a_storage_that_fills_up_during_a_push(phone, opened, file, monkeypatch):
     monkeypatch.setattr(AdbPhone, "_require_room", lambda self, size_bytes: None)
     phone.fill(spare_bytes=1_000_000)
     with pytest.raises(
@@ -291,7 +295,7 @@ def test_a_read_only_storage(phone, opened, file):
         opened.push_files({"file": file})
 
 
-def test_a_phone_without_room_for_a_note_is_not_changed(phone, opened, scripted, graph):
+def test_no_setting_is_changed_without_storage_for_the_note(phone, opened, scripted, graph):
     target = scripted('echo "$answer"')
     timed(target, graph)
     phone.fill(spare_bytes=0)
@@ -324,7 +328,7 @@ def test_a_runner_for_another_processor(phone, opened, tmp_path):
 
 @pytest.fixture(scope="module")
 def talking(tree, server, tmp_path_factory):
-    """One phone for many things that a runner may say: those in the phone's `script`."""
+    """One phone for many tests; its runner is the phone's file `script`."""
     folder = tmp_path_factory.mktemp("talking")
     with attached_phone(folder, tree, server) as phone:
         opened = open_phone(server, phone.serial)
@@ -353,7 +357,7 @@ def talking(tree, server, tmp_path_factory):
         ("true", "report is invalid"),
     ],
 )
-def test_a_runner_that_fails_or_talks_nonsense(talking, graph, script, message):
+def test_a_runner_that_fails_or_prints_an_invalid_report(talking, graph, script, message):
     phone, target = talking
     before = phone.settings()
     (phone.state / "script").write_text(script)
@@ -365,12 +369,12 @@ def test_a_runner_that_fails_or_talks_nonsense(talking, graph, script, message):
     assert phone.settings() == {**before, "fixed_performance": "false\n"}
 
 
-def test_noise_around_the_answer_does_no_harm(scripted, graph):
+def test_noise_around_the_report_is_ignored(scripted, graph):
     script = 'echo "WARNING: linker: unused DT entry"; echo noise >&2; echo "$answer"; echo bye'
     assert timed(scripted(script), graph).samples_ms == (2.5,)
 
 
-def test_a_runner_that_hangs_is_cut_off_and_ended(phone, scripted, settings, graph, monkeypatch):
+def test_a_hanging_runner_is_killed(phone, scripted, settings, graph, monkeypatch):
     monkeypatch.setattr("device.phone._GRACE_SECONDS", 2)
     target = scripted("trap '' ALRM; sleep 60", timeout_seconds=1)
     with target, pytest.raises(AdbError, match="the phone does not answer"):
@@ -380,7 +384,7 @@ def test_a_runner_that_hangs_is_cut_off_and_ended(phone, scripted, settings, gra
 
 
 def test_the_real_runner_under_faults(phone, target, settings, graph, tmp_path):
-    """One phone for several faults, since sending ONNX Runtime takes its time."""
+    """One phone for several faults, because pushing ONNX Runtime takes long."""
     killed = pytest.raises(DeviceError, match=r"small\.onnx: the runner was killed by SIGKILL")
     with once(running(phone), lambda: kill_runner(phone, signal.SIGKILL)), killed:
         target.measure_many([graph], runs=1_000_000)
@@ -416,7 +420,7 @@ def kill_runner(phone, number):
 
 
 def write_unsupported(path: Path) -> Path:
-    """A graph with an operator that ONNX Runtime does not know."""
+    """A graph with an operator that ONNX Runtime does not support."""
     value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in "xy"]
     node = helper.make_node("HolographicConv", ["x"], ["y"], domain="com.example")
     graph = helper.make_graph([node], "unsupported", value[:1], value[1:])
@@ -427,7 +431,7 @@ def write_unsupported(path: Path) -> Path:
 
 # Clocks -------------------------------------------------------------------------------------------
 
-# A C library of one function, put before the real one: the clock with this number jumps at every look.
+# A library with one function, preloaded before the C library: one clock jumps whenever it is read.
 JUMPING = r"""
 struct timespec { long seconds, nanoseconds; };
 int clock_gettime(int clock, struct timespec *now) {
@@ -443,7 +447,7 @@ int clock_gettime(int clock, struct timespec *now) {
 
 
 class Preloading(RunnerPackage):
-    """The runner with that library in front of the C library."""
+    """A package that preloads that library."""
 
     def command(self, folder: str) -> list[str]:
         loader, *rest = super().command(folder)
@@ -463,12 +467,12 @@ def test_a_clock_that_is_set_while_a_graph_runs(opened, package, graph, tmp_path
         if clock == 0:  # the wall clock: automatic time, a time zone, the user
             record = target.measure_many([graph], runs=8, warmup=0)[0]
             assert max(record.samples_ms) < 60_000
-        else:  # no phone's does; without it the test above would pass by doing nothing
+        else:  # a negative control: no real monotonic clock jumps
             with pytest.raises(DeviceError):
                 target.measure_many([graph], runs=8, warmup=0)
 
 
-# Hostile words ------------------------------------------------------------------------------------
+# Hostile arguments --------------------------------------------------------------------------------
 
 HOSTILE = [
     "a b",
@@ -484,7 +488,7 @@ HOSTILE = [
 ]
 
 
-def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
+def test_words_are_quoted_for_the_phones_shell(phone, opened):
     printed = opened.shell(["printf", "<%s>", *HOSTILE])
     assert printed == "".join(f"<{word}>" for word in HOSTILE)
     with opened.in_background(["echo", "$(touch /data/local/tmp/pwned); `id`"]) as said:
@@ -495,7 +499,7 @@ def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
 @pytest.mark.parametrize(
     "serial", ["x; touch pwned", "$(touch pwned)", "a b", "", "x\n0012host:kill"]
 )
-def test_a_hostile_serial_is_only_a_phone_that_is_not_there(phone, server, serial):
+def test_a_hostile_serial_is_only_an_unknown_phone(phone, server, serial):
     with pytest.raises(AdbError, match="no such phone is attached; attached phones: "):
         open_phone(server, serial)
     assert phone.files() == []
