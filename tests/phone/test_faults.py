@@ -133,9 +133,7 @@ def test_a_cable_that_stays_out_is_an_error_at_once(phone, opened, server):
 
 def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
     content = file.read_bytes()
-    marks = [
-        content[at:][:32] for at in (500_000, 1_000_000)
-    ]  # independent of the split into messages
+    marks = [content[at:][:32] for at in (500_000, 1_000_000)]  # two, as messages may split one
 
     def flip(payload: bytes) -> bytes:
         for mark in marks:
@@ -202,7 +200,7 @@ def test_a_phone_that_goes_unauthorized_while_it_is_used(phone, opened, server):
     phone.cable.pull()
     phone.cable.plug()
     wait_until(lambda: state_of(server, phone) == "unauthorized", seconds=60)
-    with pytest.raises(AdbError, match=r"the phone is (unauthorized|authorizing); unlock it"):
+    with pytest.raises(AdbError, match=r"the phone is (unauthorized|authorizing); unlock the phone"):
         opened.shell(["true"])
 
 
