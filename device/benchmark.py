@@ -17,14 +17,13 @@ from typing import Annotated, Any
 import numpy as np
 
 from device.bench_record import DeviceBench, GraphBench
-from device.comparison import RatioInterval, ratio_interval
 from device.fidelity import Fidelity, GraphPrecision, compare_images, floor_db
 from device.host import HostTarget
 from device.operator_profile import fallback_nodes, operator_times
 from device.reference_model import write_reference_model
 from device.target import RunnerTarget
 from lightfield.errors import AdbError, ConfigError, DeviceError
-from lightfield.latency import LatencyRecord
+from lightfield.latency import LatencyRecord, RatioInterval, block_bootstrap_interval
 from lightfield.progress import Progress, silent
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import tool_versions
@@ -170,7 +169,7 @@ def _reference_ratio(
     if not config.reference_model_runs or target.identity.emulated:
         return None
     pair = target.compare(graph.model, reference_model, runs=config.reference_model_runs)
-    return ratio_interval(pair.ratios)
+    return block_bootstrap_interval(pair.ratios)
 
 
 def _sustained_pass(

@@ -30,7 +30,7 @@ from device.sensors import Sensor, condition_curve
 from device.target_config import TargetConfig
 from lightfield.errors import ConfigError, DeviceError
 from lightfield.files import sha256_of
-from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
+from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord, joined
 from lightfield.scratch import scratch_folder
 
 
@@ -160,7 +160,7 @@ class RunnerTarget(ABC):
         pair = self.measure_many([candidate, reference], runs=-(-runs // 2), warmup=warmup)
         if runs > 1:
             swapped = self.measure_many([reference, candidate], runs=runs // 2, warmup=warmup)
-            pair = [_joined(*halves) for halves in zip(pair, reversed(swapped), strict=True)]
+            pair = [joined(*halves) for halves in zip(pair, reversed(swapped), strict=True)]
         return ComparedLatency(*pair)
 
     def measure_many(
@@ -271,18 +271,3 @@ class RunnerTarget(ABC):
                 "cpu_ms": list(times.cpu_ms),
             },
         )
-
-
-def _joined(first: LatencyRecord, second: LatencyRecord) -> LatencyRecord:
-    """Concatenate the samples of two halves.
-
-    The conditions are those of the first half, except that throttling in either half counts.
-    """
-    one, two = first.conditions, second.conditions
-    joined = {name: [*one[name], *two[name]] for name in ("at_ms", "cpu_ms")}
-    if "throttled" in one:
-        joined["throttled"] = one["throttled"] or two["throttled"]
-        joined["throttling"] = list(dict.fromkeys([*one["throttling"], *two["throttling"]]))
-    return replace(
-        first, samples_ms=first.samples_ms + second.samples_ms, conditions={**one, **joined}
-    )

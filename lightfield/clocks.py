@@ -21,7 +21,7 @@ Clock = Literal["wall", "undisturbed", "cpu"]
 """Wall clock of all runs, wall clock of the undisturbed runs only, or CPU clock of all runs."""
 UNDISTURBED_SHARE = 0.9
 """A run is undisturbed if the process had the processor for at least this share of the run's time."""
-UNDISTURBED_RUNS = 20
+MIN_UNDISTURBED_RUNS = 20
 """Smallest number of undisturbed runs from which a percentile is taken."""
 
 
@@ -40,13 +40,13 @@ def cpu_clock_record(record: LatencyRecord) -> LatencyRecord:
     return replace(record, samples_ms=tuple(cpu_ms), conditions=conditions)
 
 
-def latency_table_record(record: LatencyRecord) -> LatencyRecord:
+def cpu_clock_on_host(record: LatencyRecord) -> LatencyRecord:
     """The record for a latency table: CPU clock on a host, wall clock on a phone."""
     return cpu_clock_record(record) if record.device.kind == "host" else record
 
 
-def ranking_pair(measured: ComparedLatency) -> ComparedLatency:
-    """The pair for deciding which graph is faster: CPU clock on a host with one thread, else wall clock.
+def ratio_runs(measured: ComparedLatency) -> ComparedLatency:
+    """The runs that decide which graph is faster: CPU clock on a host with one thread, else wall clock.
 
     Raises:
         BudgetError: for an emulated device.
@@ -57,8 +57,8 @@ def ranking_pair(measured: ComparedLatency) -> ComparedLatency:
     return ComparedLatency(cpu_clock_record(candidate), cpu_clock_record(reference))
 
 
-def budget_pair(measured: ComparedLatency) -> tuple[ComparedLatency, Clock]:
-    """The pair for comparing a latency with a budget, and the clock of its samples.
+def budget_runs(measured: ComparedLatency) -> tuple[ComparedLatency, Clock]:
+    """The runs whose percentile a budget constrains, and their clock.
 
     The clock is the wall clock. On a host with one thread only undisturbed runs count; if there are too
     few of them, the CPU clock is used instead.
@@ -66,7 +66,7 @@ def budget_pair(measured: ComparedLatency) -> tuple[ComparedLatency, Clock]:
     Raises:
         BudgetError: for an emulated device.
     """
-    by_cpu = ranking_pair(measured)
+    by_cpu = ratio_runs(measured)
     if not _has_usable_cpu_times(measured):
         clock = measured.candidate.conditions.get("clock")
         return measured, "cpu" if clock == "process_cpu" else "wall"
@@ -78,7 +78,7 @@ def budget_pair(measured: ComparedLatency) -> tuple[ComparedLatency, Clock]:
         )
     ]
     undisturbed = np.flatnonzero(np.minimum(*shares) >= UNDISTURBED_SHARE)
-    if len(undisturbed) < UNDISTURBED_RUNS:
+    if len(undisturbed) < MIN_UNDISTURBED_RUNS:
         return by_cpu, "cpu"
     records = [
         replace(record, samples_ms=tuple(record.samples_ms[i] for i in undisturbed))

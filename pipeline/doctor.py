@@ -27,6 +27,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from lightfield.errors import described
 from pipeline.console import Console
 
 State = Literal["ok", "absent", "broken"]
@@ -78,7 +79,7 @@ class Probe:
                 warnings.simplefilter("ignore")  # what a library says of itself is not our finding
                 state, detail = self.look()
         except Exception as error:  # that is what a broken installation is
-            state, detail = "broken", _reason(error)
+            state, detail = "broken", described(error)
         return Finding(self.name, state, detail, "" if state == "ok" else self.cost)
 
 
@@ -131,7 +132,7 @@ def _preset_line() -> str:
 
         name = default_preset_name()
     except Exception as error:  # torch may be what is broken
-        return f"No preset works here: {_reason(error)}"
+        return f"No preset works here: {described(error)}"
     why = {
         "tiny": "torch sees no CUDA GPU",
         "small": "the GPU has too little memory for `paper`",
@@ -372,8 +373,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # its distribution has another name: onnxruntime-gpu
         return str(getattr(importlib.import_module(name), "__version__", "of unknown version"))
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -1,9 +1,9 @@
 """What the parts of a student are worth.
 
 Channels are ranked by first-order Taylor expansion of the loss in their mask, with batch norms in
-evaluation mode, so the ranking is that of the folded weights and does not change when a norm's scale
-moves into a convolution. What a *choice* costs is then measured, not estimated: the mean squared error
-of the student that has been slimmed accordingly.
+evaluation mode, so the ranking is that of the folded weights and does not change when a norm's
+scale moves into a convolution. What a *choice* costs is then measured, not estimated: the mean
+squared error of the student that has been slimmed accordingly.
 """
 
 from __future__ import annotations

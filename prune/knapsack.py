@@ -1,4 +1,5 @@
-"""Choosing one option of each part: a multiple-choice knapsack, solved exactly on a grid of costs."""
+"""Choosing one option of each part: a multiple-choice knapsack, solved exactly on a grid of
+costs."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Option:
-    """One way to keep a part: how much of it, say a block's inner width (0 drops it), cost, and loss."""
+    """One way to keep a part: how much of it, say a block's inner width (0 drops it), cost, and
+    loss."""
 
     amount: int
     cost_ms: float
@@ -23,8 +25,8 @@ def choose_options(
 ) -> list[int] | None:
     """Indices of the options, one per part, with the least total loss within the budget.
 
-    Costs are rounded up to `budget_ms / bins`, so the choice never exceeds the budget; the optimum is
-    exact up to that rounding. None when even the cheapest options do not fit.
+    Costs are rounded up to `budget_ms / bins`, so the choice never exceeds the budget; the optimum
+    is exact up to that rounding. None when even the cheapest options do not fit.
     """
     if budget_ms < 0:
         return None

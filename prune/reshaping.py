@@ -1,12 +1,12 @@
 """Students of another form than the dense one: rays further apart, or a shorter way to the pixels.
 
 Rays twice as far apart stand for twice as many pixels along each side, so that head and body do a
-quarter of the work; one more stage, like the first, leads from them to where the tail began. A `short`
-tail goes from its first stage to the colors by one pixel shuffle, a linear guess of a patch from a
-stream that has seen its neighbors, without the stages whose many pixels cost most. Narrow residual
-blocks of the tail cost little beside what either saves, so that a form may also have more of them. Head,
-body and the stages that stay are carried over; what is new is fitted by least squares, or begins by
-adding nothing, and the rest is for training to find.
+quarter of the work; one more stage, like the first, leads from them to where the tail began. A
+`short` tail goes from its first stage to the colors by one pixel shuffle, a linear guess of a patch
+from a stream that has seen its neighbors, without the stages whose many pixels cost most. Narrow
+residual blocks of the tail cost little beside what either saves, so that a form may also have more
+of them. Head, body and the stages that stay are carried over; what is new is fitted by least
+squares, or begins by adding nothing, and the rest is for training to find.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightfield.errors import ConfigError
-from lightfield.student import ResidualBlock, Student, StudentSpec, TailStage
-from prune.chains import Kept, chains_of, entry_of
+from lightfield.student import (
+    ResidualBlock,
+    ShuffledUpsample,
+    Student,
+    StudentSpec,
+    TailStage,
+    Upsample,
+)
+from prune.chains import Kept
 from prune.conversion import shuffle_as_transposed
 from prune.importance import Batch, Batches
 from prune.least_squares import Stream, covariance, regression
@@ -37,8 +44,8 @@ MOST_LOGIT = 8.0
 
 
 def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -> StudentSpec:
-    """The specification with rays `spacing` times as far apart, a power of two, and another tail; in a
-    short one its first stages stay. A tail that is as short already stays as it is."""
+    """The specification with rays `spacing` times as far apart, a power of two, and another tail;
+    in a short one its first stages stay. A tail that is as short already stays as it is."""
     stages = spec.tail
     if tail == "short" and len(stages) > stays:
         factor = math.prod(stage.factor for stage in stages[stays:])
@@ -49,8 +56,8 @@ def reshaped_spec(spec: StudentSpec, spacing: int, tail: Tail, stays: int = 1) -
 
 
 def deepened_spec(spec: StudentSpec, blocks: Sequence[int]) -> StudentSpec:
-    """The specification with at least so many residual blocks in each stage of the tail, from the rays
-    on.
+    """The specification with at least so many residual blocks in each stage of the tail, from the
+    rays on.
 
     Raises:
         ConfigError: when the tail has fewer stages that may have blocks.
@@ -82,8 +89,8 @@ def _is_short(spec: StudentSpec) -> bool:
 
 
 def form_of(spec: StudentSpec, dense: StudentSpec) -> tuple[int, Tail, int]:
-    """In which form a student is that came from a dense one: spacing, tail, and how many of the dense
-    one's stages a short tail still has."""
+    """In which form a student is that came from a dense one: spacing, tail, and how many of the
+    dense one's stages a short tail still has."""
     spacing = spec.factor // dense.factor
     left = len(spec.tail) - (spacing.bit_length() - 1)  # but for the stages that lead to them
     shorter = left < len(dense.tail) or (_is_short(spec) and not _is_short(dense))
@@ -102,8 +109,8 @@ def forms_of(spec: StudentSpec, dense: StudentSpec) -> list[StudentSpec]:
 
 
 def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> StudentSpec:
-    """What becomes of a larger student when a smaller one of its form takes another form, and perhaps
-    gets more blocks in its tail."""
+    """What becomes of a larger student when a smaller one of its form takes another form, and
+    perhaps gets more blocks in its tail."""
     form = in_form_of(base, before, after)
     added = _new_blocks(before, after)
     counts = [len(s.inner_widths) + n for s, n in zip(form.tail, added, strict=True)]
@@ -111,8 +118,8 @@ def form_like(base: StudentSpec, before: StudentSpec, after: StudentSpec) -> Stu
 
 
 def blocks_in_form(kept: Kept, base: StudentSpec, before: StudentSpec, after: StudentSpec) -> Kept:
-    """Which blocks there are of a larger student's, chain by chain, when a student that was cut from it
-    takes another form, or none."""
+    """Which blocks there are of a larger student's, chain by chain, when a student that was cut
+    from it takes another form, or none."""
     if before.tail == after.tail:
         return kept
     body, *old = kept
@@ -142,8 +149,8 @@ def _new_blocks(before: StudentSpec, after: StudentSpec) -> list[int]:
 
 @torch.no_grad()
 def reshaped(student: Student, spec: StudentSpec, batches: Batches) -> Student:
-    """A student of `spec`, which is a `reshaped_spec` of the given one's, `deepened_spec` or not, in
-    evaluation mode; the given one itself where it has that form.
+    """A student of `spec`, which is a `reshaped_spec` of the given one's, `deepened_spec` or not,
+    in evaluation mode; the given one itself where it has that form.
 
     Args:
         student: left as it is, but in evaluation mode.
@@ -167,8 +174,8 @@ def _coarser(student: Student, spec: StudentSpec, batches: Batches) -> Student:
     for old, new in zip(student.tail, result.tail[1:], strict=True):
         new.load_state_dict(_loadable(old, new), strict=False)
     result.color.load_state_dict(student.color.state_dict())
-    its = through(_up_to_tail(student), [x for x, _ in batches(student.spec)])
-    mine = through(_up_to_tail(result), [x for x, _ in batches(spec)])
+    its = through(student.chains()[0], [x for x, _ in batches(student.spec)])
+    mine = through(result.chains()[0], [x for x, _ in batches(spec)])
     logits = through(nn.Sequential(*student.tail, student.color), its)
     weights = [color_slopes(torch.sigmoid(y)) for y in logits]
     _lead_in(result, student, mine, its, weights)
@@ -182,7 +189,7 @@ def _shortened(student: Student, spec: StudentSpec, images: Sequence[Batch]) -> 
     result = _with_body_of(student, spec)
     for old, new in zip(student.tail, result.tail[:-1], strict=False):
         new.load_state_dict(old.state_dict())
-    streams = through(_up_to_tail(student), [x for x, _ in images])
+    streams = through(student.chains()[0], [x for x, _ in images])
     mine = through(nn.Sequential(*result.tail[:-1]), streams)
     logits = through(nn.Sequential(*student.tail, student.color), streams)
     _end(result, mine, logits, [color_slopes(torch.sigmoid(y)) for y in logits])
@@ -194,8 +201,9 @@ def _deepened(student: Student, spec: StudentSpec) -> Student:
     result = _with_body_of(student, spec)
     known = student.state_dict()
     result.load_state_dict({**result.state_dict(), **known})
-    for chain in chains_of(result)[1:]:
-        _silence(block for name, block in chain if f"{name}.contract.weight" not in known)
+    for chain in result.chains():
+        blocks = chain.blocks.items()
+        _silence(block for name, block in blocks if f"{name}.contract.weight" not in known)
     return result
 
 
@@ -225,29 +233,17 @@ def _loadable(old: nn.Module, new: nn.Module) -> dict[str, Tensor]:
     return {name: v for name, v in old.state_dict().items() if v.shape == shapes[name]}
 
 
-def _up_to_tail(student: Student) -> nn.Module:
-    """Head and body, with the skip around the body."""
-
-    class Body(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            head = stream = student.head_activation(student.head(x))
-            for block in student.body:
-                stream = block(stream)
-            return stream + head
-
-    return Body()
-
-
 def _lead_in(
     result: Student, student: Student, mine: Stream, its: Stream, weights: Sequence[Tensor]
 ) -> None:
     """Fit the new first stage, whose blocks begin by adding nothing, and the entry behind it.
 
-    As many channels as the stage has lie between them: those of which the old entry makes most (reduced
-    rank regression on the stream that it read).
+    As many channels as the stage has lie between them: those of which the old entry makes most
+    (reduced rank regression on the stream that it read).
     """
-    entry = entry_of(student, 1)
-    taps, bias = _rows(entry)
+    _, old, *_ = student.chains()
+    _, first, second, *_ = result.chains()
+    taps, bias = _rows(old.entry)
     mean, spread = covariance(its, weights)
     values, vectors = torch.linalg.eigh(spread)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -261,14 +257,12 @@ def _lead_in(
     scale = ((project @ spread * project).sum(1).mean().sqrt() + 1e-8).float()
     basis, project = basis.float() * scale, project.float() / scale
 
-    _set_entry(entry_of(result, 2), basis, bias, lost)
-    factor = result.spec.tail[0].factor
+    _set_rows(second.entry, basis, bias, lost)
+    factor = first.entry.factor
     wanted = [torch.einsum("oc,nchw->nohw", project, x) for x in its]
     phases = [functional.pixel_unshuffle(x, factor) for x in wanted]
     slope, constant = regression(mine, phases, weights)
-    first = entry_of(result, 1)
-    convolution = first[0] if isinstance(first, nn.Sequential) else first
-    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    convolution = first.convolution
     assert convolution.bias is not None
     weight = slope[:, :, None, None]
     if isinstance(convolution, nn.Conv2d):
@@ -277,20 +271,18 @@ def _lead_in(
     else:
         convolution.weight.copy_(shuffle_as_transposed(weight, factor))
         convolution.bias.copy_(constant.view(-1, factor**2).mean(1))
-    _silence(block for _, block in chains_of(result)[1])
+    _silence(first.blocks.values())
 
 
 def _end(
     result: Student, mine: Stream, logits: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> None:
     """Fit the last stage's convolution to what the colors were ahead of their sigmoid."""
-    entry = entry_of(result, len(result.tail))
-    assert isinstance(entry, nn.Sequential)
-    convolution, shuffle = entry[0], entry[1]
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(shuffle, nn.PixelShuffle)
+    entry = result.chains()[-1].entry
+    assert isinstance(entry, ShuffledUpsample)
+    convolution = entry.convolution
     bounded = [y.clamp(-MOST_LOGIT, MOST_LOGIT) for y in logits]
-    patches = [functional.pixel_unshuffle(y, shuffle.upscale_factor) for y in bounded]
+    patches = [functional.pixel_unshuffle(y, entry.factor) for y in bounded]
     slope, constant = regression(mine, patches, weights)
     convolution.weight.copy_(slope[:, :, None, None])
     assert convolution.bias is not None
@@ -300,10 +292,9 @@ def _end(
     nn.init.zeros_(result.color.bias)
 
 
-def _rows(entry: nn.Module) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"]]:
+def _rows(entry: Upsample) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"]]:
     """An up-sampling operator as a matrix: one row per output channel and tap or phase."""
-    convolution = entry[0] if isinstance(entry, nn.Sequential) else entry
-    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    convolution = entry.convolution
     assert convolution.bias is not None
     if isinstance(convolution, nn.Conv2d):
         return convolution.weight[:, :, 0, 0], convolution.bias
@@ -311,15 +302,14 @@ def _rows(entry: nn.Module) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"
     return rows.reshape(-1, rows.shape[-1]), convolution.bias
 
 
-def _set_entry(
-    entry: nn.Module,
+def _set_rows(
+    entry: Upsample,
     rows: Float[Tensor, "rows i"],
     bias: Float[Tensor, " o"],
     lost: Float[Tensor, " rows"],
 ) -> None:
     """The inverse of `_rows`; `lost` is what each row's sum lacks on average."""
-    convolution = entry[0] if isinstance(entry, nn.Sequential) else entry
-    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    convolution = entry.convolution
     assert convolution.bias is not None
     if isinstance(convolution, nn.ConvTranspose2d):
         inputs, outputs, kernel, _ = convolution.weight.shape

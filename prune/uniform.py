@@ -1,7 +1,7 @@
 """Smaller relatives of a student without any search: what a search has to beat.
 
-`width` narrows every stream and block alike, `depth` keeps evenly spaced blocks of the body, `both` does
-both by the same share.
+`width` narrows every stream and block alike, `depth` keeps evenly spaced blocks of the body, `both`
+does both by the same share.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from lightfield.student import StudentSpec
 from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report.quantities import finite
 from pipeline.training import RENDERS, SHOWN_VIEWS
-from prune.search_state import HISTORY
+from prune.state import HISTORY
 
 STAGES = ("scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench")
 EDITED = ("lens",)
@@ -35,7 +35,8 @@ RENDERED = {"teacher": "Teacher", "student": "Student", "prune": "Pruned student
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of the search's history (see `prune.trial`); None where the record has no number."""
+    """One line of the search's history (see `prune.measurement`); None where the record has no
+    number."""
 
     kind: str
     verdict: str
@@ -48,7 +49,7 @@ class Trial:
     ratio: float | None
     ratio_low: float | None
     ratio_high: float | None
-    turns: float | None
+    runs: float | None
     psnr_db: float | None
     parameters: float | None
 

@@ -33,7 +33,7 @@ from pipeline.report.quantities import (
     whole,
 )
 from pipeline.report.summary import RUNS_OF_CLOCK, device_name, final_trial, percentile_name
-from prune.forms import FORM
+from prune.proposals import VARIANT
 
 VERDICT_MEANINGS = {
     "dense": "the student before pruning",
@@ -84,7 +84,7 @@ def _content(chain: Chain) -> Html:
 def _introduction(chain: Chain) -> Html:
     device = chain.device("prune")
     where = f"on {device_name(device)}" if device else "on a device the record does not name"
-    raced = any(trial.kind == FORM for trial in chain.trials())
+    raced = any(trial.kind == VARIANT for trial in chain.trials())
     return element(
         "p",
         (RACE if raced else "")
@@ -113,7 +113,7 @@ def _outcome(chain: Chain) -> Html:
         f"Result: {milliseconds(final.latency_ms)} with a budget of {milliseconds(budget_ms)}, the "
         f"{percentile_name(chain)} of {clock}{mean}. That is {share(final.ratio)} of the dense student "
         f"by the median, 95% interval {interval(final.ratio_low, final.ratio_high)} over "
-        f"{plural(final.turns, 'turn')}.{ending}",
+        f"{plural(final.runs, 'run')}.{ending}",
     )
 
 
@@ -132,7 +132,8 @@ def _trade_offs(chain: Chain) -> Html:
 def _budgets_ms(chain: Chain) -> list[float]:
     """The latencies that were to be reached: several when they were given as shares."""
     asked = chain.require("prune").manifest["config"].get("prune")
-    ratios = asked.get("budget_ratio") if isinstance(asked, dict) else None
+    budget = asked.get("budget") if isinstance(asked, dict) else None
+    ratios = budget.get("budget_ratio") if isinstance(budget, dict) else None
     dense_ms, last_ms = (finite(chain.metric("prune", name)) for name in ("dense_ms", "budget_ms"))
     if isinstance(ratios, list) and dense_ms is not None:
         found = [ratio * dense_ms for ratio in map(finite, ratios) if ratio is not None]
@@ -182,7 +183,7 @@ def _network(chain: Chain) -> Html:
 
 def _searched(chain: Chain, dense: StudentSpec) -> StudentSpec:
     """The dense network in the form of the pruned one; older runs had one form."""
-    found = chain.detail("prune", "searched")
+    found = chain.detail("prune", "base_spec")
     return StudentSpec.from_json(found) if isinstance(found, dict) else dense
 
 
@@ -225,7 +226,7 @@ def _shape(chain: Chain, stage: str, spec: StudentSpec) -> list[tuple[str, str]]
 def _history(trials: list[Trial]) -> Html:
     head = [
         "step", "verdict", "kind", "aim", "predicted", "median", "percentile", "of dense",
-        "95% interval", "turns", "PSNR", "parameters",
+        "95% interval", "runs", "PSNR", "parameters",
     ]  # fmt: skip
     rows = [
         [
@@ -238,7 +239,7 @@ def _history(trials: list[Trial]) -> Html:
             milliseconds(trial.latency_ms) + CLOCK_MARKS.get(trial.clock, ""),
             share(trial.ratio),
             interval(trial.ratio_low, trial.ratio_high),
-            whole(trial.turns),
+            whole(trial.runs),
             decibels(trial.psnr_db),
             whole(trial.parameters),
         ]

@@ -37,7 +37,7 @@ RUNS_OF_CLOCK = {
     "undisturbed": "the runs that no other program disturbed",
     "cpu": "the processor time, as the machine was too busy for undisturbed runs",
 }
-"""What a latency of the search was read from (see `prune.evidence`)."""
+"""What a latency of the search was read from (see `prune.measurement`)."""
 
 
 def header(chain: Chain) -> Html:
@@ -229,7 +229,8 @@ def _latency_unpruned(chain: Chain) -> tuple[Html, str]:
 def percentile_name(chain: Chain) -> str:
     """The percentile that the budget was held against, in words."""
     settings = chain.require("prune").manifest["config"].get("prune")
-    value = settings.get("percentile") if isinstance(settings, dict) else None
+    budget = settings.get("budget") if isinstance(settings, dict) else None
+    value = budget.get("percentile") if isinstance(budget, dict) else None
     return "percentile" if finite(value) is None else f"{fixed(value, 0)}th percentile"
 
 

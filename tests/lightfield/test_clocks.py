@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from lightfield.clocks import (
-    UNDISTURBED_RUNS,
-    budget_pair,
+    MIN_UNDISTURBED_RUNS,
+    budget_runs,
+    cpu_clock_on_host,
     cpu_clock_record,
-    latency_table_record,
-    ranking_pair,
+    ratio_runs,
 )
 from lightfield.errors import BudgetError, DeviceError
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
@@ -39,21 +39,21 @@ def p90_ratio(pair: ComparedLatency) -> float:
 
 def test_ranking_on_a_busy_host_uses_cpu_time():
     measured = busy_host(40, undisturbed_every=8)
-    assert ranking_pair(measured).ratio == pytest.approx(0.5, rel=0.03)
+    assert ratio_runs(measured).ratio == pytest.approx(0.5, rel=0.03)
     assert abs(measured.ratio - 0.5) > 0.05  # the wall clock is far off
 
 
 def test_a_budget_uses_undisturbed_runs_when_there_are_enough():
-    measured = busy_host(8 * UNDISTURBED_RUNS, undisturbed_every=8)
-    pair, clock = budget_pair(measured)
+    measured = busy_host(8 * MIN_UNDISTURBED_RUNS, undisturbed_every=8)
+    pair, clock = budget_runs(measured)
     assert clock == "undisturbed"
-    assert len(pair.candidate.samples_ms) == UNDISTURBED_RUNS
+    assert len(pair.candidate.samples_ms) == MIN_UNDISTURBED_RUNS
     assert set(pair.candidate.samples_ms) <= set(measured.candidate.samples_ms)
     assert p90_ratio(pair) == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_budget_uses_cpu_time_when_too_few_runs_were_undisturbed():
-    pair, clock = budget_pair(busy_host(40, undisturbed_every=8))
+    pair, clock = budget_runs(busy_host(40, undisturbed_every=8))
     assert clock == "cpu"
     assert p90_ratio(pair) == pytest.approx(0.5, rel=0.05)
 
@@ -63,17 +63,17 @@ def test_a_budget_uses_cpu_time_when_too_few_runs_were_undisturbed():
 )
 def test_phones_and_hosts_with_threads_use_the_wall_clock_of_all_runs(device):
     measured = busy_host(40, undisturbed_every=8, device=device)
-    assert ranking_pair(measured) is measured
-    assert budget_pair(measured) == (measured, "wall")
+    assert ratio_runs(measured) is measured
+    assert budget_runs(measured) == (measured, "wall")
 
 
 def test_a_record_of_cpu_times_is_recognized():
     own = cpu_clock_record(record([1.5, 2.5], [1.0, 2.0]))
     measured = ComparedLatency(own, own)
-    assert budget_pair(measured) == (measured, "cpu")
+    assert budget_runs(measured) == (measured, "cpu")
 
 
-@pytest.mark.parametrize("take", [ranking_pair, budget_pair])
+@pytest.mark.parametrize("take", [ratio_runs, budget_runs])
 @pytest.mark.parametrize("side", ["candidate", "reference"])
 def test_an_emulated_device_is_no_evidence(take, side):
     emulated = record([1.0, 2.0], device=replace(HOST, emulated=True))
@@ -84,9 +84,9 @@ def test_an_emulated_device_is_no_evidence(take, side):
 
 def test_a_latency_table_uses_cpu_time_on_a_host_only():
     measured = record([1.5, 2.5], [1.0, 2.0])
-    assert latency_table_record(measured).samples_ms == (1.0, 2.0)
+    assert cpu_clock_on_host(measured).samples_ms == (1.0, 2.0)
     phone = replace(measured, device=replace(HOST, kind="phone"))
-    assert latency_table_record(phone) is phone
+    assert cpu_clock_on_host(phone) is phone
 
 
 def test_cpu_times_that_are_missing_or_already_in_use_are_refused():

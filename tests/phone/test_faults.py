@@ -200,7 +200,9 @@ def test_a_phone_that_goes_unauthorized_while_it_is_used(phone, opened, server):
     phone.cable.pull()
     phone.cable.plug()
     wait_until(lambda: state_of(server, phone) == "unauthorized", seconds=60)
-    with pytest.raises(AdbError, match=r"the phone is (unauthorized|authorizing); unlock the phone"):
+    with pytest.raises(
+        AdbError, match=r"the phone is (unauthorized|authorizing); unlock the phone"
+    ):
         opened.shell(["true"])
 
 

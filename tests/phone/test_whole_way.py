@@ -13,7 +13,7 @@ from small_graphs import reference_output, write_graph
 from device.adb_output import parse_cpu_list
 from device.host import HostTarget
 from device.onnx_inputs import fixed_inputs
-from lightfield.clocks import budget_pair, ranking_pair
+from lightfield.clocks import budget_runs, ratio_runs
 from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency, LatencyRecord, evidence
 
@@ -51,7 +51,7 @@ def test_arm64_code_computes_the_same_as_the_host(phone, target, graph):
     record = LatencyRecord.from_json(json.loads(json.dumps(record.to_json())))
     with pytest.raises(BudgetError, match="emulated device's latency is no evidence"):
         evidence(record)
-    for refuses in (ranking_pair, budget_pair):
+    for refuses in (ratio_runs, budget_runs):
         with pytest.raises(BudgetError, match="emulated"):
             refuses(ComparedLatency(record, record))
 

@@ -30,11 +30,18 @@ from device.target_config import TargetConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import range_of
 from pipeline import mishaps
+from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
 from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig, preset
-from prune.search import PruneConfig
+from prune.config import (
+    ArchitectureChange,
+    Budget,
+    MeasurementConfig,
+    SearchConfig,
+    SearchSpaceConfig,
+)
 from train.distil import DistilConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
@@ -45,7 +52,18 @@ CONFIGS = {
     "teacher": [TeacherConfig],
     "pseudo": [PseudoConfig],
     "student": [NetworkConfig, DistilConfig, FineTuneConfig],
-    "prune": [PruneConfig, DistilConfig, FineTuneConfig, TargetConfig],
+    "prune": [
+        Budget,
+        ArchitectureChange,
+        SearchConfig,
+        SearchSpaceConfig,
+        MeasurementConfig,
+        DistilConfig,
+        FineTuneConfig,
+        TargetConfig,
+    ],
+    "baseline": [BaselineConfig, MeasurementConfig, DistilConfig, FineTuneConfig],
+    "check-table": [SearchSpaceConfig],
     "bench": [TargetConfig, BenchmarkConfig],
     "bench-gpu": [GpuBenchConfig],
 }
@@ -237,7 +255,7 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
-def test_a_preset_may_tune_students_at_other_rates_than_it_trains_them(command, rate):
+def test_a_preset_may_have_other_rates_for_recovery_distillation(command, rate):
     said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
     assert f"--distil.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
 
@@ -401,6 +419,7 @@ class Watch:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Watch())
 assert "torch" not in sys.modules
+from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 main(["status", "--run", sys.argv[1]])
 """

@@ -28,7 +28,7 @@ def test_more_steps_go_on_from_what_was_interrupted(run, interrupt_at, name, set
     assert 0 < begun < 40
     said = stage(run, name, f"--{setting}={more}").done
     assert f"{name}: {setting} is {more}, was " in said
-    assert f"the interrupted work goes on after step {begun}\n" in said
+    assert f"the interrupted work is resumed after step {begun}\n" in said
     steps = steps_logged(run, name)
     assert steps == sorted(set(steps))
     assert steps[-1] == more
@@ -41,7 +41,7 @@ def test_other_fine_tuning_goes_on_from_the_distilled_student(run, interrupt_at)
         assert stage(run, "student").refusal
     distilled = steps_logged(run, "student")
     said = stage(run, "student", "--fine-tune.rate-share=0.2").done
-    assert "student: fine_tune.rate_share is 0.2, was 0.1; the interrupted work goes on" in said
+    assert "student: fine_tune.rate_share is 0.2, was 0.1; the interrupted work is resumed" in said
     assert steps_logged(run, "student") == distilled
     names = {path.name for path in (run / "student").iterdir()}
     assert not {name for name in names if "fine-tuning" in name or "checkpoint" in name}
@@ -65,7 +65,7 @@ def test_what_is_dropped_is_said_and_goes_on_when_the_settings_come_back(
     said = stage(run, name, *options).done
     assert f"{name}: {change}; the interrupted work after step " in said
     assert "is dropped, and the stage starts over" in said
-    assert "the work that was dropped earlier goes on" in stage(run, name).done
+    assert "the work that was dropped earlier is resumed" in stage(run, name).done
     assert results(run, name) == results(finished, name)
 
 

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 from report_samples import HOST, sample_bench, sample_run, sample_scene
 
-from device.comparison import Comparison, RatioInterval
+from device.comparison import Comparison
 from lightfield.errors import CheckpointError
 from lightfield.files import read_json, sha256_of, write_json
+from lightfield.latency import RatioInterval
 from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
@@ -35,7 +36,7 @@ from pipeline.report.markup import Html, element, fragment
 from pipeline.report.report import make_report
 from pipeline.report.svg import PAINTS, TEACHER
 from pipeline.training import RENDERS
-from prune.search_state import HISTORY
+from prune.state import HISTORY
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"
 VOID = {"img", "meta"}
@@ -252,7 +253,8 @@ def test_damaged_files_are_named(run: Run) -> None:
     text = page_of(run).text
     assert "Teacher not available: file is missing or truncated" in text
     assert "Student not available: holds uint8 values of shape (1, 2, 2, 3), not uint8 of" in text
-    assert "Pruned student not available: the bytes differ from what the manifest recorded" in text
+    changed = "the file's SHA-256 differs from the one in the manifest"
+    assert f"Pruned student not available: {changed}" in text
     assert "the export artifact is damaged" in text
 
 
@@ -265,7 +267,10 @@ def test_a_flipped_bit_in_a_file_that_the_page_only_lists_is_told(
     make_report(run, Console())
     graph.write_bytes(b"grapi")
     text = page_of(run).text
-    assert "Damaged: export/Sample.onnx: the bytes differ from what the manifest recorded" in text
+    assert (
+        "Damaged: export/Sample.onnx: the file's SHA-256 differs from the one in the manifest"
+        in text
+    )
     assert "report: the export stage is damaged (Sample.onnx: " in capsys.readouterr().out
     graph.write_bytes(b"graph")
     assert "Damaged" not in page_of(run).text

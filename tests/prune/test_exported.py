@@ -17,7 +17,7 @@ from lightfield.student import Student, mobile_r2l_spec
 from prune.chains import Shape
 from prune.conversion import converted_spec
 from prune.importance import Ranking
-from prune.latency_table import Choices
+from prune.latency_model import Choices
 from prune.reshaping import reshaped_spec
 from prune.sampling import MULTIPLE as POINTS
 from prune.sampling import resampled

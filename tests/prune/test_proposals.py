@@ -7,7 +7,7 @@ from toy_students import images, nothing_else
 
 from prune.chains import Shape
 from prune.importance import mean_squared_error
-from prune.latency_table import Choices, build_latency_table
+from prune.latency_model import Choices, build_latency_table
 from prune.proposals import fastest, measure_choices, propose, screened
 
 CHOICES = Choices.of(DENSE, multiple=4, smallest_share=0.5, streams=5, inners=8, points=4)
@@ -47,13 +47,13 @@ def test_proposals_meet_the_target_as_predicted_and_differ(table, losses, share)
 def test_proposals_are_of_different_kinds(table, losses):
     proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
     of_kind = {proposal.kind: proposal.shape for proposal in reversed(proposals)}
-    assert set(of_kind) == {"channels", "mixed", "blocks", "narrow", "evenly"}
+    assert set(of_kind) == {"channels", "mixed", "blocks", "narrow", "uniform"}
     dense, widths = Shape.of(DENSE), {0, 12, 8}
     assert 0 not in {inner for chain in of_kind["channels"].blocks for inner in chain}
     assert 0 in {inner for chain in of_kind["mixed"].blocks for inner in chain}
     assert {inner for chain in of_kind["blocks"].blocks for inner in chain} <= widths
-    assert of_kind["evenly"].blocks[1:] == dense.blocks[1:]
-    for kind in ("channels", "mixed", "blocks", "evenly"):
+    assert of_kind["uniform"].blocks[1:] == dense.blocks[1:]
+    for kind in ("channels", "mixed", "blocks", "uniform"):
         assert of_kind[kind].widths == dense.widths
     assert all(p.shape.widths != dense.widths for p in proposals if p.kind == "narrow")
 
@@ -81,7 +81,7 @@ def test_an_even_student_has_neighboring_widths_spread_over_its_depth(table, los
     dense_ms = table.predict_ms(DENSE)
     for share in (0.95, 0.9, 0.85, 0.8, 0.75):
         found = propose(DENSE, losses, table, share * dense_ms, count=9)
-        (even,) = (p for p in found if p.kind == "evenly")
+        (even,) = (p for p in found if p.kind == "uniform")
         body, levels = even.shape.blocks[0], CHOICES.inner[0]
         at = sorted({levels.index(inner) for inner in body})
         assert at in ([at[0]], [at[0], at[0] + 1])

@@ -26,7 +26,8 @@ def student_of(spec, seed=0):
 
 
 def error(points, frequencies=SPEC.frequencies):
-    """Of what the student with other points paints of rays that it was not fitted to: relative, rms."""
+    """Of what the student with other points paints of rays that it was not fitted to: relative,
+    rms."""
     student = student_of(SPEC)
     other = resampled(student, (points, frequencies), many_rays)
     assert (other.spec.points, other.spec.frequencies) == (points, frequencies)

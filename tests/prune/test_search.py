@@ -12,6 +12,7 @@ from fake_bench import (
     PHONE,
     FakeTarget,
     bench,
+    config,
     counted,
     dense_student,
     synthetic_ms,
@@ -23,27 +24,30 @@ from lightfield.latency import ComparedLatency
 from lightfield.progress import silent
 from lightfield.student import mac_count
 from prune.chains import Shape, every_block
-from prune.evidence import percentile_ratio_interval
-from prune.measurements import MEASUREMENTS, measurements_in, replayed
+from prune.measurement import CURRENT, LatencyMeter, pareto_front
 from prune.proposals import PROPOSED
-from prune.scales import Scales
+from prune.record import MEASUREMENTS, measurements_in, replayed
 from prune.search import PruneConfig, SearchResult, Start, search
-from prune.search_state import HISTORY, STATE, SearchState, read_search
-from prune.trial import CURRENT, pareto_front
+from prune.state import HISTORY, STATE, SearchState, read_search
 
-CONFIG = PruneConfig(
-    budget_ratio=(0.5,), candidates=2, rounds=3, tune_steps=4, final_tune_steps=12, max_steps=12
+CONFIG = config(
+    budget_ratio=(0.5,),
+    candidates=2,
+    rounds=3,
+    recovery_steps=4,
+    final_recovery_steps=12,
+    max_steps=12,
 )
 
 
 def budget(ms: float) -> PruneConfig:
-    return replace(CONFIG, budget_ratio=(), budget_ms=ms)
+    return config(CONFIG, budget_ratio=(), budget_ms=ms)
 
 
-def run(folder, target=None, config=CONFIG, dense=None, **changes) -> SearchResult:
+def run(folder, target=None, settings=CONFIG, dense=None, **changes) -> SearchResult:
     work = bench(target or FakeTarget(), **changes)
     dense = dense or dense_student()
-    return search(dense, work, config, folder=folder, progress=silent, log=lambda **_: None)
+    return search(dense, work, settings, folder=folder, progress=silent, log=lambda **_: None)
 
 
 def same(a: SearchResult, b: SearchResult) -> bool:
@@ -66,7 +70,7 @@ def test_the_budget_is_met_by_the_stated_percentile(half):
     result, _ = half
     assert result.stopped == ""
     assert result.final.verdict == "final"
-    assert result.final.latency_ms <= result.state.budget_ms == 0.5 * result.state.pinned_ms
+    assert result.final.latency_ms <= result.state.budget_ms == 0.5 * result.state.reference_ms
     assert synthetic_ms(result.student.spec) <= 0.52 * synthetic_ms(
         DENSE
     )  # what noise was on top of
@@ -110,7 +114,7 @@ def test_the_steps_come_nearer_and_candidates_come_from_the_student_before(half)
     assert kept == sorted(kept, reverse=True)
     for trial in result.state.trials:
         if trial.verdict in ("kept", "passed over", "missed"):
-            assert trial.target_ms <= result.state.pinned_median_ms * 0.97
+            assert trial.target_ms <= result.state.reference_median_ms * 0.97
 
 
 def test_the_same_measurements_lead_to_the_same_student(half, tmp_path):
@@ -119,48 +123,38 @@ def test_the_same_measurements_lead_to_the_same_student(half, tmp_path):
 
 def test_a_search_is_replayed_from_its_record_without_the_target(half, tmp_path):
     result, folder = half
-    measure, time_specs = replayed(folder)
-    nobody = FakeTarget(interrupt_at=0)
-    assert same(run(tmp_path, nobody, measure=measure, time_specs=time_specs), result)
-    assert nobody.asked == []
+    assert same(run(tmp_path, replayed(folder)), result)
     assert (tmp_path / MEASUREMENTS).read_text() == (folder / MEASUREMENTS).read_text()
 
 
 def test_an_interrupted_replay_goes_on(half, tmp_path):
-    """Whatever it is interrupted in, the rest of the record is served after what it has copied."""
+    """The rest of the record follows the measurements that the replay has already copied."""
     result, folder = half
 
     def rest():
-        measure, time_specs = replayed(folder, measurements_in(tmp_path))
-        return {"measure": measure, "time_specs": time_specs}
+        return replayed(folder, measurements_in(tmp_path))
 
-    def ending_after(tunings: int):
+    def interrupted_after(distillations: int):
         calls = itertools.count()
 
-        def tune(*args):
-            if next(calls) == tunings:
+        def distill(*args):
+            if next(calls) == distillations:
                 raise KeyboardInterrupt
-            return bench(FakeTarget()).tune(*args)
+            return bench(FakeTarget()).distill(*args)
 
-        return tune
+        return distill
 
-    for tunings in (1, 4):
+    for distillations in (1, 4):
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, FakeTarget(interrupt_at=0), tune=ending_after(tunings), **rest())
+            run(tmp_path, rest(), distill=interrupted_after(distillations))
     assert 0 < measurements_in(tmp_path) < measurements_in(folder)
-    assert same(run(tmp_path, FakeTarget(interrupt_at=0), **rest()), result)
+    assert same(run(tmp_path, rest()), result)
     assert (tmp_path / MEASUREMENTS).read_text() == (folder / MEASUREMENTS).read_text()
 
 
 def test_a_replay_with_other_settings_is_refused(half, tmp_path):
-    measure, time_specs = replayed(half[1])
     with pytest.raises(CheckpointError, match=MEASUREMENTS):
-        run(
-            tmp_path,
-            config=replace(CONFIG, inner_choices=2),
-            measure=measure,
-            time_specs=time_specs,
-        )
+        run(tmp_path, replayed(half[1]), config(CONFIG, inner_choices=2))
 
 
 def test_interrupted_in_any_measurement_it_goes_on_as_if_nothing_had_happened(half, tmp_path):
@@ -174,7 +168,7 @@ def test_interrupted_in_any_measurement_it_goes_on_as_if_nothing_had_happened(ha
         assert target.asked == counting.asked  # nothing was measured twice
 
 
-@pytest.mark.parametrize("name", ["tune", "score", "recalibrate"])
+@pytest.mark.parametrize("name", ["distill", "score", "recalibrate"])
 def test_interrupted_while_training_or_scoring_it_goes_on(half, tmp_path, name):
     target = FakeTarget()
     work = bench(target)
@@ -191,10 +185,10 @@ def test_interrupted_while_training_or_scoring_it_goes_on(half, tmp_path, name):
 
 
 @pytest.mark.parametrize("at", [1, 4])
-def test_no_fine_tuning_that_ended_is_repeated_after_an_interruption(half, tmp_path, at):
-    """Each has a folder of its own, in which it is found again until its move is made."""
+def test_no_finished_distillation_is_repeated_after_an_interruption(half, tmp_path, at):
+    """Each distillation has its own checkpoint folder until its phase is finished."""
     target, trained = FakeTarget(), list[Path]()
-    tune = bench(target).tune
+    distill = bench(target).distill
 
     def kept(student, steps, seed, progress, folder):
         if (folder / "weights").exists():
@@ -205,17 +199,17 @@ def test_no_fine_tuning_that_ended_is_repeated_after_an_interruption(half, tmp_p
             raise KeyboardInterrupt
         assert folder not in trained[:at]
         trained.append(folder)
-        tuned = tune(student, steps, seed, progress, folder)
+        result = distill(student, steps, seed, progress, folder)
         folder.mkdir()
-        save_file(tuned.state_dict(), folder / "weights")
-        return tuned
+        save_file(result.state_dict(), folder / "weights")
+        return result
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, target, tune=kept)
-    assert same(run(tmp_path, target, tune=kept), half[0])
+        run(tmp_path, target, distill=kept)
+    assert same(run(tmp_path, target, distill=kept), half[0])
     assert trained.count(trained[at]) == 2, "the one that was interrupted"
     assert len(set(trained)) == len(trained) - 1
-    assert not [*tmp_path.glob("tuning-*")]
+    assert not [*tmp_path.glob("recovery-*")]
 
 
 def test_an_ended_search_is_not_done_again(half, tmp_path):
@@ -228,7 +222,7 @@ def test_an_ended_search_is_not_done_again(half, tmp_path):
 
 def test_the_state_of_another_search_is_refused(half):
     with pytest.raises(CheckpointError, match="other settings"):
-        run(half[1], config=replace(CONFIG, seed=1))
+        run(half[1], settings=config(CONFIG, seed=1))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"nonsense", lambda b: b[:-8]])
@@ -240,10 +234,10 @@ def test_a_damaged_state_is_refused(half, tmp_path, damage):
 
 def test_an_impossible_budget_is_refused_before_any_training(tmp_path):
     work = bench(FakeTarget())
-    tune = counted(work.tune)
+    distill = counted(work.distill)
     with pytest.raises(BudgetError, match=r"out of reach.*narrowest.*% of it in .*dense") as error:
-        run(tmp_path, config=budget(0.2), tune=tune)
-    assert tune.calls == 0
+        run(tmp_path, settings=budget(0.2), distill=distill)
+    assert distill.calls == 0
     assert "\n" not in str(error.value)
     assert PHONE.name in str(error.value)
 
@@ -274,7 +268,8 @@ def test_a_budget_that_the_table_promised_in_vain_ends_with_the_fastest_found(tm
 
 
 def test_a_student_that_meets_the_budget_after_all_is_no_failure(tmp_path):
-    """No step was left, but the last, longer measurement finds it fast enough: on to the next budget."""
+    """No step was left, but the last, longer measurement finds it fast enough: on to the next
+    budget."""
     flow = {"share": 1.0}
 
     def latency_ms(spec):
@@ -283,16 +278,17 @@ def test_a_student_that_meets_the_budget_after_all_is_no_failure(tmp_path):
     target = FakeTarget(latency_ms)
     work = bench(target)
 
-    def tune(student, steps, *others):
-        flow["share"] = 0.7 if steps == CONFIG.final_tune_steps else flow["share"]
-        return work.tune(student, steps, *others)
+    def distill(student, steps, *others):
+        if steps == CONFIG.search.final_recovery_steps:
+            flow["share"] = 0.7
+        return work.distill(student, steps, *others)
 
-    config = replace(CONFIG, budget_ratio=(0.7, 0.69), first_step=0.1, max_steps=1)
-    result = run(tmp_path, target, config, tune=tune)
+    settings = config(CONFIG, budget_ratio=(0.7, 0.69), first_step=0.1, max_steps=1)
+    result = run(tmp_path, target, settings, distill=distill)
     assert result.stopped == ""
     assert [trial.verdict for trial in result.state.trials].count("final") == 1
-    assert list(result.state.waypoints) == ["at-0.700.safetensors"]
-    assert result.final.latency_ms <= result.state.budget_ms == 0.69 * result.state.pinned_ms
+    assert list(result.state.budget_results) == ["at-0.700.safetensors"]
+    assert result.final.latency_ms <= result.state.budget_ms == 0.69 * result.state.reference_ms
 
 
 def test_emulated_latencies_are_refused(tmp_path):
@@ -302,10 +298,10 @@ def test_emulated_latencies_are_refused(tmp_path):
 
 def test_a_budget_already_met_trains_nothing(tmp_path):
     work = bench(FakeTarget())
-    tune = counted(work.tune)
+    distill = counted(work.distill)
     dense = dense_student()
-    result = run(tmp_path, config=budget(100.0), tune=tune, dense=dense)
-    assert tune.calls == 0
+    result = run(tmp_path, settings=budget(100.0), distill=distill, dense=dense)
+    assert distill.calls == 0
     assert result.student is dense
     assert [t.verdict for t in result.state.trials] == ["dense", "within budget", "final"]
 
@@ -331,33 +327,33 @@ def test_no_student_goes_out_whose_graph_computes_something_else(tmp_path):
         raise ParityError("the graph is 40 dB from PyTorch")
 
     with pytest.raises(ParityError):
-        run(tmp_path, config=budget(1000), check=check)
+        run(tmp_path, settings=budget(1000), check=check)
 
 
 def test_ahead_of_a_budget_the_two_best_are_trained_for_longer(tmp_path):
-    looks = 25
+    extra_steps = 25
     work = bench(FakeTarget())
     trained: list[tuple[int, object]] = []
 
-    def tune(student, steps, seed, progress, folder):
+    def distill(student, steps, seed, progress, folder):
         trained.append((steps, student.spec))
-        return work.tune(student, steps, seed, progress, folder)
+        return work.distill(student, steps, seed, progress, folder)
 
-    config = replace(CONFIG, candidates=5, look_steps=looks)
-    state = run(tmp_path, FakeTarget(noise=0.002), config, tune=tune).state
-    looked = [spec for steps, spec in trained if steps == looks]
+    settings = config(CONFIG, candidates=5, extra_recovery_steps=extra_steps)
+    state = run(tmp_path, FakeTarget(noise=0.002), settings, distill=distill).state
+    trained_further = [spec for steps, spec in trained if steps == extra_steps]
     (kept,) = (t for t in state.trials if t.verdict == "kept" and t.step == state.step)
-    assert kept.spec in looked
-    assert len(looked) == len(set(looked)) == 2
-    rival = next(t for t in state.trials if t.spec in looked and t is not kept)
+    assert kept.spec in trained_further
+    assert len(trained_further) == len(set(trained_further)) == 2
+    rival = next(t for t in state.trials if t.spec in trained_further and t is not kept)
     assert (rival.step, rival.verdict) == (kept.step, "passed over")
     assert kept.psnr_db >= rival.psnr_db
-    assert state.tuned == sum(steps for steps, _ in trained)
+    assert state.recovery_steps == sum(steps for steps, _ in trained)
 
 
 def test_a_step_that_loses_too_much_is_rolled_back_and_halved(tmp_path):
-    strict = replace(CONFIG, budget_ratio=(0.35,), max_loss_db=1e-9, tune_steps=0, max_steps=40)
-    result = run(tmp_path, config=strict)
+    strict = config(CONFIG, budget_ratio=(0.35,), max_loss_db=1e-9, recovery_steps=0, max_steps=40)
+    result = run(tmp_path, settings=strict)
     trials = result.state.trials
     back = [trial for trial in trials if trial.verdict == "rolled back"]
     assert back
@@ -383,7 +379,7 @@ def test_a_heavier_tail_than_the_dense_students_is_learned_and_met(tmp_path):
     def tail(spec):
         return 1.2 if spec == DENSE else 1.5
 
-    result = run(tmp_path, FakeTarget(tail=tail, noise=0.01), replace(CONFIG, max_steps=20))
+    result = run(tmp_path, FakeTarget(tail=tail, noise=0.01), config(CONFIG, max_steps=20))
     assert "over budget" in {trial.verdict for trial in result.state.trials}
     assert result.final.verdict == "final"
     assert result.final.latency_ms <= result.state.budget_ms
@@ -391,52 +387,51 @@ def test_a_heavier_tail_than_the_dense_students_is_learned_and_met(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "surely"),
+    ("changes", "whole_interval"),
     [
         ({}, True),
-        ({"final_tune_steps": 0}, False),  # nothing to lose
+        ({"final_recovery_steps": 0}, False),  # no final distillation to waste
         (
             {"activation": "relu", "budget_ratio": (), "budget_ms": 1e3},
             False,
-        ),  # it was tuned before
+        ),  # the final distillation was at the start
     ],
 )
-def test_before_a_long_fine_tuning_a_student_must_surely_be_fast_enough(
-    tmp_path, monkeypatch, changes, surely
+def test_before_the_final_distillation_the_whole_interval_must_meet_the_budget(
+    tmp_path, monkeypatch, changes, whole_interval
 ):
-    asked, weighed = [], Scales.weighed
+    asked, verified = [], LatencyMeter.verified
 
-    def noted(scales, kind, *words, **how):
-        asked.append((kind, how.get("surely", False)))
-        return weighed(scales, kind, *words, **how)
+    def noted(meter, kind, *words, **how):
+        asked.append((kind, how.get("whole_interval", False)))
+        return verified(meter, kind, *words, **how)
 
-    monkeypatch.setattr(Scales, "weighed", noted)
-    result = run(tmp_path, config=replace(CONFIG, **changes))
+    monkeypatch.setattr(LatencyMeter, "verified", noted)
+    result = run(tmp_path, settings=config(CONFIG, **changes))
     assert result.final.latency_ms <= result.state.budget_ms
-    assert set(asked) == {("verification", surely), ("final", False)}
+    assert set(asked) == {("verification", whole_interval), ("final", False)}
 
 
-def test_a_student_that_meets_its_budget_by_chance_is_not_surely_fast_enough():
-    student = dense_student()
+def test_a_student_that_meets_its_budget_by_chance_fails_with_the_whole_interval():
+    student, expected = dense_student(), {"step": 0, "predicted_ms": 1.0, "target_ms": 1.0}
+    expected["kept"] = every_block(DENSE)
 
-    def scales_and_measured():
+    def new_meter():
         work = bench(FakeTarget(noise=0.05))  # measures the same each time
-        return Scales(work, SearchState("toy", pinned_ms=1.0, pinned_median_ms=1.0), 90), work
+        return LatencyMeter(work, work, 90, reference_ms=1.0, reference_median_ms=1.0)
 
-    scales, work = scales_and_measured()
-    (measured,) = work.measure([student])
-    kept = every_block(DENSE)
-    dense = scales.trial("dense", student, kept, measured, 1.0, 1.0)
-    _, high = percentile_ratio_interval(measured, 90)
+    (measured,) = new_meter().measurer.measure([student])
+    dense = new_meter().trial("dense", student, measured, **expected)
+    _, high = measured.percentile_ratio_interval(90)
     assert dense.latency_ms < high
     found = {}
     for budget_ms in (0.99 * dense.latency_ms, (dense.latency_ms + high) / 2, 1.01 * high):
-        for surely in (False, True):
-            scales, _ = scales_and_measured()
-            scales.state.budget_ms = budget_ms
-            scales.state.trials.append(replace(dense, verdict="dense"))
-            trial = scales.weighed("verification", student, 1.0, 1, surely=surely)
-            found[surely] = [*found.get(surely, []), trial.verdict]
+        for whole_interval in (False, True):
+            trial = new_meter().verified(
+                "verification", student, **expected,
+                budget_ms=budget_ms, rounds=1, whole_interval=whole_interval,
+            )  # fmt: skip
+            found[whole_interval] = [*found.get(whole_interval, []), trial.verdict]
     assert found[False] == ["over budget", "within budget", "within budget"]
     assert found[True] == ["over budget", "over budget", "within budget"]
 
@@ -456,8 +451,8 @@ def test_a_target_slower_than_its_table_is_corrected(tmp_path):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_pruning_beats_what_it_started_the_step_with_after_training(tmp_path, norm):
-    config = replace(CONFIG, budget_ratio=(0.7,), tune_steps=30, final_tune_steps=60)
-    result = run(tmp_path, config=config, dense=dense_student(norm))
+    settings = config(CONFIG, budget_ratio=(0.7,), recovery_steps=30, final_recovery_steps=60)
+    result = run(tmp_path, settings=settings, dense=dense_student(norm))
     assert result.final.latency_ms <= result.state.budget_ms
     assert result.final.psnr_db > result.dense.psnr_db - 3
 
@@ -502,51 +497,51 @@ def test_every_trial_is_logged_once(tmp_path):
         {"rounds": 0},
         {"inner_choices": 1},
         {"point_choices": 1},
-        {"tune_steps": -1},
+        {"recovery_steps": -1},
         {"max_loss_db": -0.1},
     ],
 )
 def test_settings_that_cannot_work_are_refused(setting):
     with pytest.raises(ConfigError):
-        PruneConfig(**setting)
+        config(**setting)
 
 
-WAY = replace(CONFIG, budget_ratio=(0.8, 0.6, 0.4))
+WAY = config(CONFIG, budget_ratio=(0.8, 0.6, 0.4))
 
 
 @pytest.fixture(scope="module")
 def way(tmp_path_factory):
     """One search that meets three budgets, and its folder."""
     folder = tmp_path_factory.mktemp("way")
-    return run(folder, config=WAY), folder
+    return run(folder, settings=WAY), folder
 
 
 def test_a_search_for_several_budgets_leaves_a_student_at_each(way):
     result, folder = way
     assert result.final.verdict == "final"
-    assert result.final.latency_ms <= 0.4 * result.state.pinned_ms
-    shares = WAY.budget_ratio
+    assert result.final.latency_ms <= 0.4 * result.state.reference_ms
+    shares = WAY.budget.budget_ratio
     names = [f"at-{share:.3f}.safetensors" for share in shares[:-1]]
-    assert list(result.state.waypoints) == names
-    assert result.state.tuned == sum(
-        len(shares) * [WAY.final_tune_steps]
-        + [WAY.tune_steps for t in result.state.trials if t.kind in PROPOSED]
+    assert list(result.state.budget_results) == names
+    assert result.state.recovery_steps == sum(
+        len(shares) * [WAY.search.final_recovery_steps]
+        + [WAY.search.recovery_steps for t in result.state.trials if t.kind in PROPOSED]
     )
-    for (name, index), ratio in zip(result.state.waypoints.items(), shares, strict=False):
+    for (name, index), ratio in zip(result.state.budget_results.items(), shares, strict=False):
         trial = result.state.trials[index]
         state, student = read_search(folder / name, torch.device("cpu"))
         assert student.spec == trial.spec
         assert state.trials[-1] == trial
         assert trial.verdict == "final"
-        assert 0.75 * ratio < trial.latency_ms / result.state.pinned_ms <= ratio
+        assert 0.75 * ratio < trial.latency_ms / result.state.reference_ms <= ratio
 
 
 def test_a_long_step_may_meet_several_budgets(tmp_path):
-    config = replace(CONFIG, budget_ratio=(0.8, 0.79, 0.5), first_step=0.3)
-    result = run(tmp_path, config=config)
-    first, second = result.state.waypoints.values()
+    settings = config(CONFIG, budget_ratio=(0.8, 0.79, 0.5), first_step=0.3)
+    result = run(tmp_path, settings=settings)
+    first, second = result.state.budget_results.values()
     assert first == second
-    assert all((tmp_path / name).exists() for name in result.state.waypoints)
+    assert all((tmp_path / name).exists() for name in result.state.budget_results)
 
 
 def test_a_search_for_several_budgets_goes_on_after_an_interruption(way, tmp_path):
@@ -565,16 +560,16 @@ def test_a_search_for_several_budgets_goes_on_after_an_interruption(way, tmp_pat
 def test_a_search_may_begin_with_a_student_of_an_earlier_one(way, tmp_path):
     state, student = read_search(way[1] / "at-0.600.safetensors", torch.device("cpu"))
     start = Start(student, state.current.kept)
-    config = replace(CONFIG, budget_ratio=(0.6,))
+    settings = config(CONFIG, budget_ratio=(0.6,))
     result = search(
-        dense_student(), bench(FakeTarget()), config,
+        dense_student(), bench(FakeTarget()), settings,
         folder=tmp_path, progress=silent, log=lambda **_: None, start=start,
     )  # fmt: skip
     kinds = [trial.kind for trial in result.state.trials]
     assert kinds[:3] == ["dense", "start", "verification"]
-    assert result.final.latency_ms <= 0.6 * result.state.pinned_ms
+    assert result.final.latency_ms <= 0.6 * result.state.reference_ms
     assert result.final.spec == student.spec
-    assert result.state.tuned == CONFIG.final_tune_steps
+    assert result.state.recovery_steps == CONFIG.search.final_recovery_steps
 
 
 def test_every_trial_says_which_blocks_are_left(way):
@@ -590,33 +585,31 @@ def test_every_trial_says_which_blocks_are_left(way):
     assert result.final.kept != everything
 
 
-@pytest.mark.parametrize("change", [{"activation": "relu"}, {"tail_operator": "pixel_shuffle"}])
+@pytest.mark.parametrize("change", [{"activation": "relu"}, {"upsampling": "pixel_shuffle"}])
 def test_another_activation_or_operator_is_trained_in_first(tmp_path, change):
-    result = run(tmp_path, config=replace(CONFIG, **change))
+    result = run(tmp_path, settings=config(CONFIG, **change))
     _, start, *_ = result.state.trials
     assert (start.kind, start.verdict) == ("start", "kept")
     for trial in result.state.trials[1:]:
         found = (trial.spec.activation, {stage.operator for stage in trial.spec.tail})
         wanted = (
-            change.get("activation", "gelu"), {change.get("tail_operator", "conv_transpose")}
+            change.get("activation", "gelu"), {change.get("upsampling", "conv_transpose")}
         )  # fmt: skip
         assert found == wanted
     assert result.final.latency_ms <= result.state.budget_ms
 
 
 def test_measuring_beside_the_tuning_changes_nothing(half, tmp_path):
-    assert same(run(tmp_path, beside=True), half[0])
+    assert same(run(tmp_path, concurrent=True), half[0])
 
 
 def test_a_table_that_predicts_badly_is_measured_anew(half, tmp_path, monkeypatch):
     target = FakeTarget()
     run(tmp_path / "well", target)
     assert "fresh table" not in target.asked
-    monkeypatch.setattr(
-        "prune.search_space.WORST_TABLE_ERROR", 0.0
-    )  # so that any error is too much
+    monkeypatch.setattr("prune.search.MAX_TABLE_ERROR", 0.0)  # so that any error is too much
     target = FakeTarget()
-    result = run(tmp_path / "badly", target, replace(CONFIG, first_step=0.12))
+    result = run(tmp_path / "badly", target, config(CONFIG, first_step=0.12))
     assert "fresh table" in target.asked
     assert result.final.latency_ms <= result.state.budget_ms
     table, real = result.state.table, [t for t in result.state.trials if t.kind in PROPOSED]
@@ -648,12 +641,13 @@ def drifting(later: float, begins: int) -> Drifting:
 
 @pytest.fixture(scope="module")
 def verified(tmp_path_factory):
-    """A search under a target that does not drift, and what it had asked before its last measurement."""
+    """A search under a target that does not drift, and what it had asked before its last
+    measurement."""
     target = drifting(1.0, 10**9)
     result = run(tmp_path_factory.mktemp("verified"), target)
     *_, verification, final = result.state.trials
     assert (verification.verdict, final.verdict) == ("within budget", "final")
-    asked = len(target.asked) - final.turns // target.turns
+    asked = len(target.asked) - final.runs // target.runs
     return result, asked
 
 

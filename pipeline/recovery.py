@@ -1,0 +1,128 @@
+"""Recovery distillation: training pruned students on the pseudo images, by all ranks of a job.
+
+Rank 0 searches and measures. For each student that it trains, it sends the specification and the
+number of steps to the other ranks, which train with it. In between the other ranks wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lightfield.progress import Progress, silent
+from lightfield.run import Run, StageWriter
+from lightfield.student import Student, StudentSpec
+from pipeline.console import Console
+from pipeline.images import TrainingImages, training_images
+from pipeline.together import assist
+from pipeline.training import compute_device, ingredient
+from train.distil import DistilConfig, distil
+from train.distributed import ALONE, Ranks
+from train.image_pool import ImagePool
+
+WARMUP_STEPS = 50
+
+
+@dataclass(frozen=True)
+class RecoveryDistiller:
+    """Trains students by `settings`; each call replaces their steps and seed.
+
+    The number of windows is for students with the upsampling factor `factor`; students with other
+    factors see equally many pixels.
+    """
+
+    images: TrainingImages
+    settings: DistilConfig
+    device: torch.device
+    factor: int
+    ranks: Ranks = ALONE
+
+    def distill(
+        self,
+        student: Student,
+        steps: int,
+        seed: int,
+        progress: Progress | None = None,
+        folder: Path | None = None,
+    ) -> Student:
+        """Train a student with all ranks, and return it in evaluation mode; called by rank 0."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        where = None if folder is None else str(folder.resolve())
+        request = {"spec": student.spec.to_json(), "steps": steps, "seed": seed, "folder": where}
+        self.ranks.spread_text(json.dumps(request))
+        return self._trained(student, steps, seed, progress or silent, folder)
+
+    def follow(self) -> None:
+        """Train with rank 0 until it sends an empty text; called by the other ranks."""
+        while text := self.ranks.spread_text():
+            request = json.loads(text)
+            student = Student(StudentSpec.from_json(request["spec"])).to(self.device)
+            folder = None if request["folder"] is None else Path(request["folder"])
+            self._trained(student, request["steps"], request["seed"], silent, folder)
+
+    def pool(self, spec: StudentSpec) -> ImagePool:
+        """This rank's images as training windows."""
+        return self.images.pool(spec, self.device, self.ranks)
+
+    def _trained(
+        self, student: Student, steps: int, seed: int, progress: Progress, folder: Path | None
+    ) -> Student:
+        # The learning rates of training from scratch: lower ones recover more slowly. The weights
+        # are averaged over about the last tenth of the steps.
+        settings = replace(
+            self.settings,
+            steps=max(steps, 1),
+            windows=equal_windows(
+                self.settings.windows, self.factor, student.spec.factor, self.ranks.count
+            ),
+            warmup_steps=min(WARMUP_STEPS, steps // 4),
+            ema_decay=min(self.settings.ema_decay, 1 - 10 / max(steps, 20)),
+            seed=seed,
+        )
+        pool = self.pool(student.spec)
+        return distil(student, pool, settings, progress=progress, folder=folder, ranks=self.ranks)
+
+
+def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
+    """Number of windows of a student with upsampling factor `now` that have about as many pixels as
+    `count` windows of one with `factor`.
+
+    A changed number is a multiple of the processes, whose images were divided for `count` windows.
+    """
+    if now == factor:
+        return count
+    return max(1, round(count * (factor / now) ** 2 / processes)) * processes
+
+
+@contextlib.contextmanager
+def leading_distiller(
+    run: Run, settings: DistilConfig, console: Console, ranks: Ranks
+) -> Iterator[RecoveryDistiller]:
+    """The distiller of rank 0; the other ranks are released when the body ends without an error."""
+    distiller = _distiller(run, settings, console, ranks)
+    yield distiller
+    ranks.spread_text("")
+
+
+def assist_recovery(run: Run, settings: DistilConfig, console: Console, ranks: Ranks) -> None:
+    """The part of the other ranks in a stage that rank 0 performs with a `leading_distiller`."""
+
+    def work(_: StageWriter) -> None:
+        _distiller(run, settings, console, ranks).follow()
+
+    assist(work, ranks)
+
+
+def _distiller(
+    run: Run, settings: DistilConfig, console: Console, ranks: Ranks
+) -> RecoveryDistiller:
+    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    images = training_images(run, pseudo, console, settings.windows, ranks, dense)
+    factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
+    return RecoveryDistiller(images, settings, compute_device(), factor, ranks)
