@@ -97,8 +97,8 @@ def test_ratio_survives_throttling():
     assert throttled.ratio_interval() == pytest.approx(compared(ratios).ratio_interval())
 
 
-def test_unequal_turns_are_refused():
-    with pytest.raises(DeviceError, match="turns"):
+def test_unequal_numbers_of_runs_are_refused():
+    with pytest.raises(DeviceError, match="interleaved runs"):
         ComparedLatency(record(1.0, 2.0), record(1.0))
 
 
