@@ -221,7 +221,7 @@ class PhoneTarget(RunnerTarget):
             "throttling": signs,
             "settings": settings,
             "cores": str(self._cores),
-            "pinned_to": self._pinning[1] if self._pinning else None,
+            "cpu_affinity": self._pinning[1] if self._pinning else None,
             "runner": self._package.build,
             "runner_sha256": self._package.hashes(),
             "phone": self._about.unit,

@@ -1,7 +1,7 @@
 """Third-party benchmark programs on a phone, under the same conditions and settings as the own runner.
 
 The user provides the program, built for Android, and the model in the program's format. The program is
-pushed, pinned to the fast cores, run and removed like the own runner; `device.tool_output` parses its
+pushed, restricted to the fast cores, run and removed like the own runner; `device.tool_output` parses its
 output. Only latencies are measured: the images of the model are not checked.
 """
 
@@ -152,7 +152,7 @@ def measure_with_tool(
             "throttled": bool(signs),
             "throttling": signs,
             "settings": settings,
-            "pinned_to": pinning[1] if pinning else None,
+            "cpu_affinity": pinning[1] if pinning else None,
         },
     )  # fmt: skip
 

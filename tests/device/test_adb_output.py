@@ -128,7 +128,7 @@ def test_android_on_a_computer_is_emulated(properties):
     assert is_emulated(properties)
 
 
-def test_a_disguised_emulator_is_recognized_by_its_processor():
+def test_a_hidden_emulator_is_recognized_by_its_processor():
     assert is_emulated({"ro.product.cpu.abilist": "arm64-v8a"}, read("cpuinfo_x86"))
     assert not is_emulated({"ro.product.cpu.abilist": "arm64-v8a"}, read("cpuinfo_arm64_linux5"))
 

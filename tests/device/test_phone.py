@@ -66,7 +66,7 @@ def test_a_record_contains_the_state_of_the_phone(attach, graph):
         "fixed_performance": True,
     }
     assert conditions["cores"] == "4x Cortex-A510 + 4x Cortex-A715 + 1x Cortex-X3"
-    assert conditions["pinned_to"] == "8"  # the one fastest of four cores
+    assert conditions["cpu_affinity"] == "8"  # the one fastest of four cores
 
 
 def test_no_record_contains_the_serial_number(attach, fake, graph):
@@ -169,7 +169,7 @@ def test_refused_settings_are_recorded(attach, fake, graph):
     fake.show(dumpsys_thermalservice="thermal_android9", dumpsys_power="power_awake")
     record = attach().measure(graph, runs=1, warmup=0)
     assert record.conditions["settings"]["fixed_performance"] is False
-    assert record.conditions["pinned_to"] is None
+    assert record.conditions["cpu_affinity"] is None
     assert record.conditions["before"]["thermal_status"] is None
     assert not any("KEYCODE" in command for command in fake.commands)
 
