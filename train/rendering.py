@@ -1,7 +1,7 @@
-"""Rendering a field along rays: all samples at once with gradients, or in rounds without.
+"""Rendering of rays through a field: with gradients from all samples, or without gradients in rounds.
 
-Rays are in the box's coordinates (`train.marching`); the letters are those of
-`train.volume_rendering`. Both ways see the same samples when the marching offset is the same.
+Rays are in the box's coordinates (`train.marching`). The letters are those of `train.volume_rendering`.
+Both functions use the same samples if the marching offset is the same.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ FIRST_ROUND = 8
 
 @dataclass(frozen=True)
 class RenderedRays:
-    """What rays see: color without background, opacity, and the mean t of what is opaque."""
+    """Color without background, opacity, and mean t of rays; the mean is weighted by opacity."""
 
     color: Float[Tensor, "n 3"]
     opacity: Float[Tensor, "n"]
     t: Float[Tensor, "n"]
 
     def over(self, background: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
-        """The color in front of a background."""
+        """The color over a background."""
         return self.color + (1 - self.opacity[:, None]) * background
 
 
@@ -48,7 +48,7 @@ def render_samples(
     directions: Float[Tensor, "n 3"],
     step_length: float,
 ) -> tuple[RenderedRays, Float[Tensor, "m"]]:
-    """Rays rendered from all their samples, and the samples' weights; differentiable."""
+    """Render rays from all their samples; return the samples' weights too. Differentiable."""
     rays, ray = len(origins), samples.ray
     density, features = field.geometry(_points(origins, directions, ray, samples.t))
     weights, transmittance = render_weights(density * step_length, ray)
@@ -71,7 +71,7 @@ def render_in_rounds(
     near: float,
     far: float,
 ) -> RenderedRays:
-    """Rays rendered near to far in rounds of a few samples, each round only for rays still clear.
+    """Render rays near to far in rounds of a few samples; later rounds skip rays that are opaque.
 
     The error of a color is at most `FINAL_TRANSMITTANCE`, plus `NEGLIGIBLE_WEIGHT` for each sample
     of its ray.

@@ -28,7 +28,8 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.interruption import interruptible
 from train.kernels import availability
 from train.marching import march, rays_in_box
-from train.pixels import PixelPool
+from train.pixel_sampler import PixelSampler
+from train.posed_images import PosedImages
 from train.rendering import render_samples
 from train.teacher import Teacher, TeacherConfig
 from train.teacher_schedule import FIRST_RAYS, annealing, next_ray_count
@@ -137,7 +138,8 @@ class PlainSteps:
         self.teacher, self.rays = teacher, FIRST_RAYS
         self._optimizer = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
         self._generator = torch.Generator(device).manual_seed(teacher.config.seed)
-        self._pixels = PixelPool(scene.train, scene.intrinsics, scene.space, device=device)
+        images = PosedImages(scene.train.poses, scene.train.images, scene.intrinsics, scene.space)
+        self._pixels = PixelSampler(images, device=device)
         self._space = scene.space
         self._background = torch.tensor(scene.background, device=device)
 
@@ -183,13 +185,13 @@ class PlainSteps:
         loss, mse, samples = training_loss(
             teacher, *batch, self._space, self._background, self._generator
         )
-        if samples:  # otherwise all these rays passed through empty space
+        if samples:  # otherwise all rays passed through empty space
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
         elif not teacher.occupancy.occupied.any():
             raise SceneError(
-                "the teacher became empty: the images show nothing inside its box",
+                "the teacher became empty: no cell of its box is occupied any more",
                 where="teacher",
                 remedy="check --background, --box and --center of `nelf scene`, and the poses",
             )
@@ -205,7 +207,7 @@ def training_loss(
     background: Float[Tensor, "3"],
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
-    """Loss of a batch of rays, its mean squared error, and the number of samples marched."""
+    """Loss of a batch of rays, its mean squared error, and its number of samples."""
     config, rays = teacher.config, len(origins)
     step_length = teacher.occupancy.step_length
     origins, directions = rays_in_box(origins, directions, teacher.box)
@@ -246,7 +248,7 @@ def carve(teacher: Teacher, scene: Scene) -> None:
 def _finite_psnr_db(mse: float) -> float:
     if not math.isfinite(mse):
         raise ConfigError(
-            "the teacher's training diverged",
+            "the teacher's training diverged: its error is not finite",
             where="teacher.learning_rate",
             remedy="choose a lower learning rate",
         )

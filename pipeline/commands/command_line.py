@@ -39,7 +39,7 @@ from pipeline.presets import (
     default_preset_name,
     preset,
 )
-from train.distributed import leads
+from train.distributed import is_first_rank
 
 ABOUT = """\
 Images of an object in; a neural light field that runs in real time on a phone out.
@@ -66,7 +66,7 @@ def perform(words: list[str]) -> None:
         if not is_utf8(word):
             raise ConfigError("this word of the command line is not UTF-8", where=printable(word))
     chosen = preset_for(words)
-    if leads():
+    if is_first_rank():
         remove_abandoned()
         _parsed(words, chosen).perform(chosen, Console())
         return
@@ -126,16 +126,16 @@ def _help_of(command: str, chosen: Preset) -> str:
 def commands(chosen: Preset) -> dict[str, Any]:
     """All subcommands by name, with the preset's values as their options' defaults."""
     missing: Any = tyro.MISSING
-    tune = chosen.tune or chosen.distil
+    tune = chosen.tune or chosen.distill
     return {
         "scene": Scene(missing, config=chosen.scene),
         "teacher": Teacher(missing, config=chosen.teacher),
         "pseudo": Pseudo(missing, config=chosen.pseudo),
         "student": Student(
-            missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
+            missing, network=chosen.network, distill=chosen.distill, fine_tune=chosen.fine_tune
         ),
-        "prune": Prune(missing, config=chosen.prune, distil=tune, fine_tune=chosen.fine_tune),
-        "baseline": Baseline(missing, prune=chosen.prune, distil=tune, fine_tune=chosen.fine_tune),
+        "prune": Prune(missing, config=chosen.prune, distill=tune, fine_tune=chosen.fine_tune),
+        "baseline": Baseline(missing, prune=chosen.prune, distill=tune, fine_tune=chosen.fine_tune),
         "check-table": CheckTable(missing, prune=chosen.prune),
         "export": Export(missing),
         "lens": Lens(missing),

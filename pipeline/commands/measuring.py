@@ -33,8 +33,8 @@ from pipeline.replay import RecordedTarget
 from pipeline.tool_bench import bench_tool
 from pipeline.tuning import tune_along
 from prune.search import PruneConfig
-from train.distil import DistilConfig
-from train.distributed import joined
+from train.distillation import DistillConfig
+from train.distributed import joined_ranks
 from train.fine_tuning import FineTuneConfig
 
 
@@ -74,7 +74,7 @@ class Prune(Stage):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
     config: Flat[PruneConfig] = field(default_factory=PruneConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     begin_with: Path | None = None
@@ -87,9 +87,9 @@ class Prune(Stage):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Prune the student; the processes that torchrun started tune together."""
         run = Run(self.run, console.progress)
-        with joined() as ranks:
-            if not ranks.leads:
-                tune_along(run, self.distil, console, ranks)
+        with joined_ranks() as ranks:
+            if not ranks.is_first:
+                tune_along(run, self.distill, console, ranks)
                 return
             if self.replay is None:
                 opened = self.on.opened(console)
@@ -97,7 +97,7 @@ class Prune(Stage):
                 opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
             with opened as target:
                 artifact = pruning.make_pruned(
-                    run, self.config, self.distil, self.fine_tune, target, console,
+                    run, self.config, self.distill, self.fine_tune, target, console,
                     begin_with=self.begin_with, ranks=ranks,
                 )  # fmt: skip
         say(
@@ -113,23 +113,23 @@ class Baseline(Stage):
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the student; the processes that torchrun started train together."""
         run = Run(self.run, console.progress)
-        with joined() as ranks:
-            if not ranks.leads:
-                tune_along(run, self.distil, console, ranks)
+        with joined_ranks() as ranks:
+            if not ranks.is_first:
+                tune_along(run, self.distill, console, ranks)
                 return
             with self.on.opened(console) as target:
                 artifact = make_baseline(
                     run,
                     self.config,
                     self.prune,
-                    self.distil,
+                    self.distill,
                     self.fine_tune,
                     target,
                     console,

@@ -34,14 +34,15 @@ from tools.bench_gpu.results import (
     measure_peaks,
     scene_facts,
 )
-from train.image_pool import ImagePool
 from train.kernels.availability import reason
+from train.posed_images import PosedImages
 from train.teacher import Teacher
 from train.teacher_training import carve
+from train.window_sampler import WindowSampler
 
 SMALL_GPU_GIB, CUDA_CONTEXT_GIB = 10.0, 0.6
 """Memory of a small GPU, and the part that CUDA's context and code take beside torch's tensors."""
-POOL_IMAGES = 200
+SAMPLER_IMAGES = 200
 EMBEDDED_VIEWS = 24
 
 
@@ -163,43 +164,38 @@ def _measure(
         console.say("rendering")
         results.throughputs += rendering.throughputs(renderer, scene, seconds)
     with results.area("students"):
-        throughput, poses, images = rendering.pseudo_images(renderer, scene)
+        throughput, rendered = rendering.pseudo_images(renderer, scene)
         results.throughputs.append(throughput)
-        on_host = images[:POOL_IMAGES].cpu().numpy()
-        del images, renderer
+        on_host = torch.as_tensor(rendered.images[:SAMPLER_IMAGES]).cpu().numpy()
+        poses = rendered.poses[: len(on_host)]
+        del rendered, renderer
         torch.cuda.empty_cache()
-        pool = ImagePool(
-            poses[: len(on_host)],
-            on_host,
-            scene.intrinsics,
-            scene.space,
-            paper.network.spec(),
-            device=device,
-        )
-        _measure_students(results, pool, paper, seconds, console)
+        images = PosedImages(poses, on_host, scene.intrinsics, scene.space)
+        sampler = WindowSampler(images, paper.network.spec(), device=device)
+        _measure_students(results, sampler, paper, seconds, console)
 
 
 def _measure_students(
-    results: Results, pool: ImagePool, paper: Preset, seconds: float, console: Console
+    results: Results, sampler: WindowSampler, paper: Preset, seconds: float, console: Console
 ) -> None:
     """Training throughput in kernels, in PyTorch, and in little memory with images on the host."""
     from tools.bench_gpu.student import training
 
-    config, peak_gib = paper.distil, 0.0
-    images = pool.images
+    config, peak_gib = paper.distill, 0.0
+    images = sampler.images
     console.say("training students")
     with results.area("student"):
-        done = training("student", pool, config, seconds)
+        done = training("student", sampler, config, seconds)
         results.throughputs.append(done)
         peak_gib = done.figures["peak_reserved_gib"]
     with results.area("student without the kernels"):
-        done = training("student, PyTorch", pool, config, seconds, fused=False, graphs=False)
+        done = training("student, PyTorch", sampler, config, seconds, fused=False, graphs=False)
         results.throughputs.append(done)
-    pool.images = images.cpu().numpy() if isinstance(images, torch.Tensor) else images
+    sampler.images = images.cpu().numpy() if isinstance(images, torch.Tensor) else images
     windows = fitting_windows(config.windows, peak_gib, SMALL_GPU_GIB - CUDA_CONTEXT_GIB)
-    with results.area("student in little memory"), _little_memory(pool.device):
+    with results.area("student in little memory"), _little_memory(sampler.device):
         name = f"student, in {SMALL_GPU_GIB:.0f} GiB"
-        done = training(name, pool, replace(config, windows=windows), seconds)
+        done = training(name, sampler, replace(config, windows=windows), seconds)
         results.throughputs.append(done)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightfield.camera import Intrinsics, look_at
@@ -25,6 +25,7 @@ from train.fused_renderer import FusedRenderer
 from train.kernels.rendering.fine_occupancy import fine_cells
 from train.marching import march, rays_in_box
 from train.occupancy import OccupancyGrid
+from train.posed_images import PosedImages
 from train.pseudo import PIXELS_AT_ONCE, fits_on_device, pseudo_poses, render_pseudo_on_device
 from train.teacher import Teacher, TeacherConfig
 from train.volume_rendering import FINAL_TRANSMITTANCE, sums_before
@@ -171,10 +172,8 @@ def throughputs(renderer: FusedRenderer, scene: Scene, seconds: float) -> list[T
     return results
 
 
-def pseudo_images(
-    renderer: FusedRenderer, scene: Scene
-) -> tuple[Throughput, Float[np.ndarray, "n 3 4"], UInt8[Tensor, "n h w 3"]]:
-    """Throughput of rendering pseudo images to GPU memory, with their poses and the images."""
+def pseudo_images(renderer: FusedRenderer, scene: Scene) -> tuple[Throughput, PosedImages]:
+    """Throughput of rendering pseudo images to GPU memory, and the images."""
     camera, count = scene.intrinsics, MAX_IMAGES
     while count > 1 and not fits_on_device(count, camera.height, camera.width, renderer.device):
         count //= 2
@@ -182,8 +181,8 @@ def pseudo_images(
     started = time.perf_counter()
     images = render_pseudo_on_device(
         lambda some: renderer.render(some, camera, scene.space, scene.background),
-        poses, camera.height, camera.width, renderer.device, silent,
+        poses, camera, scene.space, renderer.device, silent,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     figures = {"images_per_s": count / seconds, "images": count, "seconds": seconds}
-    return Throughput("pseudo images", figures, "to GPU memory, as uint8"), poses, images
+    return Throughput("pseudo images", figures, "to GPU memory, as uint8"), images

@@ -16,13 +16,13 @@ from lightfield.encoding import encode
 from lightfield.student import Student, mac_count, mobile_r2l_spec
 from tools.bench_gpu.rendering import calls_per_s
 from tools.bench_gpu.results import GIB, Cost, KernelTime, Throughput, time_ms
-from train.distil import DistilConfig
-from train.distil_step import DistilStep, masked_mse
-from train.image_pool import ImagePool
+from train.distillation import DistillConfig
+from train.distillation_step import DistillationStep, masked_mse
 from train.kernels.student.fast_student import FastStudent
 from train.kernels.student.residual_block import WIDE_ROWS
 from train.kernels.student.weights import multiple
 from train.moving_average import MovingAverage
+from train.window_sampler import WindowSampler
 
 IMAGE_RAYS = 10_000
 SPEC = mobile_r2l_spec(norm="none")
@@ -159,8 +159,8 @@ def _step_time(name: str, ms: float, windows: int, side: int, gibibytes: float) 
 
 def training(
     name: str,
-    pool: ImagePool,
-    config: DistilConfig,
+    sampler: WindowSampler,
+    config: DistillConfig,
     seconds: float,
     *,
     fused: bool = True,
@@ -168,19 +168,19 @@ def training(
 ) -> Throughput:
     """Throughput of whole training steps: draw, gradients, optimizers and moving average.
 
-    A full image has as many rays as an image of the pool.
+    A full image has as many rays as an image of the sampler.
     """
-    device = pool.device
+    device = sampler.device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(config.seed)
-    student = Student(pool.spec).to(device).train()
+    student = Student(sampler.spec).to(device).train()
     average = MovingAverage(student, config.ema_decay)
-    with DistilStep(
+    with DistillationStep(
         student,
         average,
         config.optimizers(student),
-        pool,
+        sampler,
         windows=config.windows,
         window_rays=config.window_rays,
         jitter=config.jitter,
@@ -190,18 +190,18 @@ def training(
         graphs=graphs,
     ) as steps:
         numbers = itertools.count()
-        rate_factor = config.learning_rate_share(0)
+        rate_factor = config.learning_rate_factor(0)
         rate = calls_per_s(lambda: steps.take(next(numbers), rate_factor), seconds)
         peak = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         parts: dict[str, Callable[[], object]] = {}
-        if graphs and not pool.reads_host:
+        if graphs and not sampler.reads_host:
             parts = steps.parts()
         part_figures = {f"{part}_ms": time_ms(work) for part, work in parts.items()}
     rays = config.windows * int(
-        np.prod([min(config.window_rays, side) for side in (pool.height, pool.width)])
+        np.prod([min(config.window_rays, side) for side in (sampler.height, sampler.width)])
     )
     figures = {
-        "full_images_per_s": rate * rays / (pool.height * pool.width),
+        "full_images_per_s": rate * rays / (sampler.height * sampler.width),
         "ms_per_step": 1e3 / rate,
         "rays_per_step": rays,
         "windows": config.windows,
@@ -209,5 +209,5 @@ def training(
         "peak_allocated_gib": peak[0] / GIB,
         "peak_reserved_gib": peak[1] / GIB,
     }
-    where = "host memory" if pool.reads_host else "GPU memory"
-    return Throughput(name, figures | part_figures, f"{len(pool)} images in {where}")
+    where = "host memory" if sampler.reads_host else "GPU memory"
+    return Throughput(name, figures | part_figures, f"{len(sampler)} images in {where}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightfield.encoding import encode
 from lightfield.errors import ConfigError
 from lightfield.student import Student, StudentSpec, TailStage, mobile_r2l_spec
-from train.distil_step import masked_mse
+from train.distillation_step import masked_mse
 
 pytest.importorskip("triton")
 
@@ -123,7 +123,7 @@ def test_windows_that_overflow_int32_raise_a_clear_error():
     side, pixels = 100, 100 * TINY.factor
     points = torch.zeros(()).expand(4000, side, side, 3 * TINY.points)
     images = torch.zeros((), dtype=torch.uint8).expand(4000, pixels, pixels, 3)
-    with pytest.raises(ConfigError, match=r"distil.windows: 4000 windows of 100 x 100 rays"):
+    with pytest.raises(ConfigError, match=r"distill.windows: 4000 windows of 100 x 100 rays"):
         fast.step_gradients(points, images, images[..., 0][:, None] > 0)
 
 

@@ -1,7 +1,7 @@
 """Output layer of the student with one row per pixel: colors, masked loss and gradients.
 
 Letters: R rows of pixels, C channels of the stream. Twins: the student's `color` layer and
-`train.distil_step.masked_mse`. `train.kernels.student.patches` merges this layer with a last pixel
+`train.distillation_step.masked_mse`. `train.kernels.student.patches` merges this layer with a last pixel
 shuffle.
 """
 
@@ -68,7 +68,7 @@ def color_loss_kernel(
 ):
     """Masked mean squared error of the colors, with its gradients by y [rows, C] and by the layer.
 
-    A program loops over tiles of ROWS rows. Twin: `train.distil_step.masked_mse` by autograd.
+    A program loops over tiles of ROWS rows. Twin: `train.distillation_step.masked_mse` by autograd.
     """
     dtype = y_ptr.dtype.element_ty
     c, k = tl.arange(0, C), tl.arange(0, 16)

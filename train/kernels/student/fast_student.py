@@ -7,7 +7,7 @@ the body's stream is summed in float32. The backward pass is written out below, 
 
 After the first call with a shape, a step allocates almost no memory and does not synchronize, so a CUDA
 graph can capture it. The paper's network takes 80 kB of memory per ray. Twin: `Student` with
-`train.distil_step.masked_mse`.
+`train.distillation_step.masked_mse`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _refuse_overflow(weights: StudentWeights, windows: tuple[int, int, int], row
     if max(sizes) > LARGEST_INDEX:
         raise ConfigError(
             f"{windows[0]} windows of {windows[1]} x {windows[2]} rays exceed the kernels' int32",
-            where="distil.windows",
+            where="distill.windows",
             remedy="choose fewer or smaller windows",
         )
 

@@ -86,7 +86,7 @@ def patch_loss_kernel(
 ):
     """Masked mean squared error of the colors, with its gradients by y [rows, C] and by the layer.
 
-    A program loops over tiles of ROWS rows. Twin: `train.distil_step.masked_mse` by autograd.
+    A program loops over tiles of ROWS rows. Twin: `train.distillation_step.masked_mse` by autograd.
     """
     dtype = y_ptr.dtype.element_ty
     c, k = tl.arange(0, C), tl.arange(0, P)

@@ -1,8 +1,8 @@
 """Random numbers of the teacher's kernels: functions of the seed, the step and an index.
 
-Triton's Philox generator returns four int32 per call in registers. `train.draws` hashes int64 tensors
-instead, so the two give different numbers. The lower half of the indices of a step belongs to its rays,
-the upper half to the occupancy update before the step.
+Triton's Philox generator returns four int32 per call in registers. `train.counter_rng` hashes int64
+tensors instead, so the two give different numbers. The lower half of the indices of a step belongs to
+its rays, the upper half to the occupancy update before the step.
 """
 
 from __future__ import annotations
