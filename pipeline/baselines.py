@@ -20,12 +20,13 @@ from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student
+from pipeline.artifacts import require_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
+from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.images import students_scene
 from pipeline.pruning import workbench
-from pipeline.students import load_light_field, save_student, tune_on_real_images
-from pipeline.together import perform_together
-from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.stages.student import fine_tune_on_real_images, load_light_field, save_student
 from pipeline.tuning import leading_tuner
 from prune.chains import Shape
 from prune.config import PruneConfig
@@ -76,7 +77,7 @@ def make_baseline(
         BudgetError: when no student of this kind is fast enough.
     """
     source, scene = scene_of(run)
-    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
     scene = students_scene(pseudo, scene, dense)
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
@@ -105,7 +106,7 @@ def make_baseline(
             under_way = stage.path / "tuning"
             student = bench.tune(student, steps, distilling.seed, progress, under_way)
             shutil.rmtree(under_way)
-        student = tune_on_real_images(stage, student, scene, tuning, distilling, console)
+        student = fine_tune_on_real_images(stage, student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
             "ratio": measured, "steps": steps, "work_seconds": time.monotonic() - began,
@@ -114,7 +115,7 @@ def make_baseline(
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
     name = f"baseline-{config.kind}-{ratio:.3f}"
-    return perform_together(run, name, settings, inputs, work, ranks, console.say)
+    return perform_on_all_ranks(run, name, settings, inputs, work, ranks, console.say)
 
 
 def largest_within(

@@ -22,6 +22,7 @@ from lightfield.ranges import Range, check_ranges
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.formats import folder_kind, load_scene_folder
 from lightfield.scenes.scene import Scene
+from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.gpu_findings import (
     TABLE_COLUMNS,
@@ -31,7 +32,6 @@ from pipeline.gpu_findings import (
     tables,
 )
 from pipeline.presets import Preset, preset
-from pipeline.training import compute_device
 from train.benchmarks import ceilings as chip
 from train.benchmarks.figure import Figure
 from train.gpu.availability import reason

@@ -1,4 +1,4 @@
-"""`nelf inspect`: what an exported file holds, for people and for programs."""
+"""`nelf inspect`: prints what an exported model file holds, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.console import Console
 
 
 def print_inspection(path: Path, console: Console, *, as_json: bool) -> None:
-    """A table of a file's facts and SnapML's verdict, or JSON on one line.
+    """Print a table about the file with the reasons why SnapML cannot run it, or one line of JSON.
 
     Raises:
-        ExportError: when it is missing, or neither ONNX nor CoreML.
+        ExportError: when the file is missing, or is neither ONNX nor CoreML.
     """
     found = inspect(path)
     if as_json:
@@ -42,7 +42,7 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
     rows.append(("operators", _counts(found.operators, "{1} {0}")))
     rows.append(("weights", _counts(found.weights, "{1:,} {0}")))
     rows.append(("MACs", f"{found.macs:,}" if found.macs is not None else _unknown(found)))
-    rows.append(("SnapML", "; ".join(found.snapml_faults) or "fits"))
+    rows.append(("SnapML", "; ".join(found.snapml_faults) or "can run it"))
     return rows
 
 

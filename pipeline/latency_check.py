@@ -12,9 +12,10 @@ from lightfield.light_field import ray_grid
 from lightfield.run import Run
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
+from pipeline.artifacts import require_artifact
+from pipeline.compute import compute_device
 from pipeline.pruning import spec_latencies, steadiest
-from pipeline.students import load_light_field
-from pipeline.training import compute_device, ingredient
+from pipeline.stages.student import load_light_field
 from prune.config import PruneConfig
 from prune.latency_table import Choices, build_latency_table
 
@@ -38,7 +39,7 @@ def predictions(run: Run, config: PruneConfig, target: Target, count: int) -> li
 
     The table is corrected by the dense student alone, which takes the turns too.
     """
-    field = load_light_field(ingredient(run, "student"), compute_device())
+    field = load_light_field(require_artifact(run, "student"), compute_device())
     spec, rays = field.student.spec, ray_grid(field.intrinsics, field.student.spec)
     choices = Choices.of(
         spec,

@@ -24,13 +24,19 @@ from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
+from pipeline.artifacts import require_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
+from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.images import TrainingImages, students_scene
 from pipeline.latency_store import LatencyStore
 from pipeline.replay import RecordedTarget
-from pipeline.students import load_light_field, real_split, save_student, tune_on_real_images
-from pipeline.together import perform_together
-from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.stages.student import (
+    fine_tune_on_real_images,
+    load_light_field,
+    real_split,
+    save_student,
+)
 from pipeline.tuning import Tuner, leading_tuner
 from prune.importance import Batch, Batches
 from prune.measurements import Measure, TimeSpecs
@@ -77,7 +83,7 @@ def make_pruned(
         BudgetError: when a budget is out of reach.
     """
     source, scene = scene_of(run)
-    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
     scene = students_scene(pseudo, scene, dense)
     settings: dict[str, Any] = {
         "prune": asdict(config),
@@ -110,7 +116,7 @@ def make_pruned(
                 field.student, bench, config,
                 folder=stage.path, progress=progress, log=stage.log, start=start, origin=dense.key,
             )  # fmt: skip
-        student = tune_on_real_images(stage, found.student, scene, tuning, distilling, console)
+        student = fine_tune_on_real_images(stage, found.student, scene, tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
             "budget_ms": found.state.budget_ms,
@@ -132,7 +138,7 @@ def make_pruned(
         stage.discard.add(STATE)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    artifact = perform_together(run, "prune", settings, inputs, work, ranks, console.say)
+    artifact = perform_on_all_ranks(run, "prune", settings, inputs, work, ranks, console.say)
     details = artifact.manifest["details"]
     if not details.get("budget_met", True):  # older artifacts were only made when it was
         raise BudgetError(

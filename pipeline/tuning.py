@@ -17,10 +17,11 @@ import torch
 from lightfield.progress import Progress, silent
 from lightfield.run import Run, StageWriter
 from lightfield.student import Student, StudentSpec
+from pipeline.artifacts import require_artifact
+from pipeline.compute import compute_device
 from pipeline.console import Console
+from pipeline.distributed_stage import work_as_worker
 from pipeline.images import TrainingImages, training_images
-from pipeline.together import assist
-from pipeline.training import compute_device, ingredient
 from train.distil import DistilConfig, distil
 from train.distributed import ALONE, Ranks
 from train.image_pool import ImagePool
@@ -113,11 +114,11 @@ def tune_along(run: Run, distilling: DistilConfig, console: Console, ranks: Rank
     def work(_: StageWriter) -> None:
         _tuner(run, distilling, console, ranks).help()
 
-    assist(work, ranks)
+    work_as_worker(work, ranks)
 
 
 def _tuner(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> Tuner:
-    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
     images = training_images(run, pseudo, console, distilling.windows, ranks, dense)
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
     return Tuner(images, distilling, compute_device(), factor, ranks)

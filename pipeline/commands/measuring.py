@@ -22,7 +22,7 @@ from lightfield.run import Run
 from pipeline import pruning
 from pipeline.baselines import BaselineConfig, make_baseline
 from pipeline.bench import make_bench, print_bench
-from pipeline.commands.stage import Flat, PresetChoice, Stage, say
+from pipeline.commands.base import Flat, PresetChoice, StageCommand, say
 from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.latency_check import predictions
@@ -70,7 +70,7 @@ class MeasuredOn:
 
 
 @dataclass(frozen=True)
-class Prune(Stage):
+class Prune(StageCommand):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
     config: Flat[PruneConfig] = field(default_factory=PruneConfig)
@@ -108,7 +108,7 @@ class Prune(Stage):
 
 
 @dataclass(frozen=True)
-class Baseline(Stage):
+class Baseline(StageCommand):
     """Make a faster student the simplest way, to hold the pruned one against."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
@@ -139,7 +139,7 @@ class Baseline(Stage):
 
 
 @dataclass(frozen=True)
-class CheckTable(Stage):
+class CheckTable(StageCommand):
     """Hold the latencies that the table predicts against measured ones, of random students."""
 
     students: Annotated[int, Range(1, 100_000)] = 20

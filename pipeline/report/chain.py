@@ -21,12 +21,13 @@ from lightfield.names import printable
 from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
-from pipeline.delivery import GRAPHS, LATENCIES
+from pipeline.artifacts import GRAPHS, LATENCIES, RENDERS
+from pipeline.artifacts import STAGES as RUN_STAGES
 from pipeline.report.quantities import finite
-from pipeline.training import RENDERS, SHOWN_VIEWS
+from pipeline.scoring import SHOWN_VIEWS
 from prune.search_state import HISTORY
 
-STAGES = ("scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench")
+STAGES = RUN_STAGES[:-1]  # the report is about all stages before it
 EDITED = ("lens",)
 """Stages whose files people are meant to change."""
 RENDERED = {"teacher": "Teacher", "student": "Student", "prune": "Pruned student"}

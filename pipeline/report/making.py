@@ -11,7 +11,7 @@ from pipeline.report.chain import STAGES, Chain
 from pipeline.report.layout import facts, folded, section, table
 from pipeline.report.markup import Html, element
 from pipeline.report.quantities import NOT_AVAILABLE, as_number, duration, plural, size
-from pipeline.scenes import EMBEDDED
+from pipeline.stages.scene import EMBEDDED
 
 EVERYWHERE = ("tools", "git_commit", "machine")
 

@@ -23,7 +23,7 @@ from pipeline.report.quantities import (
     size,
     whole,
 )
-from pipeline.scenes import EMBEDDED
+from pipeline.stages.scene import EMBEDDED
 
 FORMATS = {
     "blender": "Blender (NeRF-synthetic) form",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data import ExampleData, download_example_data
+from pipeline.example_data import ExampleData, download_example_data
 
 PATH = "/nerf/example.zip"
 FILES = {

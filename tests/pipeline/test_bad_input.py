@@ -115,7 +115,9 @@ def test_a_bad_scene_is_refused_and_the_last_one_kept(good_scene, tmp_path, what
 def test_images_smaller_than_the_preset_lower_the_resolution_and_say_so(tmp_path):
     write_blender_scene(tmp_path / "images", side=26)
     said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "images").done
-    assert "the images' longest side is 26 pixels, which is taken in place of the 200" in said
+    assert (
+        "the images' longest side has 26 pixels, which is used instead of the requested 200" in said
+    )
     assert "24 x 24 pixels" in said  # whole rays of a student that up-samples 8 times
 
 
@@ -141,7 +143,7 @@ def rewrite(change: Callable[[dict], object]) -> Change:
     return apply
 
 
-def foreign_spec(data: dict) -> None:
+def other_spec(data: dict) -> None:
     data["details"]["spec"]["stream_width"] += 1
 
 
@@ -158,14 +160,20 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
         MANIFEST,
         rewrite(lambda data: data["details"].update(source=[1])),
         "teacher",
-        "word",
+        "not text",
     ),
     ("scene", MANIFEST, rewrite(lambda data: data.update(details=[])), "teacher", "manifest"),
     ("teacher", WEIGHTS, cut, "pseudo", "truncated"),
     ("teacher", WEIGHTS, flip_last_byte, "pseudo", "differ"),
     ("teacher", MANIFEST, rewrite(lambda data: data.update(schema=99)), "pseudo", "schema 99"),
     ("teacher", MANIFEST, rewrite(lambda data: data.update(stage="lens")), "pseudo", "manifest"),
-    ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(x=1)), "pseudo", "describes"),
+    (
+        "teacher",
+        MANIFEST,
+        rewrite(lambda data: data["config"].update(x=1)),
+        "pseudo",
+        "incompatible",
+    ),
     ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(levels=5)), "pseudo", "fit"),
     ("pseudo", "images.npy", cut, "student", "truncated"),
     ("pseudo", "images.npy", flip_last_byte, "student", "differ"),
@@ -174,13 +182,19 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
         MANIFEST,
         rewrite(lambda data: data["details"].update(space=7)),
         "student",
-        "describes",
+        "incompatible",
     ),
     ("pseudo", MANIFEST, rewrite(lambda data: data.update(schema=10**30)), "student", "31 digits"),
     ("student", WEIGHTS, flip_last_byte, "prune", "differ"),
-    ("student", MANIFEST, rewrite(foreign_spec), "prune", "fit"),
-    ("prune", MANIFEST, rewrite(lambda data: data["details"].pop("spec")), "export", "describes"),
-    ("prune", MANIFEST, rewrite(foreign_spec), "export", "fit"),
+    ("student", MANIFEST, rewrite(other_spec), "prune", "fit"),
+    (
+        "prune",
+        MANIFEST,
+        rewrite(lambda data: data["details"].pop("spec")),
+        "export",
+        "incompatible",
+    ),
+    ("prune", MANIFEST, rewrite(other_spec), "export", "fit"),
     ("export", "ToyCar_fused.onnx", cut, "bench", "truncated"),
     ("export", "ToyCar_fused.onnx", flip_last_byte, "bench", "differ"),
     ("export", "Sampler.onnx", Path.unlink, "lens", "missing"),
@@ -193,13 +207,24 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
     BAD_ARTIFACTS,
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_damaged_or_foreign_artifact_is_refused(run, spoilt, file, spoil, reader, reason):
+def test_a_damaged_or_incompatible_artifact_is_refused(run, spoilt, file, spoil, reader, reason):
     shutil.rmtree(run / reader)  # a current one would not be made again
     spoil(run / spoilt / file)
     before = tree(run)
     line = stage(run, reader).refusal
     assert f"{run}/{spoilt}" in line
     assert reason in line
+    assert tree(run) == before
+
+
+def test_a_run_of_an_older_version_is_refused_and_kept(run):
+    for name in CHAIN:
+        rewrite(lambda data: data.update(schema=1))(run / name / MANIFEST)
+    before = tree(run)
+    for line in (nelf("scene", "--run", run).refusal, *(stage(run, n).refusal for n in CHAIN)):
+        assert "an older version of nelf wrote this run" in line
+        assert f"move {run} away and make the run again" in line
+    assert "must be made again" in " ".join(nelf("status", "--run", run).done.split())
     assert tree(run) == before
 
 
@@ -295,13 +320,13 @@ def test_a_named_pipe_is_refused_at_once(good_scene, tmp_path, file):
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "prune"])
-def test_a_foreign_checkpoint_of_interrupted_work_is_refused(run, finished, name, interrupt_at):
+def test_a_checkpoint_of_another_stage_is_refused(run, finished, name, interrupt_at):
     shutil.rmtree(run / name)
     with interrupt_at(1):
         assert "interrupted" in stage(run, name).refusal
     checkpoint = run / f".{name}.work" / (STATE if name == "prune" else "checkpoint.safetensors")
-    foreign = finished / ("student" if name == "teacher" else "teacher") / WEIGHTS
-    for content in (b"", b"garbage" * 99, foreign.read_bytes(), foreign.read_bytes()[:-9]):
+    other = finished / ("student" if name == "teacher" else "teacher") / WEIGHTS
+    for content in (b"", b"garbage" * 99, other.read_bytes(), other.read_bytes()[:-9]):
         checkpoint.write_bytes(content)
         before = tree(run)
         assert f"{checkpoint}: " in (line := stage(run, name).refusal)
@@ -395,7 +420,7 @@ def test_a_full_disk_is_said_and_spoils_nothing(run, finished, name, size_bytes)
     with largest_file(size_bytes):
         line = stage(run, name).refusal
     assert "the disk is full" in line
-    assert "free some space, the same command goes on from here" in line
+    assert "free some space, then repeat the command to go on" in line
     assert tree(run) == before
     if size_bytes == 1500 and name not in ("prune", "bench", "report", "export"):
         assert stage(run, name).done
@@ -471,9 +496,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(
     before = tree(run)
     with interrupt_at(tick, title):
         line = stage(run, name).refusal
-    assert line == (
-        "nelf: interrupted; finished stages are kept, the same command goes on from here"
-    )
+    assert line == ("nelf: interrupted; finished stages are kept, repeat the command to go on")
     assert tree(run) == before
     assert "interrupted" in nelf("status", "--run", run).done
     assert stage(run, name).done

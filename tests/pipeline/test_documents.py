@@ -15,8 +15,8 @@ import jaxtyping
 import pytest
 
 from lightfield.errors import ConfigError
+from pipeline.artifacts import STAGES
 from pipeline.commands import command_line
-from pipeline.commands.stage import STAGES
 from pipeline.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]

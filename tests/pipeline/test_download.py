@@ -20,8 +20,8 @@ from archive_server import (
 
 from lightfield.errors import DataError
 from pipeline import download as download_module
-from pipeline.data import download_example_data
 from pipeline.download import download
+from pipeline.example_data import download_example_data
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def test_a_cut_connection_is_resumed_at_once(server, tmp_path):
 
 def test_a_later_run_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
     server.cut_after = [3000, 0, 0, 0]
-    with pytest.raises(DataError, match=r"cut after 3000 of \d+ bytes.*run this again to go on"):
+    with pytest.raises(
+        DataError, match=r"closed after 3000 of \d+ bytes.*repeat the command to go on"
+    ):
         get(server, tmp_path)
     assert (tmp_path / "example.zip.part").stat().st_size == 3000
     get(server, tmp_path)
@@ -136,10 +138,8 @@ def test_no_network_says_what_to_do(tmp_path, monkeypatch):
         with pytest.raises(DataError) as error:
             download_example_data(tmp_path, url=url, expected=EXPECTED, pause_seconds=0)
     message = str(error.value)
-    assert message.startswith(
-        f"{url}: cannot be downloaded (Connection refused); check the network"
-    )
-    assert f"get it with a browser, put it at {tmp_path / 'example.zip'}" in message
+    assert message.startswith(f"{url}: the download failed (Connection refused); check the network")
+    assert f"download it with a browser to {tmp_path / 'example.zip'}" in message
     assert "\n" not in message
     assert leftovers(tmp_path) == []
 
@@ -147,14 +147,14 @@ def test_no_network_says_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("status", [404, 503])
 def test_a_refusal_is_passed_on(server, tmp_path, status):
     server.status = status
-    with pytest.raises(DataError, match=rf"the server answers {status} .*with a browser"):
+    with pytest.raises(DataError, match=rf"the server answered {status} .*with a browser"):
         get(server, tmp_path)
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "example.zip", "ftp://host/x.zip"])
 def test_only_http_is_spoken(tmp_path, url):
-    with pytest.raises(DataError, match="not an http address"):
+    with pytest.raises(DataError, match="does not begin with http"):
         download_example_data(tmp_path, url=url)
 
 
@@ -181,7 +181,9 @@ def test_a_full_disk(server, tmp_path, monkeypatch, stage):
             broken.setattr(download_module, "_receive", full)
         else:
             broken.setattr(shutil, "copyfileobj", full)
-        with pytest.raises(DataError, match=r"No space left on device\); free some space and run"):
+        with pytest.raises(
+            DataError, match=r"No space left on device\); free some space and repeat"
+        ):
             get(server, tmp_path)
     assert not list(tmp_path.glob("nerf_*"))
     get(server, tmp_path)
@@ -190,5 +192,5 @@ def test_a_full_disk(server, tmp_path, monkeypatch, stage):
 def test_an_endless_file_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "MAX_BYTES", 5000)
     for server.tells_length in (True, False):
-        with pytest.raises(DataError, match="not a data set"):
+        with pytest.raises(DataError, match="too much for a data set"):
             get(server, tmp_path)

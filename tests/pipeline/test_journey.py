@@ -11,8 +11,8 @@ from miniature import CHAIN, NAME, manifest, nelf, results, stage, tree
 from export.lens_studio import lint_lens_project
 from lightfield.files import sha256_of
 from lightfield.run import Run
-from pipeline.students import load_light_field
-from pipeline.training import scene_of
+from pipeline.artifacts import scene_of
+from pipeline.stages.student import load_light_field
 from prune.measurements import MEASUREMENTS
 
 CPU = torch.device("cpu")

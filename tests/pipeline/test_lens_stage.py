@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from miniature import manifest, stage
 
-from pipeline.delivery import scene_file_name
+from pipeline.stages.export import scene_file_name
 
 SCRIPT = "Assets/NeuralLightField.js"
 
@@ -46,7 +46,7 @@ def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
     (lens / "Assets/Models/Sampler.onnx").unlink()
     (run / "lens/notes.txt").write_text("mine")
     said = stage(run, "lens", "--drift", 10).done
-    assert "lens/ToyCar/Assets/Models/Sampler.onnx was deleted and is there again" in said
+    assert "lens/ToyCar/Assets/Models/Sampler.onnx had been deleted and was written again" in said
     assert sorted(path.name for path in lens.rglob("Student.onnx*")) == [
         "Student.onnx",
         "Student.onnx.meta",
@@ -72,4 +72,4 @@ def test_many_faults_of_a_project_are_told_in_few_lines(run):
         (run / "lens/ToyCar/Assets" / f"{number}.png").write_bytes(b"")
     said = stage(run, "lens", "--drift", 10).done
     assert said.count("has no .meta") == 20
-    assert "lens: and 10 more faults of the project" in said
+    assert "lens: the project has 10 more faults" in said

@@ -43,12 +43,12 @@ def test_presets_grow(kind):
             assert sizes[0] < sizes[2]
 
 
-def test_students_made_of_a_large_one_are_trained_like_it_but_at_lower_rates():
-    distil, tune = preset("paper").distil, preset("paper").tune
-    assert tune is not None
+def test_recovery_distillation_differs_from_distillation_only_by_lower_learning_rates():
+    distil, recovery = preset("paper").distil, preset("paper").recovery
+    assert recovery is not None
     rates = {rate: getattr(distil, rate) for rate in ("learning_rate", "muon_learning_rate")}
-    assert dataclasses.replace(tune, **rates) == distil
-    assert all(getattr(tune, rate) < before for rate, before in rates.items())
+    assert dataclasses.replace(recovery, **rates) == distil
+    assert all(getattr(recovery, rate) < before for rate, before in rates.items())
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from lightfield.files import read_json, sha256_of, write_json
 from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
+from pipeline.artifacts import GRAPHS, LATENCIES, RENDERS
 from pipeline.console import Console
-from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report import images, quantities
 from pipeline.report.bench_page import bench_page, comparison_page
 from pipeline.report.chain import STAGES, Chain
@@ -34,7 +34,6 @@ from pipeline.report.making import commands
 from pipeline.report.markup import Html, element, fragment
 from pipeline.report.report import make_report
 from pipeline.report.svg import PAINTS, TEACHER
-from pipeline.training import RENDERS
 from prune.search_state import HISTORY
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"

@@ -103,7 +103,7 @@ def test_stages_that_were_not_run_are_missing(run):
 
 def test_a_run_that_is_not_there_is_refused(run):
     with pytest.raises(
-        CheckpointError, match=r"toy: there is no such run; begin it with `nelf scene --run .*toy`"
+        CheckpointError, match=r"toy: there is no such run; start it with `nelf scene --run .*toy`"
     ):
         chain_status(run, STAGES)
     assert not run.path.exists()
@@ -113,9 +113,9 @@ def test_what_was_made_from_a_replaced_artifact_is_stale_and_so_is_what_follows(
     make(whole, "teacher", steps=2)
     assert states(whole) == ["finished", "finished", "stale", "stale", "stale"]
     found = statuses(whole)
-    assert found["pseudo"].reason == "its teacher is no longer the one here"
-    assert found["student"].reason == "its pseudo is stale"
-    assert found["report"].reason == "its student is stale"
+    assert found["pseudo"].reason == "its input teacher has been made again or deleted"
+    assert found["student"].reason == "its input pseudo is stale"
+    assert found["report"].reason == "its input student is stale"
     assert found["report"].size_bytes == 1234
     for stage in ("pseudo", "student", "report"):
         make(whole, stage)
@@ -138,7 +138,7 @@ def test_an_input_counts_by_its_key_whatever_it_is_called(whole):
     whole.perform("report", {}, {"images": pseudo}, lambda writer: None)
     assert states(whole) == ["finished"] * 5
     make(whole, "pseudo", images=9)
-    assert statuses(whole)["report"].reason == "its images is no longer the one here"
+    assert statuses(whole)["report"].reason == "its input images has been made again or deleted"
 
 
 # -- interruption -----------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_first_run_that_was_interrupted(run):
     interrupt(run, "scene")
     found = statuses(run)["scene"]
     assert (found.state, found.made, found.size_bytes) == ("interrupted", None, None)
-    assert found.reason == "begun and not ended; the same command resumes it"
+    assert found.reason == "it was interrupted; repeat the command to go on"
 
 
 def test_an_interrupted_stage_shows_the_earlier_artifact_which_still_counts(whole):
@@ -180,7 +180,10 @@ def test_a_publication_that_was_cut_is_left_as_it_is(whole, cut):
     before = snapshot(whole.path)
     found = statuses(whole)["scene"]
     assert found.state == "interrupted"
-    assert found.reason == "done, but not yet put in place; the same command ends it"
+    assert (
+        found.reason
+        == "its artifact is complete, but not published; repeat the command to publish it"
+    )
     assert snapshot(whole.path) == before
 
 
@@ -245,7 +248,12 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
     ("change", "reason"),
     [
         (lambda manifest: [], "not a manifest of this tool"),
-        (lambda manifest: manifest | {"schema": 2}, "manifest schema 2, this version reads 1"),
+        (lambda manifest: manifest | {"schema": 3}, "manifest schema 3, this version reads 2"),
+        (
+            lambda manifest: manifest | {"schema": 1},
+            "an older version of nelf wrote this run (manifest schema 1, this version reads 2), so the "
+            "run must be made again",
+        ),
         (lambda manifest: manifest | {"stage": "scene"}, "not a manifest of this stage"),
         (
             lambda manifest: manifest | {"inputs": ["scene"]},
@@ -279,7 +287,7 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_foreign_manifest_is_damage(whole, change, reason):
+def test_an_incompatible_manifest_is_damage(whole, change, reason):
     edit(whole.artifact("teacher"), change)
     found = statuses(whole)["teacher"]
     assert (found.state, found.reason) == ("damaged", reason)
@@ -314,7 +322,7 @@ def test_times_that_make_no_sense_are_left_out(whole, change):
 # -- reading only -----------------------------------------------------------------------------------
 
 
-def test_looking_changes_nothing(whole):
+def test_reading_the_status_changes_nothing(whole):
     interrupt(whole, "teacher", steps=2)
     (whole.path / ".lock").unlink()
     before = snapshot(whole.path.parent)
@@ -388,15 +396,15 @@ def test_the_table_says_it_all_within_its_width(whole):
         assert lines["teacher"][4:] == ["0:00:00", "1.2", "kB", "30.12", "dB,", "3.00", "ms"]
         assert lines["student"][1] == "stale"
         flat = " ".join(text.split())
-        assert "its teacher is no longer the one here" in flat
+        assert "its input teacher has been made again or deleted" in flat
         assert text.endswith("\nNext: `nelf pseudo`.\n")
 
 
 @pytest.mark.parametrize(
     ("state", "line"),
     [
-        ("finished", "The chain is complete."),
-        ("running", "A process is working on `teacher`."),
+        ("finished", "All stages are finished."),
+        ("running", "A process is running `teacher`."),
         ("missing", "Next: `nelf teacher`."),
         ("damaged", "Next: `nelf teacher`."),
     ],

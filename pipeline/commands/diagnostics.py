@@ -1,4 +1,4 @@
-"""The commands around the chain: what there is, what this machine can do, what a file holds."""
+"""The commands that make no artifact: status, doctor, inspect, data and bench-gpu."""
 
 from __future__ import annotations
 
@@ -9,72 +9,74 @@ from typing import Annotated
 import tyro
 
 from lightfield.run import Run
-from pipeline.commands.stage import RUNS, STAGES, Flat
+from pipeline.artifacts import STAGES
+from pipeline.commands.base import Flat
 from pipeline.console import Console
-from pipeline.data import download_example_data
-from pipeline.doctor import examine, print_findings
+from pipeline.doctor import check_machine, print_checks
+from pipeline.example_data import download_example_data
 from pipeline.gpu_benchmark import GpuBenchConfig, bench_gpu
 from pipeline.inspection import print_inspection
-from pipeline.presets import (
-    Preset,
-)
+from pipeline.presets import Preset
 from pipeline.status import chain_status, print_status, runs_in
+
+RUNS = Path("runs")
+"""Where `make` puts runs."""
 
 
 @dataclass(frozen=True)
-class Status:
-    """Show how far the chain of a run is, or of every run."""
+class StatusCommand:
+    """Show the state of each stage of a run, or of every run, and which stage is next."""
 
     run: Path | None = None
-    """Folder of one run; by default all runs below `runs/` are shown."""
+    """Folder of one run. By default all runs below `runs/` are shown."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Print the chains."""
+        """Print the states of the stages."""
         if self.run is not None:
             print_status(chain_status(Run(self.run), STAGES), console)
             return
         runs = runs_in(RUNS, STAGES)
         if not runs:
-            console.say(f"no run below {RUNS}; `make lego-mobile` begins one")
+            console.say(f"there is no run below {RUNS}; `make lego-mobile` starts one")
         for run in runs:
             print_status(chain_status(run, STAGES), console, title=str(run.path))
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Say what this machine has, and what each absence costs."""
+class DoctorCommand:
+    """Check the hardware and software of this machine, and print what does not work."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Print the findings."""
-        print_findings(examine(), console)
+        """Print the results of all checks."""
+        print_checks(check_machine(), console)
 
 
 @dataclass(frozen=True)
-class Inspect:
-    """Say what an exported file holds, and whether it fits a lens."""
+class InspectCommand:
+    """Print what a model file holds: tensors, operators, weights, and whether SnapML can run it."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """An ONNX file, or a CoreML model (.mlpackage or .mlmodel)."""
     json: bool = False
-    """Print JSON."""
+    """Print one line of JSON instead of a table."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Look into the file."""
+        """Print what the file holds."""
         print_inspection(self.file, console, as_json=self.json)
 
 
 @dataclass(frozen=True)
-class Data:
-    """Download the NeRF authors' example scenes (Lego and fern), about 700 MB."""
+class DataCommand:
+    """Download the NeRF authors' example scenes Lego and fern, about 700 MB."""
 
     folder: Path = Path("data")
-    """Where to put them; nothing is written outside."""
+    """Folder that the scenes are written to. Nothing is written anywhere else."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Download, check and unpack."""
+        """Download, verify and unpack the scenes."""
         with console.progress("data") as progress:
-            found = download_example_data(self.folder, progress=progress)
-        console.say(f"data: {found.status}: {', '.join(str(scene) for scene in found.scenes)}")
+            data = download_example_data(self.folder, progress=progress)
+        console.say(f"data: {data.status}: {', '.join(str(scene) for scene in data.scenes)}")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from lightfield.memory import keep_freed_memory
+from pipeline.memory import keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, sys
 import torch
-from lightfield.memory import keep_freed_memory
+from pipeline.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
