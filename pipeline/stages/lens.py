@@ -20,7 +20,7 @@ from pipeline.stages.export import exported_graph, scene_file_name
 from pipeline.stages.student import load_light_field
 
 MAX_PRINTED_FAULTS = 20
-"""Faults of a lens project that are printed; further ones are counted."""
+"""Faults of a lens project that are printed; the others are only counted."""
 MODELS = ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")
 """Exported graphs that a project holds, by pattern."""
 

@@ -131,7 +131,7 @@ def fine_tune_on_real_images(
     kept, held = real_split(scene)
     device = next(student.parameters()).device
     with console.progress("real images") as progress:
-        tuned = fine_tune(
+        result = fine_tune(
             student,
             TrainingImages(scene, kept.poses, kept.images).pool(student.spec, device),
             lambda s: mean_psnr(
@@ -144,11 +144,11 @@ def fine_tune_on_real_images(
         )
     stage.discard.add(FINE_TUNING)
     stage.metrics |= {
-        "fine_tune_steps": tuned.steps,
-        "held_out_before_db": tuned.before_db,
-        "held_out_after_db": tuned.after_db,
+        "fine_tune_steps": result.steps,
+        "held_out_before_db": result.before_db,
+        "held_out_after_db": result.after_db,
     }
-    return tuned.student
+    return result.student
 
 
 def real_split(scene: Scene) -> tuple[Views, Views]:

@@ -231,7 +231,7 @@ def test_another_copying_order_counts(tmp_path):
 
 @pytest.mark.skipif(not os.environ.get("NELF_LENS_RUN"), reason="no run is named by NELF_LENS_RUN")
 def test_the_lens_of_a_run(tmp_path):
-    from pipeline.artifacts import newest_student, scene_of  # imported here: torch takes seconds
+    from pipeline.artifacts import newest_student, scene_of  # imports every stage
     from pipeline.stages.student import load_light_field
 
     run = Run(Path(os.environ["NELF_LENS_RUN"]))

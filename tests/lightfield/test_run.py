@@ -398,7 +398,7 @@ def edit_manifest(artifact: Artifact, change) -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_foreign_or_newer_manifest_is_refused_and_nothing_is_thrown_away(run, change, message):
+def test_an_incompatible_or_newer_manifest_is_refused_and_kept(run, change, message):
     artifact, _ = run.perform("scene", {}, {}, Work(1.0))
     edit_manifest(artifact, change)
     work = Work(2.0)

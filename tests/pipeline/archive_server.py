@@ -1,4 +1,4 @@
-"""A loopback web server with a small archive of example scenes, and the ways in which servers fail."""
+"""A loopback web server with a small archive of example scenes, which can fail in several ways."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ COMMANDS = (
 
 
 def squeezed(text: str) -> str:
-    """Without the boxes and line breaks of the help, and without spaces, where words were cut."""
+    """The text without spaces, line breaks and the boxes of the help."""
     return re.sub(r"[\s│╭╮╰╯─]+", "", text)
 
 
@@ -121,8 +121,8 @@ NUMBERS = {
     [(holder, name) for (_, name), (holder, _) in NUMBERS.items()],
     ids=[f"{kind.__name__}.{name}" for kind, name in NUMBERS],
 )
-def test_no_number_is_without_a_range(holder, name):
-    """A new option without one fails here; its annotation is to state a Range."""
+def test_every_number_has_a_range(holder, name):
+    """The annotation of a new option must state a Range."""
     allowed = range_of(NUMBERS[type(holder), name][1])
     assert allowed is not None
     for value in (allowed.low - 1, 2 * allowed.high, -1e30, 10**30, math.nan, math.inf, -math.inf):
@@ -166,7 +166,7 @@ def test_no_number_is_without_a_range(holder, name):
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
-def test_nonsense_is_refused_in_one_line(tmp_path, words, line):
+def test_an_invalid_value_is_refused_in_one_line(tmp_path, words, line):
     command, *rest = shlex.split(words)
     run = ["--run", tmp_path / "x"] if command in CHAIN else []
     assert line in nelf(command, *run, *rest).refusal
@@ -409,13 +409,13 @@ main(["status", "--run", sys.argv[1]])
 
 
 def environment() -> dict[str, str]:
-    """As a user's shell has it, with the arithmetic of these tests: on one thread."""
+    """The environment of a user's shell, with one thread for the arithmetic, as in these tests."""
     names = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONWARNINGS"}
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def test_threads_are_told_to_spin_briefly_before_torch_is_imported(finished):
+def test_the_spin_count_is_set_before_torch_is_imported(finished):
     command = [sys.executable, "-c", WHEN_TORCH_IS_IMPORTED, str(finished)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "20000"
@@ -445,7 +445,7 @@ def test_ctrl_c_while_a_library_runs_code_from_a_string_is_exit_code_2(tmp_path)
 
 
 def interrupted(run: Path, name: str, *options: str, until) -> subprocess.CompletedProcess[str]:
-    """A stage in a process of its own, sent Ctrl-C with all its children when `until` holds."""
+    """A stage in its own process, which gets SIGINT with all its children as soon as `until` holds."""
     words = [name, "--run", str(run), *OPTIONS[name].split(), *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *words],
@@ -467,7 +467,7 @@ def interrupted(run: Path, name: str, *options: str, until) -> subprocess.Comple
 
 
 def loads_torch(pid: int) -> bool:
-    """Whether a process has begun to import torch."""
+    """Whether a process has loaded torch's libraries."""
     with contextlib.suppress(OSError):
         return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
     return False

@@ -51,7 +51,7 @@ from train.hash_grid import tcnn
 
 @pytest.fixture
 def installed(monkeypatch) -> set[str]:
-    """The names of the packages that are installed; none but what the test adds."""
+    """The names of the packages that count as installed; the test adds them."""
     names: set[str] = set()
     monkeypatch.setattr(doctor, "_is_installed", lambda name: name in names)
     return names
@@ -68,7 +68,7 @@ def returns(value):
     return lambda *args, **kwargs: value
 
 
-# -- the whole --------------------------------------------------------------------------------------
+# -- all checks -------------------------------------------------------------------------------------
 
 
 def test_a_machine_is_checked_without_starting_anything(monkeypatch, tmp_path):
@@ -220,7 +220,7 @@ def test_cpu(monkeypatch):
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Free bytes of every disk, as a list of one; a run here takes 4 GiB beside the margin of 2."""
+    """Free bytes of every disk, in a list of one; a run needs 4 GiB and the margin of 2 GiB."""
     free = [100 * GIB]
     asked = []
 
@@ -301,7 +301,7 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch, cuda, why):
     assert detail.startswith(f"there is an NVIDIA GPU, but torch {torch.__version__} {why}")
 
 
-def test_gpus_are_told_from_other_nodes_of_their_driver(tmp_path):
+def test_only_gpus_are_counted_among_the_device_files(tmp_path):
     for name in ("nvidiactl", "nvidia-uvm", "nvidia1", "nvidia0", "null"):
         (tmp_path / name).touch()
     assert [path.name for path in nvidia_devices(tmp_path)] == ["nvidia0", "nvidia1"]
@@ -400,12 +400,12 @@ def test_coremltools(monkeypatch, installed):
         ("import os; os.abort()", ("broken", f"its process was ended by {signal.SIGABRT.name}")),
     ],
 )
-def test_what_another_python_says(code, found):
+def test_the_last_line_of_another_python_is_returned(code, found):
     state, said = child_says(code)
     assert (state, said[: len(found[1])]) == found
 
 
-def test_another_python_that_hangs_is_ended():
+def test_another_python_that_hangs_is_killed():
     assert child_says("import time; time.sleep(60)", 0.5) == ("broken", "no answer within 0 s")
 
 

@@ -26,7 +26,7 @@ def test_the_table_names_the_published_scenes():
     assert all(re.fullmatch("[0-9a-f]{64}", sha) for sha in EXAMPLE_SHA256.values())
 
 
-def test_downloads_unpacks_and_verifies(server, tmp_path):
+def test_the_scenes_are_downloaded_unpacked_and_verified(server, tmp_path):
     seen: list[tuple[int, int]] = []
     data = get(
         server, tmp_path / "new", progress=lambda done, total, /, **_: seen.append((done, total))
@@ -39,7 +39,7 @@ def test_downloads_unpacks_and_verifies(server, tmp_path):
     assert seen[-1] == (sum(map(len, FILES.values())),) * 2
 
 
-def test_good_data_is_left_alone(server, tmp_path):
+def test_verified_scenes_are_not_changed(server, tmp_path):
     get(server, tmp_path)
     stamp = (tmp_path / "nerf_synthetic/lego").stat().st_mtime_ns
     server.status = 500
@@ -75,7 +75,7 @@ def test_an_archive_placed_by_hand_needs_no_network(server, tmp_path):
     assert server.asked == []
 
 
-def test_a_packing_folder_and_junk_are_stripped(server, tmp_path):
+def test_a_top_folder_and_other_files_in_the_archive_are_ignored(server, tmp_path):
     packed = {f"all/{name}": content for name, content in FILES.items()}
     server.content = zipped({"__MACOSX/all/._x": b"junk", **packed, "all/other/scene/x": b"y"})
     get(server, tmp_path)
@@ -113,7 +113,7 @@ def test_content_with_another_hash_is_refused(server, tmp_path):
 
 
 @pytest.mark.parametrize("missing", FILES)
-def test_missing_content(server, tmp_path, missing):
+def test_missing_content_is_refused(server, tmp_path, missing):
     server.content = zipped({n: c for n, c in FILES.items() if n != missing})
     with pytest.raises(DataError, match=rf"({missing} cannot be read|does not hold {missing})"):
         get(server, tmp_path)
@@ -121,7 +121,7 @@ def test_missing_content(server, tmp_path, missing):
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flipped", "text"])
-def test_a_damaged_archive(server, tmp_path, spoil):
+def test_a_damaged_archive_is_refused(server, tmp_path, spoil):
     whole = bytearray(server.content)
     if spoil == "flipped":
         whole[whole.index(bytes(range(256))) + 5] ^= 1
@@ -175,7 +175,7 @@ def test_an_archive_that_is_too_large_is_refused(server, tmp_path, monkeypatch):
         get(server, tmp_path)
 
 
-def test_a_link_in_the_data_folder_is_not_followed(server, tmp_path):
+def test_a_link_out_of_the_data_folder_is_refused(server, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "nerf_synthetic").symlink_to(tmp_path / "elsewhere")
