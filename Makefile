@@ -9,6 +9,7 @@
 #   make bench       RUN=runs/lego TARGET=phone: the latencies of what a run exported
 #   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
 #   make test-lens   those of the lens that need node; RUN=runs/lego compares that run's lens as well
+#   make results     docs/results.md and the table of README.md, from the records in docs/records
 #   make bench-gpu   this machine's GPU: its ceilings, kernels, throughputs (DATA=scene, JSON=file)
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ TRITON := $(VENV)/.triton
 PHONE := $(VENV)/.phone
 LENS := tests/lens/node_modules
 
-.PHONY: help setup data test test-phone test-lens check bench bench-gpu doctor clean
+.PHONY: help setup data test test-phone test-lens check bench bench-gpu results doctor clean
 .DELETE_ON_ERROR:
 
 help:
@@ -64,6 +65,9 @@ data: $(SETUP)
 
 bench-gpu: $(SETUP)
 	$(NELF) bench-gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(JSON),--json $(call quoted,$(JSON)))
+
+results: $(SETUP)
+	$(VENV)/bin/python -m tools.results
 
 bench: $(SETUP)
 	$(NELF) bench --run $(call quoted,$(or $(RUN),$(RUNS)/lego)) --target $(TARGET)

@@ -133,7 +133,8 @@ class _Trial:
                 hooks.enter_context(_watched(module, place, ranges, trial.pixels))
             for one in rays:
                 student(one[None])
-        upsampling = {f"tail.{index}.0" for index in range(len(student.spec.tail))}
+        _, *stages = student.chains()
+        upsampling = {stage.entry_name for stage in stages}
         for place in trial.convolutions:
             grouped = place == "color" or place.startswith("tail.")
             if not grouped or place in upsampling or not upsampling:
@@ -167,9 +168,10 @@ class _Trial:
 
 
 def _convolutions(student: Student) -> dict[str, nn.Conv2d | nn.ConvTranspose2d]:
-    """By place: a pixel shuffle's convolution is known by the stage's first module."""
+    """By place: the convolution of an up-sampling layer stands at the layer's own name."""
+    places = {chain.convolution_name: chain.entry_name for chain in student.chains()}
     return {
-        ".".join(name.split(".")[:3]) if name.endswith(".0.0") else name: module
+        places.get(name, name): module
         for name, module in student.named_modules()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
     }

@@ -34,7 +34,7 @@ from export.graph import ANY_RANK, LARGEST_MESSAGE, Shape
 from export.mil_graph import fused_program, student_program
 from export.mil_replay import replayed
 from export.ray_graphs import point_map
-from lightfield.errors import ExportError
+from lightfield.errors import ExportError, described, first_line
 from lightfield.files import read_json
 from lightfield.light_field import LightField, ray_grid
 from lightfield.student import Student, folded
@@ -89,9 +89,9 @@ def write_coreml(light_field: LightField, path: Path, *, fused: bool = False) ->
         raise
     except Exception as error:  # the converter raises whatever its operators raise
         shutil.rmtree(path, ignore_errors=True)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ExportError(
-            f"coremltools {ct.__version__} cannot convert this student ({reason})", where=path
+            f"coremltools {ct.__version__} cannot convert this student ({described(error)})",
+            where=path,
         ) from error
     return check_package(path, student, fused=fused)
 
@@ -165,8 +165,9 @@ def coreml_facts(path: Path) -> CoremlFacts:
             else _network_facts(getattr(specification, kind), kind)
         )
     except Exception as reason:  # a native parser that raises many types
-        first_line = str(reason).partition("\n")[0]
-        raise ExportError(f"not a readable CoreML package ({first_line})", where=path) from reason
+        raise ExportError(
+            f"not a readable CoreML package ({first_line(reason)})", where=path
+        ) from reason
     inputs, outputs = (
         {value.name: _shape_of(value.type) for value in values}
         for values in (specification.description.input, specification.description.output)

@@ -33,7 +33,7 @@ from export.onnx_tensors import (
     stored_tensors,
     type_name,
 )
-from lightfield.errors import ExportError
+from lightfield.errors import ExportError, first_line
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,7 @@ def _inner_faults(model: onnx.ModelProto) -> Iterator[str]:
     try:
         shapes = shapes_by_onnx(model)
     except (checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        yield f"ONNX's checker refuses it ({first_line})"
+        yield f"ONNX's checker refuses it ({first_line(error)})"
         return
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     for name, shape in shapes.items():

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from export.lens_vocabulary import allowed_values, choices, is_allowed, order_fault, unknown_keys
-from lightfield.errors import ExportError
+from lightfield.errors import ExportError, first_line
 
 NO_UUID = str(uuid.UUID(int=0))
 ITEM_TAG = re.compile(r"(\w+)/([0-9a-f-]{36})")
@@ -52,8 +52,7 @@ def compose(path: Path) -> yaml.Node | None:
         _require_plain(text, path)
         return yaml.compose(text, Loader=LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as reason:
-        first_line = str(reason).splitlines()[0]
-        raise ExportError(f"not readable as YAML ({first_line})", where=path) from reason
+        raise ExportError(f"not readable as YAML ({first_line(reason)})", where=path) from reason
 
 
 def _require_plain(text: str, path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from export.ray_graphs import PointMap
 from lightfield.errors import ExportError
-from lightfield.student import ResidualBlock, Student
+from lightfield.student import Chain, ShuffledUpsample, Student, TailChain
 
 
 def student_program(ct: Any, student: Student, height: int, width: int) -> Any:
@@ -106,47 +106,37 @@ class _Network:
     student: Student
 
     def image(self, rays: Any, name: str) -> Any:
-        head = self.activation(self.pointwise(self.student.head, rays, "head"), "head_activation")
-        stream = head
-        for index, block in enumerate(self.student.body):
-            stream = self.block(block, stream, f"body_{index}")
-        stream = self.mb.add(x=stream, y=head, name="body")
-        for index, stage in enumerate(self.student.tail):
-            assert isinstance(stage, nn.Sequential)
-            upsampling, *blocks = stage
-            stream = self.upsampling(upsampling, stream, f"tail_{index}_0")
-            for number, block in enumerate(blocks, 1):
-                stream = self.block(block, stream, f"tail_{index}_{number}")
+        body, *stages = self.student.chains()
+        head = self.activation(self.pointwise(body.entry, rays, "head"), "head_activation")
+        stream = self.mb.add(x=self.blocks(body, head), y=head, name="body")
+        for stage in stages:
+            stream = self.blocks(stage, self.upsample(stage, stream))
         return self.mb.sigmoid(x=self.pointwise(self.student.color, stream, "color"), name=name)
 
-    def block(self, block: nn.Module, x: Any, place: str) -> Any:
-        assert isinstance(block, ResidualBlock)
-        hidden = self.pointwise(block.expand, x, f"{place}_expand")
-        hidden = self.activation(hidden, f"{place}_activation")
-        change = self.pointwise(block.contract, hidden, f"{place}_contract")
-        return self.mb.add(x=x, y=change, name=place)
+    def blocks(self, chain: Chain, x: Any) -> Any:
+        for name, block in chain.blocks.items():
+            place = name.replace(".", "_")
+            hidden = self.pointwise(block.expand, x, f"{place}_expand")
+            hidden = self.activation(hidden, f"{place}_activation")
+            change = self.pointwise(block.contract, hidden, f"{place}_contract")
+            x = self.mb.add(x=x, y=change, name=place)
+        return x
 
-    def upsampling(self, module: nn.Module, x: Any, place: str) -> Any:
-        if isinstance(module, nn.Sequential):
-            conv, shuffle = module
-            assert isinstance(shuffle, nn.PixelShuffle)
-            phases = self.pointwise(conv, x, f"{place}_phases")
-            return self.mb.pixel_shuffle(
-                x=phases, upscale_factor=shuffle.upscale_factor, name=place
-            )
-        assert isinstance(module, nn.ConvTranspose2d)
-        padding = int(module.padding[0])
+    def upsample(self, stage: TailChain, x: Any) -> Any:
+        upsample, place = stage.entry, stage.entry_name.replace(".", "_")
+        if isinstance(upsample, ShuffledUpsample):
+            phases = self.pointwise(upsample.convolution, x, f"{place}_phases")
+            return self.mb.pixel_shuffle(x=phases, upscale_factor=upsample.factor, name=place)
         return self.mb.conv_transpose(
             x=x,
-            **_weights(module, place),
-            strides=list(module.stride),
+            **_weights(upsample, place),
+            strides=list(upsample.stride),
             pad_type="custom",
-            pad=[padding] * 4,
+            pad=[int(upsample.padding[0])] * 4,
             name=place,
         )
 
-    def pointwise(self, conv: nn.Module, x: Any, place: str) -> Any:
-        assert isinstance(conv, nn.Conv2d)
+    def pointwise(self, conv: nn.Conv2d, x: Any, place: str) -> Any:
         return self.mb.conv(x=x, **_weights(conv, place), pad_type="valid", name=place)
 
     def activation(self, x: Any, place: str) -> Any:

@@ -38,7 +38,16 @@ from export.graph import Contract, GraphBuilder, check_file, save_model
 from export.quantization import Grid, Quantized, quantized_bias, quantized_weight
 from lightfield.errors import ExportError
 from lightfield.files import atomic_path
-from lightfield.student import ResidualBlock, Student, TailStage, folded
+from lightfield.student import (
+    BodyChain,
+    Chain,
+    ShuffledUpsample,
+    Student,
+    TailChain,
+    TransposedUpsample,
+    Upsample,
+    folded,
+)
 
 KERNEL_ROWS_OF_PHASES = np.array([[2, 0], [3, 1]])
 """Of the 4 kernel rows, those that meet the rays m - 1 and m, for each of the two phases."""
@@ -126,15 +135,16 @@ def emit_student(
     """Add a folded student's nodes behind `x` [N, C, H, W]; returns `name` [N, 3, sH, sW]."""
     assert student.spec.norm == "none"
     emitter = _Emitter(graph, student.cpu(), form)
+    body, *stages = student.chains()
     output = f"{name}.half" if form.half else name
     if form.half:
         x = graph.add("Cast", x, to=onnx.TensorProto.FLOAT16, name=f"{x}.half")
-    stream = emitter.body(x)
-    for index, stage in enumerate(student.spec.tail):
-        last = index == len(student.spec.tail) - 1
-        stream = emitter.stage(index, stage, stream, height, width, output if last else None)
-        height, width = height * stage.factor, width * stage.factor
-    if not student.spec.tail:
+    stream = emitter.body(body, x)
+    for stage in stages:
+        last = stage is stages[-1]
+        stream = emitter.stage(stage, stream, height, width, output if last else None)
+        height, width = height * stage.entry.factor, width * stage.entry.factor
+    if not stages:
         stream = emitter.color(stream, 1, output)
     if form.half:
         return graph.add("Cast", stream, to=onnx.TensorProto.FLOAT, name=name)
@@ -149,79 +159,68 @@ class _Emitter:
     student: Student
     form: Form
 
-    def body(self, x: str) -> str:
-        head = self.activation(self.pointwise(self.student.head, x, "head"), "head.activation")
-        stream = head
-        for index, block in enumerate(self.student.body):
-            stream = self.block(block, stream, f"body.{index}")
-        return self.graph.add("Add", stream, head, name="body")
+    def body(self, body: BodyChain, x: str) -> str:
+        head = self.activation(self.pointwise(body.entry, x, "head"), "head.activation")
+        return self.graph.add("Add", self.blocks(body, head), head, name=body.name)
 
-    def stage(
-        self, index: int, stage: TailStage, x: str, height: int, width: int, output: str | None
-    ) -> str:
+    def stage(self, stage: TailChain, x: str, height: int, width: int, output: str | None) -> str:
         """A tail stage on height x width pixels; the last one, with `output`, has the colors."""
-        modules, place = self.student.tail[index], f"tail.{index}"
-        assert isinstance(modules, nn.Sequential)
+        upsample = stage.entry
         if output is not None and self.ends_linearly(stage):
-            return self.patches(stage, modules[0], x, f"{place}.0", output)
-        stream = self.upsampling(stage, modules[0], x, f"{place}.0")
-        groups = stage.factor**2 if self.form.upsampling == "phases" else 1
-        for number, block in enumerate(list(modules)[1:], 1):
-            stream = self.block(block, stream, f"{place}.{number}", groups)
+            return self.patches(stage, x, output)
+        stream = self.upsample(upsample, x, stage.entry_name)
+        groups = upsample.factor**2 if self.form.upsampling == "phases" else 1
+        stream = self.blocks(stage, stream, groups)
         if output is not None:
             stream = self.color(stream, groups, output if groups == 1 else "color.phases")
         if groups == 1:
             return stream
-        name = output or place
-        if stage.operator == "pixel_shuffle" or stage.factor == 3:
-            return self.pixels(stream, stage.factor, stage.width, name)
-        wide = self.pixels(stream, stage.factor, stage.width, f"{name}.uncut")
+        name = output or stage.name
+        if isinstance(upsample, ShuffledUpsample) or upsample.factor == 3:
+            return self.pixels(stream, upsample.factor, upsample.width, name)
+        wide = self.pixels(stream, upsample.factor, upsample.width, f"{name}.uncut")
         begin, axes = self.shared("cut.begin", [1, 1]), self.shared("cut.axes", [2, 3])
         end = self.shared(f"{name}.end", [2 * height + 1, 2 * width + 1])
         return self.graph.add("Slice", wide, begin, end, axes, name=name)
 
-    def ends_linearly(self, stage: TailStage) -> bool:
+    def ends_linearly(self, stage: TailChain) -> bool:
         """Whether a last stage and the colors are one convolution; plans of int8 know two."""
-        shuffled = stage.operator == "pixel_shuffle" and not stage.inner_widths
+        shuffled = isinstance(stage.entry, ShuffledUpsample) and not stage.blocks
         return shuffled and not self.form.quantized
 
-    def patches(self, stage: TailStage, module: nn.Module, x: str, place: str, output: str) -> str:
+    def patches(self, stage: TailChain, x: str, output: str) -> str:
         """The colors of all pixels around a ray by one convolution, then moved to their places."""
-        assert isinstance(module, nn.Sequential)
-        convolution = module[0]
-        assert isinstance(convolution, nn.Conv2d)
-        weight, bias = phase_convolution(*_arrays(convolution), stage)
+        weight, bias = phase_convolution(stage.entry)
         kernel, offset = _arrays(self.student.color)
-        phases, mixing = stage.factor**2, kernel[:, :, 0, 0]
+        phases, mixing = stage.entry.factor**2, kernel[:, :, 0, 0]
         bias = (bias.reshape(phases, -1) @ mixing.T + offset).reshape(-1)
-        by_phase = weight.reshape(phases, stage.width, -1)
+        by_phase = weight.reshape(phases, stage.entry.width, -1)
         weight = np.einsum("ow,pwi->poi", mixing, by_phase).reshape(len(bias), -1, 1, 1)
-        colors = self.weighted("Conv", x, weight, bias, place)
+        colors = self.weighted("Conv", x, weight, bias, stage.entry_name)
         colors = self.graph.add("Sigmoid", colors, name="color.phases")
-        return self.pixels(colors, stage.factor, len(offset), output)
+        return self.pixels(colors, stage.entry.factor, len(offset), output)
 
-    def upsampling(self, stage: TailStage, module: nn.Module, x: str, place: str) -> str:
-        conv = module[0] if isinstance(module, nn.Sequential) else module
-        assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-        weight, bias = _arrays(conv)
-        if self.form.upsampling == "trained" and stage.operator == "conv_transpose":
-            strides, pads = [stage.factor] * 2, [1 if stage.factor == 2 else 0] * 4
+    def upsample(self, upsample: Upsample, x: str, place: str) -> str:
+        if self.form.upsampling == "trained" and isinstance(upsample, TransposedUpsample):
+            strides, pads = [upsample.factor] * 2, [int(upsample.padding[0])] * 4
+            weight, bias = _arrays(upsample)
             return self.weighted(
                 "ConvTranspose", x, weight, bias, place, strides=strides, pads=pads
             )
-        weight, bias = phase_convolution(weight, bias, stage)
+        weight, bias = phase_convolution(upsample)
         pads = [weight.shape[2] - 1] * 4
         phases = self.weighted("Conv", x, weight, bias, place, pads=pads)
-        if self.form.upsampling == "phases" or stage.factor == 1:
+        if self.form.upsampling == "phases" or upsample.factor == 1:
             return phases
-        return self.pixels(phases, stage.factor, stage.width, f"{place}.pixels")
+        return self.pixels(phases, upsample.factor, upsample.width, f"{place}.pixels")
 
-    def block(self, block: nn.Module, x: str, place: str, groups: int = 1) -> str:
-        assert isinstance(block, ResidualBlock)
-        hidden = self.pointwise(block.expand, x, f"{place}.expand", groups)
-        hidden = self.activation(hidden, f"{place}.activation")
-        change = self.pointwise(block.contract, hidden, f"{place}.contract", groups)
-        return self.graph.add("Add", x, change, name=place)
+    def blocks(self, chain: Chain, x: str, groups: int = 1) -> str:
+        for place, block in chain.blocks.items():
+            hidden = self.pointwise(block.expand, x, f"{place}.expand", groups)
+            hidden = self.activation(hidden, f"{place}.activation")
+            change = self.pointwise(block.contract, hidden, f"{place}.contract", groups)
+            x = self.graph.add("Add", x, change, name=place)
+        return x
 
     def color(self, x: str, groups: int, name: str) -> str:
         return self.graph.add(
@@ -244,9 +243,8 @@ class _Emitter:
         twice = add("Mul", x, gate, name=f"{place}.twice")
         return add("Mul", twice, self.shared("gelu.half", 0.5), name=place)
 
-    def pointwise(self, conv: nn.Module, x: str, place: str, groups: int = 1) -> str:
+    def pointwise(self, conv: nn.Conv2d, x: str, place: str, groups: int = 1) -> str:
         """A 1x1 convolution, repeated for each of `groups` phases."""
-        assert isinstance(conv, nn.Conv2d)
         weight, bias = _arrays(conv)
         weight, bias = np.tile(weight, (groups, 1, 1, 1)), np.tile(bias, groups)
         return self.weighted("Conv", x, weight, bias, place, group=groups)
@@ -323,15 +321,16 @@ def _arrays(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[np.ndarray, np.ndarra
 
 
 def phase_convolution(
-    weight: Float[np.ndarray, "a b k k"], bias: Float[np.ndarray, " c"], stage: TailStage
+    upsample: Upsample,
 ) -> tuple[Float[np.ndarray, "po i taps taps"], Float[np.ndarray, " po"]]:
-    """A stage's up-sampling as a convolution whose channels are phase * width + channel."""
-    phases = stage.factor**2
-    if stage.operator == "pixel_shuffle":
-        by_channel = weight.reshape(stage.width, phases, -1)
+    """An up-sampling layer as a convolution whose channels are phase * width + channel."""
+    weight, bias = _arrays(upsample.convolution)
+    phases = upsample.factor**2
+    if isinstance(upsample, ShuffledUpsample):
+        by_channel = weight.reshape(upsample.width, phases, -1)
         by_phase = by_channel.transpose(1, 0, 2).reshape(*weight.shape)
-        return by_phase, bias.reshape(stage.width, phases).T.reshape(-1)
-    rows = KERNEL_ROWS_OF_PHASES if stage.factor == 2 else np.arange(3)[:, None]
+        return by_phase, bias.reshape(upsample.width, phases).T.reshape(-1)
+    rows = KERNEL_ROWS_OF_PHASES if upsample.factor == 2 else np.arange(3)[:, None]
     taps = rows.shape[1]
     # [in, out, phase_y, tap_y, phase_x, tap_x] -> [phase_y, phase_x, out, in, tap_y, tap_x]
     split = weight[:, :, rows][..., rows].transpose(2, 4, 1, 0, 3, 5)

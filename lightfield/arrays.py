@@ -1,7 +1,7 @@
-"""NumPy's `.npy` files, read as memory maps: nothing is unpickled, and no header is believed.
+"""Reading NumPy `.npy` files as memory maps, without unpickling and with checked headers.
 
-A header is text that NumPy evaluates as a Python literal, so that a damaged one can raise almost
-anything; here that is one error with the file's name.
+A header is text that NumPy evaluates as a Python literal, so a damaged header can raise almost any
+exception. This module turns each of them into one error that names the file.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def read_array(
     *,
     error: type[NelfError] = CheckpointError,
 ) -> np.ndarray:
-    """A read-only memory map of an array, of this machine's byte order.
+    """A read-only memory map of an array, in this machine's byte order.
 
-    A memory map is never larger than the file, whatever the header claims.
+    A memory map is never larger than the file, whatever shape the header states.
 
     Args:
         path: the `.npy` file.
-        number: the type of its numbers, or a kind of types such as `np.floating`.
-        shape: its shape, in which None stands for any length; None for any shape.
-        error: what to raise.
+        number: the required dtype, or an abstract one such as `np.floating`.
+        shape: the required shape, in which None stands for any length; None for any shape.
+        error: the exception type to raise.
 
     Raises:
-        NelfError: `error`, when the file is missing, damaged, pickled, or another array.
+        NelfError: `error`, when the file is missing, damaged, pickled, or of another dtype or shape.
     """
     try:
         open_regular(path).close()
@@ -63,5 +63,5 @@ def _has_shape(array: np.ndarray, shape: tuple[int | None, ...] | None) -> bool:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    with warnings.catch_warnings(action="ignore"):  # NumPy's, of a header from Python 2
+    with warnings.catch_warnings(action="ignore"):  # NumPy warns about headers from Python 2
         return npy.open_memmap(path, mode="r")

@@ -1,9 +1,9 @@
-"""Cameras, in the project's one world frame.
+"""Camera intrinsics and poses, in the world frame that the whole project uses.
 
 Frame: a pose is a camera-to-world matrix [R | t] of shape (3, 4). The camera's x axis points right in
 the image, y up, and it looks along -z (OpenGL, Blender). Pixel (column u, row v) covers
 [u, u+1) x [v, v+1) with its center at (u + 0.5, v + 0.5); row 0 is the top one.
-Every loader converts into this frame once and records how it did.
+Every scene loader converts its poses into this frame once and records the conversion.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from lightfield.errors import SceneError, quoted
 
 RIGID_TOLERANCE = 1e-3
 ROUNDING_TOLERANCE = 2e-2
-"""How far R^T R may be off the identity where numbers were rounded to two or three decimals."""
+"""Largest deviation of R^T R from the identity that rounding to two or three decimals explains."""
 REWEIGHTINGS = 20
 LARGEST = 1e300
 SHORTEST_FOCAL, LONGEST_FOCAL = 1 / 200, 1e6
-"""Focal lengths in sides of the image: fields of view of 179 degrees, and of a few millionths of one."""
+"""Allowed focal lengths as multiples of the image side: fields of view of 179 to 0.00006 degrees."""
 FARTHEST_CENTER = 10
-"""Sides of the image between its middle and the principal point; crops can have it far outside."""
+"""Largest offset of the principal point from the image's middle, in image sides. Crops can put the
+principal point far outside of the image."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Intrinsics:
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
         if self.width < 1 or self.height < 1:
-            raise SceneError(f"an image of {self.width} x {self.height} pixels", where="intrinsics")
+            raise SceneError(
+                f"invalid intrinsics: the image has {self.width} x {self.height} pixels",
+                where="intrinsics",
+            )
         if not all(abs(x) <= LARGEST for x in numbers) or self.fx <= 0 or self.fy <= 0:
             raise SceneError(
                 "invalid intrinsics: focal lengths must be positive, and all numbers finite "
@@ -57,10 +61,12 @@ class Intrinsics:
             raise SceneError("distortion must have the four terms k1 k2 p1 p2", where="intrinsics")
 
     def checked_view(self) -> Intrinsics:
-        """This camera, where it is that of a whole image and not of a few rows of one.
+        """This camera, after a check that it is plausible for a whole image.
+
+        The camera of a few rows of an image would fail the check.
 
         Raises:
-            SceneError: when its image could show nothing, or the same everywhere.
+            SceneError: when the field of view, the principal point or the distortion is implausible.
         """
         for side, focal, center in (
             (self.width, self.fx, self.cx), (self.height, self.fy, self.cy),
@@ -85,8 +91,10 @@ class Intrinsics:
         return self
 
     def _bending(self) -> float:
-        """How far the distortion moves a point half-way to the farthest corner, in distances from the
-        center; beyond 1 it folds the image over."""
+        """Relative displacement by the distortion of a point half-way to the farthest corner.
+
+        The unit is the point's distance from the center. Beyond 1 the distortion folds the image over.
+        """
         x = max(self.cx, self.width - self.cx) / self.fx
         y = max(self.cy, self.height - self.cy) / self.fy
         r = 0.5 * math.hypot(x, y)
@@ -95,18 +103,21 @@ class Intrinsics:
 
     @classmethod
     def from_field_of_view(cls, width: int, height: int, angle_x: float) -> Intrinsics:
-        """The centerd square-pixel camera that sees `angle_x` radians across its width.
+        """The centered square-pixel camera that sees `angle_x` radians across its width.
 
         Raises:
             SceneError: unless the angle lies between 0 and pi.
         """
         if not 0 < angle_x < math.pi:
-            raise SceneError(f"a field of view of {angle_x} radians", where="intrinsics")
+            raise SceneError(
+                f"the field of view is {angle_x} radians and must lie between 0 and pi",
+                where="intrinsics",
+            )
         focal = 0.5 * width / math.tan(0.5 * angle_x)
         return cls(width, height, focal, focal, 0.5 * width, 0.5 * height).checked_view()
 
     def resized(self, width: int, height: int) -> Intrinsics:
-        """The same camera with its image resampled to `width` x `height` pixels."""
+        """The camera of the same image resampled to `width` x `height` pixels."""
         sx, sy = width / self.width, height / self.height
         return replace(
             self,
@@ -130,14 +141,14 @@ class Intrinsics:
 
 @np.errstate(over="ignore", invalid="ignore")
 def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3 4"]:
-    """The top three rows of camera-to-world matrices (float64), refused unless they are rigid.
+    """The top three rows of camera-to-world matrices (float64), checked to be rigid motions.
 
     Args:
         poses: (n, 3, 4) or (n, 4, 4).
-        where: what to name in the error, with the frame's index appended.
+        where: the place that an error names, with the frame's index appended.
 
     Raises:
-        SceneError: on another shape, NaN or infinite entries, a scale, a shear or a mirror.
+        SceneError: on another shape, NaN or infinite entries, a scale, a shear or a reflection.
     """
     if poses.shape[1:] not in ((3, 4), (4, 4)):
         raise SceneError(
@@ -147,15 +158,17 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
     for index, pose in enumerate(top):
         place = f"{where}, frame {index}"
         if not np.isfinite(pose).all():
-            raise SceneError("pose holds NaN or infinity", where=place, remedy="remove the frame")
+            raise SceneError(
+                "the pose holds NaN or infinity", where=place, remedy="remove the frame"
+            )
         rotation = pose[:, :3]
         skew = _skew(rotation)
         if not skew <= RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
             raise SceneError(
-                f"pose is not rigid (R^T R is off the identity by {skew:.2g}, "
+                f"the pose is not a rigid motion (R^T R differs from the identity by {skew:.2g}, "
                 f"det R = {np.linalg.det(rotation):.3f})",
                 where=place,
-                remedy="poses must rotate and translate only",
+                remedy="give poses that only rotate and translate",
             )
     return top
 
@@ -164,13 +177,13 @@ def checked_poses(poses: np.ndarray, *, where: object) -> Float[np.ndarray, "n 3
 def rigid_poses(
     poses: np.ndarray, *, where: object
 ) -> tuple[Float[np.ndarray, "n 3 4"], list[str]]:
-    """Camera-to-world matrices as `checked_poses` has them, and what was mended, one sentence each.
+    """Camera-to-world matrices as `checked_poses` returns them, and one sentence per repair.
 
-    Two faults that leave no doubt are mended: a uniform scale of the rotation, as of a camera object
-    that was scaled, and rounded numbers. Positions stay as they are.
+    Two unambiguous faults are repaired: a uniform scale of the rotation (a scaled camera object) and
+    rounded numbers. Positions are not changed.
 
     Raises:
-        SceneError: as `checked_poses` does, for all other faults.
+        SceneError: for every other fault that `checked_poses` refuses.
     """
     mended = np.array(poses, dtype=np.float64)
     scales, errors = [], []
@@ -192,20 +205,20 @@ def rigid_poses(
     if scales:
         span = f"{min(scales):.4g}" + (f" to {max(scales):.4g}" if np.ptp(scales) > 1e-2 else "")
         notes.append(
-            f"the rotations of {len(scales)} of {len(mended)} poses hold a scale of {span}, which is "
-            "removed"
+            f"the rotations of {len(scales)} of {len(mended)} poses contain a scale of {span}; the "
+            "scale is removed"
         )
     if errors:
         notes.append(
-            f"the rotations of {len(errors)} of {len(mended)} poses are rounded (R^T R is off the "
-            f"identity by up to {max(errors):.2g}) and are made orthogonal"
+            f"the rotations of {len(errors)} of {len(mended)} poses are rounded (R^T R differs from "
+            f"the identity by up to {max(errors):.2g}) and are made orthogonal"
         )
     return checked_poses(mended, where=where), notes
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def _skew(block: Float[np.ndarray, "3 3"]) -> float:
-    """How far R^T R is off the identity."""
+    """Largest absolute difference between R^T R and the identity."""
     return float(np.abs(block.T @ block - np.eye(3)).max())
 
 
@@ -226,9 +239,9 @@ def look_at(
 
 
 def focus_point(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
-    """The point nearest to nearly all optical axes: what the cameras look at (float64).
+    """The point nearest to nearly all optical axes, which is what the cameras look at (float64).
 
-    With (nearly) parallel axes it is the one nearest to the world's origin.
+    When the axes are (nearly) parallel, the point nearest to the world's origin is returned.
     """
     return nearest_point(poses[:, :, 3], poses[:, :, 2], around=np.zeros(3))
 
@@ -239,12 +252,13 @@ def nearest_point(
     *,
     around: Float[np.ndarray, "3"],
 ) -> Float[np.ndarray, "3"]:
-    """The point nearest to nearly all lines (float64); a few lines that pass far away hardly count.
+    """The point nearest to nearly all lines, robust against a few outlying lines (float64).
 
-    Least squares, reweighted with Cauchy's weights in units of the lines' median distance; at first in
-    units of the origins' median distance from their median. Where the
-    lines are (nearly) parallel, the point is (nearly) undetermined; the one nearest to `around` is
-    returned, which should not be far from the origins, for the sake of precision.
+    The method is iteratively reweighted least squares with Cauchy weights. The scale of the weights is
+    the median distance between the point and the lines; in the first iteration it is the median
+    distance of the origins from their median. When the lines are (nearly) parallel, the point is
+    (nearly) undetermined, and the solution nearest to `around` is returned. `around` should lie near
+    the origins, because float64 subtracts it from them.
     """
     origin = origins.astype(np.float64) - around
     along = directions / np.linalg.norm(directions, axis=-1, keepdims=True).astype(np.float64)
@@ -263,6 +277,6 @@ def nearest_point(
 
 
 def _cauchy(distance: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Weights that fall with the square of distances beyond their median."""
+    """Cauchy weights: beyond the median distance they fall with the square of the distance."""
     scale = np.median(distance)
     return 1 / (1 + (distance / scale) ** 2) if scale > 0 else np.ones(len(distance))

@@ -1,7 +1,8 @@
-"""Files: written whole or not at all, and read with bounds when they may come from anybody.
+"""Atomic writes, and bounded reads of text and JSON files that may come from anybody.
 
-A file is written beside its name, then renamed. Readers of text and JSON open regular files only, and
-refuse what is too large, nested too deep, or holds what Python's parser should not be given.
+A file is written under a temporary name in the same folder, then renamed. The readers of text and JSON
+open regular files only. They refuse files that are too large, JSON that is nested too deep, and values
+that Python's JSON parser cannot handle safely.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from typing import Any
 from lightfield.errors import NelfError
 
 TEMPORARY_PREFIX = ".part-"
-"""Files and folders so named are writes under way, or cut by a kill."""
+"""Prefix of files and folders that are being written, or whose writing process was killed."""
 MAX_TEXT_BYTES = 512 << 20
 MAX_DEPTH = 100
 MAX_DIGITS = 20
-"""Of a whole number of 64 bits, with its sign."""
+"""Digits of a 64-bit integer with its sign."""
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that replaces `path` when the block ends well."""
+    """A temporary path in the same folder, renamed to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
         dir=path.parent, prefix=f"{TEMPORARY_PREFIX}{path.stem}-", suffix=path.suffix
@@ -52,7 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` in which what becomes `path` is made; it goes with the block."""
+    """A temporary folder beside `path`, removed at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{TEMPORARY_PREFIX}{path.name}-"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as name:
@@ -72,21 +73,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically, readable and with stable key order."""
+    """Write indented JSON atomically; keys keep their order."""
     write_text(path, json.dumps(data, indent=2, allow_nan=True) + "\n")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading bytes; a named pipe or a device would be waited for forever.
+    """Open a regular file for reading bytes; reading a named pipe or a device could block forever.
 
     Raises:
         OSError: when the path cannot be opened, or is not a regular file.
     """
     try:
-        # without O_NONBLOCK, opening a named pipe waits for somebody to write into it
+        # Without O_NONBLOCK, opening a named pipe blocks until another process writes into it.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError as reason:  # a NUL character, or half of a surrogate pair
-        raise OSError(errno.EINVAL, f"no file can have this name ({reason})", str(path)) from reason
+        raise OSError(errno.EINVAL, f"invalid file name ({reason})", str(path)) from reason
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -96,14 +97,17 @@ def open_regular(path: Path) -> io.BufferedReader:
 def read_text(
     path: Path, error: type[NelfError], kind: str = "text", most_bytes: int = MAX_TEXT_BYTES
 ) -> str:
-    """The text of a file in UTF-8, UTF-16 or UTF-32, raising `error` when it is missing, too large or
-    unreadable."""
+    """The text of a file in UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        NelfError: `error`, when the file is missing, too large or unreadable.
+    """
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > most_bytes:
-                raise error(f"more than {most_bytes >> 20} MiB of text", where=path)
+                raise error(f"the file holds more than {most_bytes >> 20} MiB of text", where=path)
             raw = file.read()
-            return raw.decode(json.detect_encoding(raw))  # UTF-8, UTF-16 or UTF-32, by its mark
+            return raw.decode(json.detect_encoding(raw))  # UTF-8, UTF-16 or UTF-32
     except FileNotFoundError:
         raise error("file is missing", where=path) from None
     except OSError as reason:
@@ -114,7 +118,11 @@ def read_text(
 
 
 def read_json(path: Path, error: type[NelfError], most_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Parse a JSON file as `parse_json` does, raising `error` when it is missing, or no such JSON."""
+    """Parse a JSON file with `parse_json`.
+
+    Raises:
+        NelfError: `error`, when the file is missing or not valid JSON.
+    """
     text = read_text(path, error, "JSON", most_bytes)
     try:
         return parse_json(text)
@@ -123,13 +131,14 @@ def read_json(path: Path, error: type[NelfError], most_bytes: int = MAX_TEXT_BYT
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON that may come from anybody.
+    """Parse JSON from an untrusted source.
 
-    `NaN` and `Infinity` are numbers, since quality can be infinite: who reads a number checks it.
+    `NaN` and `Infinity` are accepted, because PSNR can be infinite. The reader of a number has to
+    check it.
 
     Raises:
-        ValueError: when the text is no JSON, holds a whole number that 64 bits cannot hold or half of
-            a surrogate pair, or is nested more than 100 deep.
+        ValueError: when the text is not JSON, is nested more than 100 deep, or holds an integer of
+            more than 64 bits or half of a surrogate pair.
     """
     try:
         data = json.loads(text, parse_int=_parse_int)
@@ -144,7 +153,7 @@ def parse_json(text: str) -> Any:
 
 def _parse_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS or not -(1 << 63) <= int(digits) < 1 << 63:
-        raise ValueError(f"a whole number of {len(digits)} digits, which 64 bits cannot hold")
+        raise ValueError(f"an integer of {len(digits)} digits does not fit into 64 bits")
     return int(digits)
 
 
@@ -159,7 +168,7 @@ def _is_deeper(data: Any, depth: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that it holds, or a file; of a link, the link alone."""
+    """Remove a file or a folder with its contents; of a symbolic link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -167,7 +176,7 @@ def remove(path: Path) -> None:
 
 
 def require_regular_file(path: Path, error: type[NelfError]) -> None:
-    """Raise `error` unless there is a file: reading a pipe or a device may never end."""
+    """Raise `error` unless the path is a regular file; reading a pipe or a device may never end."""
     if not path.exists():
         raise error("file is missing", where=path)
     if not path.is_file():
@@ -181,6 +190,6 @@ def sha256_of(path: Path) -> str:
 
 
 def fingerprint(data: Any) -> str:
-    """SHA-256 of a JSON-able value, independent of key order."""
+    """SHA-256 of a value that JSON can hold, independent of key order."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A light field: a student together with the camera and ray space it was trained for."""
+"""A light field: a student, with the camera and the ray space that it was trained for."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lightfield.student import Student, StudentSpec
 from lightfield.transform import SceneTransform
 
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, spread evenly however many there are."""
+"""Golden-ratio conjugate; its multiples modulo 1 form a low-discrepancy sequence."""
 
 
 def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
-    """The low-resolution camera whose pixels are the student's rays.
+    """The low-resolution camera that has one pixel per ray of the student.
 
     Raises:
         ConfigError: when the image's sides are not multiples of the up-sampling factor.
@@ -35,8 +35,8 @@ def ray_grid(intrinsics: Intrinsics, spec: StudentSpec) -> Intrinsics:
     s = spec.factor
     if intrinsics.width % s or intrinsics.height % s:
         raise ConfigError(
-            f"an image of {intrinsics.width}x{intrinsics.height} pixels cannot be "
-            f"up-sampled {s}x from whole rays",
+            f"an image of {intrinsics.width}x{intrinsics.height} pixels cannot be up-sampled {s}x "
+            "from a whole number of rays",
             remedy=f"choose a resolution divisible by {s}, or other tail factors",
         )
     return intrinsics.resized(intrinsics.width // s, intrinsics.height // s)
@@ -59,8 +59,10 @@ def scattered_rays(
     *,
     each: int,
 ) -> Float[Tensor, "n*{each} c"]:
-    """A student's input for a few rays of each of many poses, on their device: the same rays for every
-    number of points and octaves."""
+    """A student's input for `each` rays of each pose, on the poses' device.
+
+    The choice of rays depends neither on the number of points nor on the number of frequencies.
+    """
     grid = ray_grid(intrinsics, spec)
     directions = camera_directions(grid, device=poses.device).reshape(-1, 3)
     count = torch.arange(len(poses) * each, dtype=torch.float64, device=poses.device)
@@ -73,8 +75,8 @@ def scattered_rays(
 class LightField:
     """Renders images of `intrinsics` from poses in scene coordinates.
 
-    `transform` leads there from the coordinates of the user's own poses. `intrinsics` is the output
-    image's camera; rays go through the centers of its s x s blocks.
+    `transform` maps the coordinates of the user's own poses to scene coordinates. `intrinsics` is the
+    camera of the output image; each ray goes through the center of a block of s x s pixels.
     """
 
     student: Student
@@ -88,5 +90,5 @@ class LightField:
 
     @torch.no_grad()
     def render(self, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "sh sw rgb"]:
-        """One image with values in (0, 1), by the student in its current mode."""
+        """One image with values in (0, 1); the student stays in its current mode (train or eval)."""
         return self.student(self.encoded_rays(pose))[0].permute(1, 2, 0)

@@ -1,6 +1,6 @@
-"""Image quality: PSNR, SSIM, LPIPS. Images are [..., H, W, 3] in [0, 1], as stored (sRGB).
+"""Image quality metrics: PSNR, SSIM, LPIPS. Images are [..., H, W, 3] in [0, 1], as stored (sRGB).
 
-A scene's figure is the mean over its views of each view's figure, as the literature reports it.
+The figure of a scene is the mean over the figures of its views, as in the literature.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightfield.errors import described
+
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
@@ -28,7 +30,7 @@ def psnr(image: Float[Tensor, "*n h w c"], truth: Float[Tensor, "*n h w c"]) -> 
 
 
 def mse_to_psnr(mse: float) -> float:
-    """A mean squared error of values in [0, 1] as dB."""
+    """PSNR in dB for a mean squared error of values in [0, 1]."""
     return float(-10 * torch.log10(torch.tensor(mse, dtype=torch.float64)))
 
 
@@ -75,9 +77,9 @@ class Lpips:
 
 @lru_cache(maxsize=1)
 def load_lpips() -> Lpips:
-    """LPIPS when its package, torchvision and the backbone's weights are on this machine.
+    """LPIPS, if its package, torchvision and the backbone's weights are on this machine.
 
-    Never downloads: weights are looked for where torch.hub keeps them.
+    Nothing is downloaded: the weights are looked up in torch.hub's cache.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
     if not weights.is_file():
@@ -89,13 +91,12 @@ def load_lpips() -> Lpips:
 
             return Lpips(lpips.LPIPS(net="alex", verbose=False).eval(), None)
     except Exception as error:  # torchvision beside a CPU build of torch fails in many ways
-        reason = str(error).strip().splitlines()
-        return Lpips(None, f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}")
+        return Lpips(None, described(error))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Mean quality over views; LPIPS is None when it was not available."""
+    """Mean quality over views; `lpips` is None when LPIPS is not available."""
 
     psnr_db: float
     ssim: float

@@ -1,4 +1,7 @@
-"""Names that people give: of scenes, runs and images. They end up in file names, pages and messages."""
+"""Checks of names that users choose for scenes, runs and images.
+
+The names occur in file names, pages and messages.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,29 @@ from pathlib import Path
 from lightfield.errors import ConfigError
 
 LONGEST_NAME = 100
-"""Characters of a scene's name. An exported file's name has up to 40 more, and may have 255 bytes."""
+"""Characters of a scene's name. An exported file's name adds up to 40, and may have 255 bytes."""
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, surrogates, and line and paragraph separators."""
 
 
 def checked_name(name: str) -> str:
-    """A scene's name without the blanks around it.
+    """A scene's name without surrounding white space.
 
     Raises:
-        ConfigError: when no file, page or line of text can carry it.
+        ConfigError: when the name cannot be part of a file name, a page or a line of text.
     """
     name = name.strip()
     if fault := _fault_of(name):
         raise ConfigError(
             f"{printable(name)[:40]!r} cannot be a scene's name: {fault}",
             where="scene.name",
-            remedy="give another one with --name",
+            remedy="give another name with --name",
         )
     return name
 
 
 def checked_folder(path: Path) -> Path:
-    """A folder whose whole path can be written down.
+    """A folder, after a check that its absolute path is UTF-8.
 
     Raises:
         ConfigError: when the path is not UTF-8.
@@ -49,7 +52,7 @@ def _fault_of(name: str) -> str:
     if "/" in name or "\\" in name:
         return "it is a path"
     if len(name) > LONGEST_NAME:
-        return f"it has {len(name)} characters, and at most {LONGEST_NAME} fit into file names"
+        return f"it has {len(name)} characters, but file names allow {LONGEST_NAME}"
     if not is_utf8(name):
         return "it is not UTF-8"
     if any(unicodedata.category(character) in UNPRINTABLE for character in name):
@@ -58,7 +61,7 @@ def _fault_of(name: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8: a file name that Python could not decode cannot."""
+    """Whether text can be encoded as UTF-8; a file name that Python could not decode cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -67,12 +70,12 @@ def is_utf8(text: str) -> bool:
 
 
 def in_a_line(text: str) -> str:
-    """The text with escapes for characters that would break its line or command a terminal."""
+    """The text with escapes for line breaks and terminal control characters."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
 
 
 def printable(text: str) -> str:
-    """The text with a replacement character for whatever is not UTF-8."""
+    """The text with everything that is not UTF-8 replaced by a question mark."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who shows it."""
+"""Progress-reporting interface, independent of the display."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """Called often; must be cheap. `figures` are short-named numbers, for example psnr_db."""
+    """Receives the work done so far; is called often and must be cheap.
+
+    `figures` are named numbers, for example psnr_db.
+    """
 
     def __call__(self, done: int, total: int, /, **figures: float) -> None: ...  # noqa: D102
 
 
 def silent(done: int, total: int, /, **figures: float) -> None:
-    """Progress that nobody watches."""
+    """A progress that is not shown."""

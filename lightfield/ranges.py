@@ -1,8 +1,8 @@
-"""Allowed ranges of settings, each stated once: in the annotation of a dataclass's field.
+"""Allowed ranges of settings, stated in the annotations of the config dataclasses' fields.
 
     steps: Annotated[int, Range(1, 100_000_000)] = 4000
 
-`check_ranges`, called when the dataclass is made, refuses what lies outside of the range, and the
+`check_ranges` is called when the dataclass is made and refuses values outside of their range. The
 command line's help shows the range beside the default. NaN and infinity lie in no range.
 """
 
@@ -19,7 +19,7 @@ LONGEST_TEXT = 4096
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may hold; for a tuple, the numbers that each item may be."""
+    """The numbers that a field may hold; for a tuple, the numbers that each item may hold."""
 
     low: float
     high: float
@@ -45,17 +45,17 @@ class Range:
 SEEDS = 2**32
 """Number of seeds."""
 SEED = Range(0, SEEDS - 1)
-"""Seeds that every random generator takes."""
+"""Seeds that every random generator accepts."""
 STEPS = Range(1, 100_000_000)
 """Steps of a training."""
 THREADS = Range(1, 1024)
 """Threads of one operator."""
 SHARE = Range(0, 1, above=True)
-"""Shares of a whole, of which something is left."""
+"""A positive fraction of a whole."""
 
 
 def later_seed(seed: int, count: int) -> int:
-    """The seed `count` places behind another; after the last one comes 0 again."""
+    """The seed plus `count`, modulo the number of seeds."""
     return (seed + count) % SEEDS
 
 
@@ -67,9 +67,9 @@ def range_of(annotation: Any) -> Range | None:
 
 
 def check_ranges(config: Any, where: str) -> None:
-    """Refuse a dataclass with a number out of its range, or with a text that cannot be shown.
+    """Refuse a dataclass that holds a number out of range, or a text that cannot be printed.
 
-    None stands for a value that is not given. A text may be empty only where it is by default.
+    None stands for a value that is not given. A text may be empty only where its default is empty.
 
     Raises:
         ConfigError: naming the first such field as `where.field`, and its range.
@@ -88,7 +88,8 @@ def check_ranges(config: Any, where: str) -> None:
 def _check_numbers(items: tuple[Any, ...], allowed: Range, whole: bool, place: str) -> None:
     if len(items) > allowed.most_items:
         raise ConfigError(
-            f"{len(items)} values are given, and at most {allowed.most_items} fit", where=place
+            f"{len(items)} values are given, but at most {allowed.most_items} are allowed",
+            where=place,
         )
     for item in items:
         number = isinstance(item, int if whole else int | float)
@@ -105,7 +106,7 @@ def _check_texts(texts: list[str], place: str) -> None:
     for text in texts:
         if not text or len(text) > LONGEST_TEXT or not text.isprintable():
             raise ConfigError(
-                f"a text that is empty, longer than {LONGEST_TEXT} characters, or not printable",
+                f"the text is empty, longer than {LONGEST_TEXT} characters, or not printable",
                 where=place,
             )
 
@@ -116,7 +117,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _is_whole(annotation: Any) -> bool:
-    """Whether none of the types of an annotation, nor of a tuple's items, is a float."""
+    """Whether an annotation allows integers only, including the items of a tuple."""
     return annotation is not float and not any(
         not _is_whole(part) for part in get_args(annotation) if not isinstance(part, Range)
     )

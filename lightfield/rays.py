@@ -1,8 +1,8 @@
-"""Rays of a camera, and the space in which a field is queried along them.
+"""Rays of a camera, and the space (world or NDC) in which a field is evaluated along them.
 
 Letters: o origin, d direction, t ray parameter, so a point is o + t d. Directions are **not**
 normalized: in camera space their z is -1, so t is the depth along the optical axis (before NDC).
-Everything here is the contract between teacher, student, and the exported Sampler.
+The teacher, the student and the exported Sampler all rely on these definitions.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from lightfield.errors import SceneError
 
 UNDISTORT_STEPS = 10
 LONGEST = 1e15
-"""Distances from here on have squares that float32 cannot hold well enough to compute with."""
+"""Upper bound of distances: the squares of larger ones come too close to float32's largest number."""
 
 
 @dataclass(frozen=True)
 class RaySpace:
-    """Where fields live, and the part [near, far] of every ray that matters.
+    """The space of a field's coordinates, and the interval [near, far] of every ray that is used.
 
-    `world`: rays as they leave the camera. `ndc`: rays of a forward-facing capture, projected to
-    normalized device coordinates (NeRF, appendix C) so that t runs from 0 at the near plane to 1 at
-    infinity; `ndc_scale` is then (2 fx / W, 2 fy / H) and `ndc_near` the near plane's distance.
+    `world`: rays in world coordinates. `ndc`: rays of a forward-facing capture, projected to
+    normalized device coordinates (NeRF, appendix C), so that t runs from 0 at the near plane to 1 at
+    infinity. In `ndc`, `ndc_scale` is (2 fx / W, 2 fy / H) and `ndc_near` the near plane's distance.
     """
 
     kind: Literal["world", "ndc"]
@@ -42,11 +42,14 @@ class RaySpace:
         if self.kind not in ("world", "ndc"):
             raise SceneError(f"unknown kind {self.kind!r}", where="ray space")
         if not 0 <= self.near < self.far < LONGEST:
-            raise SceneError(f"near {self.near} and far {self.far} bound no ray", where="ray space")
+            raise SceneError(
+                f"near {self.near} and far {self.far} must satisfy 0 <= near < far < {LONGEST:g}",
+                where="ray space",
+            )
         if self.kind == "ndc" and not all(
             0 < x < math.inf for x in (*self.ndc_scale, self.ndc_near)
         ):
-            raise SceneError("an NDC space needs its scale and near plane", where="ray space")
+            raise SceneError("an NDC space needs ndc_scale and ndc_near", where="ray space")
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, to be read back by `from_json`."""
@@ -72,7 +75,7 @@ def camera_directions(
 
 
 def _undistorted(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Invert OpenCV's distortion by fixed-point iteration (y here points down, as OpenCV's)."""
+    """Invert OpenCV's distortion by fixed-point iteration; y points down, as in OpenCV."""
     k1, k2, p1, p2 = distortion
     x0, y0 = x, y
     for _ in range(UNDISTORT_STEPS):
@@ -87,7 +90,7 @@ def _undistorted(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[T
 def world_rays(
     directions: Float[Tensor, "*grid 3"], pose: Float[Tensor, "*#grid 3 4"]
 ) -> tuple[Float[Tensor, "*grid 3"], Float[Tensor, "*grid 3"]]:
-    """Origins and directions in the world, from camera-space directions and poses that broadcast."""
+    """World-space origins and directions from camera-space directions; the poses broadcast."""
     d = (pose[..., :3] @ directions[..., None])[..., 0]
     return pose[..., 3].expand_as(d), d
 
@@ -95,7 +98,7 @@ def world_rays(
 def rays_in_space(
     origins: Float[Tensor, "*grid 3"], directions: Float[Tensor, "*grid 3"], space: RaySpace
 ) -> tuple[Float[Tensor, "*grid 3"], Float[Tensor, "*grid 3"]]:
-    """World rays carried into `space`; the identity for `world`.
+    """World rays transformed into `space`; the identity for `world`.
 
     Not defined for NDC rays that do not look along -z.
     """
@@ -125,19 +128,19 @@ def points_along(
     space: RaySpace,
     count: int,
     *,
-    within: Float[Tensor, "*grid {count}"] | None = None,
+    jitter: Float[Tensor, "*grid {count}"] | None = None,
 ) -> Float[Tensor, "*grid {count}*3"]:
     """`count` points per ray, flattened to point * 3 + axis.
 
-    The points lie at t = linspace(near, far, count). With `within`, each lies at that share in [0, 1]
-    of its stratum, the span between the midpoints to its neighbors, which random shares jitter
-    (training only; MobileR2L 3.1).
+    The points lie at t = linspace(near, far, count). `jitter` is the position in [0, 1] of each point
+    within its stratum, the interval between the midpoints to its neighbors (stratified sampling, for
+    training only; MobileR2L 3.1).
     """
     t = torch.linspace(space.near, space.far, count, device=origins.device)
-    if within is not None:
+    if jitter is not None:
         middle = 0.5 * (t[1:] + t[:-1])
         low, high = torch.cat([t[:1], middle]), torch.cat([middle, t[-1:]])
-        t = low + (high - low) * within
+        t = low + (high - low) * jitter
     shape = (*origins.shape[:-1], count)
     points = origins[..., None, :] + t.expand(shape)[..., None] * directions[..., None, :]
     return points.flatten(-2)

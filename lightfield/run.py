@@ -1,17 +1,18 @@
-"""Runs are folders: `runs/<scene>/<stage>/` holds a stage's artifact, described by its manifest.
+"""Run folders: `runs/<scene>/<stage>/` holds a stage's artifact and the manifest that describes it.
 
 Invariants:
-- A stage folder is whole or absent. Work happens in `.<stage>.work`, which is renamed over the stage
-  when its manifest has been written, so the last good artifact survives whatever interrupts.
-- The work folder remembers what it was begun with: the same key resumes, another starts over, and says
-  so, unless its work serves the other settings too (`lightfield.work_folder`).
-- The key is the fingerprint of the stage's config and of the manifests it reads. A stage whose key
-  has not changed is not run again.
-- One process at a time works in a run; the lock goes with the process, however it ends.
-- A file is handed out only while its bytes are those whose SHA-256 the manifest records. A stage whose
-  files have changed is made again by its own command, and refused by all others.
-- A folder whose manifest cannot be read as one of this version is refused by every command, its own
-  included: what a newer version or a person made is never thrown away.
+- A stage folder is complete or absent. A stage works in `.<stage>.work`, which is renamed to the stage
+  folder once its manifest has been written. An interruption never damages the previous artifact.
+- The work folder records the settings that it was started with. The same key resumes; another key
+  starts over with a message, unless the work is valid for the new settings too
+  (`lightfield.work_folder`).
+- The key is the fingerprint of the stage's config and of the manifests that the stage reads. A stage
+  whose key has not changed is not run again.
+- One process at a time works in a run. The kernel releases the lock when the process ends.
+- A file of an artifact is returned only after its SHA-256 has been checked against the manifest. A
+  stage whose files have changed is made again by its own command, and refused by all other commands.
+- A folder whose manifest this version cannot read is refused by every command, including the stage's
+  own, so that the work of a newer version or of a person is never deleted.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ SCHEMA = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MANIFEST_FIELDS = ("config", "inputs", "files", "metrics", "details")
-"""What every manifest holds beside its names, each a dictionary."""
+"""The dictionaries that every manifest holds."""
 UNITS = ("_db", "_ms", "_fps", "_bytes")
-"""A metric whose name ends with a unit is a number, or None."""
+"""A metric whose name ends with one of these units is a number or None."""
 MAX_SECONDS = 1e9
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime", "onnxsim", "coremltools")
 
@@ -71,7 +72,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read safetensors.
 
     Raises:
-        CheckpointError: when the file is missing, truncated, or something else.
+        CheckpointError: when the file is missing, truncated, or not a safetensors file.
     """
     try:
         open_regular(path).close()
@@ -83,7 +84,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], *, where: Path) -> None:
-    """Load a state dict that must fit exactly.
+    """Load a state dict whose names and shapes must match exactly.
 
     Raises:
         CheckpointError: when names or shapes differ.
@@ -99,7 +100,7 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], *, where: Pat
 
 @functools.lru_cache(maxsize=1)
 def tool_versions() -> dict[str, str]:
-    """Versions of everything that shapes a result."""
+    """Versions of Python and of the packages that influence results."""
     versions = {"python": platform.python_version()}
     for name in TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -109,7 +110,7 @@ def tool_versions() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def git_commit() -> str | None:
-    """The commit of this source tree, with `+` when it has changes; None outside a checkout."""
+    """The commit of this source tree, with `+` when it has changes; None outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
@@ -121,81 +122,83 @@ def git_commit() -> str | None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage."""
+    """A finished stage: its folder and its manifest."""
 
     path: Path
     manifest: dict[str, Any]
     watch: Watch = field(default=unwatched, compare=False, repr=False)
-    """Shows how far the check of a large file is."""
+    """Shows the progress of checking a large file."""
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The figures the stage reported."""
+        """The figures that the stage reported."""
         return self.manifest["metrics"]
 
     @property
     def seconds(self) -> float | None:
-        """How long the stage took; None when the manifest does not say."""
+        """Duration of the stage in seconds; None when the manifest does not state it."""
         value = self.manifest.get("seconds")
         return float(value) if is_number(value) and 0 <= value < MAX_SECONDS else None
 
     def figure(self, name: str) -> float:
-        """One number among the metrics.
+        """One numeric metric.
 
         Raises:
-            CheckpointError: when the manifest has lost it, or holds something else there.
+            CheckpointError: when the metric is missing or not a number.
         """
         value = self.metrics.get(name)
         if not is_number(value):
-            raise self._damage(f"its metric {name} is missing or no number", self.path / MANIFEST)
+            raise self._damage(
+                f"the metric {name} is missing or not a number", self.path / MANIFEST
+            )
         return value
 
     @property
     def key(self) -> str:
-        """Fingerprint of what the stage was made from."""
+        """Fingerprint of the stage's config and inputs."""
         return self.manifest["key"]
 
     def file(self, name: str) -> Path:
-        """A file of the artifact, checked to hold the bytes that the manifest recorded.
+        """The path of a file of the artifact, after its SHA-256 has been checked.
 
         Raises:
-            CheckpointError: when it is unknown, missing, truncated or changed.
+            CheckpointError: when the file is unknown, missing, truncated or changed.
         """
         path = self.sized_file(name)
         sha256 = self.manifest["files"][name]["sha256"]
         try:
             same = has_sha256(path, sha256, self.path.parent / REMEMBERED, self.watch)
         except OSError as reason:
-            raise self._damage(f"cannot be read ({reason.strerror})", path) from reason
+            raise self._damage(f"the file cannot be read ({reason.strerror})", path) from reason
         if not same:
-            raise self._damage("the bytes differ from what the manifest recorded", path)
+            raise self._damage("the file's SHA-256 differs from the one in the manifest", path)
         return path
 
     def sized_file(self, name: str) -> Path:
-        """A file of the artifact, checked to be there with the size the manifest states.
+        """The path of a file of the artifact, after its size has been checked.
 
         Raises:
-            CheckpointError: when it is unknown, missing or truncated.
+            CheckpointError: when the file is unknown, missing or truncated.
         """
         path = self.path / name
         entry = self.manifest["files"].get(name)
         if entry is None:
             raise CheckpointError("the manifest lists no such file", where=path)
         if not path.is_file() or path.stat().st_size != entry["size_bytes"]:
-            raise self._damage("file is missing or truncated", path)
+            raise self._damage("the file is missing or truncated", path)
         return path
 
     def check(self) -> None:
         """Check every file of the artifact.
 
         Raises:
-            CheckpointError: when one is missing, truncated or changed.
+            CheckpointError: when a file is missing, truncated or changed.
         """
         for name in self.manifest["files"]:
             self.file(name)
 
     def weights(self, name: str = WEIGHTS) -> dict[str, Tensor]:
-        """Tensors of the artifact, checked against the manifest's hash.
+        """The tensors of one of the artifact's files, after its SHA-256 has been checked.
 
         Raises:
             CheckpointError: when the file is missing or its bytes have changed.
@@ -209,17 +212,17 @@ class Artifact:
 
 @dataclass
 class StageWriter:
-    """Where a running stage puts its files; becomes the artifact when the stage ends well."""
+    """The work folder of a running stage; it becomes the artifact when the stage succeeds."""
 
     path: Path
     resumed: bool
-    """True when an earlier, interrupted run with the same key left its work here."""
+    """True when an earlier, interrupted run with the same key left its work in the folder."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """What the manifest reports."""
+    """Figures that the manifest will report."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else is needed to use the artifact: specs, intrinsics, ray space."""
+    """Other data that users of the artifact need: specs, intrinsics, ray space."""
     discard: set[str] = field(default_factory=set)
-    """Files that served resuming only."""
+    """Files that are needed for resuming only and are removed at the end."""
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
@@ -229,17 +232,17 @@ class StageWriter:
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of one scene's chain."""
+    """The folder that holds all stages of one scene."""
 
     path: Path
     watch: Watch = field(default=unwatched, compare=False, repr=False)
-    """Shows how far the check of a large file is."""
+    """Shows the progress of checking a large file."""
 
     def artifact(self, stage: str) -> Artifact:
         """A finished stage.
 
         Raises:
-            CheckpointError: when it is missing, damaged, or from a newer version.
+            CheckpointError: when the stage is missing, damaged, or of another version.
         """
         self._recover(stage)
         folder = self.path / stage
@@ -263,7 +266,7 @@ class Run:
         return Artifact(folder, manifest, self.watch)
 
     def find(self, stage: str) -> Artifact | None:
-        """A finished stage, or None when it has not been run; damage still raises."""
+        """A finished stage, or None when it has not been run; a damaged stage raises."""
         self._recover(stage)
         if not (self.path / stage / MANIFEST).is_file():
             return None
@@ -285,14 +288,14 @@ class Run:
         say: Callable[[str], None] | None = None,
         carried: Carried = nothing_carried,
     ) -> tuple[Artifact, bool]:
-        """Run `work` unless the stage is current; return its artifact and whether work was done.
+        """Run `work` unless the stage is up to date; return its artifact and whether `work` ran.
 
-        `say` is told in one line when other settings than before make the stage start over, or go on
-        from the interrupted work whose files `carried` names.
+        `say` receives one line when changed settings make the stage start over, or resume the
+        interrupted work whose files `carried` names.
 
         Raises:
             RunLockedError: when another process works in this run.
-            CheckpointError: when the stage's folder holds something that would be lost.
+            CheckpointError: when the stage's folder holds something that must not be replaced.
         """
         with self.locked():
             self._finish_publication(stage)
@@ -326,7 +329,7 @@ class Run:
                 "resumed": writer.resumed,
             }
             write_json(writer.path / MANIFEST, manifest)
-            for name in transient:  # only now, and the key last: until then the work can be resumed
+            for name in transient:  # The key goes last: until then the work can be resumed.
                 (writer.path / name).unlink(missing_ok=True)
             self._publish(stage)
             made = self.artifact(stage)
@@ -335,20 +338,24 @@ class Run:
             return made, True
 
     def _replaceable(self, stage: str) -> Artifact | None:
-        """The stage as it is, None when there is none; refused when it is not known what it holds."""
+        """The present stage, or None when there is none.
+
+        Raises:
+            CheckpointError: when the stage folder holds something other than a stage.
+        """
         current, folder = self.find(stage), self.path / stage
         if current is None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
-            kind = "is a file" if folder.is_file() else f"folder holds no {MANIFEST}"
+            what = "the path is a file" if folder.is_file() else f"the folder holds no {MANIFEST}"
             raise CheckpointError(
-                f"this {kind}, so it is not a stage's",
+                f"{what}, so it was not written by a stage",
                 where=folder,
-                remedy="move it elsewhere, or delete it if it can go",
+                remedy="move it elsewhere, or delete it if nobody needs it",
             )
         return current
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process.
+        """Lock the run for this process.
 
         Raises:
             RunLockedError: when another process holds it.
@@ -400,7 +407,7 @@ class Run:
         remove(old)
 
     def _finish_publication(self, stage: str) -> None:
-        """Finish, or else undo, a publication that was cut; the caller holds the lock."""
+        """Complete or undo an interrupted publication; the caller holds the lock."""
         final, old, work = self.path / stage, self.path / f".{stage}.old", self._work_path(stage)
         if (work / MANIFEST).is_file() and not (work / KEY).exists():
             self._publish(stage)
@@ -410,14 +417,14 @@ class Run:
             old.rename(final)
 
     def _recover(self, stage: str) -> None:
-        """Finish a publication that was cut between its renames, not one that is under way."""
+        """Complete a publication that was interrupted between its renames, unless it is running."""
         if (self.path / f".{stage}.old").exists() and not (self.path / stage).exists():
             with contextlib.suppress(RunLockedError), self.locked():
                 self._finish_publication(stage)
 
 
 def fault_of(manifest: Any, stage: str) -> str:
-    """What keeps parsed JSON from being a stage's manifest of this version; empty when nothing does."""
+    """Why parsed JSON is not a valid manifest of a stage; empty when it is valid."""
     if not isinstance(manifest, dict) or "schema" not in manifest:
         return "not a manifest of this tool"
     if has_older_schema(manifest):
@@ -440,7 +447,7 @@ def fault_of(manifest: Any, stage: str) -> str:
             return f"not a manifest of this stage (its file {name} has no SHA-256 and size)"
     for name, value in manifest["metrics"].items():
         if name.endswith(UNITS) and value is not None and not is_number(value):
-            return f"its metric {name} is no number"
+            return f"the metric {name} is not a number"
     return ""
 
 
@@ -458,7 +465,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value of a manifest is a number, which a boolean is not."""
+    """Whether a value of a manifest is a number; a boolean is not a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

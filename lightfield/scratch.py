@@ -1,7 +1,7 @@
-"""Temporary folders that do not outlive their process for long, however the process ends.
+"""Temporary folders that are removed even when their process was killed.
 
-A folder is locked by the process that made it, and the kernel drops the lock with the process. So the
-next command removes the folders that a kill has left behind, and leaves those of living processes alone.
+The process that made a folder locks it, and the kernel releases the lock when the process ends. The
+next command removes every unlocked folder, and leaves the folders of running processes alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PREFIX = "nelf-scratch-"
 
 @contextlib.contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A temporary folder for the length of the block, named after its purpose."""
+    """A temporary folder that exists during the block; its name states its purpose."""
     path, lock = _made(purpose)
     try:
         yield path
@@ -30,7 +30,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def libraries_in_scratch(purpose: str) -> Iterator[None]:
-    """Let the temporary files that libraries make lie in a folder of `scratch_folder`, too."""
+    """Make libraries put their temporary files into a folder of `scratch_folder`."""
     before = tempfile.tempdir
     with scratch_folder(purpose) as place:
         tempfile.tempdir = str(place)
@@ -41,7 +41,7 @@ def libraries_in_scratch(purpose: str) -> Iterator[None]:
 
 
 def remove_abandoned() -> None:
-    """Remove the temporary folders of this user and program whose processes have died."""
+    """Remove this user's temporary folders of this program whose processes have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             lock = _opened(path)
@@ -57,9 +57,9 @@ def _made(purpose: str) -> tuple[Path, int]:
     """A new folder and the handle that holds its lock."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
-        with contextlib.suppress(FileNotFoundError):  # another process took it for an abandoned one
+        with contextlib.suppress(FileNotFoundError):  # another process removed it as abandoned
             lock = _opened(path)
-            with contextlib.suppress(OSError):  # a file system without locks, or that other process
+            with contextlib.suppress(OSError):  # no locks on this file system, or locked elsewhere
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if path.exists():
                 return path, lock

@@ -1,7 +1,7 @@
-"""Safetensors files that hold where a training or a search stands: tensors, and JSON beside them.
+"""Safetensors files that store the state of a training or a search: tensors and metadata.
 
-A state lies in a work folder, which no manifest describes. So the file carries a SHA-256 of what it
-holds, and a bit that the disk has lost does not pass into the work that goes on.
+A state lies in a work folder, which no manifest describes. The file therefore carries a SHA-256 of its
+own contents, so that work is never resumed from damaged bytes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lightfield.errors import CheckpointError, quoted
 from lightfield.files import atomic_path, open_regular
 
 SHA256 = "sha256"
-"""The metadata's own entry. Files of earlier versions do not have it, and are taken as they are."""
+"""Name of the metadata entry with the digest. Files of earlier versions lack it and are not checked."""
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and texts atomically.
+    """Write tensors and metadata atomically.
 
     Raises:
-        OSError: when the disk is full; safetensors' own writer raises something else.
+        OSError: when the disk is full. (The writer of safetensors would raise another type.)
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(plain, {**metadata, SHA256: _digest(plain, metadata)})
@@ -35,10 +35,10 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and texts of `write_state`.
+    """Read the tensors and the metadata that `write_state` wrote.
 
     Raises:
-        CheckpointError: when there is no such file, or what it holds has changed.
+        CheckpointError: when the file is missing, unreadable, or has changed.
     """
     try:
         open_regular(path).close()
@@ -50,7 +50,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"not readable ({quoted(text)})", where=path) from reason
     written = metadata.pop(SHA256, None)
     if written is not None and written != _digest(tensors, metadata):
-        raise CheckpointError("its bytes have changed since it was written", where=path)
+        raise CheckpointError("the file has changed since it was written", where=path)
     return tensors, metadata
 
 

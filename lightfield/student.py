@@ -12,11 +12,16 @@ order of `lightfield.encoding`; [N, 3, sH, sW] colors in (0, 1) come out, s the 
 Only the up-sampling operators look at neighbors, so a patch with `halo_rays` extra rays on each
 side computes exactly what the whole image computes there. `StudentSpec` says everything about the
 shape; a spec and a state dict rebuild the network.
+
+`Student.chains` lists the layers between the encoded rays and the colors. The forward pass, the
+export to ONNX and CoreML, the packing of weights for the GPU kernels, and pruning all read it.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -61,6 +66,16 @@ class TailStage:
         if self.operator == "conv_transpose" and self.factor not in (2, 3):
             raise ConfigError("a transposed convolution up-samples 2x or 3x", where="tail stage")
 
+    @property
+    def kernel(self) -> int:
+        """Side of the operator's kernel, written as a transposed convolution of stride `factor`."""
+        return 4 if self.operator == "conv_transpose" and self.factor == 2 else self.factor
+
+    @property
+    def padding(self) -> int:
+        """Pixels at each border that two neighboring rays both write to."""
+        return (self.kernel - self.factor) // 2
+
 
 @dataclass(frozen=True)
 class StudentSpec:
@@ -103,8 +118,7 @@ class StudentSpec:
         """Pixels next to each side of a patch that depend on rays beyond it."""
         margin = 0
         for stage in self.tail:
-            reach = 1 if stage.operator == "conv_transpose" and stage.factor == 2 else 0
-            margin = margin * stage.factor + reach
+            margin = margin * stage.factor + stage.padding
         return margin
 
     @property
@@ -185,19 +199,138 @@ class ResidualBlock(nn.Module):
         self.contract = nn.Conv2d(inner, width, 1)
         self.contract_norm = nn.BatchNorm2d(width) if norm == "batch" else nn.Identity()
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """The hidden channels."""
+        return self.activation(self.expand_norm(self.expand(x)))
+
+    def change(self, hidden: Tensor) -> Tensor:
+        """What the block adds to the stream."""
+        return self.contract_norm(self.contract(hidden))
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        hidden = self.activation(self.expand_norm(self.expand(x)))
-        return x + self.contract_norm(self.contract(hidden))
+        return x + self.change(self.hidden(x))
 
 
-def _upsampling(width_in: int, stage: TailStage) -> nn.Module:
-    if stage.operator == "pixel_shuffle":
-        return nn.Sequential(
-            nn.Conv2d(width_in, stage.width * stage.factor**2, 1), nn.PixelShuffle(stage.factor)
+class TransposedUpsample(nn.ConvTranspose2d):
+    """Up-sampling by a transposed convolution: kernel 4, stride 2, padding 1, or kernel 3, stride 3."""
+
+    def __init__(self, width_in: int, stage: TailStage):
+        super().__init__(
+            width_in, stage.width, stage.kernel, stride=stage.factor, padding=stage.padding
         )
-    if stage.factor == 2:
-        return nn.ConvTranspose2d(width_in, stage.width, 4, stride=2, padding=1)
-    return nn.ConvTranspose2d(width_in, stage.width, 3, stride=3)
+        self.factor, self.width = stage.factor, stage.width
+
+    @property
+    def convolution(self) -> nn.ConvTranspose2d:
+        """The convolution that holds the weights, which is the module itself."""
+        return self
+
+
+class ShuffledUpsample(nn.Sequential):
+    """Up-sampling by a 1x1 convolution and pixel shuffle.
+
+    The convolution's channel c * factor^2 + phase becomes channel c of the pixel `phase`.
+    """
+
+    def __init__(self, width_in: int, stage: TailStage):
+        convolution = nn.Conv2d(width_in, stage.width * stage.factor**2, 1)
+        super().__init__(convolution, nn.PixelShuffle(stage.factor))
+        self.factor, self.width = stage.factor, stage.width
+
+    @property
+    def convolution(self) -> nn.Conv2d:
+        """The convolution that holds the weights."""
+        convolution = self[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+
+Upsample = TransposedUpsample | ShuffledUpsample
+
+
+@dataclass(frozen=True)
+class Chain(ABC):
+    """The layers of one stream: an entry, and the residual blocks behind the entry.
+
+    Names are those of the modules in the student.
+    """
+
+    name: str
+    """The module that holds the blocks."""
+    entry_name: str
+    entry: nn.Conv2d | Upsample
+    """The first convolution of the student, or the up-sampling layer of a tail stage."""
+    blocks: dict[str, ResidualBlock]
+    """Residual blocks by name, in order."""
+
+    @property
+    def convolution(self) -> nn.Conv2d | nn.ConvTranspose2d:
+        """The convolution that holds the entry's weights."""
+        return self.entry if isinstance(self.entry, nn.Conv2d) else self.entry.convolution
+
+    @property
+    def convolution_name(self) -> str:
+        """Where the entry's weights are in the student's state dict."""
+        shuffled = isinstance(self.entry, ShuffledUpsample)
+        return f"{self.entry_name}.0" if shuffled else self.entry_name
+
+    @abstractmethod
+    def enter(self, x: Tensor) -> Tensor:
+        """The stream ahead of the residual blocks."""
+
+    def through_blocks(self, stream: Tensor) -> Tensor:
+        """The stream behind the residual blocks."""
+        for block in self.blocks.values():
+            stream = block(stream)
+        return stream
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The stream at the end of the chain."""
+        return self.through_blocks(self.enter(x))
+
+
+@dataclass(frozen=True)
+class BodyChain(Chain):
+    """The first convolution with its activation, and the body with its skip."""
+
+    entry: nn.Conv2d
+    activation: nn.Module
+
+    def enter(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.activation(self.entry(x))
+
+    def __call__(self, x: Tensor) -> Tensor:  # noqa: D102
+        first = self.enter(x)
+        return self.through_blocks(first) + first
+
+
+@dataclass(frozen=True)
+class TailChain(Chain):
+    """One stage of the tail."""
+
+    entry: Upsample
+
+    def enter(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.entry(x)
+
+
+def _blocks(name: str, modules: Iterable[nn.Module]) -> dict[str, ResidualBlock]:
+    return {
+        f"{name}.{index}": module
+        for index, module in enumerate(modules)
+        if isinstance(module, ResidualBlock)
+    }
+
+
+def _tail_chain(name: str, stage: nn.Module) -> TailChain:
+    upsample, *_ = stage.children()
+    assert isinstance(upsample, Upsample)
+    return TailChain(name, f"{name}.0", upsample, _blocks(name, stage.children()))
+
+
+def _upsample(width_in: int, stage: TailStage) -> Upsample:
+    shuffled = stage.operator == "pixel_shuffle"
+    return ShuffledUpsample(width_in, stage) if shuffled else TransposedUpsample(width_in, stage)
 
 
 class Student(nn.Module):
@@ -223,34 +356,37 @@ class Student(nn.Module):
                 ResidualBlock(stage.width, inner, spec.activation, spec.norm)
                 for inner in stage.inner_widths
             ]
-            self.tail.append(nn.Sequential(_upsampling(width, stage), *blocks))
+            self.tail.append(nn.Sequential(_upsample(width, stage), *blocks))
             width = stage.width
         self.color = nn.Conv2d(width, spec.output_channels, 1)
         if spec.norm == "none":
             self._initialize_without_norms()
 
     def _initialize_without_norms(self) -> None:
-        tails = [stage[1:] for stage in self.tail if isinstance(stage, nn.Sequential)]
-        for blocks in [self.body, *tails]:
-            for block in blocks:
-                assert isinstance(block, ResidualBlock)
+        for chain in self.chains():
+            for block in chain.blocks.values():
                 nn.init.kaiming_normal_(block.expand.weight, nonlinearity="relu")
                 nn.init.kaiming_normal_(block.contract.weight, nonlinearity="linear")
                 with torch.no_grad():
-                    block.contract.weight.mul_(1 / math.sqrt(2 * len(blocks)))
+                    block.contract.weight.mul_(1 / math.sqrt(2 * len(chain.blocks)))
                 for convolution in (block.expand, block.contract):
                     assert convolution.bias is not None
                     nn.init.zeros_(convolution.bias)
 
+    def chains(self) -> tuple[BodyChain, *tuple[TailChain, ...]]:
+        """All layers but the last convolution: head and body, then the stages of the tail.
+
+        The chains refer to the student's modules and copy nothing.
+        """
+        body = BodyChain(
+            "body", "head", self.head, _blocks("body", self.body), self.head_activation
+        )
+        return (body, *(_tail_chain(f"tail.{s}", stage) for s, stage in enumerate(self.tail)))
+
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n rgb sh sw"]:  # noqa: D102
-        head = self.head_activation(self.head(x))
-        stream = head
-        for block in self.body:
-            stream = block(stream)
-        stream = stream + head
-        for stage in self.tail:
-            stream = stage(stream)
-        return torch.sigmoid(self.color(stream))
+        for chain in self.chains():
+            x = chain(x)
+        return torch.sigmoid(self.color(x))
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -269,8 +405,7 @@ def mac_count(spec: StudentSpec, height: int, width: int) -> int:
     total += pixels * sum(2 * spec.stream_width * inner for inner in spec.inner_widths)
     previous = spec.stream_width
     for stage in spec.tail:
-        kernel = 4 if stage.operator == "conv_transpose" and stage.factor == 2 else stage.factor
-        total += pixels * kernel**2 * previous * stage.width
+        total += pixels * stage.kernel**2 * previous * stage.width
         pixels *= stage.factor**2
         total += pixels * sum(2 * stage.width * inner for inner in stage.inner_widths)
         previous = stage.width

@@ -1,9 +1,9 @@
-"""The similarity transform between a source's own coordinates and the scene's normalized ones.
+"""The similarity transform from the source's coordinates to the scene's normalized coordinates.
 
-x_scene = rotation @ (x_source - center) / unit. Everything after loading (teacher, student, exports,
-lens) sees scene coordinates; the transform travels along, so that a pose in the source's coordinates
-can still be rendered. It is applied in float64: coordinates of a map may be millions of units away
-from an orbit of four.
+x_scene = rotation @ (x_source - center) / unit. The teacher, the student, the exports and the lens use
+scene coordinates. The transform is stored beside them, so that a pose in the source's coordinates can
+be rendered. The transform is applied in float64, because geographic coordinates may be millions of
+units large while the orbit of the cameras is four units wide.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IDENTITY_ROTATION: tuple[Vector, Vector, Vector] = (
 
 @dataclass(frozen=True)
 class SceneTransform:
-    """A similarity from source coordinates to scene coordinates; the identity by default."""
+    """A similarity transform from source to scene coordinates; the identity by default."""
 
     center: Vector = (0.0, 0.0, 0.0)
     """The source point that becomes the scene's origin."""
@@ -42,7 +42,8 @@ class SceneTransform:
         numbers = (*self.center, self.unit, *rotation.ravel())
         if not all(math.isfinite(number) for number in numbers) or self.unit <= 0:
             raise SceneError(
-                "the center and the unit must be finite, the unit positive", where="transform"
+                "the center and the unit must be finite, and the unit must be positive",
+                where="transform",
             )
         skew = np.abs(rotation @ rotation.T - np.eye(3)).max()
         if skew > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
@@ -50,7 +51,7 @@ class SceneTransform:
 
     @property
     def is_identity(self) -> bool:
-        """Whether scene coordinates are the source's own."""
+        """Whether scene coordinates equal source coordinates."""
         return self == SceneTransform()
 
     def to_scene(self, poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:

@@ -1,12 +1,12 @@
-"""SHA-256 checks of files, where a large file is hashed again only after it has changed.
+"""SHA-256 checks of files; a large file is hashed again only after it has changed.
 
 Invariants:
-- A small file is hashed at every check: that takes a fraction of a second, and finds even a bit that
-  the disk itself has lost.
-- A large file counts as checked while its size, times and inode are those it had when it was hashed.
-  The change time (ctime) is among them, which no program can set back.
-- One file of the run remembers what was checked. Losing that file costs another hash. Of several
-  processes, one hashes while the others wait for its result.
+- A small file is hashed at every check. Hashing it takes a fraction of a second, and also detects bits
+  that the disk has lost.
+- A large file counts as checked while its size, times and inode are the ones at its last hashing. No
+  program can set back the change time (ctime).
+- One file per run stores the results of past checks. If it is lost, the large files are hashed again.
+  When several processes check a file, one hashes it while the others wait for the result.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ REMEMBERED = ".verified.json"
 LARGE_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 Watch = Callable[[str], AbstractContextManager[Progress]]
-"""Shows the progress of work with a title, while the context lasts."""
+"""Shows the progress of a titled piece of work while the context lasts."""
 
 
 @contextlib.contextmanager
 def unwatched(title: str) -> Iterator[Progress]:
-    """Progress of work that nobody watches."""
+    """A progress that is not shown."""
     yield silent
 
 
 def has_sha256(path: Path, sha256: str, memory: Path, watch: Watch = unwatched) -> bool:
-    """Whether a file's bytes have this SHA-256; `memory` is the file that remembers large ones.
+    """Whether a file's bytes have this SHA-256; the file `memory` stores the checks of large files.
 
     Raises:
         OSError: when the file cannot be read.
@@ -57,7 +57,7 @@ def has_sha256(path: Path, sha256: str, memory: Path, watch: Watch = unwatched) 
 
 
 def remember(path: Path, sha256: str, memory: Path) -> None:
-    """Note that a large file has just been written and hashed."""
+    """Record that a large file has just been written and hashed."""
     if path.stat().st_size >= LARGE_BYTES:
         with _remembered(memory) as known:
             known[path.relative_to(memory.parent).as_posix()] = _state(path, sha256)
@@ -80,7 +80,7 @@ def _state(path: Path, sha256: str) -> list[int | str]:
 
 @contextlib.contextmanager
 def _remembered(memory: Path) -> Iterator[dict[str, Any]]:
-    """What was checked, locked for this process; changes are kept where the disk allows it."""
+    """The results of past checks, locked for this process; changes are stored if the disk allows."""
     with contextlib.ExitStack() as stack:
         file, known = None, {}
         with contextlib.suppress(OSError, ValueError):

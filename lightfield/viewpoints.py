@@ -1,9 +1,9 @@
-"""Where a scene was seen from, and new poses drawn from that range.
+"""The range of camera poses of a capture, and random new poses from that range.
 
-A 360-degree capture is described in spherical coordinates about the point its cameras look at:
-azimuth about `up`, elevation above the plane it is normal to, radius; plus the small rotation that
-takes a camera looking straight at the point to the real one, so that off-center views and roll are
-kept. A forward-facing capture is described by the boxes of its positions and viewing axes.
+A 360-degree capture is described by spherical coordinates about the point that its cameras look at:
+azimuth about `up`, elevation above the plane normal to `up`, and radius. A small rotation is added,
+from the camera that looks straight at the point to the real camera, which preserves off-center views
+and roll. A forward-facing capture is described by the bounding boxes of its positions and viewing axes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ POLE_MARGIN_DEGREES = 0.5
 FULL_CIRCLE_GAP_DEGREES = 90.0
 UP_SNAP_DEGREES = 10.0
 LEVEL_SPREAD = 0.05
-"""Mean squared sideways spread of the x axes from which they determine a plane."""
+"""Mean squared spread of the x axes from which on they determine a plane."""
 FORWARD_MARGIN = 1.1
 USUAL_RATIO = 3.0
-"""How many times as far away, or as near, as the median camera a camera may be to count."""
+"""Cameras at more than this multiple of the median radius, or less than its inverse, are left out."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Orbit:
     elevation_degrees: Float[np.ndarray, "n"]
     radius: Float[np.ndarray, "n"]
     offset: Float[np.ndarray, "n 3 3"]
-    """Rotation from the camera that looks straight at the center to the real camera."""
+    """Rotations from the camera that looks straight at the center to the real camera."""
 
     @property
     def azimuth_range_degrees(self) -> tuple[float, float]:
-        """Start and extent of the azimuths; the extent is 360 when no large gap is open."""
+        """Start and extent of the azimuths; the extent is 360 when there is no large gap."""
         around = np.sort(self.azimuth_degrees)
         gaps = np.diff(np.append(around, around[0] + 360))
         widest = int(gaps.argmax())
@@ -81,10 +81,10 @@ def orbit_of(poses: Float[np.ndarray, "n 3 4"]) -> Orbit:
 
 
 def up_axis(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
-    """The direction that all cameras hold level: the one most nearly normal to their x axes, on the
-    side of their y axes. Snaps to a world axis within 10 degrees of it (float64).
+    """The cameras' common up direction: the direction most nearly normal to their x axes (float64).
 
-    Where the x axes do not span a plane (few or parallel cameras) it is the mean y axis.
+    Its sign is that of the mean y axis. It snaps to a world axis that is within 10 degrees. When the
+    x axes do not span a plane (few or parallel cameras), it is the mean y axis.
     """
     right, mean_up = poses[:, :, 0].astype(np.float64), poses[:, :, 1].astype(np.float64).mean(0)
     spread, axes = np.linalg.eigh(right.T @ right / len(right))
@@ -99,9 +99,12 @@ def up_axis(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3"]:
 def sample_orbit(
     poses: Float[np.ndarray, "n 3 4"], count: int, *, seed: int
 ) -> Float[np.ndarray, "{count} 3 4"]:
-    """New poses in the range of 360-degree cameras: azimuth uniform, elevation and radius from the
-    cameras' own distributions, the looking-off rotation between those of two cameras. Cameras much
-    further away, or nearer, than most are left out."""
+    """Random poses in the range of a 360-degree capture.
+
+    The azimuth is uniform; elevation and radius follow the distributions of the cameras; the rotation
+    away from the center is interpolated between two random cameras. Cameras at unusual distances are
+    left out.
+    """
     random = np.random.default_rng(seed)
     poses = poses[_usual(orbit_of(poses).radius)]
     orbit = orbit_of(poses)
@@ -123,8 +126,11 @@ def sample_orbit(
 def sample_forward(
     poses: Float[np.ndarray, "n 3 4"], count: int, *, seed: int
 ) -> Float[np.ndarray, "{count} 3 4"]:
-    """New poses of a forward-facing capture: position and viewing axis uniform in their boxes,
-    widened by a tenth, with the cameras' mean up (as MobileR2L draws them)."""
+    """Random poses in the range of a forward-facing capture, sampled as in MobileR2L.
+
+    Position and viewing axis are uniform in their bounding boxes, enlarged by a tenth; up is the mean
+    of the cameras' y axes.
+    """
     random = np.random.default_rng(seed)
     poses = poses.astype(np.float64)
     up = poses[:, :, 1].mean(0)
@@ -145,13 +151,13 @@ def _horizon(up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _usual(radius: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    """Which cameras stand about as far away as most: one far away would thin out all others."""
+    """Which cameras are at a usual distance; one distant camera would spread the samples too far."""
     median = np.median(radius)
     return (radius <= USUAL_RATIO * median) & (radius >= median / USUAL_RATIO)
 
 
 def _redrawn(values: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Draws from the piecewise-linear distribution through the sorted values."""
+    """Samples from the piecewise-linear distribution through the sorted values."""
     return np.interp(
         random.random(count) * (len(values) - 1), np.arange(len(values)), np.sort(values)
     )
@@ -164,7 +170,10 @@ def _in_box(values: np.ndarray, count: int, random: np.random.Generator) -> np.n
 
 
 def _between(a: np.ndarray, b: np.ndarray, mix: float) -> np.ndarray:
-    """The rotation a fraction `mix` of the way from a to b: both are near the identity, so their
-    matrices are mixed and the nearest rotation is taken."""
+    """The rotation at the fraction `mix` of the way from a to b.
+
+    Both are near the identity, so the function interpolates the matrices and takes the nearest
+    rotation.
+    """
     u, _, vt = np.linalg.svd((1 - mix) * a + mix * b)
     return u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt

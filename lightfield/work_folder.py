@@ -1,9 +1,9 @@
-"""The folder in which a stage works until it is finished, and what becomes of interrupted work in it.
+"""The work folder of an unfinished stage, and how interrupted work in it is resumed.
 
-The folder remembers the settings and inputs that it was begun with. The same ones go on from what an
-interruption left. Others go on where the stage says that its files serve them too. Else the work is
-dropped, which is said: it moves into a folder of its own, from which the settings that it was begun with
-take it up again, until other work of the stage is dropped.
+The folder records the settings and inputs that the work was started with. The same settings resume the
+work. Changed settings resume it where the stage declares that its files are valid for them too.
+Otherwise the work is dropped with a message: it moves into a folder of its own, from which the earlier
+settings can resume it until other work of the same stage is dropped.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from lightfield.files import (
 KEY = "key.json"
 METRICS = "metrics.jsonl"
 LARGEST_DROPPED = 1 << 30
-"""Bytes up to which dropped work is kept."""
+"""Largest dropped work that is kept, in bytes."""
 LONGEST_VALUE = 40
-"""Characters of a setting's value that a message shows; longer values are not shown."""
+"""Longest value of a setting that a message shows, in characters."""
 MOST_NAMED = 3
-"""Differences that a message names."""
-UNKNOWN = "the settings are others than before"
+"""Number of differences that a message names."""
+UNKNOWN = "the settings have changed"
 
 Carried = Callable[[dict[str, Any], dict[str, Any]], Collection[str]]
-"""Files of work begun with some settings (first) that serve others (second) too."""
+"""Maps earlier settings and present ones to the work files that are valid for both."""
 
 
 def nothing_carried(before: dict[str, Any], now: dict[str, Any]) -> Collection[str]:
-    """Other settings start over."""
+    """No files are valid for changed settings."""
     return ()
 
 
 @dataclass(frozen=True)
 class Request:
-    """A stage's settings, the keys of its inputs by name, and the key that stands for both."""
+    """A stage's settings, the keys of its inputs by name, and the fingerprint of both."""
 
     key: str
     config: dict[str, Any]
@@ -54,9 +54,9 @@ class Request:
 
     @classmethod
     def read(cls, path: Path) -> Request | None:
-        """The request in a file, or None where none can be read.
+        """Read a request from a file; None when the file cannot be read.
 
-        Earlier versions wrote the key alone: settings and inputs are then empty.
+        Earlier versions wrote only the key: settings and inputs are then empty.
         """
         try:
             data = read_json(path, CheckpointError)
@@ -70,16 +70,16 @@ class Request:
         return None
 
     def as_read(self) -> Request:
-        """The request as it comes back from a file: plain JSON."""
+        """The request after a round trip through JSON."""
         return Request(**json.loads(json.dumps(asdict(self))))
 
     def changes(self, before: Request) -> str:
-        """What this request changes of an earlier one, for people: `steps is 20, was 10`."""
+        """The differences from an earlier request, in words: `steps is 20, was 10`."""
         if not (before.config or before.inputs):
             return UNKNOWN
         found = list(_changes(before.config, self.as_read().config))
         found += [
-            f"the {name} is another one"
+            f"the {name} has changed"
             for name, key in self.inputs.items()
             if before.inputs.get(name) != key
         ]
@@ -90,9 +90,9 @@ class Request:
 def begin_work(
     folder: Path, request: Request, carried: Carried, say: Callable[[str], None]
 ) -> bool:
-    """Prepare the work folder of a stage; whether earlier work in it goes on.
+    """Prepare the work folder of a stage; return whether earlier work is resumed.
 
-    `say` is told in one clause what becomes of work that was begun with other settings.
+    `say` receives one clause about work that was started with other settings.
     """
     begun, kept = Request.read(folder / KEY), _dropped(folder, request)
     if begun is not None and begun.key == request.key:
@@ -100,11 +100,11 @@ def begin_work(
         return True
     if begun is not None and (files := _serving(folder, begun, request, carried)):
         _leave_only(folder, {*files, METRICS, KEY})
-        say(f"{request.changes(begun)}; the interrupted work goes on{_after_step(folder)}")
+        say(f"{request.changes(begun)}; the interrupted work is resumed{_after_step(folder)}")
     elif kept.exists():
         _drop(folder, begun, request, say)
         kept.rename(folder)
-        say(f"the work that was dropped earlier goes on{_after_step(folder)}")
+        say(f"the work that was dropped earlier is resumed{_after_step(folder)}")
         return True
     else:
         _drop(folder, begun, request, say)
@@ -115,19 +115,19 @@ def begin_work(
 
 
 def _dropped(folder: Path, request: Request) -> Path:
-    """Where work that was begun with a request is kept once it is dropped."""
+    """The folder that keeps the dropped work of a request."""
     return folder.with_name(f"{folder.stem}.dropped-{request.key[:12]}")
 
 
 def _drop(
     folder: Path, begun: Request | None, request: Request, say: Callable[[str], None]
 ) -> None:
-    """Move interrupted work aside, or delete it when it is large or nobody knows what it is."""
+    """Move interrupted work aside, or delete it when it is large or its settings are unreadable."""
     if not _files(folder):
         remove(folder)
         return
     what = f"the interrupted work{_after_step(folder)} is dropped, and the stage starts over"
-    changes = "its settings cannot be read" if begun is None else request.changes(begun)
+    changes = "the earlier settings cannot be read" if begun is None else request.changes(begun)
     if begun is None or sum(path.stat().st_size for path in _files(folder)) > LARGEST_DROPPED:
         remove(folder)
         say(f"{changes}; {what}")
@@ -137,23 +137,23 @@ def _drop(
         if older != _dropped(folder, request):
             remove(older)
     folder.rename(place)
-    say(f"{changes}; {what} (it is kept in {place}, and the earlier settings go on from it)")
+    say(f"{changes}; {what} (the work is kept in {place}; the earlier settings resume it)")
 
 
 def _serving(folder: Path, begun: Request, request: Request, carried: Carried) -> list[str]:
-    """Files of the work that serve the request as well."""
+    """Files of the earlier work that are valid for the request too."""
     now = request.as_read()
     if not begun.config or begun.inputs != now.inputs:
         return []
     try:
         names = carried(begun.config, now.config)
-    except (AttributeError, LookupError, TypeError):  # settings that somebody has edited
+    except (AttributeError, LookupError, TypeError):  # the stored settings were edited by hand
         return []
     return [name for name in names if (folder / name).is_file()]
 
 
 def _files(folder: Path) -> list[Path]:
-    """What there is beside the key."""
+    """All files except the key and temporary files."""
     return [
         path
         for path in folder.rglob("*")
@@ -168,7 +168,7 @@ def _leave_only(folder: Path, names: Collection[str]) -> None:
 
 
 def _after_step(folder: Path) -> str:
-    """Which step the work has reached by its log, in words; empty where the log does not tell."""
+    """The last step in the work's log, in words; empty when the log holds no step."""
     try:
         last = read_text(folder / METRICS, CheckpointError).splitlines()[-1]
         return f" after step {int(parse_json(last)['step'])}"
@@ -184,6 +184,6 @@ def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
     elif before != now:
         shown = ["not set" if value is None else str(value) for value in (now, before)]
         if max(map(len, shown)) > LONGEST_VALUE:
-            yield f"{name} is another one"
+            yield f"{name} has changed"
         else:
             yield f"{name} is {shown[0]}, was {shown[1]}"

@@ -27,6 +27,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from lightfield.errors import described
 from pipeline.console import Console
 
 State = Literal["ok", "absent", "broken"]
@@ -76,20 +77,16 @@ class Check:
         """The result of the check; never raises."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # a library's warning is not a fault of this machine
+                warnings.simplefilter("ignore")  # a warning is not a fault of this machine
                 state, detail = self.find()
         except Exception as error:  # broken installations raise errors of any type
-            state, detail = "broken", _reason(error)
+            state, detail = "broken", described(error)
         return CheckResult(self.name, state, detail, "" if state == "ok" else self.effect)
 
 
 def check_machine(runs: Path = Path("runs")) -> list[CheckResult]:
     """The results of all checks; `runs` is the folder whose disk is checked, and need not exist."""
-    with ThreadPoolExecutor(
-        1
-    ) as pool:  # the check of coremltools is the slowest, so it starts first
+    with ThreadPoolExecutor(1) as pool:  # the slowest check, that of coremltools, starts first
         coreml = pool.submit(find_coremltools)
         checks = (
             Check("Python", find_python, "reports cannot name the system"),
@@ -98,9 +95,7 @@ def check_machine(runs: Path = Path("runs")) -> list[CheckResult]:
             Check("disk", lambda: find_disk(runs), "a run may fill the disk"),
             Check("torch", find_torch, "no stage works: all of them compute with PyTorch"),
             Check("GPU", find_gpu, "training runs on the CPU, which suits the tiny preset only"),
-            Check(
-                "triton", find_triton, "training on a GPU is many times slower, in plain PyTorch"
-            ),
+            Check("triton", find_triton, "training on a GPU is many times slower"),
             Check("tinycudann", find_tinycudann, "the teacher's hash grid runs without it"),
             Check("torch-scatter", find_scatter, "PyTorch's own index_add is used instead"),
             Check("LPIPS", find_lpips, "quality tables show LPIPS as not available"),
@@ -139,7 +134,7 @@ def _preset_line() -> str:
 
         name = default_preset_name()
     except Exception as error:  # for example because torch is broken
-        return f"No preset works here: {_reason(error)}"
+        return f"No preset works here: {described(error)}"
     why = {
         "tiny": "torch sees no CUDA GPU",
         "small": "the GPU has too little memory for `paper`",
@@ -382,12 +377,5 @@ def _is_installed(name: str) -> bool:
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
-    except (
-        metadata.PackageNotFoundError
-    ):  # the distribution has another name, such as onnxruntime-gpu
+    except metadata.PackageNotFoundError:  # another distribution's module, as of onnxruntime-gpu
         return str(getattr(importlib.import_module(name), "__version__", "of unknown version"))
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -225,9 +225,8 @@ def _figures(artifact: Artifact | None) -> dict[str, Any]:
     figures: dict[str, Any] = {"headline": _headline(artifact), "size_bytes": sum(sizes)}
     seconds = artifact.seconds
     if seconds is not None:
-        with contextlib.suppress(
-            KeyError, TypeError, ValueError, OverflowError
-        ):  # not a valid date
+        # the date may be invalid
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             began = datetime.datetime.fromisoformat(artifact.manifest["started"]).astimezone()
             figures |= {"seconds": seconds, "made": began + datetime.timedelta(seconds=seconds)}
     return figures

@@ -1,21 +1,18 @@
-"""A student as a row of chains, which is how it is pruned and how its cost adds up.
+"""The widths of a student, chain by chain, which is how it is pruned and how its cost adds up.
 
-Chain 0 is the head and the body, chain s + 1 is tail stage s. Each chain is an entry (the head's
-convolution, or the stage's up-sampling operator) and residual blocks behind it: one width for the
-stream that they share, one inner width for each block. The color convolution reads the last chain
-and is never pruned.
+Chain 0 is the head and the body, chain s + 1 is tail stage s (`lightfield.student.Student.chains`). A
+chain has one width for its stream, and one inner width for each of its residual blocks. The color
+convolution reads the last chain and is never pruned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from torch import nn
-
 from lightfield.errors import ConfigError
-from lightfield.student import ResidualBlock, Student, StudentSpec
+from lightfield.student import StudentSpec
 
 Value = TypeVar("Value")
 Widths = tuple[int, ...]
@@ -93,31 +90,6 @@ class Shape:
 def every_block(spec: StudentSpec) -> Kept:
     """All blocks of a student."""
     return tuple(tuple(range(len(chain))) for chain in Shape.of(spec).blocks)
-
-
-def chains_of(student: Student) -> list[list[tuple[str, ResidualBlock]]]:
-    """The residual blocks of every chain with their module names."""
-    modules: list[tuple[str, Iterable[nn.Module]]] = [("body", student.body)]
-    for s, stage in enumerate(student.tail):
-        assert isinstance(stage, nn.Sequential)
-        modules.append((f"tail.{s}", stage))
-    return [
-        [
-            (f"{name}.{index}", block)
-            for index, block in enumerate(chain)
-            if isinstance(block, ResidualBlock)
-        ]
-        for name, chain in modules
-    ]
-
-
-def entry_of(student: Student, chain: int) -> nn.Module:
-    """The head's convolution, or the up-sampling operator of a tail stage."""
-    if chain == 0:
-        return student.head
-    stage = student.tail[chain - 1]
-    assert isinstance(stage, nn.Sequential)
-    return stage[0]
 
 
 def _with(values: Sequence[Value], index: int, value: Value) -> tuple[Value, ...]:

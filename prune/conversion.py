@@ -14,7 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightfield.student import Activation, Student, StudentSpec, Upsampling
+from lightfield.student import (
+    Activation,
+    ShuffledUpsample,
+    Student,
+    StudentSpec,
+    TransposedUpsample,
+    Upsampling,
+)
 
 KERNEL_ROWS: dict[int, Sequence[Sequence[int]]] = {
     2: ((1, 3), (2, 0)),
@@ -34,21 +41,21 @@ def converted_spec(
 @torch.no_grad()
 def converted(student: Student, spec: StudentSpec) -> Student:
     """A student of `spec`, which differs in activation and operators only, in evaluation mode."""
-    state = {name: value.clone() for name, value in student.state_dict().items()}
-    for s, (old, new) in enumerate(zip(student.spec.tail, spec.tail, strict=True)):
-        if old.operator == new.operator:
-            continue
-        plain, shuffled = f"tail.{s}.0", f"tail.{s}.0.0"
-        if new.operator == "pixel_shuffle":
-            weight, bias = state.pop(f"{plain}.weight"), state.pop(f"{plain}.bias")
-            state[f"{shuffled}.weight"] = _shuffled(weight, new.factor)
-            state[f"{shuffled}.bias"] = bias.repeat_interleave(new.factor**2)
-        else:
-            weight, bias = state.pop(f"{shuffled}.weight"), state.pop(f"{shuffled}.bias")
-            state[f"{plain}.weight"] = shuffle_as_transposed(weight, new.factor)
-            state[f"{plain}.bias"] = bias.view(-1, new.factor**2).mean(1)
     with torch.device("meta"):  # no initialization, which would draw from torch's random state
         result = Student(spec)
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    for old, new in zip(student.chains(), result.chains(), strict=True):
+        if type(old.entry) is type(new.entry):
+            continue
+        weight, bias = (state.pop(f"{old.convolution_name}.{kind}") for kind in ("weight", "bias"))
+        if isinstance(new.entry, ShuffledUpsample):
+            weight = _shuffled(weight, new.entry.factor)
+            bias = bias.repeat_interleave(new.entry.factor**2)
+        elif isinstance(new.entry, TransposedUpsample):
+            weight = shuffle_as_transposed(weight, new.entry.factor)
+            bias = bias.view(-1, new.entry.factor**2).mean(1)
+        state[f"{new.convolution_name}.weight"] = weight
+        state[f"{new.convolution_name}.bias"] = bias
     result.load_state_dict(state, assign=True)
     return result.eval()
 

@@ -34,7 +34,7 @@ def regression(inputs: Stream, targets: Stream, weights: Sequence[Tensor]) -> tu
     """
     every = _every(inputs)
     share = _shares(weights, inputs, every)
-    (x, x_mean), (y, y_mean) = (_centerd(_columns(stream, every)) for stream in (inputs, targets))
+    (x, x_mean), (y, y_mean) = (_centered(_columns(stream, every)) for stream in (inputs, targets))
     at = torch.arange(len(share), dtype=torch.float64, device=share.device)
     here = at * GOLDEN % 1 < 0.5  # neighbors of all kinds fall into both
     seen, left_out = (_Moments.of(x[:, half], y[:, half], share[half]) for half in (here, ~here))
@@ -49,7 +49,7 @@ def covariance(stream: Stream, weights: Sequence[Tensor]) -> tuple[Tensor, Tenso
     """Weighted mean [c] and covariance [c, c] of a stream over all pixels, in double precision."""
     every = _every(stream)
     share = _shares(weights, stream, every)
-    x, shift = _centerd(_columns(stream, every))
+    x, shift = _centered(_columns(stream, every))
     weighted = x * (share / share.sum())
     mean = weighted.sum(1)
     return shift + mean, weighted @ x.mT - torch.outer(mean, mean)
@@ -57,7 +57,7 @@ def covariance(stream: Stream, weights: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class _Moments:
-    """Weighted means of inputs x and targets y, and of their products, not centerd; in double
+    """Weighted means of inputs x and targets y, and of their products, not centered; in double
     precision."""
 
     weight: Float[Tensor, ""]
@@ -122,7 +122,7 @@ def _columns(stream: Stream, every: int) -> Float[Tensor, "c pixels"]:
     return torch.cat([x.permute(1, 0, 2, 3).flatten(1)[:, ::every] for x in stream], 1).double()
 
 
-def _centerd(columns: Float[Tensor, "c pixels"]) -> tuple[Tensor, Tensor]:
+def _centered(columns: Float[Tensor, "c pixels"]) -> tuple[Tensor, Tensor]:
     """About their means, so that products of large numbers do not cancel; and the means."""
     mean = columns.mean(1)
     return columns - mean[:, None], mean

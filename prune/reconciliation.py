@@ -14,7 +14,7 @@ everything white, with gradients of zero, and does not recover.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +22,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightfield.student import ResidualBlock, Student
-from prune.chains import chains_of, entry_of
+from lightfield.student import (
+    BodyChain,
+    Chain,
+    ResidualBlock,
+    ShuffledUpsample,
+    Student,
+    TransposedUpsample,
+)
 from prune.importance import Batch
 from prune.least_squares import Stream, regression
 from prune.slimming import Channels, Keep
@@ -62,12 +68,16 @@ def reconciled(student: Student, original: Original, keep: Keep) -> Student:
     student.eval()
     everything = Keep.everything(original.student.spec)
     pair = _Pair(original, original.inputs, original.inputs)
-    for c in range(len(keep.widths)):
+    same_activation = student.spec.activation == original.student.spec.activation
+    pairs = zip(student.chains(), original.student.chains(), strict=True)
+    for c, (mine, its) in enumerate(pairs):
         whole = keep.widths[c] == everything.widths[c]
-        pair = _entered(student, c, keep.widths[c], pair, whole=whole)
-        head = pair
-        pair = _through_blocks(student, c, keep, pair)
-        pair = pair.plus(head) if c == 0 else pair
+        pair = _entered(mine, its, keep.widths[c], pair, whole=whole)
+        first = pair
+        pair = _through_blocks(
+            mine, its, keep.widths[c], keep.blocks[c], pair, same_activation=same_activation
+        )
+        pair = pair.plus(first) if isinstance(mine, BodyChain) else pair
     if not pair.one:
         colors = original.behind(original.student.color, pair.its)
         correct(student.color, pair.mine, colors, original.weights)
@@ -105,37 +115,44 @@ class _Pair:
         block = self.waiting
         if block is None:
             return self
-        hidden = [block.activation(block.expand_norm(block.expand(x))) for x in self.mine]
+        hidden = through(block.hidden, self.mine)
         if isinstance(block.contract_norm, nn.Identity):
             target = [y[:, list(kept)] - x for x, y in zip(self.mine, self.its, strict=True)]
             correct(block.contract, hidden, target, self.original.weights)
-        added = [block.contract_norm(block.contract(g)) for g in hidden]
-        return replace(self, mine=_sum(self.mine, added), waiting=None)
+        return replace(self, mine=_sum(self.mine, through(block.change, hidden)), waiting=None)
 
 
-def _entered(student: Student, chain: int, kept: Channels, pair: _Pair, *, whole: bool) -> _Pair:
+def _entered(mine: Chain, its: Chain, kept: Channels, pair: _Pair, *, whole: bool) -> _Pair:
     """The streams behind a chain's entry, which is fitted unless it computes what it did."""
-    original = pair.original.student
-    mine, its = entry_of(student, chain), entry_of(original, chain)
-    like = type(mine) is type(its)
-    if isinstance(mine, nn.Sequential) and not (like and pair.one and whole):
-        _correct_shuffled(mine, kept, pair, pair.original.behind(its, pair.its))
-    elif chain and like and not pair.one:
-        _read_guess(mine, its, kept, pair)
-    pair = pair.through(mine, its, same=like and whole)
-    if chain == 0:
-        same = student.spec.activation == original.spec.activation
-        pair = pair.through(student.head_activation, original.head_activation, same=same)
+    new, old = mine.entry, its.entry
+    like = type(new) is type(old)
+    match new, old:
+        case ShuffledUpsample(), _ if not (like and pair.one and whole):
+            _correct_shuffled(new, kept, pair, pair.original.behind(old, pair.its))
+        case TransposedUpsample(), TransposedUpsample() if not pair.one:
+            _read_guess(new, old, kept, pair)
+        case _:
+            pass
+    pair = pair.through(new, old, same=like and whole)
+    if isinstance(mine, BodyChain) and isinstance(its, BodyChain):
+        same = type(mine.activation) is type(its.activation)
+        pair = pair.through(mine.activation, its.activation, same=same)
     return pair
 
 
-def _through_blocks(student: Student, chain: int, keep: Keep, pair: _Pair) -> _Pair:
+def _through_blocks(
+    mine: Chain,
+    its: Chain,
+    kept: Channels,
+    inners: Sequence[Channels],
+    pair: _Pair,
+    *,
+    same_activation: bool,
+) -> _Pair:
     """The streams behind a chain's blocks, which are fitted from the first change on."""
     original = pair.original
-    same_activation = student.spec.activation == original.student.spec.activation
-    kept, inners = keep.widths[chain], keep.blocks[chain]
-    rest = iter([block for _, block in chains_of(student)[chain]])
-    for b, (_, its_block) in enumerate(chains_of(original.student)[chain]):
+    rest = iter(mine.blocks.values())
+    for b, its_block in enumerate(its.blocks.values()):
         if not inners[b]:
             pair = replace(pair, its=original.behind(its_block, pair.its))
             continue
@@ -153,9 +170,9 @@ def _through_blocks(student: Student, chain: int, keep: Keep, pair: _Pair) -> _P
     return pair.settled(kept)
 
 
-def through(module: nn.Module, stream: Stream) -> Stream:
-    """A stream behind a module."""
-    return [module(x) for x in stream]
+def through(part: Callable[[Tensor], Tensor], stream: Stream) -> Stream:
+    """A stream behind a part of a student."""
+    return [part(x) for x in stream]
 
 
 def _sum(stream: Stream, other: Stream) -> Stream:
@@ -178,25 +195,23 @@ def correct(
     convolution.bias += constant
 
 
-def _correct_shuffled(entry: nn.Sequential, out: Channels, streams: _Pair, target: Stream) -> None:
+def _correct_shuffled(
+    entry: ShuffledUpsample, out: Channels, streams: _Pair, target: Stream
+) -> None:
     """Add to a convolution ahead of a pixel shuffle what the stream behind it lacks of a target."""
-    convolution, shuffle = entry[0], entry[1]
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(shuffle, nn.PixelShuffle)
-    factor = shuffle.upscale_factor
-    phases = [functional.pixel_unshuffle(y[:, list(out)], factor) for y in target]
-    correct(convolution, streams.mine, phases, streams.original.weights)
+    phases = [functional.pixel_unshuffle(y[:, list(out)], entry.factor) for y in target]
+    correct(entry.convolution, streams.mine, phases, streams.original.weights)
 
 
-def _read_guess(mine: nn.Module, its: nn.Module, out: Channels, streams: _Pair) -> None:
+def _read_guess(
+    mine: TransposedUpsample, its: TransposedUpsample, out: Channels, streams: _Pair
+) -> None:
     """Let a transposed convolution make of its stream what `its` makes of the original's, as guessed
     from it."""
-    assert isinstance(mine, nn.ConvTranspose2d)
-    assert isinstance(its, nn.ConvTranspose2d)
     assert mine.bias is not None
     assert its.bias is not None
     slope, constant = regression(streams.mine, streams.its, streams.original.weights)
     every = its.weight[:, list(out)]
     mine.weight.copy_(torch.einsum("goyx,gi->ioyx", every, slope))
-    shift = constant @ every.sum((2, 3)) / (its.stride[0] * its.stride[1])
+    shift = constant @ every.sum((2, 3)) / its.factor**2
     mine.bias.copy_(its.bias[list(out)] + shift)

@@ -22,8 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightfield.errors import ConfigError
-from lightfield.student import ResidualBlock, Student, StudentSpec, TailStage
-from prune.chains import Kept, chains_of, entry_of
+from lightfield.student import (
+    ResidualBlock,
+    ShuffledUpsample,
+    Student,
+    StudentSpec,
+    TailStage,
+    Upsample,
+)
+from prune.chains import Kept
 from prune.conversion import shuffle_as_transposed
 from prune.importance import Batch, Batches
 from prune.least_squares import Stream, covariance, regression
@@ -167,8 +174,8 @@ def _coarser(student: Student, spec: StudentSpec, batches: Batches) -> Student:
     for old, new in zip(student.tail, result.tail[1:], strict=True):
         new.load_state_dict(_loadable(old, new), strict=False)
     result.color.load_state_dict(student.color.state_dict())
-    its = through(_up_to_tail(student), [x for x, _ in batches(student.spec)])
-    mine = through(_up_to_tail(result), [x for x, _ in batches(spec)])
+    its = through(student.chains()[0], [x for x, _ in batches(student.spec)])
+    mine = through(result.chains()[0], [x for x, _ in batches(spec)])
     logits = through(nn.Sequential(*student.tail, student.color), its)
     weights = [color_slopes(torch.sigmoid(y)) for y in logits]
     _lead_in(result, student, mine, its, weights)
@@ -182,7 +189,7 @@ def _shortened(student: Student, spec: StudentSpec, images: Sequence[Batch]) -> 
     result = _with_body_of(student, spec)
     for old, new in zip(student.tail, result.tail[:-1], strict=False):
         new.load_state_dict(old.state_dict())
-    streams = through(_up_to_tail(student), [x for x, _ in images])
+    streams = through(student.chains()[0], [x for x, _ in images])
     mine = through(nn.Sequential(*result.tail[:-1]), streams)
     logits = through(nn.Sequential(*student.tail, student.color), streams)
     _end(result, mine, logits, [color_slopes(torch.sigmoid(y)) for y in logits])
@@ -194,8 +201,9 @@ def _deepened(student: Student, spec: StudentSpec) -> Student:
     result = _with_body_of(student, spec)
     known = student.state_dict()
     result.load_state_dict({**result.state_dict(), **known})
-    for chain in chains_of(result)[1:]:
-        _silence(block for name, block in chain if f"{name}.contract.weight" not in known)
+    for chain in result.chains():
+        blocks = chain.blocks.items()
+        _silence(block for name, block in blocks if f"{name}.contract.weight" not in known)
     return result
 
 
@@ -225,19 +233,6 @@ def _loadable(old: nn.Module, new: nn.Module) -> dict[str, Tensor]:
     return {name: v for name, v in old.state_dict().items() if v.shape == shapes[name]}
 
 
-def _up_to_tail(student: Student) -> nn.Module:
-    """Head and body, with the skip around the body."""
-
-    class Body(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            head = stream = student.head_activation(student.head(x))
-            for block in student.body:
-                stream = block(stream)
-            return stream + head
-
-    return Body()
-
-
 def _lead_in(
     result: Student, student: Student, mine: Stream, its: Stream, weights: Sequence[Tensor]
 ) -> None:
@@ -246,8 +241,9 @@ def _lead_in(
     As many channels as the stage has lie between them: those of which the old entry makes most (reduced
     rank regression on the stream that it read).
     """
-    entry = entry_of(student, 1)
-    taps, bias = _rows(entry)
+    _, old, *_ = student.chains()
+    _, first, second, *_ = result.chains()
+    taps, bias = _rows(old.entry)
     mean, spread = covariance(its, weights)
     values, vectors = torch.linalg.eigh(spread)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -261,14 +257,12 @@ def _lead_in(
     scale = ((project @ spread * project).sum(1).mean().sqrt() + 1e-8).float()
     basis, project = basis.float() * scale, project.float() / scale
 
-    _set_entry(entry_of(result, 2), basis, bias, lost)
-    factor = result.spec.tail[0].factor
+    _set_rows(second.entry, basis, bias, lost)
+    factor = first.entry.factor
     wanted = [torch.einsum("oc,nchw->nohw", project, x) for x in its]
     phases = [functional.pixel_unshuffle(x, factor) for x in wanted]
     slope, constant = regression(mine, phases, weights)
-    first = entry_of(result, 1)
-    convolution = first[0] if isinstance(first, nn.Sequential) else first
-    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    convolution = first.convolution
     assert convolution.bias is not None
     weight = slope[:, :, None, None]
     if isinstance(convolution, nn.Conv2d):
@@ -277,20 +271,18 @@ def _lead_in(
     else:
         convolution.weight.copy_(shuffle_as_transposed(weight, factor))
         convolution.bias.copy_(constant.view(-1, factor**2).mean(1))
-    _silence(block for _, block in chains_of(result)[1])
+    _silence(first.blocks.values())
 
 
 def _end(
     result: Student, mine: Stream, logits: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> None:
     """Fit the last stage's convolution to what the colors were ahead of their sigmoid."""
-    entry = entry_of(result, len(result.tail))
-    assert isinstance(entry, nn.Sequential)
-    convolution, shuffle = entry[0], entry[1]
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(shuffle, nn.PixelShuffle)
+    entry = result.chains()[-1].entry
+    assert isinstance(entry, ShuffledUpsample)
+    convolution = entry.convolution
     bounded = [y.clamp(-MOST_LOGIT, MOST_LOGIT) for y in logits]
-    patches = [functional.pixel_unshuffle(y, shuffle.upscale_factor) for y in bounded]
+    patches = [functional.pixel_unshuffle(y, entry.factor) for y in bounded]
     slope, constant = regression(mine, patches, weights)
     convolution.weight.copy_(slope[:, :, None, None])
     assert convolution.bias is not None
@@ -300,10 +292,9 @@ def _end(
     nn.init.zeros_(result.color.bias)
 
 
-def _rows(entry: nn.Module) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"]]:
+def _rows(entry: Upsample) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"]]:
     """An up-sampling operator as a matrix: one row per output channel and tap or phase."""
-    convolution = entry[0] if isinstance(entry, nn.Sequential) else entry
-    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    convolution = entry.convolution
     assert convolution.bias is not None
     if isinstance(convolution, nn.Conv2d):
         return convolution.weight[:, :, 0, 0], convolution.bias
@@ -311,15 +302,14 @@ def _rows(entry: nn.Module) -> tuple[Float[Tensor, "rows i"], Float[Tensor, " o"
     return rows.reshape(-1, rows.shape[-1]), convolution.bias
 
 
-def _set_entry(
-    entry: nn.Module,
+def _set_rows(
+    entry: Upsample,
     rows: Float[Tensor, "rows i"],
     bias: Float[Tensor, " o"],
     lost: Float[Tensor, " rows"],
 ) -> None:
     """The inverse of `_rows`; `lost` is what each row's sum lacks on average."""
-    convolution = entry[0] if isinstance(entry, nn.Sequential) else entry
-    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    convolution = entry.convolution
     assert convolution.bias is not None
     if isinstance(convolution, nn.ConvTranspose2d):
         inputs, outputs, kernel, _ = convolution.weight.shape

@@ -70,9 +70,9 @@ def _fitted(
     seen, sees = seen.double(), sees.double()
     old_mean, mean = seen.mean(0), sees.mean(0)
     wanted = (seen - old_mean) @ head.weight[:, :, 0, 0].double().T
-    centerd = sees - mean
-    among = centerd.T @ centerd / len(sees)
+    centered = sees - mean
+    among = centered.T @ centered / len(sees)
     ridge = torch.diag(RIDGE * among.diagonal() + 1e-8)  # which also settles constant channels
-    slope = torch.linalg.solve(among + ridge, centerd.T @ wanted / len(sees)).T
+    slope = torch.linalg.solve(among + ridge, centered.T @ wanted / len(sees)).T
     bias = head.bias.double() + head.weight[:, :, 0, 0].double() @ old_mean - slope @ mean
     return slope.to(head.weight.dtype)[:, :, None, None], bias.to(head.bias.dtype)

@@ -20,8 +20,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightfield.errors import ConfigError
-from lightfield.student import ResidualBlock, Student, StudentSpec
-from prune.chains import Shape, chains_of, entry_of
+from lightfield.student import (
+    BodyChain,
+    Chain,
+    ResidualBlock,
+    ShuffledUpsample,
+    Student,
+    StudentSpec,
+)
+from prune.chains import Shape
 
 Channels = tuple[int, ...]
 RIDGE = 1e-4
@@ -120,17 +127,14 @@ def masked_forward(
 ) -> Float[Tensor, "n rgb sh sw"]:
     """The student with its channels multiplied by masks."""
     stream = x
-    for c, chain in enumerate(chains_of(student)):
-        width = masks.widths[c].view(1, -1, 1, 1)
-        entry = entry_of(student, c)(stream)
-        entry = (student.head_activation(entry) if c == 0 else entry) * width
-        stream = entry
-        for (_, block), mask in zip(chain, masks.blocks[c], strict=True):
-            hidden = block.activation(block.expand_norm(block.expand(stream)))
-            output = block.contract_norm(block.contract(hidden * mask.view(1, -1, 1, 1)))
-            stream = stream + output * width
-        if c == 0:
-            stream = stream + entry
+    for chain, width, inner in zip(student.chains(), masks.widths, masks.blocks, strict=True):
+        width = width.view(1, -1, 1, 1)
+        first = stream = chain.enter(stream) * width
+        for block, mask in zip(chain.blocks.values(), inner, strict=True):
+            change = block.change(block.hidden(stream) * mask.view(1, -1, 1, 1))
+            stream = stream + change * width
+        if isinstance(chain, BodyChain):
+            stream = stream + first
     return torch.sigmoid(student.color(stream))
 
 
@@ -151,10 +155,8 @@ def slimmed(student: Student, keep: Keep, statistics: Statistics | None = None) 
     slices = _Slices(statistics, {})
     source = tuple(range(spec.input_channels))
     shift = student.head.weight.new_zeros(spec.input_channels)
-    for c, (chain, width) in enumerate(zip(chains_of(student), keep.widths, strict=True)):
-        slices.entry(
-            "head" if c == 0 else f"tail.{c - 1}.0", entry_of(student, c), width, source, shift
-        )
+    for c, (chain, width) in enumerate(zip(student.chains(), keep.widths, strict=True)):
+        slices.entry(chain, width, source, shift)
         shift = shift.new_zeros(Shape.of(student.spec).widths[c])
         shift = slices.blocks(chain, keep.blocks[c], width, shift)
         source = width
@@ -176,30 +178,25 @@ class _Slices:
     statistics: Statistics | None
     state: dict[str, Tensor]
 
-    def entry(
-        self, name: str, module: nn.Module, out: Channels, into: Channels, shift: Tensor
-    ) -> None:
+    def entry(self, chain: Chain, out: Channels, into: Channels, shift: Tensor) -> None:
         """Slice the head or an up-sampling operator."""
-        if isinstance(module, nn.Sequential):
-            name, module, shuffle = f"{name}.0", module[0], module[1]
-            assert isinstance(shuffle, nn.PixelShuffle)
+        if isinstance(chain.entry, ShuffledUpsample):
             # Channel c of the result comes from the f * f channels c f^2 ... of the convolution.
-            area = shuffle.upscale_factor**2
+            area = chain.entry.factor**2
             out = tuple(c * area + i for c in out for i in range(area))
-        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-        self.convolution(name, module, out, into, shift)
+        self.convolution(chain.convolution_name, chain.convolution, out, into, shift)
 
     def blocks(
         self,
-        chain: list[tuple[str, ResidualBlock]],
+        chain: Chain,
         kept: tuple[Channels, ...],
         stream: Channels,
         shift: Tensor,
     ) -> Tensor:
         """Slice the residual blocks of a chain; returns the shift that is left behind them."""
-        names = iter([name for name, _ in chain])
+        names = iter(chain.blocks)
         nothing = torch.zeros_like(shift)
-        for (name, block), inner in zip(chain, kept, strict=True):
+        for (name, block), inner in zip(chain.blocks.items(), kept, strict=True):
             if not inner:
                 shift = shift + self._mean_output(name, block)
                 continue

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightfield.errors import CheckpointError, quoted
+from lightfield.errors import CheckpointError, first_line, quoted
 from lightfield.files import parse_json
 from lightfield.state_file import read_state, write_state
 
@@ -98,7 +98,9 @@ def load_checkpoint(
         RuntimeError,
         OverflowError,
     ) as reason:
-        raise _refusal(f"checkpoint does not fit this training ({_line(reason)})", path) from reason
+        raise _refusal(
+            f"checkpoint does not fit this training ({quoted(first_line(reason))})", path
+        ) from reason
 
 
 def _restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -135,8 +137,3 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _refusal(what: str, path: Path) -> CheckpointError:
     return CheckpointError(what, where=path, remedy="delete it to start this stage over")
-
-
-def _line(reason: Exception) -> str:
-    lines = str(reason).strip().splitlines()
-    return quoted(lines[0]) if lines else type(reason).__name__

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from lightfield.errors import ConfigError, NelfError
+from lightfield.errors import ConfigError, NelfError, first_line
 
 PATIENCE = datetime.timedelta(days=7)
 """How long processes wait for the leader's own work, for example for scoring; a process that ends
@@ -126,7 +126,7 @@ def joined() -> Iterator[Ranks]:
         store, rank, count = _store()
     except (RuntimeError, ValueError) as reason:
         raise RanksError(
-            f"the processes do not find each other ({_line(reason)})",
+            f"the processes do not find each other ({first_line(reason)})",
             remedy="start them with torchrun",
         ) from reason
     failures = dist.PrefixStore("nelf failures", store)
@@ -186,10 +186,6 @@ def _losing_nobody() -> Iterator[None]:
         yield
     except RuntimeError as reason:
         raise RanksError(
-            f"another process of this job ended or cannot be reached ({_line(reason)})",
+            f"another process of this job ended or cannot be reached ({first_line(reason)})",
             remedy="look at the other processes' output; the same command goes on from here",
         ) from reason
-
-
-def _line(reason: Exception) -> str:
-    return (str(reason).strip().splitlines() or [type(reason).__name__])[0]

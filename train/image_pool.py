@@ -216,7 +216,7 @@ class ImagePool:
         directions = self.directions[rows[:, :, None], columns[:, None, :]]
         poses = self.poses[places.image][:, None, None]
         rays = rays_in_space(*world_rays(directions, poses), self.space)
-        return points_along(*rays, self.space, self.spec.points, within=jittered)
+        return points_along(*rays, self.space, self.spec.points, jitter=jittered)
 
     def _jitter_words(
         self, places: Places, first: int, seed: int, step: Int[Tensor, ""]

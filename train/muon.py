@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightfield.student import ResidualBlock, Student
+from lightfield.student import Student
 from train.gpu.graphs import side_by_side
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -104,18 +104,12 @@ def block_matrices(student: Student) -> list[Tensor]:
     """The weights of all residual blocks' convolutions, in order."""
     return [
         convolution.weight
-        for block in student.modules()
-        if isinstance(block, ResidualBlock)
+        for chain in student.chains()
+        for block in chain.blocks.values()
         for convolution in (block.expand, block.contract)
     ]
 
 
 def end_matrices(student: Student) -> list[Tensor]:
     """The weights of the head and of the up-sampling operators, whose kernels' taps are columns."""
-    blocks = {id(weight) for weight in block_matrices(student)}
-    return [
-        module.weight
-        for part in (student.head, *student.tail)
-        for module in part.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and id(module.weight) not in blocks
-    ]
+    return [chain.convolution.weight for chain in student.chains()]

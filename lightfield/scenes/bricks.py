@@ -1,6 +1,6 @@
 """The embedded scene: a toy truck of studded bricks, ray-cast in closed form.
 
-Frame: the project's world with z up, as in Blender's scenes. The object is centerd near the origin;
+Frame: the project's world with z up, as in Blender's scenes. The object is centered near the origin;
 cameras look at the origin from a distance of 4.031 on the upper hemisphere. Images are sampled on a
 regular grid within each pixel and averaged as stored (sRGB) values, so that color x alpha +
 (1 - alpha) is exactly the image on white.

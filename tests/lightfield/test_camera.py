@@ -110,10 +110,10 @@ MIRROR, SHEAR = np.diag([1.0, 1.0, -1.0]), np.array([[1, 0.01, 0], [0, 1, 0], [0
     [
         (lambda pose: pose * np.array([1, 1, 1, math.nan]), "NaN or infinity"),
         (lambda pose: pose + math.inf, "NaN or infinity"),
-        (lambda pose: pose * 1.01, "not rigid"),
-        (lambda pose: np.c_[pose[:, :3] @ SHEAR, pose[:, 3]], "not rigid"),
-        (lambda pose: np.c_[pose[:, :3] @ MIRROR, pose[:, 3]], "not rigid.*det R = -1.000"),
-        (lambda pose: pose * 0, "not rigid"),
+        (lambda pose: pose * 1.01, "not a rigid motion"),
+        (lambda pose: np.c_[pose[:, :3] @ SHEAR, pose[:, 3]], "not a rigid motion"),
+        (lambda pose: np.c_[pose[:, :3] @ MIRROR, pose[:, 3]], "not a rigid motion.*det R = -1.000"),
+        (lambda pose: pose * 0, "not a rigid motion"),
     ],
     ids=["nan", "infinity", "scale", "shear", "mirror", "zero"],
 )

@@ -20,7 +20,7 @@ from lightfield.rays import (
 
 WORLD = RaySpace("world", 2.0, 6.0)
 CAMERAS = {
-    "centerd": Intrinsics.from_field_of_view(16, 16, 0.7),
+    "centered": Intrinsics.from_field_of_view(16, 16, 0.7),
     "off-center": Intrinsics(24, 14, 30.0, 22.0, 9.25, 8.5),
     "wide": Intrinsics(20, 12, 9.0, 10.0, 10.0, 6.0),
     "distorted": Intrinsics(24, 14, 26.0, 24.0, 11.0, 7.5, (-0.12, 0.03, 0.002, -0.003)),
@@ -158,8 +158,8 @@ def test_jittered_points_stay_in_their_strata_and_fill_them(count):
     origins = torch.zeros(*grid, 3)
     directions = torch.tensor([0.0, 0.0, -1.0]).expand(*grid, 3)
     generator = torch.Generator().manual_seed(3)
-    within = torch.rand(*grid, count, generator=generator)
-    points = points_along(origins, directions, WORLD, count, within=within)
+    jitter = torch.rand(*grid, count, generator=generator)
+    points = points_along(origins, directions, WORLD, count, jitter=jitter)
     t = -points.view(*grid, count, 3)[..., 2].flatten(0, 1)
     centers = np.linspace(2, 6, count)
     edges = [2.0, *(centers[1:] + centers[:-1]) / 2, 6.0]
@@ -178,8 +178,8 @@ def test_jittered_points_stay_in_their_strata_and_fill_them(count):
 def test_shares_reach_from_one_edge_of_a_stratum_to_the_other():
     rays = torch.rand(6, 3), torch.rand(6, 3)
     t = torch.linspace(WORLD.near, WORLD.far, 8)
-    low = points_along(*rays, WORLD, 8, within=torch.zeros(6, 8)).view(6, 8, 3)
-    high = points_along(*rays, WORLD, 8, within=torch.ones(6, 8)).view(6, 8, 3)
+    low = points_along(*rays, WORLD, 8, jitter=torch.zeros(6, 8)).view(6, 8, 3)
+    high = points_along(*rays, WORLD, 8, jitter=torch.ones(6, 8)).view(6, 8, 3)
     torch.testing.assert_close(high[:, :-1], low[:, 1:])
     ends = (rays[0][:, None] + x * rays[1][:, None] for x in (t[:1, None], t[-1:, None]))
     torch.testing.assert_close(torch.cat([low[:, :1], high[:, -1:]]), torch.cat(list(ends)))

@@ -389,8 +389,8 @@ def edit_manifest(artifact: Artifact, change) -> None:
             "its file w has no SHA-256 and size",
         ),
         (lambda manifest: manifest | {"inputs": {"scene": None}}, "its input scene has no key"),
-        (lambda manifest: manifest | {"metrics": {"p50_ms": "3"}}, "metric p50_ms is no number"),
-        (lambda manifest: manifest | {"details": 10**30}, "JSON .a whole number of 31 digits"),
+        (lambda manifest: manifest | {"metrics": {"p50_ms": "3"}}, "metric p50_ms is not a number"),
+        (lambda manifest: manifest | {"details": 10**30}, "JSON .an integer of 31 digits"),
         *[
             (lambda manifest, key=key: {k: v for k, v in manifest.items() if k != key}, "not a ")
             for key in ("schema", "stage", "key", "config", "inputs", "files", "metrics", "details")
@@ -430,14 +430,14 @@ def test_a_run_of_an_older_version_must_be_made_again(run):
 def test_a_folder_that_no_stage_made_is_not_replaced(run):
     theirs = run.path / "scene" / "notes.txt"
     write_text(theirs, "mine")
-    with pytest.raises(CheckpointError, match=r"scene: this folder holds no manifest\.json"):
+    with pytest.raises(CheckpointError, match=r"scene: the folder holds no manifest\.json"):
         run.perform("scene", {}, {}, Work())
     assert theirs.read_text() == "mine"
 
 
 def test_a_file_in_the_place_of_a_stage_is_not_replaced(run):
     write_text(run.path / "report", "mine")
-    with pytest.raises(CheckpointError, match="report: this is a file"):
+    with pytest.raises(CheckpointError, match="report: the path is a file"):
         run.perform("report", {}, {}, Work())
     assert (run.path / "report").read_text() == "mine"
 
@@ -459,8 +459,8 @@ def flip_last_byte(content: bytes) -> bytes:
     [
         (lambda content: content[:-1], "missing or truncated; delete .*scene and run"),
         (lambda content: b"", "missing or truncated"),
-        (flip_last_byte, "bytes differ from what the manifest recorded; delete .*scene and run"),
-        (lambda content: bytes(len(content)), "differ from what the manifest recorded"),
+        (flip_last_byte, "SHA-256 differs from the one in the manifest; delete .*scene and run"),
+        (lambda content: bytes(len(content)), "SHA-256 differs from the one in the manifest"),
     ],
     ids=["truncated", "empty", "one bit", "zeros"],
 )

@@ -117,6 +117,23 @@ def test_the_body_has_one_skip_around_all_blocks():
     torch.testing.assert_close(student(x), torch.sigmoid(student.color(stream)))
 
 
+def test_chains_hold_every_layer_but_the_last_one_under_its_name():
+    shuffled = (TailStage(3, 5, (7,), "pixel_shuffle"), TailStage(4, 3, (), "pixel_shuffle"))
+    tail = (TailStage(2, 6, (4, 5)), *shuffled)
+    student = Student(small_spec(*tail))
+    found = {}
+    for chain in student.chains():
+        assert student.get_submodule(chain.entry_name) is chain.entry
+        found[chain.convolution_name] = chain.convolution
+        for name, block in chain.blocks.items():
+            assert name.startswith(f"{chain.name}.")
+            found[name] = block
+    assert all(student.get_submodule(name) is module for name, module in found.items())
+    names = [f"{n}.{p}" for n, module in found.items() for p, _ in module.named_parameters()]
+    last = ["color.weight", "color.bias"]
+    assert [*names, *last] == [name for name, _ in student.named_parameters()]
+
+
 @pytest.mark.parametrize("activation", ["gelu", "sigmoid_gelu", "relu"])
 def test_folding_keeps_the_function(activation):
     spec = small_spec(activation=activation)

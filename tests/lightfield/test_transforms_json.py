@@ -251,7 +251,9 @@ def test_scaled_and_rounded_rotations_are_mended():
     scaled[1:3, :, :3] *= [[[1.5]], [[0.01]]]
     mended, told = rigid_poses(scaled, where="here")
     np.testing.assert_allclose(mended, poses, atol=1e-12)
-    assert told == ["the rotations of 2 of 6 poses hold a scale of 0.01 to 1.5, which is removed"]
+    assert told == [
+        "the rotations of 2 of 6 poses contain a scale of 0.01 to 1.5; the scale is removed"
+    ]
     rounded, told = rigid_poses(poses.round(2), where="here")
     checked_poses(rounded, where="here")
     np.testing.assert_allclose(rounded, poses, atol=0.01)
@@ -276,7 +278,7 @@ def test_scaled_and_rounded_rotations_are_mended():
 def test_other_matrices_are_refused(block):
     poses = np.stack([ring_pose(i)[:3] for i in range(2)])
     poses[1, :, :3] = poses[1, :, :3] @ block
-    with pytest.raises(SceneError, match="frame 1: pose"):
+    with pytest.raises(SceneError, match="frame 1: the pose"):
         rigid_poses(poses, where="here")
 
 

@@ -45,7 +45,7 @@ def test_a_large_file_is_hashed_when_it_is_written_and_when_it_has_changed(tmp_p
         file.write(b"\x01")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"images\.bin: the bytes differ"):
+        with pytest.raises(CheckpointError, match=r"images\.bin: the file.s SHA-256 differs"):
             artifact.file("images.bin")
     assert hashed == ["images.bin"] * 2
     assert made(run).file("images.bin").read_bytes() == bytes(range(256))

@@ -77,7 +77,7 @@ def test_settings_that_the_work_serves_go_on(stage):
     stage.counted(TEN, until=4)
     (stage.run.path / ".teacher.work" / "of-ten-steps-only").mkdir()
     assert stage.counted({**TEN, "steps": 12}, carried=more_steps) == list(range(4, 12))
-    assert stage.said == ["teacher: steps is 12, was 10; the interrupted work goes on after step 4"]
+    assert stage.said == ["teacher: steps is 12, was 10; the interrupted work is resumed after step 4"]
     assert not (stage.run.path / "teacher" / "of-ten-steps-only").exists()
     manifest = stage.run.artifact("teacher").manifest
     assert manifest["resumed"]
@@ -93,13 +93,13 @@ def test_other_settings_drop_the_work_and_say_which_until_the_old_ones_come_back
     (kept,) = stage.dropped
     assert stage.said == [
         "teacher: rate.peak is 0.2, was 0.1; the interrupted work after step 4 is dropped, and the "
-        f"stage starts over (it is kept in {kept}, and the earlier settings go on from it)"
+        f"stage starts over (the work is kept in {kept}; the earlier settings resume it)"
     ]
     assert stage.counted(TEN, until=8) == [4, 5, 6, 7]
     assert (
         "rate.peak is 0.1, was 0.2; the interrupted work after step 6 is dropped" in stage.said[0]
     )
-    assert stage.said[1] == "teacher: the work that was dropped earlier goes on after step 4"
+    assert stage.said[1] == "teacher: the work that was dropped earlier is resumed after step 4"
     assert stage.counted(OTHER) == [6, 7, 8, 9]
     assert stage.counted(TEN) == [8, 9]
 
@@ -117,7 +117,7 @@ def test_work_of_another_input_is_dropped(stage, tmp_path):
 
     stage.counted(TEN, until=4, inputs=scene("a"))
     assert stage.counted(TEN, inputs=scene("b"), carried=lambda *_: [CHECKPOINT]) == [*range(10)]
-    assert stage.said[0].startswith("teacher: the scene is another one; the interrupted work after")
+    assert stage.said[0].startswith("teacher: the scene has changed; the interrupted work after")
 
 
 def test_large_work_is_not_kept(stage, monkeypatch):
@@ -147,9 +147,9 @@ def test_a_finished_stage_says_that_it_starts_over_and_why(stage):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("no JSON", "its settings cannot be read"),
-        ("[1]", "its settings cannot be read"),
-        ('{"key": "as written by earlier versions"}', "the settings are others than before"),
+        ("no JSON", "the earlier settings cannot be read"),
+        ("[1]", "the earlier settings cannot be read"),
+        ('{"key": "as written by earlier versions"}', "the settings have changed"),
     ],
 )
 def test_work_of_unknown_settings_is_dropped(stage, content, reason):
@@ -172,7 +172,7 @@ def request(config: dict) -> Request:
         ({"a": 1}, {"a": 1, "b": 2}, "b is 2, was not set"),
         ({"a": 1, "b": 2}, {"a": 1}, "b is not set, was 2"),
         ({"a": [1, 2]}, {"a": (1, 3)}, "a is [1, 3], was [1, 2]"),
-        ({"a": "x" * 50}, {"a": "y" * 50}, "a is another one"),
+        ({"a": "x" * 50}, {"a": "y" * 50}, "a has changed"),
         (dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2),
          "a is 2, was 1, b is 2, was 1, c is 2, was 1 and 2 more"),
     ],

@@ -22,10 +22,6 @@ from pipeline.presets import preset
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = preset("tiny", "object")
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-FORMER = {"--rays"}
-"""Former names of options, which the results mention."""
-SHORTHAND = {"...", "T"}
-"""Placeholders for other options, which the text around them names."""
 
 pytestmark = pytest.mark.usefixtures(
     "unchecked"
@@ -54,7 +50,7 @@ def nelf_words(command: str) -> Iterator[list[str]]:
     """The arguments of `nelf`, `pipeline.cli` or `pipeline.processes N` in each part of a shell line."""
     one_of_several = re.sub(r"(\w)(\|\w+)+", r"\1", command)
     for part in re.split(r"\s*(?:&&|;|\|)\s*", one_of_several):
-        words = [word for word in shlex.split(part) if word not in SHORTHAND]
+        words = shlex.split(part)
         if words[:1] and Path(words[0]).name == "nelf":
             yield words[1:]
         elif "pipeline.cli" in words:
@@ -135,7 +131,7 @@ def test_a_documented_command_is_valid(where, words, capsys):
 
 @pytest.mark.parametrize(("where", "option"), named_options())
 def test_a_documented_option_exists(where, option, known_options):
-    assert option in known_options | FORMER
+    assert option in known_options
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

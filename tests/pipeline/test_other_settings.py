@@ -28,7 +28,7 @@ def test_interrupted_work_serves_a_training_of_more_steps(run, interrupt_at, nam
     assert 0 < begun < 40
     said = stage(run, name, f"--{setting}={more}").done
     assert f"{name}: {setting} is {more}, was " in said
-    assert f"the interrupted work goes on after step {begun}\n" in said
+    assert f"the interrupted work is resumed after step {begun}\n" in said
     steps = steps_logged(run, name)
     assert steps == sorted(set(steps))
     assert steps[-1] == more
@@ -41,7 +41,7 @@ def test_interrupted_work_serves_another_fine_tuning(run, interrupt_at):
         assert stage(run, "student").refusal
     distilled = steps_logged(run, "student")
     said = stage(run, "student", "--fine-tune.rate-share=0.2").done
-    assert "student: fine_tune.rate_share is 0.2, was 0.1; the interrupted work goes on" in said
+    assert "student: fine_tune.rate_share is 0.2, was 0.1; the interrupted work is resumed" in said
     assert steps_logged(run, "student") == distilled
     names = {path.name for path in (run / "student").iterdir()}
     assert not {name for name in names if "fine-tuning" in name or "checkpoint" in name}
@@ -65,7 +65,7 @@ def test_dropped_work_is_reported_and_resumed_with_the_former_settings(
     said = stage(run, name, *options).done
     assert f"{name}: {change}; the interrupted work after step " in said
     assert "is dropped, and the stage starts over" in said
-    assert "the work that was dropped earlier goes on" in stage(run, name).done
+    assert "the work that was dropped earlier is resumed" in stage(run, name).done
     assert results(run, name) == results(finished, name)
 
 

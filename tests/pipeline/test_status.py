@@ -234,7 +234,7 @@ def test_a_missing_or_truncated_file_is_reported_as_damage(whole, damage):
     damage(whole.path / "teacher" / "images" / "0.bin")
     found = statuses(whole)["teacher"]
     assert found.state == "damaged"
-    assert found.reason == "images/0.bin: file is missing or truncated"
+    assert found.reason == "images/0.bin: the file is missing or truncated"
     assert states(whole)[2:] == ["finished"] * 3, "made again it would have the same key"
 
 
@@ -270,11 +270,11 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
         ),
         (
             lambda manifest: manifest | {"metrics": {"psnr_db": "good"}},
-            "its metric psnr_db is no number",
+            "the metric psnr_db is not a number",
         ),
         (
             lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": 10**30}}},
-            "cannot be read as JSON (a whole number of 31 digits, which 64 bits cannot hold)",
+            "cannot be read as JSON (an integer of 31 digits does not fit into 64 bits)",
         ),
         (
             lambda manifest: manifest | {"files": {"w": {"sha256": "", "size_bytes": -1}}},

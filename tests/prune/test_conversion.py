@@ -32,8 +32,9 @@ def test_there_and_back_differ_from_rays_that_are_not_alike():
 def test_transposed_convolutions_take_a_shuffled_tail_over_exactly():
     student = trained(small_spec("pixel_shuffle"))
     with torch.no_grad():  # one bias per channel is all that a transposed convolution has
-        for stage in student.tail:
-            bias = stage[0][0].bias.view(-1, stage[0][1].upscale_factor ** 2)
+        _, *stages = student.chains()
+        for stage in stages:
+            bias = stage.convolution.bias.view(-1, stage.entry.factor**2)
             bias.copy_(bias.mean(1, keepdim=True).expand_as(bias))
     spec = converted_spec(student.spec, None, "conv_transpose")
     x = rays(student.spec)

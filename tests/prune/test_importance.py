@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from toy_students import images, rays, small_spec, trained
 
-from prune.chains import Shape, chains_of
+from prune.chains import Shape
 from prune.importance import (
     input_statistics,
     mean_squared_error,
@@ -44,8 +44,8 @@ def test_the_ranking_does_not_see_a_scale_that_moves_from_norm_into_convolution(
     batches = images(student.spec)
     before, output = rank_channels(student, batches), student(batches[0][0])
     generator = torch.Generator().manual_seed(0)
-    for chain in chains_of(student):
-        for _, block in chain:
+    for chain in student.chains():
+        for block in chain.blocks.values():
             for convolution, norm in (
                 (block.expand, block.expand_norm),
                 (block.contract, block.contract_norm),

@@ -10,7 +10,6 @@ from toy_students import rays, small_spec, trained
 
 from lightfield.student import ResidualBlock, Student, TailStage
 from prune import least_squares, reconciliation
-from prune.chains import chains_of
 from prune.conversion import converted, converted_spec
 from prune.importance import Batch, input_statistics
 from prune.least_squares import covariance, regression
@@ -109,8 +108,8 @@ def test_the_original_is_left_as_it_is():
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
 def test_whoever_reads_a_stream_makes_up_for_blocks_that_were_linear(operator, norm):
     student = trained(replace(small_spec(operator, norm), inner_widths=(12,)))
-    for chain in chains_of(student):
-        for _, block in chain:
+    for chain in student.chains():
+        for block in chain.blocks.values():
             make_linear(block)
     keep, batches, other = without_blocks(student), seen(student), seen(student, seed=100)
     lost = difference(cut(student, keep, batches), other)
@@ -145,7 +144,7 @@ def test_a_block_adds_what_its_twin_added(gone):
 
 def test_a_hidden_channel_that_is_another_one_once_more_is_made_up_for():
     student = trained(small_spec())
-    for _, block in [entry for chain in chains_of(student) for entry in chain]:
+    for block in [block for chain in student.chains() for block in chain.blocks.values()]:
         block.expand.weight[1], block.expand.bias[1] = block.expand.weight[0], block.expand.bias[0]
     everything = Keep.everything(student.spec)
     blocks = tuple(

@@ -8,8 +8,8 @@ from torch import nn
 from toy_students import rays, small_spec, trained
 
 from lightfield.errors import ConfigError
-from lightfield.student import Student, TailStage
-from prune.chains import Shape, chains_of
+from lightfield.student import ShuffledUpsample, Student, TailStage
+from prune.chains import Shape
 from prune.importance import input_statistics
 from prune.slimming import Keep, Masks, masked_forward, slimmed
 
@@ -94,19 +94,16 @@ def test_channels_without_any_effect_go_without_any_effect(operator, norm):
 
 def silence(student: Student, keep: Keep) -> None:
     """Make everything outside `keep` contribute exactly zero, by its weights."""
-    chains = chains_of(student)
-    for c, (chain, width) in enumerate(zip(chains, keep.widths, strict=True)):
-        entry = student.head if c == 0 else student.tail[c - 1][0]
+    for c, (chain, width) in enumerate(zip(student.chains(), keep.widths, strict=True)):
+        entry = chain.convolution
         gone = [i for i in range(Shape.of(student.spec).widths[c]) if i not in width]
         if isinstance(entry, nn.ConvTranspose2d):
             entry.weight[:, gone], entry.bias[gone] = 0, 0
-        elif isinstance(entry, nn.Sequential):
-            area = entry[1].upscale_factor ** 2
-            spread = [i * area + j for i in gone for j in range(area)]
-            entry[0].weight[spread], entry[0].bias[spread] = 0, 0
         else:
-            entry.weight[gone], entry.bias[gone] = 0, 0
-        for (_, block), inner in zip(chain, keep.blocks[c], strict=True):
+            area = chain.entry.factor**2 if isinstance(chain.entry, ShuffledUpsample) else 1
+            spread = [i * area + j for i in gone for j in range(area)]
+            entry.weight[spread], entry.bias[spread] = 0, 0
+        for block, inner in zip(chain.blocks.values(), keep.blocks[c], strict=True):
             no_inner = [i for i in range(block.expand.out_channels) if i not in inner]
             block.contract.weight[:, no_inner] = 0
             norm = block.contract_norm
@@ -123,9 +120,9 @@ def silence(student: Student, keep: Keep) -> None:
 def test_constant_channels_are_replaced_exactly(norm, seed):
     """With one input everywhere all activations are constant, so statistics are all there is to know."""
     student = trained(small_spec("pixel_shuffle", norm))
-    for s, stage in enumerate(student.tail):  # the same channels at every sub-pixel
-        area = student.spec.tail[s].factor ** 2
-        up = stage[0][0]
+    _, *stages = student.chains()
+    for stage in stages:  # the same channels at every sub-pixel
+        area, up = stage.entry.factor**2, stage.convolution
         up.weight.copy_(up.weight[::area].repeat_interleave(area, 0))
         up.bias.copy_(up.bias[::area].repeat_interleave(area))
     x = rays(student.spec, batch=1)[:, :, :1, :1].expand(1, -1, 3, 4)

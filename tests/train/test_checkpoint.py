@@ -212,11 +212,11 @@ def test_a_flipped_bit_is_refused(saved, place):
     (header,) = struct.unpack("<Q", data[:8])
     data[8 + header + int(place * (len(data) - 8 - header))] ^= 4
     saved.write_bytes(data)
-    assert "its bytes have changed since it was written" in refused(saved)
+    assert "the file has changed since it was written" in refused(saved)
 
 
 def test_an_edited_state_is_refused(saved):
     data = saved.read_bytes()
     assert data.count(b'momentum\\": 0.9') == 1
     saved.write_bytes(data.replace(b'momentum\\": 0.9', b'momentum\\": 0.1'))
-    assert "its bytes have changed since it was written" in refused(saved)
+    assert "the file has changed since it was written" in refused(saved)

@@ -49,7 +49,7 @@ def test_each_chosen_cell_is_asked_once_inside_itself() -> None:
     grid.update(field, everywhere=True, generator=generator())
     cells = (asked[0] * 8).long()
     assert torch.equal(cells, torch.stack(torch.unravel_index(torch.arange(512), (8, 8, 8)), -1))
-    assert float((asked[0] * 8 - cells).std()) > 0.2  # jittered, not centerd
+    assert float((asked[0] * 8 - cells).std()) > 0.2  # jittered, not centered
 
 
 def test_density_is_a_decaying_maximum() -> None:

@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from lightfield.errors import described
+
 OLDEST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 and asynchronous copies, which the kernels are written for."""
 
@@ -30,12 +32,12 @@ def reason(device: torch.device) -> str | None:
     try:
         runtime = importlib.import_module("triton.runtime")
     except Exception as error:  # a broken build raises OSError and worse
-        return f"Triton does not import ({_described(error)})"
+        return f"Triton does not import ({described(error)})"
     try:
         if device.type == "cuda":  # it compiles its launcher: without a C compiler it cannot
             runtime.driver.active.get_current_device()
     except Exception as error:
-        return f"Triton does not start ({_described(error)})"
+        return f"Triton does not start ({described(error)})"
     return None
 
 
@@ -50,8 +52,3 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _described(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightfield.errors import ConfigError
+from lightfield.errors import ConfigError, described, first_line
 from train.hash_grid.layout import INITIAL_RANGE, GridShape
 
 
@@ -24,7 +24,7 @@ def probe() -> tuple[Any, str | None]:
     try:
         return importlib.import_module("tinycudann"), None
     except Exception as error:  # without a matching GPU it raises OSError, and worse
-        return None, f"{type(error).__name__}: {_first_line(error)}"
+        return None, described(error)
 
 
 class TcnnHashGrid(nn.Module):
@@ -84,12 +84,7 @@ def _encoding(module: Any, shape: GridShape) -> Any:
         )
     except RuntimeError as refusal:  # it knows 1, 2, 4 and 8 features per level, for example
         raise ConfigError(
-            f"tinycudann refuses the grid ({_first_line(refusal)})",
+            f"tinycudann refuses the grid ({first_line(refusal)})",
             where="grid tcnn",
             remedy="choose grid torch",
         ) from refusal
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no reason given"

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightfield.student import Student
+from lightfield.student import ShuffledUpsample, Student
 from train.gpu.availability import processors
 from train.gpu.student.sums import add_to_sum, values_of
 
@@ -120,14 +120,12 @@ class Patches:
     """The end of one student, whose stream comes in with `channels`, padding included."""
 
     def __init__(self, student: Student, channels: int, padded: int, dtype: torch.dtype):
-        stage = student.tail[-1]
-        assert isinstance(stage, nn.Sequential)
-        assert isinstance(stage[0], nn.Sequential)
-        convolution, color = stage[0][0], student.color
-        assert isinstance(convolution, nn.Conv2d)
+        last, color = student.chains()[-1], student.color
+        assert isinstance(last.entry, ShuffledUpsample)
+        convolution = last.entry.convolution
         assert convolution.bias is not None
         assert color.bias is not None
-        self.factor, self.outputs = student.spec.tail[-1].factor, student.spec.output_channels
+        self.factor, self.outputs = last.entry.factor, student.spec.output_channels
         self._layers = [convolution.weight, convolution.bias, color.weight, color.bias]
         device = convolution.weight.device
         self._weight = torch.zeros(padded, channels, dtype=dtype, device=device)

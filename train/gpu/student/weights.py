@@ -16,6 +16,7 @@ A last stage and colors that are one layer (`train.gpu.student.patches`) are in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from lightfield.student import ResidualBlock, Student, StudentSpec
+from lightfield.student import (
+    ResidualBlock,
+    ShuffledUpsample,
+    Student,
+    StudentSpec,
+    TailChain,
+    Upsample,
+)
 from train.gpu.student.colors import COLORS
 from train.gpu.student.front import HEAD_CHUNK
 from train.gpu.student.residual_block import WIDE_CHUNK
@@ -139,13 +147,14 @@ class StudentWeights:
         self._size = 0
         self.encoded_width = multiple(spec.input_channels, HEAD_CHUNK)
         self.stream_width = power_of_two_width(spec.stream_width)
-        self.head = self._layer(student.head, self.stream_width, self.encoded_width)
+        body, *stages = student.chains()
+        self.head = self._layer(body.entry, self.stream_width, self.encoded_width)
         self.body = tuple(
-            self._block(block, self.stream_width, multiple(inner, WIDE_CHUNK))
-            for block, inner in zip(student.body, spec.inner_widths, strict=True)
+            self._block(block, self.stream_width, multiple(block.expand.out_channels, WIDE_CHUNK))
+            for block in body.blocks.values()
         )
         self.patch_width = patch_width(spec)
-        self.tail = tuple(self._stages(student))
+        self.tail = tuple(self._stages(stages if self.patch_width is None else stages[:-1]))
         self.color = (
             self._layer(student.color, COLORS, self.tail[-1].width)
             if self.patch_width is None
@@ -201,45 +210,37 @@ class StudentWeights:
         weight = self._append(self._index_of[layer.weight][:, :, 0, 0], (outputs, inputs))
         return LayerPlace(weight, self._append(self._index_of[layer.bias], (outputs,)))
 
-    def _block(self, block: nn.Module, width: int, inner: int) -> BlockPlace:
-        assert isinstance(block, ResidualBlock)
+    def _block(self, block: ResidualBlock, width: int, inner: int) -> BlockPlace:
         expand = self._layer(block.expand, inner, width)
         return BlockPlace(expand, self._layer(block.contract, width, inner), inner)
 
-    def _upsampling(
-        self, layer: nn.Module, factor: int, inputs: int, outputs: int
-    ) -> tuple[LayerPlace, int]:
+    def _upsample(self, upsample: Upsample, inputs: int, outputs: int) -> tuple[LayerPlace, int]:
         """Where the layer begins, and its kernel as a transposed convolution's."""
-        if isinstance(layer, nn.ConvTranspose2d):
-            assert layer.bias is not None
-            index = self._index_of[layer.weight].permute(2, 0, 3, 1)  # ky, input, kx, output
-            bias, bias_shape = self._index_of[layer.bias], (outputs,)
-        else:
-            assert isinstance(layer, nn.Sequential)
-            convolution = layer[0]
-            assert isinstance(convolution, nn.Conv2d)
-            assert convolution.bias is not None
+        convolution = upsample.convolution
+        assert convolution.bias is not None
+        index, bias = self._index_of[convolution.weight], self._index_of[convolution.bias]
+        bias_shape: tuple[int, ...] = (outputs,)
+        if isinstance(upsample, ShuffledUpsample):
+            factor = upsample.factor
             phases = (-1, factor, factor)
-            index = self._index_of[convolution.weight].unflatten(0, phases)[..., 0, 0]
-            index = index.permute(1, 3, 2, 0)
-            bias = self._index_of[convolution.bias].view(phases).permute(1, 2, 0)
-            bias_shape = (factor, factor, outputs)
+            index = index.unflatten(0, phases)[..., 0, 0].permute(1, 3, 2, 0)
+            bias, bias_shape = bias.view(phases).permute(1, 2, 0), (factor, factor, outputs)
+        else:
+            index = index.permute(2, 0, 3, 1)  # ky, input, kx, output
         k = index.shape[0]
         weight = self._append(index, (k, inputs, k, outputs))
         return LayerPlace(weight, self._append(bias, bias_shape)), k
 
-    def _stages(self, student: Student) -> list[StagePlace]:
+    def _stages(self, stages: Sequence[TailChain]) -> list[StagePlace]:
         places, inputs = [], self.stream_width
-        stages = list(zip(student.spec.tail, student.tail, strict=True))
-        for stage, modules in stages if self.patch_width is None else stages[:-1]:
-            assert isinstance(modules, nn.Sequential)
-            width = power_of_two_width(stage.width)
-            upsample, k = self._upsampling(modules[0], stage.factor, inputs, width)
+        for stage in stages:
+            upsample, width = stage.entry, power_of_two_width(stage.entry.width)
+            place, k = self._upsample(upsample, inputs, width)
             blocks = tuple(
-                self._block(block, width, power_of_two_width(inner))
-                for block, inner in zip(list(modules)[1:], stage.inner_widths, strict=True)
+                self._block(block, width, power_of_two_width(block.expand.out_channels))
+                for block in stage.blocks.values()
             )
-            shuffled = stage.operator == "pixel_shuffle"
-            places.append(StagePlace(upsample, blocks, stage.factor, width, k, shuffled))
+            shuffled = isinstance(upsample, ShuffledUpsample)
+            places.append(StagePlace(place, blocks, upsample.factor, width, k, shuffled))
             inputs = width
         return places
