@@ -55,7 +55,7 @@ class SceneConfig:
     default it is estimated like the cube's size."""
     near: Annotated[float | None, LENGTH] = None
     """Depth along the optical axis at which rays begin, in the units of your poses. By default it
-    is the smallest depth of that cube in the training views."""
+    is the smallest depth of the cube of --box in the training views."""
     far: Annotated[float | None, LENGTH] = None
     """Depth along the optical axis at which rays end, in the units of your poses. By default it is
     the largest depth of that cube in the training views."""

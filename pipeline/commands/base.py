@@ -16,6 +16,9 @@ T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]
 """Marks a dataclass inside a command whose options get no prefix: `--runs`. The options of
 dataclasses inside the marked one keep their prefix: `--thermal.wait-seconds`."""
+Grouped = Annotated[T, tyro.conf.OmitArgPrefixes]
+"""Marks a dataclass inside a command whose options get no prefix, and a section of their own in the
+help."""
 PresetChoice = Literal["auto", "tiny", "small", "paper"]
 
 

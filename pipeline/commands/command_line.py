@@ -136,9 +136,9 @@ def commands(chosen: Preset) -> dict[str, Any]:
     missing: Any = tyro.MISSING
     recovery = chosen.recovery or chosen.distil
     return {
-        "scene": SceneCommand(missing, config=chosen.scene),
-        "teacher": TeacherCommand(missing, config=chosen.teacher),
-        "pseudo": PseudoCommand(missing, config=chosen.pseudo),
+        "scene": SceneCommand(missing, scene=chosen.scene),
+        "teacher": TeacherCommand(missing, teacher=chosen.teacher),
+        "pseudo": PseudoCommand(missing, pseudo=chosen.pseudo),
         "student": StudentCommand(
             missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
         ),

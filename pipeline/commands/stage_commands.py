@@ -11,7 +11,7 @@ from lightfield.names import checked_folder, checked_name
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
 from pipeline import images
-from pipeline.commands.base import Flat, PresetChoice, RunCommand, StageCommand, say
+from pipeline.commands.base import Grouped, PresetChoice, RunCommand, StageCommand, say
 from pipeline.compute import device_name
 from pipeline.console import Console
 from pipeline.presets import (
@@ -45,7 +45,7 @@ class SceneCommand:
     name: str | None = None
     """Name of the scene, which names the exported files. By default the name that the run's scene
     has; in a new run the name of the run's folder, or `bricks` for the embedded scene."""
-    config: Flat[SceneConfig] = field(default_factory=SceneConfig)
+    scene: Grouped[SceneConfig] = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self, "scene")
@@ -69,7 +69,7 @@ class SceneCommand:
             run,
             data,
             name,
-            self.config,
+            self.scene,
             chosen.network.spec().factor,
             chosen.name,
             console,
@@ -81,11 +81,11 @@ class SceneCommand:
 class TeacherCommand(StageCommand):
     """Train the teacher, a hash-grid NeRF, on the scene's images."""
 
-    config: Flat[TeacherConfig] = field(default_factory=TeacherConfig)
+    teacher: Grouped[TeacherConfig] = field(default_factory=TeacherConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the teacher."""
-        artifact = teacher.make_teacher(Run(self.run, console.progress), self.config, console)
+        artifact = teacher.make_teacher(Run(self.run, console.progress), self.teacher, console)
         say(console, artifact, "{psnr_db:.2f} dB over {views} test views")
 
 
@@ -93,10 +93,10 @@ class TeacherCommand(StageCommand):
 class PseudoCommand(StageCommand):
     """Render pseudo images from random poses with the teacher, to train the student on."""
 
-    config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
     published: Path | None = None
     """Folder of pseudo images that MobileR2L's published code rendered. They are imported, and the
     teacher renders nothing."""
+    pseudo: Grouped[PseudoConfig] = field(default_factory=PseudoConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Render the pseudo images, on all ranks that torchrun started."""
@@ -108,7 +108,7 @@ class PseudoCommand(StageCommand):
             return
         with joined() as ranks:
             artifact = images.make_pseudo(
-                Run(self.run, console.progress), self.config, console, ranks
+                Run(self.run, console.progress), self.pseudo, console, ranks
             )
         say(console, artifact, "{images} images")
 
