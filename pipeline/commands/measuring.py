@@ -22,7 +22,8 @@ from lightfield.run import Run
 from pipeline import pruning
 from pipeline.baselines import BaselineConfig, make_baseline
 from pipeline.bench import make_bench, print_bench
-from pipeline.commands.base import Flat, PresetChoice, StageCommand, say
+from pipeline.commands.base import Flat, PresetChoice, say
+from pipeline.commands.base import StageCommand as Stage
 from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.latency_check import predictions
@@ -70,7 +71,7 @@ class MeasuredOn:
 
 
 @dataclass(frozen=True)
-class Prune(StageCommand):
+class Prune(Stage):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
     config: Flat[PruneConfig] = field(default_factory=PruneConfig)
@@ -108,7 +109,7 @@ class Prune(StageCommand):
 
 
 @dataclass(frozen=True)
-class Baseline(StageCommand):
+class Baseline(Stage):
     """Make a faster student the simplest way, to hold the pruned one against."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
@@ -139,7 +140,7 @@ class Baseline(StageCommand):
 
 
 @dataclass(frozen=True)
-class CheckTable(StageCommand):
+class CheckTable(Stage):
     """Hold the latencies that the table predicts against measured ones, of random students."""
 
     students: Annotated[int, Range(1, 100_000)] = 20
