@@ -1,5 +1,4 @@
-"""Entry point of the `nelf` command: prints every user-facing error as one line on stderr, exit
-code 2.
+"""Entry point of the `nelf` command: a user-facing error is one line on stderr, with exit code 2.
 
 Ctrl-C is such an error, at any moment. While the imports run, which takes seconds, the handler ends
 the process at once, because libraries swallow a KeyboardInterrupt during their import.
@@ -51,8 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
         code = _print_error(INTERRUPTED) if leads() else 2
-        # Leave at once: Python exits with the signal's status if Ctrl-C came during `exec` of a
-        # string.
+        # Without this, Python exits with the signal's status if Ctrl-C came during an `exec`.
         if several_ranks or arguments is None:
             _exit_now()
         return code
