@@ -96,7 +96,9 @@ def check_machine(runs: Path = Path("runs")) -> list[CheckResult]:
             Check("torch", find_torch, "no stage works: all of them compute with PyTorch"),
             Check("GPU", find_gpu, "training runs on the CPU, which suits the tiny preset only"),
             Check("triton", find_triton, "training on a GPU is many times slower"),
-            Check("tinycudann", find_tinycudann, "the teacher's hash grid runs without it"),
+            Check(
+                "tinycudann", find_tinycudann, "without Triton the hash grid is in plain PyTorch"
+            ),
             Check("torch-scatter", find_scatter, "PyTorch's own index_add is used instead"),
             Check("LPIPS", find_lpips, "quality tables show LPIPS as not available"),
             Check("ONNX", lambda: find_package("onnx"), "nothing can be exported"),
