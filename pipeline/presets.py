@@ -191,8 +191,7 @@ def _tiny(kind: SceneKind) -> Preset:
         "tiny",
         teacher=TINY_TEACHER,
         pseudo=PseudoConfig(2000),
-        # Twice the default depth, because pruning removes blocks: it hardly speeds up head and
-        # tail.
+        # Twice the default depth: pruning removes blocks, but hardly speeds up head and tail.
         network=NetworkConfig(blocks=12),
         distil=DistilConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
@@ -260,8 +259,8 @@ def _paper(kind: SceneKind) -> Preset:
             distortion=1e-3 if forward else 0.0,
         ),
         pseudo=PseudoConfig(8_000 if forward else 20_000),
-        # MobileR2L has 8 points, 6 frequencies and batch norm. More points train faster, for 3 %
-        # more MACs.
+        # MobileR2L has 8 points, 6 frequencies and batch norm. With more points the student trains
+        # faster, for 3 % more multiply-accumulates.
         network=NetworkConfig(
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
