@@ -269,7 +269,7 @@ def test_an_edited_manifest_is_refused_by_its_own_command_too(run, change):
 def test_a_baseline_refuses_an_edited_metric_of_the_pruned_student(run, change):
     rewrite(change)(run / "prune" / MANIFEST)
     line = nelf("baseline", "--run", run, "--target", "host").refusal
-    assert f"{run}/prune/manifest.json: its metric " in line
+    assert f"{run}/prune/manifest.json: the metric " in line
 
 
 @pytest.mark.parametrize("seconds", [None, "long", -1, 1e300])
