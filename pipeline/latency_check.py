@@ -14,7 +14,7 @@ from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
 from pipeline.artifacts import require_artifact
 from pipeline.compute import compute_device
-from pipeline.pruning import spec_latencies, steadiest
+from pipeline.stages.prune import spec_latencies, steadiest
 from pipeline.stages.student import load_light_field
 from prune.config import PruneConfig
 from prune.latency_table import Choices, build_latency_table

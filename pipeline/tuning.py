@@ -21,7 +21,7 @@ from pipeline.artifacts import require_artifact
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.distributed_stage import work_as_worker
-from pipeline.images import TrainingImages, training_images
+from pipeline.stages.pseudo import TrainingImages, training_images
 from train.distil import DistilConfig, distil
 from train.distributed import ALONE, Ranks
 from train.image_pool import ImagePool

@@ -19,9 +19,6 @@ from device.tools import ToolConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import THREADS, Range, check_ranges
 from lightfield.run import Run
-from pipeline import pruning
-from pipeline.baselines import BaselineConfig, make_baseline
-from pipeline.bench import make_bench, print_bench
 from pipeline.commands.base import Flat, PresetChoice, say
 from pipeline.commands.base import StageCommand as Stage
 from pipeline.comparison import compare_students
@@ -31,6 +28,9 @@ from pipeline.presets import (
     Preset,
 )
 from pipeline.replay import RecordedTarget
+from pipeline.stages import prune
+from pipeline.stages.baseline import BaselineConfig, make_baseline
+from pipeline.stages.bench import make_bench, print_bench
 from pipeline.tool_bench import bench_tool
 from pipeline.tuning import tune_along
 from prune.search import PruneConfig
@@ -97,7 +97,7 @@ class Prune(Stage):
             else:
                 opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
             with opened as target:
-                artifact = pruning.make_pruned(
+                artifact = prune.make_pruned(
                     run, self.config, self.distil, self.fine_tune, target, console,
                     begin_with=self.begin_with, ranks=ranks,
                 )  # fmt: skip

@@ -10,7 +10,6 @@ from lightfield.errors import ConfigError
 from lightfield.names import checked_folder, checked_name
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
-from pipeline import images
 from pipeline.commands.base import Grouped, PresetChoice, RunCommand, StageCommand, say
 from pipeline.compute import device_name
 from pipeline.console import Console
@@ -19,8 +18,8 @@ from pipeline.presets import (
     Preset,
     SceneConfig,
 )
-from pipeline.report.report import make_report
-from pipeline.stages import export, lens, scene, student, teacher
+from pipeline.stages import export, lens, pseudo, scene, student, teacher
+from pipeline.stages.report import make_report
 from train.distil import DistilConfig
 from train.distributed import joined, leads
 from train.fine_tuning import FineTuneConfig
@@ -103,11 +102,11 @@ class PseudoCommand(StageCommand):
         if self.published is not None:
             if not leads():
                 return
-            artifact = images.bring_pseudo(Run(self.run, console.progress), self.published, console)
+            artifact = pseudo.bring_pseudo(Run(self.run, console.progress), self.published, console)
             say(console, artifact, "{images} images")
             return
         with joined() as ranks:
-            artifact = images.make_pseudo(
+            artifact = pseudo.make_pseudo(
                 Run(self.run, console.progress), self.pseudo, console, ranks
             )
         say(console, artifact, "{images} images")

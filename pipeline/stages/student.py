@@ -30,9 +30,9 @@ from pipeline.artifacts import (
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.distributed_stage import perform_on_all_ranks
-from pipeline.images import TrainingImages, students_scene, training_images
 from pipeline.presets import NetworkConfig
 from pipeline.scoring import score
+from pipeline.stages.pseudo import TrainingImages, students_scene, training_images
 from pipeline.stages.teacher import differs_only_in_more_steps
 from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks

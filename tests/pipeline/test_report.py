@@ -32,8 +32,8 @@ from pipeline.report.chain import STAGES, Chain
 from pipeline.report.charts import front_of, training_chart
 from pipeline.report.making import commands
 from pipeline.report.markup import Html, element, fragment
-from pipeline.report.report import make_report
 from pipeline.report.svg import PAINTS, TEACHER
+from pipeline.stages.report import make_report
 from prune.search_state import HISTORY
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"

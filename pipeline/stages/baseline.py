@@ -24,8 +24,8 @@ from pipeline.artifacts import require_artifact, scene_of
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.distributed_stage import perform_on_all_ranks
-from pipeline.images import students_scene
-from pipeline.pruning import workbench
+from pipeline.stages.prune import workbench
+from pipeline.stages.pseudo import students_scene
 from pipeline.stages.student import fine_tune_on_real_images, load_light_field, save_student
 from pipeline.tuning import leading_tuner
 from prune.chains import Shape

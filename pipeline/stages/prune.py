@@ -28,9 +28,9 @@ from pipeline.artifacts import require_artifact, scene_of
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.distributed_stage import perform_on_all_ranks
-from pipeline.images import TrainingImages, students_scene
 from pipeline.latency_store import LatencyStore
 from pipeline.replay import RecordedTarget
+from pipeline.stages.pseudo import TrainingImages, students_scene
 from pipeline.stages.student import (
     fine_tune_on_real_images,
     load_light_field,
