@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     with _exiting_on_interrupt():
         from pipeline.commands.command_line import perform
         from pipeline.errors import error_line
-        from train.distributed import AnotherRankFailedError, leads, started_by_torchrun
+        from train.distributed import AnotherRankFailedError, is_first_rank, started_by_torchrun
     several_ranks = started_by_torchrun()
     try:
         signal.signal(
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         perform([word for word in words if word != "--debug"])
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
-        code = _print_error(INTERRUPTED) if leads() else 2
+        code = _print_error(INTERRUPTED) if is_first_rank() else 2
         # Without this, Python exits with the signal's status if Ctrl-C came during an `exec`.
         if several_ranks or arguments is None:
             _exit_now()

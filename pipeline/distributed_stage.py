@@ -38,14 +38,14 @@ def perform_on_all_ranks(
     Raises:
         RunLockedError: on rank 0, when another job works in this run.
     """
-    if ranks.leads:
+    if ranks.is_first:
 
         def leading(writer: StageWriter) -> None:
-            ranks.spread_text(str(writer.path.resolve()))
+            ranks.broadcast_text(str(writer.path.resolve()))
             work(writer)
 
         artifact = run.perform(stage, config, inputs, leading, say=say, carried=carried)[0]
-        ranks.spread_text("")
+        ranks.broadcast_text("")
         return artifact
     work_as_worker(work, ranks)
     return run.artifact(stage)
@@ -54,6 +54,6 @@ def perform_on_all_ranks(
 def work_as_worker(work: Callable[[StageWriter], None], ranks: Ranks) -> None:
     """Wait until rank 0 starts the stage, call `work` in its work folder, and wait until the
     artifact is published. Return at once when the stage is current."""
-    if folder := ranks.spread_text():
+    if folder := ranks.broadcast_text():
         work(WorkerWriter(Path(folder), resumed=False))
-        ranks.spread_text()
+        ranks.broadcast_text()

@@ -230,7 +230,7 @@ def find_triton() -> Found:
     """Triton, which torch's CUDA builds include; the kernels' own check tells whether it works."""
     import torch
 
-    from train.gpu import availability
+    from train.kernels import availability
 
     state, version = find_package("triton")
     if state == "absent":

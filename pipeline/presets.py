@@ -17,7 +17,7 @@ from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.scenes.background import parsed_color
 from lightfield.student import Activation, Norm, StudentSpec, mac_count, mobile_r2l_spec
 from prune.search import PruneConfig
-from train.distil import DistilConfig
+from train.distillation import DistillConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
@@ -148,9 +148,9 @@ class Preset:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
-    recovery: DistilConfig | None = None
-    """Recovery distillation of a pruned student; None is the same as `distil`."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    recovery: DistillConfig | None = None
+    """Recovery distillation of a pruned student; None is the same as `distill`."""
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     bench: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -193,7 +193,7 @@ def _tiny(kind: SceneKind) -> Preset:
         pseudo=PseudoConfig(2000),
         # Twice the default depth: pruning removes blocks, but hardly speeds up head and tail.
         network=NetworkConfig(blocks=12),
-        distil=DistilConfig(steps=3000),
+        distill=DistillConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
         prune=PruneConfig(inner_choices=5, tune_steps=120, look_steps=400, final_tune_steps=5000),
         bench=BenchmarkConfig(runs=100),
@@ -215,7 +215,7 @@ def _tiny(kind: SceneKind) -> Preset:
         ),
         pseudo=PseudoConfig(1500),
         network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
-        distil=DistilConfig(steps=7000),
+        distill=DistillConfig(steps=7000),
         prune=replace(embedded.prune, final_tune_steps=3000),
     )
 
@@ -228,7 +228,7 @@ def _small(kind: SceneKind) -> Preset:
         teacher=TeacherConfig(steps=10_000, distortion=1e-3 if kind == "forward" else 0.0),
         pseudo=PseudoConfig(2000),
         network=NetworkConfig((2, 2, 2), 128, 14, (64, 32, 16)),
-        distil=DistilConfig(steps=40_000, windows=64, window_rays=14),
+        distill=DistillConfig(steps=40_000, windows=64, window_rays=14),
         fine_tune=FineTuneConfig(steps=2000, evaluate_every=200),
         prune=PruneConfig(
             inner_choices=5, tune_steps=500, look_steps=1000, final_tune_steps=10_000
@@ -239,7 +239,7 @@ def _small(kind: SceneKind) -> Preset:
 def _paper(kind: SceneKind) -> Preset:
     """The published size: 800 x 800 pixels, or 1008 x 756 for forward-facing scenes."""
     forward = kind == "forward"
-    distil = DistilConfig(
+    distill = DistillConfig(
         steps=360_000,
         windows=108,
         window_rays=25,
@@ -264,8 +264,8 @@ def _paper(kind: SceneKind) -> Preset:
         network=NetworkConfig(
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
-        distil=distil,
-        recovery=replace(distil, learning_rate=1.5e-3, muon_learning_rate=0.003),
+        distill=distill,
+        recovery=replace(distill, learning_rate=1.5e-3, muon_learning_rate=0.003),
         fine_tune=FineTuneConfig(steps=1000),
         prune=PruneConfig(
             first_step=0.25,

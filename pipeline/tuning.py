@@ -16,15 +16,17 @@ import torch
 
 from lightfield.progress import Progress, silent
 from lightfield.run import Run, StageWriter
+from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
-from pipeline.artifacts import require_artifact
+from pipeline.artifacts import require_artifact, scene_of
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.distributed_stage import work_as_worker
-from pipeline.stages.pseudo import TrainingImages, training_images
-from train.distil import DistilConfig, distil
+from pipeline.stages.pseudo import students_scene, training_images
+from train.distillation import DistillConfig, distill
 from train.distributed import ALONE, Ranks
-from train.image_pool import ImagePool
+from train.posed_images import PosedImages
+from train.window_sampler import WindowSampler
 
 WARMUP_STEPS = 50
 
@@ -36,8 +38,9 @@ class Tuner:
     Its windows are for students that up-sample `factor` times; others get as many pixels.
     """
 
-    images: TrainingImages
-    distilling: DistilConfig
+    scene: Scene
+    images: PosedImages
+    distilling: DistillConfig
     device: torch.device
     factor: int
     ranks: Ranks = ALONE
@@ -55,20 +58,23 @@ class Tuner:
             folder.mkdir(parents=True, exist_ok=True)
         where = None if folder is None else str(folder.resolve())
         request = {"spec": student.spec.to_json(), "steps": steps, "seed": seed, "folder": where}
-        self.ranks.spread_text(json.dumps(request))
+        self.ranks.broadcast_text(json.dumps(request))
         return self._trained(student, steps, seed, progress or silent, folder)
 
     def help(self) -> None:
         """What the other processes do until the first one dismisses them."""
-        while text := self.ranks.spread_text():
+        while text := self.ranks.broadcast_text():
             request = json.loads(text)
             student = Student(StudentSpec.from_json(request["spec"])).to(self.device)
             folder = None if request["folder"] is None else Path(request["folder"])
             self._trained(student, request["steps"], request["seed"], silent, folder)
 
-    def pool(self, spec: StudentSpec) -> ImagePool:
-        """This process's images as training windows."""
-        return self.images.pool(spec, self.device, self.ranks)
+    def sampler(self, spec: StudentSpec) -> WindowSampler:
+        """Sampler of this rank's training windows for students of `spec`."""
+        return WindowSampler(
+            self.images, spec,
+            device=self.device, ranks=self.ranks, windows=self.distilling.windows,
+        )  # fmt: skip
 
     def _trained(
         self, student: Student, steps: int, seed: int, progress: Progress, folder: Path | None
@@ -79,14 +85,16 @@ class Tuner:
             self.distilling,
             steps=max(steps, 1),
             windows=equal_windows(
-                self.distilling.windows, self.factor, student.spec.factor, self.ranks.count
+                self.distilling.windows, self.factor, student.spec.factor, self.ranks.world_size
             ),
             warmup_steps=min(WARMUP_STEPS, steps // 4),
             ema_decay=min(self.distilling.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
         )
-        pool = self.pool(student.spec)
-        return distil(student, pool, settings, progress=progress, folder=folder, ranks=self.ranks)
+        sampler = self.sampler(student.spec)
+        return distill(
+            student, sampler, settings, progress=progress, folder=folder, ranks=self.ranks
+        )
 
 
 def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
@@ -100,25 +108,30 @@ def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
 
 @contextlib.contextmanager
 def leading_tuner(
-    run: Run, distilling: DistilConfig, console: Console, ranks: Ranks
+    run: Run, scene: Scene, distilling: DistillConfig, console: Console, ranks: Ranks
 ) -> Iterator[Tuner]:
     """The first process's tuner; the others are dismissed when it ends well."""
-    tuner = _tuner(run, distilling, console, ranks)
+    tuner = _tuner(run, scene, distilling, console, ranks)
     yield tuner
-    ranks.spread_text("")
+    ranks.broadcast_text("")
 
 
-def tune_along(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> None:
+def tune_along(run: Run, distilling: DistillConfig, console: Console, ranks: Ranks) -> None:
     """What the other processes do while the first performs a stage with a `leading_tuner`."""
 
     def work(_: StageWriter) -> None:
-        _tuner(run, distilling, console, ranks).help()
+        _tuner(run, scene_of(run)[1], distilling, console, ranks).help()
 
     work_as_worker(work, ranks)
 
 
-def _tuner(run: Run, distilling: DistilConfig, console: Console, ranks: Ranks) -> Tuner:
+def _tuner(
+    run: Run, teachers_scene: Scene, distilling: DistillConfig, console: Console, ranks: Ranks
+) -> Tuner:
     dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
-    images = training_images(run, pseudo, console, distilling.windows, ranks, dense)
+    scene = students_scene(pseudo, teachers_scene, dense)
+    images = training_images(
+        run, teachers_scene, scene.space, pseudo, console, windows=distilling.windows, ranks=ranks
+    )
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
-    return Tuner(images, distilling, compute_device(), factor, ranks)
+    return Tuner(scene, images, distilling, compute_device(), factor, ranks)

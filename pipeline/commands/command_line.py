@@ -24,7 +24,6 @@ from lightfield.run import Run
 from lightfield.scenes.formats import folder_kind
 from lightfield.scratch import remove_abandoned
 from pipeline.commands.diagnostics import (
-    BenchGpu,
     DataCommand,
     DoctorCommand,
     InspectCommand,
@@ -49,7 +48,7 @@ from pipeline.commands.stage_commands import (
 from pipeline.console import Console
 from pipeline.presets import Preset, SceneKind, default_preset_name, preset
 from pipeline.stages import scene
-from train.distributed import leads
+from train.distributed import is_first_rank
 
 ABOUT = """\
 Images of an object in; a neural light field that runs in real time on a phone out.
@@ -74,7 +73,7 @@ def perform(words: list[str]) -> None:
         if not is_utf8(word):
             raise ConfigError("this argument is not UTF-8", where=printable(word))
     chosen = preset_for(words)
-    if leads():
+    if is_first_rank():
         remove_abandoned()
         _parsed(words, chosen).perform(chosen, Console())
         return
@@ -134,17 +133,17 @@ def _help_of(command: str, chosen: Preset) -> str:
 def commands(chosen: Preset) -> dict[str, Any]:
     """All subcommands by name; the preset's values are the defaults of their options."""
     missing: Any = tyro.MISSING
-    recovery = chosen.recovery or chosen.distil
+    recovery = chosen.recovery or chosen.distill
     return {
         "scene": SceneCommand(missing, scene=chosen.scene),
         "teacher": TeacherCommand(missing, teacher=chosen.teacher),
         "pseudo": PseudoCommand(missing, pseudo=chosen.pseudo),
         "student": StudentCommand(
-            missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
+            missing, network=chosen.network, distill=chosen.distill, fine_tune=chosen.fine_tune
         ),
-        "prune": Prune(missing, config=chosen.prune, distil=recovery, fine_tune=chosen.fine_tune),
+        "prune": Prune(missing, config=chosen.prune, distill=recovery, fine_tune=chosen.fine_tune),
         "baseline": Baseline(
-            missing, prune=chosen.prune, distil=recovery, fine_tune=chosen.fine_tune
+            missing, prune=chosen.prune, distill=recovery, fine_tune=chosen.fine_tune
         ),
         "check-table": CheckTable(missing, prune=chosen.prune),
         "export": ExportCommand(missing),
@@ -156,7 +155,6 @@ def commands(chosen: Preset) -> dict[str, Any]:
         "doctor": DoctorCommand(),
         "inspect": InspectCommand(missing),
         "data": DataCommand(),
-        "bench-gpu": BenchGpu(),
     }
 
 

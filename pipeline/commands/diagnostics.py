@@ -1,8 +1,8 @@
-"""The commands that make no artifact: status, doctor, inspect, data and bench-gpu."""
+"""The commands that make no artifact: status, doctor, inspect and data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +10,9 @@ import tyro
 
 from lightfield.run import Run
 from pipeline.artifacts import STAGES
-from pipeline.commands.base import Flat
 from pipeline.console import Console
 from pipeline.doctor import check_machine, print_checks
 from pipeline.example_data import download_example_data
-from pipeline.gpu_benchmark import GpuBenchConfig, bench_gpu
 from pipeline.inspection import print_inspection
 from pipeline.presets import Preset
 from pipeline.status import chain_status, print_status, runs_in
@@ -77,14 +75,3 @@ class DataCommand:
         with console.progress("data") as progress:
             data = download_example_data(self.folder, progress=progress)
         console.say(f"data: {data.status}: {', '.join(str(scene) for scene in data.scenes)}")
-
-
-@dataclass(frozen=True)
-class BenchGpu:
-    """Measure this machine's GPU: the kernels beside its ceilings, and whole throughputs."""
-
-    config: Flat[GpuBenchConfig] = field(default_factory=GpuBenchConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Measure at the size of the paper preset."""
-        bench_gpu(self.config, console)

@@ -19,8 +19,7 @@ from device.tools import ToolConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import THREADS, Range, check_ranges
 from lightfield.run import Run
-from pipeline.commands.base import Flat, PresetChoice, say
-from pipeline.commands.base import StageCommand as Stage
+from pipeline.commands.base import Flat, PresetChoice, StageCommand, say
 from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.latency_check import predictions
@@ -34,8 +33,8 @@ from pipeline.stages.bench import make_bench, print_bench
 from pipeline.tool_bench import bench_tool
 from pipeline.tuning import tune_along
 from prune.search import PruneConfig
-from train.distil import DistilConfig
-from train.distributed import joined
+from train.distillation import DistillConfig
+from train.distributed import joined_ranks
 from train.fine_tuning import FineTuneConfig
 
 
@@ -71,11 +70,11 @@ class MeasuredOn:
 
 
 @dataclass(frozen=True)
-class Prune(Stage):
+class Prune(StageCommand):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
     config: Flat[PruneConfig] = field(default_factory=PruneConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     begin_with: Path | None = None
@@ -88,9 +87,9 @@ class Prune(Stage):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Prune the student; the processes that torchrun started tune together."""
         run = Run(self.run, console.progress)
-        with joined() as ranks:
-            if not ranks.leads:
-                tune_along(run, self.distil, console, ranks)
+        with joined_ranks() as ranks:
+            if not ranks.is_first:
+                tune_along(run, self.distill, console, ranks)
                 return
             if self.replay is None:
                 opened = self.on.opened(console)
@@ -98,7 +97,7 @@ class Prune(Stage):
                 opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
             with opened as target:
                 artifact = prune.make_pruned(
-                    run, self.config, self.distil, self.fine_tune, target, console,
+                    run, self.config, self.distill, self.fine_tune, target, console,
                     begin_with=self.begin_with, ranks=ranks,
                 )  # fmt: skip
         say(
@@ -109,28 +108,28 @@ class Prune(Stage):
 
 
 @dataclass(frozen=True)
-class Baseline(Stage):
+class Baseline(StageCommand):
     """Make a faster student the simplest way, to hold the pruned one against."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the student; the processes that torchrun started train together."""
         run = Run(self.run, console.progress)
-        with joined() as ranks:
-            if not ranks.leads:
-                tune_along(run, self.distil, console, ranks)
+        with joined_ranks() as ranks:
+            if not ranks.is_first:
+                tune_along(run, self.distill, console, ranks)
                 return
             with self.on.opened(console) as target:
                 artifact = make_baseline(
                     run,
                     self.config,
                     self.prune,
-                    self.distil,
+                    self.distill,
                     self.fine_tune,
                     target,
                     console,
@@ -140,7 +139,7 @@ class Baseline(Stage):
 
 
 @dataclass(frozen=True)
-class CheckTable(Stage):
+class CheckTable(StageCommand):
     """Hold the latencies that the table predicts against measured ones, of random students."""
 
     students: Annotated[int, Range(1, 100_000)] = 20

@@ -102,7 +102,7 @@ def first_statement(box: str) -> str:
 
 
 def listed_options(page: str) -> list[str]:
-    """The options that a help page names, such as `--distil.steps`, without repetitions."""
+    """The options that a help page names, such as `--distill.steps`, without repetitions."""
     return list(dict.fromkeys(LONG_OPTION.findall(page)))
 
 
@@ -110,7 +110,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     """The beginning of a remedy that suggests the known word most similar to `word`; empty when no
     known word is similar.
 
-    The last part of an option matches the whole option: `--steps` matches `--distil.steps`.
+    The last part of an option matches the whole option: `--steps` matches `--distill.steps`.
     """
     spellings = {spelling for name in known for spelling in _spellings(name)}
     similar = difflib.get_close_matches(word, sorted(spellings), n=1, cutoff=0.7)

@@ -20,8 +20,8 @@ from pipeline.presets import (
 )
 from pipeline.stages import export, lens, pseudo, scene, student, teacher
 from pipeline.stages.report import make_report
-from train.distil import DistilConfig
-from train.distributed import joined, leads
+from train.distillation import DistillConfig
+from train.distributed import is_first_rank, joined_ranks
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.published_student import PublishedNetwork
@@ -100,12 +100,12 @@ class PseudoCommand(StageCommand):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Render the pseudo images, on all ranks that torchrun started."""
         if self.published is not None:
-            if not leads():
+            if not is_first_rank():
                 return
             artifact = pseudo.bring_pseudo(Run(self.run, console.progress), self.published, console)
             say(console, artifact, "{images} images")
             return
-        with joined() as ranks:
+        with joined_ranks() as ranks:
             artifact = pseudo.make_pseudo(
                 Run(self.run, console.progress), self.pseudo, console, ranks
             )
@@ -114,10 +114,10 @@ class PseudoCommand(StageCommand):
 
 @dataclass(frozen=True)
 class StudentCommand(StageCommand):
-    """Distil the student from the pseudo images, then fine-tune it on the real images."""
+    """Distill the student from the pseudo images, then fine-tune it on the real images."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     published: Path | None = None
     """Checkpoint (.tar) of MobileR2L's published code. It is imported; no student is trained."""
@@ -134,7 +134,7 @@ class StudentCommand(StageCommand):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the student, on all ranks that torchrun started."""
         if self.published is not None:
-            if leads():
+            if is_first_rank():
                 run, network = Run(self.run, console.progress), self.published_network
                 artifact = student.import_published_student(run, self.published, network, console)
                 say(
@@ -143,11 +143,11 @@ class StudentCommand(StageCommand):
                     "{psnr_db:.2f} dB over {views} test views, {parameters} parameters",
                 )
             return
-        with joined() as ranks:
+        with joined_ranks() as ranks:
             artifact = student.make_student(
                 Run(self.run, console.progress),
                 self.network,
-                self.distil,
+                self.distill,
                 self.fine_tune,
                 console,
                 ranks,

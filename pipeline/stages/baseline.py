@@ -36,7 +36,7 @@ from prune.reconciliation import Original, reconciled
 from prune.slimming import slimmed
 from prune.uniform import Uniform, uniform_shapes
 from prune.workbench import Workbench
-from train.distil import DistilConfig
+from train.distillation import DistillConfig
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
 
@@ -62,7 +62,7 @@ def make_baseline(
     run: Run,
     config: BaselineConfig,
     measuring: PruneConfig,
-    distilling: DistilConfig,
+    distilling: DistillConfig,
     tuning: FineTuneConfig,
     target: Target,
     console: Console,
@@ -76,9 +76,9 @@ def make_baseline(
         CheckpointError: when ratio or steps are the pruned student's, and there is none.
         BudgetError: when no student of this kind is fast enough.
     """
-    source, scene = scene_of(run)
+    source, teachers_scene = scene_of(run)
     dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
-    scene = students_scene(pseudo, scene, dense)
+    scene = students_scene(pseudo, teachers_scene, dense)
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
         found = run.artifact("prune")
@@ -87,7 +87,7 @@ def make_baseline(
         "kind": config.kind,
         "latency_ratio": ratio,
         "steps": steps,
-        "distil": asdict(distilling),
+        "distill": asdict(distilling),
         "fine_tune": asdict(tuning),
         "target": asdict(target.identity),
     }
@@ -98,7 +98,7 @@ def make_baseline(
         with (
             scratch_folder("baseline") as place,
             console.progress(f"baseline {config.kind}") as progress,
-            leading_tuner(run, distilling, console, ranks) as tuner,
+            leading_tuner(run, teachers_scene, distilling, console, ranks) as tuner,
         ):
             bench = workbench(run, field, tuner, target, measuring, place)
             shape, measured = largest_within(bench, field.student, config.kind, ratio)

@@ -25,8 +25,8 @@ from pipeline.stages.student import load_light_field
 
 PARITY_VIEWS = 4
 CALIBRATION_VIEWS = 6
-EXPORT_FORMS = 2
-"""Raised when the export writes other files, so that the export of an older run is made again."""
+EXPORT_VERSION = 3
+"""Version of the exported files. A run with files of an older version exports them again."""
 PORTS = ("COM", "LPT")
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in PORTS for n in range(10))}
 """Device names, which no file may have on Windows."""
@@ -44,7 +44,7 @@ def make_export(run: Run, console: Console) -> Artifact:
     """Write every graph of the newest student, each compared with PyTorch on test poses."""
     source, scene = scene_of(run)
     stage_name, student = newest_student(run)
-    settings = {"student": stage_name, "parity_views": PARITY_VIEWS, "forms": EXPORT_FORMS}
+    settings = {"student": stage_name, "parity_views": PARITY_VIEWS, "version": EXPORT_VERSION}
 
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)

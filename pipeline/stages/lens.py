@@ -7,8 +7,8 @@ from dataclasses import replace
 from export.lens_studio import (
     carry_lens_projects,
     generated_hashes,
-    lens_findings,
     lens_scene_from,
+    lint_result,
     write_lens_project,
 )
 from lightfield.errors import ExportError
@@ -51,17 +51,17 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
         for path in written.restored:
             relative = path.relative_to(stage.path)
             console.say(f"lens: lens/{relative} had been deleted and was written again")
-        results = lens_findings(project)
-        if results.faults and not is_update:
+        lint = lint_result(project)
+        if lint.faults and not is_update:
             raise ExportError(
-                f"the generated lens project has {len(results.faults)} faults, the first: "
-                f"{results.faults[0]}",
+                f"the generated lens project has {len(lint.faults)} faults, the first: "
+                f"{lint.faults[0]}",
                 where=stage.path,
             )
         # faults of an updated project come from edits by the user or by Lens Studio
-        for line in (*results.faults[:MAX_PRINTED_FAULTS], *results.notes):
+        for line in (*lint.faults[:MAX_PRINTED_FAULTS], *lint.notes):
             console.say(f"lens: {line}")
-        if more := len(results.faults[MAX_PRINTED_FAULTS:]):
+        if more := len(lint.faults[MAX_PRINTED_FAULTS:]):
             console.say(f"lens: the project has {more} more faults")
         stage.metrics |= {
             "files": len(written.files),

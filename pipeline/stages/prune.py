@@ -30,7 +30,7 @@ from pipeline.console import Console
 from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.latency_store import LatencyStore
 from pipeline.replay import RecordedTarget
-from pipeline.stages.pseudo import TrainingImages, students_scene
+from pipeline.stages.pseudo import students_scene
 from pipeline.stages.student import (
     fine_tune_on_real_images,
     load_light_field,
@@ -43,9 +43,10 @@ from prune.measurements import Measure, TimeSpecs
 from prune.sampling import Rays
 from prune.search import PruneConfig, SearchResult, Start, Workbench, search
 from prune.search_state import HISTORY, STATE, SearchState, read_search
-from train.distil import DistilConfig, mean_psnr, recalibrate_norms
+from train.distillation import DistillConfig, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
+from train.posed_images import PosedImages
 
 PARITY_POSES = 1
 MOST_WARMUP_RUNS = 3
@@ -63,7 +64,7 @@ CALIBRATION_PIXELS = 1 << 18
 def make_pruned(
     run: Run,
     config: PruneConfig,
-    distilling: DistilConfig,
+    distilling: DistillConfig,
     tuning: FineTuneConfig,
     target: Target | RecordedTarget,
     console: Console,
@@ -82,12 +83,12 @@ def make_pruned(
         CheckpointError: when that student was made of another one than this run's.
         BudgetError: when a budget is out of reach.
     """
-    source, scene = scene_of(run)
+    source, teachers_scene = scene_of(run)
     dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
-    scene = students_scene(pseudo, scene, dense)
+    scene = students_scene(pseudo, teachers_scene, dense)
     settings: dict[str, Any] = {
         "prune": asdict(config),
-        "distil": asdict(distilling),
+        "distill": asdict(distilling),
         "fine_tune": asdict(tuning),
         "target": asdict(target.identity),
     }
@@ -109,7 +110,7 @@ def make_pruned(
         with (
             scratch_folder("prune") as place,
             console.progress("prune") as progress,
-            leading_tuner(run, distilling, console, ranks) as tuner,
+            leading_tuner(run, teachers_scene, distilling, console, ranks) as tuner,
         ):
             bench = workbench(run, field, tuner, measured, config, place)
             found = search(
@@ -210,7 +211,7 @@ def workbench(
     scratch: Path,
 ) -> Workbench:
     """Join exporter, device and trainer; measured graphs go into `scratch`."""
-    scene, camera = tuner.images.scene, field.intrinsics
+    scene, camera = tuner.scene, field.intrinsics
     if isinstance(target, RecordedTarget):
         measure, time_specs = target.measure, target.time_specs
     else:
@@ -220,7 +221,7 @@ def workbench(
     on_host = target.identity.kind == "host"
 
     def recalibrate(student: Student) -> None:
-        recalibrate_norms(student, tuner.pool(student.spec), windows=8, batches=4, seed=0)
+        recalibrate_norms(student, tuner.sampler(student.spec), windows=8, batches=4, seed=0)
 
     def check(student: Student) -> None:
         path = _written(student, camera, scratch / "checked.onnx")
@@ -324,7 +325,7 @@ def _written(student: Student, camera: Intrinsics, path: Path) -> Path:
 
 
 def _calibration(
-    camera: Intrinsics, images: TrainingImages, count: int, device: torch.device
+    camera: Intrinsics, images: PosedImages, count: int, device: torch.device
 ) -> Batches:
     """Whole pseudo images, the first, on which the search measures what parts are worth, with any
     student's rays."""
@@ -339,7 +340,7 @@ def _calibration(
 
     def made(spec: StudentSpec) -> Iterator[Batch]:
         rays = [
-            encoded_rays(torch.from_numpy(pose).to(device), camera, images.scene.space, spec)
+            encoded_rays(torch.from_numpy(pose).to(device), camera, images.space, spec)
             for pose in images.poses[:count]
         ]
         truths = [
@@ -353,13 +354,13 @@ def _calibration(
     return batches
 
 
-def _scattered(camera: Intrinsics, images: TrainingImages, device: torch.device) -> Rays:
+def _scattered(camera: Intrinsics, images: PosedImages, device: torch.device) -> Rays:
     """Rays of many poses: those of one all begin at one point."""
     chosen = np.linspace(0, len(images.poses) - 1, RAY_POSES).round().astype(int)
     poses = torch.from_numpy(np.array(images.poses[chosen])).to(device)
 
     def rays(spec: StudentSpec) -> torch.Tensor:
-        return scattered_rays(poses, camera, images.scene.space, spec, each=RAYS_PER_POSE)
+        return scattered_rays(poses, camera, images.space, spec, each=RAYS_PER_POSE)
 
     return rays
 

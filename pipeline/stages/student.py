@@ -20,31 +20,26 @@ from lightfield.scenes.frames import HELD_OUT_EVERY
 from lightfield.scenes.scene import Scene, Views
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from lightfield.transform import SceneTransform
-from pipeline.artifacts import (
-    MALFORMED,
-    RENDERS,
-    incompatible_artifact,
-    require_artifact,
-    scene_of,
-)
+from pipeline.artifacts import MALFORMED, RENDERS, incompatible_artifact, require_artifact, scene_of
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.presets import NetworkConfig
 from pipeline.scoring import score
-from pipeline.stages.pseudo import TrainingImages, students_scene, training_images
+from pipeline.stages.pseudo import students_scene, training_images
 from pipeline.stages.teacher import differs_only_in_more_steps
-from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrate_norms
+from train.distillation import CHECKPOINT, DistillConfig, distill, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
-from train.image_pool import shared_out
+from train.posed_images import PosedImages, window_shard
 from train.published_student import (
     PublishedNetwork,
     published_activation,
     published_student,
     read_published_weights,
 )
+from train.window_sampler import WindowSampler
 
 DOUBTFUL_DB = 20.0
 """An imported student that scores less was probably trained on another scene."""
@@ -53,22 +48,22 @@ DOUBTFUL_DB = 20.0
 def make_student(
     run: Run,
     network: NetworkConfig,
-    config: DistilConfig,
+    config: DistillConfig,
     fine_tuning: FineTuneConfig,
     console: Console,
     ranks: Ranks = ALONE,
 ) -> Artifact:
-    """Distil a student from the pseudo images, then fine-tune it on the real ones.
+    """Distill a student from the pseudo images, then fine-tune it on the real ones.
 
     All ranks take part in the distillation; rank 0 does the rest.
 
     Raises:
         ConfigError: when a step has fewer windows than there are ranks.
     """
-    shared_out(config.windows, ranks.rank, ranks.count)
-    source, scene = scene_of(run)
+    window_shard(config.windows, ranks)  # refuses too few windows
+    source, teachers_scene = scene_of(run)
     pseudo = require_artifact(run, "pseudo")
-    scene = students_scene(pseudo, scene)
+    scene = students_scene(pseudo, teachers_scene)
     device, spec = compute_device(), network.spec()
     if config.warmup_steps > config.steps:
         console.say(
@@ -77,13 +72,15 @@ def make_student(
         )
     settings = {
         "network": spec.to_json(),
-        "distil": asdict(config),
+        "distill": asdict(config),
         "fine_tune": asdict(fine_tuning),
     }
 
     def work(stage: StageWriter) -> None:
-        images = training_images(run, pseudo, console, config.windows, ranks)
-        pool = images.pool(spec, device, ranks)
+        images = training_images(
+            run, teachers_scene, scene.space, pseudo, console, windows=config.windows, ranks=ranks
+        )
+        sampler = WindowSampler(images, spec, device=device, ranks=ranks, windows=config.windows)
         torch.manual_seed(config.seed)
         student = Student(spec).to(device)
         held = real_split(scene)[1]
@@ -93,13 +90,13 @@ def make_student(
             return mean_psnr(field, held.poses, held.images)
 
         with console.progress("student") as progress:
-            student = distil(
-                student, pool, config, progress=progress, log=stage.log, folder=stage.path,
+            student = distill(
+                student, sampler, config, progress=progress, log=stage.log, folder=stage.path,
                 ranks=ranks, held_out=held_out,
             )  # fmt: skip
-        if not ranks.leads:
+        if not ranks.is_first:
             return
-        recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
+        recalibrate_norms(student, sampler, windows=8, batches=8, seed=config.seed)
         student = fine_tune_on_real_images(stage, student, scene, fine_tuning, config, console)
         save_student(stage, student, scene, console)
         stage.discard.add(CHECKPOINT)
@@ -113,8 +110,8 @@ def make_student(
 def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A checkpoint of the distillation also serves a distillation of more steps, and any settings
     of the fine-tuning that follows."""
-    distils = "distil" in before and before["network"] == now["network"]
-    serves = distils and differs_only_in_more_steps(before["distil"], now["distil"])
+    distills = "distill" in before and before["network"] == now["network"]
+    serves = distills and differs_only_in_more_steps(before["distill"], now["distill"])
     return [CHECKPOINT] if serves else []
 
 
@@ -123,17 +120,18 @@ def fine_tune_on_real_images(
     student: Student,
     scene: Scene,
     fine_tuning: FineTuneConfig,
-    config: DistilConfig,
+    config: DistillConfig,
     console: Console,
 ) -> Student:
     """The student after fine-tuning on real images; unchanged where that did not raise its PSNR on
     the held-out images."""
     kept, held = real_split(scene)
     device = next(student.parameters()).device
+    images = PosedImages(kept.poses, kept.images, scene.intrinsics, scene.space)
     with console.progress("real images") as progress:
         result = fine_tune(
             student,
-            TrainingImages(scene, kept.poses, kept.images).pool(student.spec, device),
+            WindowSampler(images, student.spec, device=device),
             lambda s: mean_psnr(
                 LightField(s, scene.intrinsics, scene.space), held.poses, held.images
             ),

@@ -25,7 +25,7 @@ from pipeline.artifacts import (
 from pipeline.compute import compute_device
 from pipeline.console import Console
 from pipeline.scoring import score
-from train.gpu.availability import usable
+from train.kernels.availability import usable
 from train.teacher import Teacher, TeacherConfig, render_image
 from train.teacher_training import CHECKPOINT, train_teacher
 
@@ -132,6 +132,6 @@ def fused_renderer(teacher: Teacher) -> Any:
     """
     if not usable(teacher.device):
         return None
-    from train.gpu.rendering.renderer import renderer_for
+    from train.fused_renderer import renderer_for
 
     return renderer_for(teacher)

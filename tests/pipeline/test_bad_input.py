@@ -378,7 +378,7 @@ def test_an_invalid_budget_is_refused(run, budget_ms):
         (["teacher", "--steps", "0"], "teacher.steps"),
         (["teacher", "--learning-rate", "nan"], "teacher.learning_rate"),
         (["pseudo", "--images", "0"], "pseudo.images"),
-        (["student", "--distil.steps", "0"], "distil"),
+        (["student", "--distill.steps", "0"], "distill"),
         (["student", "--network.factors", "5", "2"], "network.factors"),
         (["student", "--network.factors", "3", "3"], "divisible by 9"),
         (["prune", "--candidates", "0"], "prune"),

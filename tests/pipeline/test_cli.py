@@ -31,10 +31,9 @@ from lightfield.ranges import range_of
 from pipeline import errors
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
-from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig, preset
 from prune.search import PruneConfig
-from train.distil import DistilConfig
+from train.distillation import DistillConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
@@ -43,14 +42,13 @@ CONFIGS = {
     "scene": [SceneConfig],
     "teacher": [TeacherConfig],
     "pseudo": [PseudoConfig],
-    "student": [NetworkConfig, DistilConfig, FineTuneConfig],
-    "prune": [PruneConfig, DistilConfig, FineTuneConfig, measuring.MeasuredOn],
+    "student": [NetworkConfig, DistillConfig, FineTuneConfig],
+    "prune": [PruneConfig, DistillConfig, FineTuneConfig, measuring.MeasuredOn],
     "bench": [BenchmarkConfig],
-    "bench-gpu": [GpuBenchConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
 COMMANDS = (
-    *CHAIN, "status", "doctor", "inspect", "data", "bench-gpu", "bench-tool", "baseline",
+    *CHAIN, "status", "doctor", "inspect", "data", "bench-tool", "baseline",
     "check-table",
 )  # fmt: skip
 
@@ -144,7 +142,7 @@ def test_every_number_has_a_range(holder, name):
         ("student --network.blocks=-1", "network.blocks: -1 is"),
         ("student --network.tail-widths " + 9 * " 8", "network.tail_widths: 9 values"),
         ("student --network.blocks 1000 --network.stream-width 8000", "multiply-accumulates per ray"),
-        ("student --distil.windows 60000 --distil.window-rays 4000", "rays in one step"),
+        ("student --distill.windows 60000 --distill.window-rays 4000", "rays in one step"),
         ("scene --resolution 16000 --train-views 90000", "fit into no memory"),
         ("scene --name ''", "scene.name: the text is empty"),
         ("scene --name 'a\033b'", "scene.name: the text"),
@@ -160,7 +158,7 @@ def test_every_number_has_a_range(holder, name):
         ("teacher --bogus", "--bogus is not an option of `nelf teacher`; `nelf teacher --help`"),
         ("lens --dirft=3", "did you mean --drift? `nelf lens --help`"),
         ("student --network.stream_wdth 8", "did you mean --network.stream-width?"),
-        ("student --steps 8", "did you mean --distil.steps or --fine-tune.steps?"),
+        ("student --steps 8", "did you mean --distill.steps or --fine-tune.steps?"),
         ("export surplus", "Unrecognized options: surplus; `nelf export --help`"),
         ("export --preset tiny", "--preset is not an option of `nelf export`"),
     ],
@@ -234,14 +232,14 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
     assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "small"
     said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
     assert (
-        "--distil.stepsINTOptimizersteps.(default:40000;allowed:1to100000000)" in said
+        "--distill.stepsINTNumberofoptimizersteps.(default:40000;allowed:1to100000000)" in said
     )  # the preset's
 
 
 @pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
 def test_a_preset_may_have_other_learning_rates_for_recovery_distillation(command, rate):
     said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
-    assert f"--distil.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
+    assert f"--distill.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
 
 
 def test_options_override_the_preset(finished):

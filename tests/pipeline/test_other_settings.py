@@ -18,7 +18,7 @@ def steps_logged(run: Path, name: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "more"), [("teacher", "steps", 80), ("student", "distil.steps", 60)]
+    ("name", "setting", "more"), [("teacher", "steps", 80), ("student", "distill.steps", 60)]
 )
 def test_interrupted_work_serves_a_training_of_more_steps(run, interrupt_at, name, setting, more):
     shutil.rmtree(run / name)
@@ -52,8 +52,8 @@ def test_interrupted_work_serves_another_fine_tuning(run, interrupt_at):
     [
         ("teacher", ["--learning-rate=0.02"], "learning_rate is 0.02, was 0.01"),
         ("teacher", ["--steps=10"], "steps is 10, was 60"),
-        ("student", ["--distil.steps=10"], "distil.steps is 10, was 40"),
-        ("student", ["--distil.seed=1"], "distil.seed is 1, was 0"),
+        ("student", ["--distill.steps=10"], "distill.steps is 10, was 40"),
+        ("student", ["--distill.seed=1"], "distill.seed is 1, was 0"),
     ],
 )
 def test_dropped_work_is_reported_and_resumed_with_the_former_settings(
