@@ -42,21 +42,22 @@ $(SETUP): pyproject.toml constraints.txt
 
 # A word for the shell, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
-stage = $(NELF) $(1) --run $(call quoted,$(RUNS)/$*) --preset $(PRESET)
+stage = $(NELF) $(1) --run $(call quoted,$(RUNS)/$*)
 processes = $(VENV)/bin/python -m pipeline.processes $(GPUS)
 stage-on-gpus = $(if $(filter 1,$(GPUS)),$(stage),$(subst $(NELF),$(processes),$(stage)))
+preset = --preset $(PRESET)
 target = --target $(TARGET)
 budget = $(if $(BUDGET_MS),--budget-ms $(BUDGET_MS))
 
 %-mobile: $(SETUP)
-	$(call stage,scene) $(if $(DATA),--data $(call quoted,$(DATA)))
-	$(call stage,teacher)
-	$(call stage-on-gpus,pseudo)
-	$(call stage-on-gpus,student)
-	$(call stage-on-gpus,prune) $(target) $(budget)
+	$(call stage,scene) $(preset) $(if $(DATA),--data $(call quoted,$(DATA)))
+	$(call stage,teacher) $(preset)
+	$(call stage-on-gpus,pseudo) $(preset)
+	$(call stage-on-gpus,student) $(preset)
+	$(call stage-on-gpus,prune) $(preset) $(target) $(budget)
 	$(call stage,export)
 	$(call stage,lens)
-	$(call stage,bench) $(target)
+	$(call stage,bench) $(preset) $(target)
 	$(call stage,report)
 
 data: $(SETUP)

@@ -50,7 +50,7 @@ from lightfield.files import (
 from lightfield.verified import REMEMBERED, Watch, has_sha256, remember, unwatched
 from lightfield.work_folder import KEY, METRICS, Carried, Request, begin_work, nothing_carried
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MANIFEST_FIELDS = ("config", "inputs", "files", "metrics", "details")
@@ -257,6 +257,11 @@ class Run:
             manifest, fault = {}, error.what
         if fault:
             remedy = f"put it back as it was, or delete {folder} and run the stage again"
+            if has_older_schema(manifest):
+                remedy = (
+                    f"move {self.path} away and make the run again from its first stage, "
+                    f"`nelf scene --run {self.path} --data FOLDER`"
+                )
             raise CheckpointError(fault, where=folder / MANIFEST, remedy=remedy)
         return Artifact(folder, manifest, self.watch)
 
@@ -422,6 +427,11 @@ def fault_of(manifest: Any, stage: str) -> str:
     """Why parsed JSON is not a valid manifest of a stage; empty when it is valid."""
     if not isinstance(manifest, dict) or "schema" not in manifest:
         return "not a manifest of this tool"
+    if has_older_schema(manifest):
+        return (
+            f"an older version of nelf wrote this run (manifest schema {manifest['schema']}, this "
+            f"version reads {SCHEMA}), so the run must be made again"
+        )
     if manifest["schema"] != SCHEMA:
         return f"manifest schema {manifest['schema']}, this version reads {SCHEMA}"
     if manifest.get("stage") != stage or not isinstance(manifest.get("key"), str):
@@ -439,6 +449,12 @@ def fault_of(manifest: Any, stage: str) -> str:
         if name.endswith(UNITS) and value is not None and not is_number(value):
             return f"the metric {name} is not a number"
     return ""
+
+
+def has_older_schema(manifest: Any) -> bool:
+    """Whether an older version wrote the manifest, with other names for what it stores."""
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    return type(schema) is int and schema < SCHEMA
 
 
 def _is_entry(entry: Any) -> bool:

@@ -13,9 +13,10 @@ from device.target import RunnerTarget
 from lightfield.errors import ConfigError, DeviceError
 from lightfield.files import write_json, write_text
 from lightfield.run import Run, tool_versions
+from pipeline.artifacts import newest_export
 from pipeline.console import Console
-from pipeline.delivery import exported_fused, newest_export
 from pipeline.report.bench_page import comparison_page
+from pipeline.stages.export import exported_fused
 
 RECORD, PAGE = "comparison.json", "comparison.html"
 

@@ -1,4 +1,4 @@
-"""What the user sees while a stage runs: a bar on a terminal, a plain line now and then elsewhere."""
+"""Console output: lines, and the progress of a running stage."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ PLAIN_EVERY_S = 15.0
 
 
 class Console:
-    """Prints lines and shows one progress bar at a time; metrics go to files, not here."""
+    """Prints lines, and shows one progress bar at a time."""
 
     def __init__(self, *, rich_console: RichConsole | None = None):
         self.rich = rich_console or RichConsole(highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Print one line."""
         self.rich.print(in_a_line(text), markup=False)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """A progress callable for one stage, shown while the block runs."""
+        """The progress callable of one stage; its bar is shown while the block runs."""
         if not self.rich.is_terminal:
             yield _PlainProgress(self, title)
             return
@@ -56,20 +56,19 @@ class Console:
 
 
 class _PlainProgress:
-    """A line every 15 seconds: for logs and continuous integration."""
+    """Prints a line every 15 seconds, for logs and continuous integration."""
 
     def __init__(self, console: Console, title: str):
         self.console, self.title = console, title
-        self.begun = self.said = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def __call__(self, done: int, total: int, /, **figures: float) -> None:
         now = time.monotonic()
-        if now - self.said < PLAIN_EVERY_S:
+        if now - self.printed < PLAIN_EVERY_S:
             return
-        self.said = now
-        self.console.say(
-            f"  {self.title}: {done}/{total}, {now - self.begun:.0f} s {_formatted(figures)}".rstrip()
-        )
+        self.printed = now
+        text = f"  {self.title}: {done}/{total}, {now - self.started:.0f} s {_formatted(figures)}"
+        self.console.say(text.rstrip())
 
 
 def _formatted(figures: dict[str, float]) -> str:

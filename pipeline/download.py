@@ -1,8 +1,8 @@
-"""Downloads that go on where they were cut.
+"""Resumable downloads over HTTP.
 
-Invariant: `<file>.part` grows until it is whole and is then renamed. `<file>.part.json` remembers
-which version of the server's file it is part of, so that two versions are never joined: a part whose
-version is unknown is begun anew.
+Invariant: `<file>.part` grows until it is complete and is then renamed. `<file>.part.json` records
+which version of the server's file it belongs to, so that parts of two versions are never joined. A
+part whose version is unknown is downloaded again from the start.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ DISK_ERRORS = (*DISK_FULL, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EISDIR,
 
 
 class _CutError(Exception):
-    """The connection ended before the file did, or what came does not go on from the part."""
+    """The connection ended before the end of the file, or the answer does not continue the part."""
 
 
 @dataclass(frozen=True)
 class _Version:
-    """Which file the server is sending."""
+    """The version of the file that the server sends."""
 
     url: str
     etag: str
@@ -48,11 +48,11 @@ class _Version:
 
     @property
     def validator(self) -> str:
-        """What If-Range takes: a strong ETag, else the date; empty when there is neither."""
+        """The value for If-Range: a strong ETag, else the date; empty when there is neither."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
-    def goes_on(self, part: _Version) -> bool:
-        """Whether a partial answer is of the file that `part` began; it may leave headers out."""
+    def continues(self, part: _Version) -> bool:
+        """Whether a partial answer, which may lack headers, belongs to the same file as `part`."""
         return (
             self.size_bytes == part.size_bytes
             and self.etag in ("", part.etag)
@@ -63,21 +63,22 @@ class _Version:
 def download(
     url: str, path: Path, *, pause_seconds: float = 2.0, progress: Progress = silent
 ) -> None:
-    """Download `url` to `path`, going on where an earlier attempt was cut.
+    """Download `url` to `path`, and resume an earlier attempt that was interrupted.
 
     Args:
         url: http or https.
         path: the file, in an existing folder.
-        pause_seconds: waited before a cut download is tried again.
-        progress: counts bytes; the total is what is done so far when the server does not tell it.
+        pause_seconds: wait before an interrupted download is tried again.
+        progress: counts bytes; the total equals the count when the server does not send the size.
 
     Raises:
-        DataError: when the server cannot be reached, refuses, or keeps cutting; when the disk fills.
+        DataError: when the server cannot be reached, refuses, or keeps closing the connection; when
+            the disk is full.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError("not an http address", where=url)
+        raise DataError("the address does not begin with http:// or https://", where=url)
     part = path.with_name(f"{path.name}.part")
-    by_hand = f"or get it with a browser, put it at {path}, and run this again"
+    by_hand = f"or download it with a browser to {path}, and repeat the command"
     furthest, fruitless = _size_bytes(part), 0
     while True:
         try:
@@ -85,7 +86,7 @@ def download(
             break
         except urllib.error.HTTPError as refusal:
             raise DataError(
-                f"the server answers {refusal.code} {refusal.reason}",
+                f"the server answered {refusal.code} {refusal.reason}",
                 where=url,
                 remedy=f"try again later, {by_hand}",
             ) from refusal
@@ -96,9 +97,9 @@ def download(
             furthest = max(furthest, _size_bytes(part))
             if fruitless == FRUITLESS_TRIES:
                 raise DataError(
-                    f"cannot be downloaded ({_words(reason)})",
+                    f"the download failed ({_words(reason)})",
                     where=url,
-                    remedy=f"check the network and run this again to go on, {by_hand}",
+                    remedy=f"check the network and repeat the command to go on, {by_hand}",
                 ) from reason
             time.sleep(pause_seconds)
     part.replace(path)
@@ -115,7 +116,7 @@ def _words(reason: BaseException) -> str:
 
 
 def _request(url: str, part: Path, progress: Progress) -> None:
-    """One request; appends to `part`, or begins it anew when the server's file is another one."""
+    """Make one request; append to `part`, or overwrite it when the server has another version."""
     known = _recalled(part, url)
     start = _size_bytes(part) if known else 0
     headers = {"User-Agent": "nelf", "Accept-Encoding": "identity"}
@@ -130,19 +131,19 @@ def _request(url: str, part: Path, progress: Progress) -> None:
         size = refusal.headers.get("Content-Range", "").removeprefix("bytes */")
         refusal.close()
         if size == str(start) == str(known.size_bytes):
-            return  # it was stopped between its last byte and its renaming
+            return  # interrupted between the last byte and the renaming
         _forget(part)
         raise _CutError("the part is longer than the file on the server") from None
     with response:
         version = _version(response, url, start)
-        going_on = response.status == HTTPStatus.PARTIAL_CONTENT
-        if going_on and not (known and version.goes_on(known)):
+        resuming = response.status == HTTPStatus.PARTIAL_CONTENT
+        if resuming and not (known and version.continues(known)):
             _forget(part)
             raise _CutError("the file on the server has changed")
-        start = start if going_on else 0
+        start = start if resuming else 0
         _refuse_excess(version.size_bytes, start, part)
-        with part.open("r+b" if going_on else "wb") as file:
-            if not going_on:  # only now, when the old part is gone
+        with part.open("r+b" if resuming else "wb") as file:
+            if not resuming:  # after `open` has truncated the old part
                 write_json(_remembered(part), vars(version))
             file.seek(start)
             _receive(response, file, start, version.size_bytes, progress)
@@ -176,14 +177,16 @@ def _receive(
             _refuse_excess(done, done, Path(file.name))
         progress(done, max(size_bytes or 0, done))
     if size_bytes is not None and done != size_bytes:
-        raise _CutError(f"the connection was cut after {done} of {size_bytes} bytes")
+        raise _CutError(f"the connection was closed after {done} of {size_bytes} bytes")
 
 
 def _refuse_excess(size_bytes: int | None, start: int, part: Path) -> None:
     if size_bytes is None:
         return
     if size_bytes > MAX_BYTES:
-        raise DataError(f"more than {MAX_BYTES >> 30} GiB, which is not a data set", where=part)
+        raise DataError(
+            f"the file has more than {MAX_BYTES >> 30} GiB, too much for a data set", where=part
+        )
     require_space(part.parent, size_bytes - start)
 
 
@@ -197,7 +200,7 @@ def _forget(part: Path) -> None:
 
 
 def _recalled(part: Path, url: str) -> _Version | None:
-    """The version that `part` began, None when it is unknown or cannot be asked for again."""
+    """The version of the file that `part` belongs to; None when `part` cannot be resumed."""
     if not _size_bytes(part):
         return None
     with contextlib.suppress(DataError, TypeError):
@@ -208,7 +211,7 @@ def _recalled(part: Path, url: str) -> _Version | None:
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Nothing, unless the disk of `folder` has less than `needed_bytes` free.
+    """Check that the disk of `folder` has `needed_bytes` free.
 
     Raises:
         DataError: when it has less.
@@ -218,15 +221,15 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         raise DataError(
             f"{needed_bytes / 1e6:.0f} MB are needed but {free_bytes / 1e6:.0f} MB are free",
             where=folder,
-            remedy="free some space and run this again, or choose another folder",
+            remedy="free some space and repeat the command, or choose another folder",
         )
 
 
 def disk_error(reason: OSError, path: Path) -> DataError:
-    """A failed write as one clear line."""
+    """The error for a failed write."""
     full = reason.errno in DISK_FULL
     return DataError(
         f"cannot be written ({reason.strerror})",
         where=path,
-        remedy="free some space and run this again" if full else "choose another folder",
+        remedy="free some space and repeat the command" if full else "choose another folder",
     )

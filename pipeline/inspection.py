@@ -1,4 +1,4 @@
-"""`nelf inspect`: the contents of an exported file, as a table or as JSON."""
+"""`nelf inspect`: prints what an exported model file holds, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.console import Console
 
 
 def print_inspection(path: Path, console: Console, *, as_json: bool) -> None:
-    """Print the contents of a file, as a table or as one line of JSON.
+    """Print a table about the file with the reasons why SnapML cannot run it, or one line of JSON.
 
     Raises:
         ExportError: when the file is missing, or is neither ONNX nor CoreML.
@@ -42,14 +42,14 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
     rows.append(("operators", _counts(found.operators, "{1} {0}")))
     rows.append(("weights", _counts(found.weights, "{1:,} {0}")))
     rows.append(("MACs", f"{found.macs:,}" if found.macs is not None else _unknown(found)))
-    rows.append(("SnapML", "; ".join(found.snapml_faults) or "fits"))
+    rows.append(("SnapML", "; ".join(found.snapml_faults) or "can run it"))
     return rows
 
 
-def _counts(counts: dict[str, int] | None, template: str) -> str:
+def _counts(counts: dict[str, int] | None, form: str) -> str:
     if counts is None:
         return "unknown"
-    return ", ".join(template.format(name, count) for name, count in counts.items()) or "none"
+    return ", ".join(form.format(name, count) for name, count in counts.items()) or "none"
 
 
 def _unknown(found: Inspection) -> str:

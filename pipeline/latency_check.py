@@ -14,9 +14,10 @@ from lightfield.light_field import ray_grid
 from lightfield.run import Run
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
-from pipeline.pruning import spec_latencies
-from pipeline.students import load_light_field
-from pipeline.training import compute_device, ingredient
+from pipeline.artifacts import require_artifact
+from pipeline.compute import compute_device
+from pipeline.stages.prune import spec_latencies
+from pipeline.stages.student import load_light_field
 from prune.config import SearchSpaceConfig
 from prune.latency_model import Choices, build_latency_table
 
@@ -42,7 +43,7 @@ def predictions(
 
     The table is corrected by the dense student alone, which is measured with the others.
     """
-    field = load_light_field(ingredient(run, "student"), compute_device())
+    field = load_light_field(require_artifact(run, "student"), compute_device())
     spec, rays = field.student.spec, ray_grid(field.intrinsics, field.student.spec)
     choices = Choices.of(
         spec,

@@ -1,4 +1,8 @@
-"""Named sizes of the whole chain: `tiny` for two CPU cores, `small`, and `paper` (800 x 800)."""
+"""Presets: the defaults of all stages' options, at three sizes.
+
+`tiny` is for two CPU cores, `small` for a small GPU, and `paper` has the published size of
+800 x 800 pixels.
+"""
 
 from __future__ import annotations
 
@@ -20,55 +24,60 @@ from train.teacher import TeacherConfig
 
 PresetName = Literal["tiny", "small", "paper"]
 SceneKind = Literal["embedded", "object", "forward"]
-"""What a preset is adapted to: the embedded scene, a 360-degree capture, a forward-facing one."""
+"""Kinds of scene: the embedded scene, a capture from around an object, a forward-facing capture."""
 
 PAPER_MEMORY_BYTES = 20 * 2**30
+"""GPU memory that the preset `paper` needs."""
 LENGTH = Range(0, 1e12, above=True)
-"""Lengths in the units of the user's poses."""
+"""A length in the units of the poses."""
 COORDINATE = Range(-1e12, 1e12, most_items=3)
-MOST_PIXELS = 1 << 36
-"""Pixels of all views together, beyond which no machine holds them."""
-MOST_MACS_PER_RAY = 1 << 32
-"""And so at most as many weights; the published network has about ten million."""
+MAX_PIXELS = 1 << 36
+"""Pixels of all views together; more fit into no machine's memory."""
+MAX_MACS_PER_RAY = 1 << 32
+"""Limit for a student's multiply-accumulates, and so for its weights; MobileR2L has 10 million."""
 
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Which images, at which size."""
+    """The scene's images: their size, their background, and the space that they show."""
 
     resolution: Annotated[int, Range(1, 16_384)] = 100
-    """Longest side of the images in pixels, at most; both sides become multiples of the factor."""
-    test_every: Annotated[int, Range(1, 1_000_000)] = 1
-    """Score every n-th test view; 1 scores all of them."""
-    seed: Annotated[int, SEED] = 0
-    """Seed of the embedded scene."""
-    train_views: Annotated[int, Range(1, 100_000)] = 60
-    """Training views of the embedded scene."""
-    val_views: Annotated[int, Range(0, 100_000)] = 6
-    """Validation views of the embedded scene."""
-    test_views: Annotated[int, Range(1, 100_000)] = 12
-    """Test views of the embedded scene."""
+    """Longest side of the images in pixels. Larger images are reduced to it, smaller ones are not
+    enlarged, and both sides become multiples of the student's up-sampling factor."""
     background: str = "auto"
-    """Color behind the object: auto, white, black or #rrggbb. auto takes white for images with alpha,
-    else the color of the images' borders where they all have one."""
+    """Color behind the object: auto, white, black or #rrggbb. auto is white for images with alpha,
+    else the color of the images' borders when all borders have the same color."""
     box: Annotated[float | None, LENGTH] = None
-    """Half side of the cube that holds everything visible, in the units of your poses. By default it is
-    found from the silhouettes and the cameras' common view."""
+    """Half the side of the cube that contains everything visible, in the units of your poses. By
+    default the cube is estimated from the silhouettes and from the region that all cameras see."""
     center: Annotated[tuple[float, float, float] | None, COORDINATE] = None
-    """Center of that cube, in the coordinates of your poses."""
+    """Center of the cube that contains everything visible, in the coordinates of your poses. By
+    default it is estimated like the cube's size."""
     near: Annotated[float | None, LENGTH] = None
-    """Depth along the optical axis at which rays begin, in the units of your poses."""
+    """Depth along the optical axis at which rays begin, in the units of your poses. By default it
+    is the smallest depth of the cube of --box in the training views."""
     far: Annotated[float | None, LENGTH] = None
-    """Depth along the optical axis at which rays end, in the units of your poses."""
+    """Depth along the optical axis at which rays end, in the units of your poses. By default it is
+    the largest depth of that cube in the training views."""
     keep_units: bool = False
-    """Keep the coordinates of your poses instead of normalizing them: for students that the published
-    code trained on a scene in other units."""
+    """Keep the coordinates of your poses instead of normalizing them. A student that MobileR2L's
+    published code trained needs this option when the scene's coordinates would be normalized."""
+    test_every: Annotated[int, Range(1, 1_000_000)] = 1
+    """Score every n-th test view, to save time; 1 scores all test views."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the embedded scene's camera positions."""
+    train_views: Annotated[int, Range(1, 100_000)] = 60
+    """Number of training views of the embedded scene."""
+    val_views: Annotated[int, Range(0, 100_000)] = 6
+    """Number of validation views of the embedded scene."""
+    test_views: Annotated[int, Range(1, 100_000)] = 12
+    """Number of test views of the embedded scene."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "scene")
         parsed_color(self.background)
         views = self.train_views + self.val_views + self.test_views
-        if views * self.resolution**2 > MOST_PIXELS:
+        if views * self.resolution**2 > MAX_PIXELS:
             raise ConfigError(
                 f"{views} views of {self.resolution} x {self.resolution} pixels fit into no memory",
                 where="scene",
@@ -78,41 +87,44 @@ class SceneConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The student's shape before pruning."""
+    """The student's architecture before pruning."""
 
     factors: Annotated[tuple[int, ...], Range(2, 3, most_items=6)] = (2, 2)
-    """Up-sampling of each tail stage, 2 or 3; their product is pixels per ray along a side."""
+    """Up-sampling factor of each tail stage, 2 or 3. Their product is the number of pixels per ray
+    along a side of the image."""
     stream_width: Annotated[int, Range(1, 8192)] = 96
-    """Channels of the residual stream and of each block."""
+    """Channels of the residual stream and of each residual block of the body."""
     blocks: Annotated[int, Range(1, 1000)] = 6
     """Residual blocks of the body."""
     tail_widths: Annotated[tuple[int, ...], Range(1, 8192, most_items=6)] = (32, 16)
-    """Channels of each tail stage."""
+    """Channels of each tail stage, one number per up-sampling factor."""
     tail_blocks: Annotated[int, Range(0, 100)] = 2
-    """Residual blocks per tail stage."""
+    """Residual blocks of each tail stage."""
     points: Annotated[int, Range(2, 1024)] = 24
-    """Points per ray."""
+    """Points on each ray, whose encodings are the student's input. MobileR2L has 8; with 24 the
+    student trains faster, for 3 % more multiply-accumulates."""
     frequencies: Annotated[int, Range(1, 32)] = 4
-    """Octaves of the positional encoding."""
+    """Frequencies of the positional encoding."""
     activation: Activation = "gelu"
-    """GELU as published, or a form that more runtimes can execute."""
+    """Activation function. `gelu` is MobileR2L's; `sigmoid_gelu` and `relu` run on every backend of
+    Lens Studio, `gelu` only on some."""
     norm: Norm = "none"
-    """`batch` as published; `none` trains faster and exports to the same graph."""
+    """Normalization layers. `batch` is MobileR2L's; `none` trains faster, for the same graph."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "network")
-        if mac_count(self.spec(), 1, 1) > MOST_MACS_PER_RAY:
+        if mac_count(self.spec(), 1, 1) > MAX_MACS_PER_RAY:
             raise ConfigError(
-                f"more than {MOST_MACS_PER_RAY:,} multiply-accumulates per ray",
+                f"the network needs more than {MAX_MACS_PER_RAY:,} multiply-accumulates per ray",
                 where="network",
-                remedy="choose a narrower network, or one of fewer blocks or stages",
+                remedy="reduce its widths, blocks or tail stages",
             )
 
     def spec(self) -> StudentSpec:
         """The specification of the network.
 
         Raises:
-            ConfigError: when the numbers describe no network.
+            ConfigError: when no network can have these numbers.
         """
         return mobile_r2l_spec(
             self.factors,
@@ -129,7 +141,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of the whole chain."""
+    """The defaults of all stages' options at one size."""
 
     name: str
     scene: SceneConfig = field(default_factory=SceneConfig)
@@ -159,10 +171,10 @@ TINY_TEACHER = TeacherConfig(
 
 
 def preset(name: PresetName, kind: SceneKind = "object") -> Preset:
-    """A preset by name, adapted to the kind of scene.
+    """The preset of this name, adapted to the kind of scene.
 
     Raises:
-        ConfigError: when there is no such preset.
+        ConfigError: when there is no preset of this name.
     """
     if name == "tiny":
         return _tiny(kind)
@@ -170,16 +182,16 @@ def preset(name: PresetName, kind: SceneKind = "object") -> Preset:
         return _small(kind)
     if name == "paper":
         return _paper(kind)
-    raise ConfigError(f"no preset is called {name!r}", remedy="choose tiny, small or paper")
+    raise ConfigError(f"there is no preset {name!r}", remedy="choose tiny, small or paper")
 
 
 def _tiny(kind: SceneKind) -> Preset:
-    """Minutes on two CPU cores: 100 x 100 pixels of the embedded scene, 200 x 200 of a real one."""
+    """Minutes on two CPU cores: 100 x 100 pixels, 200 x 200 for a captured scene."""
     embedded = Preset(
         "tiny",
         teacher=TINY_TEACHER,
         pseudo=PseudoConfig(2000),
-        # Deep, so that pruning has something to take: head and up-sampling cost what they cost.
+        # Twice the default depth: pruning removes blocks, but hardly speeds up head and tail.
         network=NetworkConfig(blocks=12),
         distill=DistillConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
@@ -235,7 +247,7 @@ def _small(kind: SceneKind) -> Preset:
 
 
 def _paper(kind: SceneKind) -> Preset:
-    """The published size: 800 x 800, or 1008 x 756 for forward-facing scenes."""
+    """The published size: 800 x 800 pixels, or 1008 x 756 for forward-facing scenes."""
     forward = kind == "forward"
     distill = DistillConfig(
         steps=360_000,
@@ -257,7 +269,8 @@ def _paper(kind: SceneKind) -> Preset:
             distortion=1e-3 if forward else 0.0,
         ),
         pseudo=PseudoConfig(8_000 if forward else 20_000),
-        # Published: 8 points, 6 octaves, batch norm. More points train faster, for 3 % of the MACs.
+        # MobileR2L has 8 points, 6 frequencies and batch norm. With more points the student trains
+        # faster, for 3 % more multiply-accumulates.
         network=NetworkConfig(
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
@@ -281,7 +294,7 @@ def _paper(kind: SceneKind) -> Preset:
 
 
 def default_preset_name() -> PresetName:
-    """`paper` with a GPU of at least 20 GiB, `small` with a smaller one, `tiny` without."""
+    """`paper` with a GPU of at least 20 GiB, `small` with a smaller GPU, `tiny` without a GPU."""
     if not torch.cuda.is_available():
         return "tiny"
     memory = torch.cuda.get_device_properties(0).total_memory

@@ -1,10 +1,10 @@
-"""Starts several processes on one machine that perform a stage together, without opening a port to the
-network:
+"""Starts several processes on one machine that perform a stage together, without an open network
+port:
 
     python -m pipeline.processes 4 student --run runs/lego
 
-This is torchrun with a rendezvous in a file. `torchrun --standalone` listens on all network interfaces,
-and takes orders from whoever connects.
+The processes are started by torchrun, with a rendezvous in a file. `torchrun --standalone` would
+listen on all network interfaces, and accept commands from any host that connects.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from lightfield.scratch import scratch_folder
 from train.distributed import STORE
 
 REFUSED = 2
-"""Exit code of a process that has said in one line why it ended."""
+"""Exit code of a process that has printed its error as one line."""
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Keeps torchrun from opening a store of its own, which listens on all interfaces."""
+"""Environment variable that keeps torchrun from listening on all interfaces with a TCP store."""
 USAGE = "usage: python -m pipeline.processes COUNT STAGE --run RUN [OPTION ...]"
 COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
 def main(words: list[str]) -> int:
-    """Run `nelf` with all words but the first, which is the number of processes; the exit code.
+    """Run `nelf` in several processes, and return the exit code.
+
+    Args:
+        words: the number of processes, then the command line of `nelf`.
 
     Raises:
-        ChildFailedError: when a process ended without having said why.
+        ChildFailedError: when a process ended without printing its error.
     """
     if len(words) < 2 or COUNT.fullmatch(words[0]) is None:
         print(f"nelf: {USAGE}", file=sys.stderr)
         return REFUSED
     try:
         _start(int(words[0]), words[1:])
-    except SignalException:  # the first process has said that it was interrupted
+    except SignalException:  # rank 0 has printed that it was interrupted
         return REFUSED
     except ChildFailedError as error:
         if error.get_first_failure()[1].exitcode == REFUSED:
@@ -53,7 +56,7 @@ def main(words: list[str]) -> int:
 def _start(count: int, words: list[str]) -> None:
     with (
         scratch_folder("processes") as folder,
-        _told({STORE: str(folder / "processes"), OWN_STORE: "1"}),
+        _environment({STORE: str(folder / "processes"), OWN_STORE: "1"}),
     ):
         torchrun(
             [
@@ -68,8 +71,8 @@ def _start(count: int, words: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _told(variables: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started in the block."""
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs, for the processes that it starts."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:

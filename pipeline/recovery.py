@@ -18,10 +18,11 @@ from lightfield.progress import Progress, silent
 from lightfield.run import Run, StageWriter
 from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
+from pipeline.artifacts import require_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
-from pipeline.images import students_scene, training_images
-from pipeline.together import assist
-from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.distributed_stage import work_as_worker
+from pipeline.stages.pseudo import students_scene, training_images
 from train.distillation import DistillConfig, distill
 from train.distributed import ALONE, Ranks
 from train.posed_images import PosedImages
@@ -123,13 +124,13 @@ def assist_recovery(run: Run, settings: DistillConfig, console: Console, ranks: 
     def work(_: StageWriter) -> None:
         _distiller(run, scene_of(run)[1], settings, console, ranks).follow()
 
-    assist(work, ranks)
+    work_as_worker(work, ranks)
 
 
 def _distiller(
     run: Run, teachers_scene: Scene, settings: DistillConfig, console: Console, ranks: Ranks
 ) -> RecoveryDistiller:
-    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
     scene = students_scene(pseudo, teachers_scene, dense)
     images = training_images(
         run, teachers_scene, scene.space, pseudo, console, windows=settings.windows, ranks=ranks

@@ -1,11 +1,11 @@
-"""How far the chain of a run is, told from its folder alone.
+"""`nelf status`: the state of each stage of a run, read from the run's folder.
 
 Invariants:
-- Looking changes nothing: no file is made, no lock is taken, and a publication that was cut is left
-  for the next command to finish. So a run can be looked at while another process works in it.
-- A stage is stale when a key among its recorded inputs belongs to no artifact of the run any more, or
-  to one that is stale itself.
-- Files are held against their recorded sizes, not their hashes: a flipped bit goes unnoticed here.
+- Reading the status changes nothing: it creates no file, takes no lock, and leaves an interrupted
+  publication for the next command to finish. So it works while another process works in the run.
+- A stage is stale when the key of one of its inputs belongs to no artifact of the run, or to a
+  stale one.
+- Files are compared with their recorded sizes, not with their hashes: a flipped bit is not noticed.
 """
 
 from __future__ import annotations
@@ -46,41 +46,43 @@ HEADLINES = {
     "graphs": "{} graphs",
     "lowest_parity_db": "parity {:.0f} dB",
 }
-"""The metrics worth showing, in this order; an artifact with none of them shows its files."""
+"""Metrics that are shown, in this order. An artifact without any shows its number of files."""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage; the figures are those of the artifact in place, None or empty when there is none.
-
-    `made` is in the local time zone.
-    """
+    """The state of one stage. `made` and the following fields describe its artifact; they are None
+    or empty when there is none."""
 
     stage: str
     state: State
     reason: str = ""
-    """Why it is stale, interrupted or damaged, one clause."""
+    """Why the stage is stale, interrupted or damaged, one clause."""
     made: datetime.datetime | None = None
+    """When the stage ended, in the local time zone."""
     seconds: float | None = None
     size_bytes: int | None = None
     headline: str = ""
 
 
 def runs_in(folder: Path, stages: Sequence[str]) -> list[Run]:
-    """The runs below a folder, by name: whatever holds a stage, finished or begun."""
+    """The runs below a folder, by name: the folders with a finished or interrupted stage."""
     marks = [mark for stage in stages for mark in (f"{stage}/{MANIFEST}", f".{stage}.work")]
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [Run(path) for path in paths if any((path / mark).exists() for mark in marks)]
 
 
 def chain_status(run: Run, stages: Sequence[str]) -> list[StageStatus]:
-    """The state of each stage; `stages` are in the chain's order, with all that any of them reads.
+    """The state of each stage.
+
+    Args:
+        stages: in the order in which they are run; all inputs of a stage must be among them.
 
     Raises:
-        CheckpointError: when the run's folder is not there.
+        CheckpointError: when the run's folder does not exist.
     """
     if not run.path.is_dir():
-        remedy = f"begin it with `nelf {stages[0]} --run {run.path}`"
+        remedy = f"start it with `nelf {stages[0]} --run {run.path}`"
         raise CheckpointError("there is no such run", where=run.path, remedy=remedy)
     unfinished = {stage: why for stage in stages if (why := _unfinished(run, stage))}
     running = _running(run, list(unfinished))
@@ -109,7 +111,7 @@ def chain_status(run: Run, stages: Sequence[str]) -> list[StageStatus]:
 
 
 def print_status(statuses: Sequence[StageStatus], console: Console, *, title: str = "") -> None:
-    """The chain as a table of at most 100 columns, then what to do next."""
+    """Print the states as a table of at most 100 columns, then the next step."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("stage", "state", "made"):
         table.add_column(name, no_wrap=True)
@@ -128,7 +130,8 @@ def print_status(statuses: Sequence[StageStatus], console: Console, *, title: st
         )
     if title:
         console.say(title)
-    console.rich.print(table, width=TABLE_COLUMNS, soft_wrap=False)  # rich keeps the narrower
+    # rich uses the terminal's width when that is less
+    console.rich.print(table, width=TABLE_COLUMNS, soft_wrap=False)
     console.say("")
     console.say(_next_step(statuses))
 
@@ -136,17 +139,17 @@ def print_status(statuses: Sequence[StageStatus], console: Console, *, title: st
 def _next_step(statuses: Sequence[StageStatus]) -> str:
     for status in statuses:
         if status.state == "running":
-            return f"A process is working on `{status.stage}`."
+            return f"A process is running `{status.stage}`."
     for status in statuses:
         if status.state != "finished":
             return f"Next: `nelf {status.stage}`."
-    return "The chain is complete."
+    return "All stages are finished."
 
 
 def _read(run: Run, stage: str) -> tuple[Artifact | None, str]:
-    """The artifact in place if it can be read, and what is wrong with it."""
+    """The stage's artifact or None, and the damage that was found or an empty text."""
     folder = run.path / stage
-    if not folder.exists():  # before asking the run, which would end a publication that was cut
+    if not folder.exists():  # `run.artifact` would finish an interrupted publication
         return None, ""
     if not (folder / MANIFEST).is_file():
         return None, f"{MANIFEST} is missing"
@@ -163,30 +166,33 @@ def _read(run: Run, stage: str) -> tuple[Artifact | None, str]:
 
 
 def _outdated(artifact: Artifact, stage_of: dict[str, str], stale: set[str]) -> str:
-    """Why the artifact is stale, given the stages before it by the keys of their artifacts."""
+    """Why the artifact is stale, empty when it is not. `stage_of` maps the keys of the artifacts of
+    all earlier stages to those stages, `stale` holds the stale ones."""
     for name, key in artifact.manifest["inputs"].items():
         if key not in stage_of:
-            return f"its {name} is no longer the one here"
+            return f"its input {name} has been made again or deleted"
         if stage_of[key] in stale:
-            return f"its {stage_of[key]} is stale"
+            return f"its input {stage_of[key]} is stale"
     return ""
 
 
 def _unfinished(run: Run, stage: str) -> str:
-    """What the folders `.<stage>.work` and `.<stage>.old` say of a run that did not end."""
+    """Why the stage counts as interrupted, by the folders `.<stage>.work` and `.<stage>.old`; empty
+    when it does not."""
     work, old = run.path / f".{stage}.work", run.path / f".{stage}.old"
     if (work / KEY).is_file():
-        return "begun and not ended; the same command resumes it"
+        return "it was interrupted; repeat the command to go on"
     if (work / MANIFEST).is_file() or (old.exists() and not (run.path / stage).exists()):
-        return "done, but not yet put in place; the same command ends it"
+        return "its artifact is complete, but not published; repeat the command to publish it"
     return ""
 
 
 def _running(run: Run, unfinished: list[str]) -> str | None:
-    """The stage that a process works on now: the one changed last, if the run's lock is held.
+    """The stage that a process works on now: the last changed one, if a process holds the run's
+    lock.
 
-    The kernel's list of locks tells that without taking the lock; where there is none, nothing is
-    known to run.
+    Linux lists the locks that are held, so the lock need not be taken. On other systems no stage is
+    reported as running.
     """
     lock = run.path / ".lock"
     try:
@@ -206,7 +212,7 @@ def _running(run: Run, unfinished: list[str]) -> str | None:
 
 def _last_change(folder: Path) -> float:
     times = [0.0]
-    with contextlib.suppress(OSError):  # the process renames and deletes meanwhile
+    with contextlib.suppress(OSError):  # the process renames and deletes files meanwhile
         for path in (folder, *folder.rglob("*")):
             times.append(path.stat().st_mtime)
     return max(times)
@@ -219,7 +225,8 @@ def _figures(artifact: Artifact | None) -> dict[str, Any]:
     figures: dict[str, Any] = {"headline": _headline(artifact), "size_bytes": sum(sizes)}
     seconds = artifact.seconds
     if seconds is not None:
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # no such date
+        # the date may be invalid
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             began = datetime.datetime.fromisoformat(artifact.manifest["started"]).astimezone()
             figures |= {"seconds": seconds, "made": began + datetime.timedelta(seconds=seconds)}
     return figures

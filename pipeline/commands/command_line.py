@@ -1,7 +1,8 @@
-"""The command line of `nelf`: a subcommand per stage, its options made from the stage's dataclasses.
+"""The command line of `nelf`: one subcommand per stage, with options made from the stage's
+dataclasses.
 
-A run remembers the preset its scene was made with, so that later stages need only `--run`; options
-given on the command line override the preset's.
+The run's manifest records the preset that its scene was made with, so later stages need only
+`--run`. Options on the command line override those of the preset.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from lightfield.names import is_utf8, printable
 from lightfield.run import Run
 from lightfield.scenes.formats import folder_kind
 from lightfield.scratch import remove_abandoned
-from pipeline import scenes
-from pipeline.commands.around import Data, Doctor, Inspect, Status
-from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
+from pipeline.commands.diagnostics import (
+    DataCommand,
+    DoctorCommand,
+    InspectCommand,
+    StatusCommand,
+)
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
 from pipeline.commands.option_help import (
     OPTION_RULES,
@@ -32,39 +36,42 @@ from pipeline.commands.option_help import (
     listed_options,
     suggestion,
 )
-from pipeline.console import Console
-from pipeline.presets import (
-    Preset,
-    SceneKind,
-    default_preset_name,
-    preset,
+from pipeline.commands.stage_commands import (
+    ExportCommand,
+    LensCommand,
+    PseudoCommand,
+    ReportCommand,
+    SceneCommand,
+    StudentCommand,
+    TeacherCommand,
 )
+from pipeline.console import Console
+from pipeline.presets import Preset, SceneKind, default_preset_name, preset
+from pipeline.stages import scene
 from train.distributed import is_first_rank
 
 ABOUT = """\
 Images of an object in; a neural light field that runs in real time on a phone out.
 
-A run remembers the preset its scene was made with, so that later stages need only --run; options
-given on the command line override the preset's. Whatever goes wrong is said in one line, with exit
-code 2; --debug shows the trace."""
+The run records the preset that its scene was made with, so later stages need only --run. Options on
+the command line override those of the preset. An error is printed as one line, with exit code 2;
+--debug prints the traceback."""
 
 
-TOGETHER = (Pseudo, Student, Prune, Baseline)
-"""Stages on which the processes that torchrun starts work together."""
+ON_ALL_RANKS = (PseudoCommand, StudentCommand, Prune, Baseline)
+"""Commands that all ranks of a torchrun job perform together; rank 0 alone performs any other."""
 
 
 def perform(words: list[str]) -> None:
-    """Parse the words of a command line, and do what they ask.
-
-    Of several processes only the first speaks, and does what they cannot do together.
+    """Parse the words of a command line and perform the command; only rank 0 prints.
 
     Raises:
-        SystemExit: when they are no command (2), or ask for help (0).
-        NelfError: when it cannot be done.
+        SystemExit: after printing help (0).
+        NelfError: when the words are not a valid command, or the command fails.
     """
     for word in words:
         if not is_utf8(word):
-            raise ConfigError("this word of the command line is not UTF-8", where=printable(word))
+            raise ConfigError("this argument is not UTF-8", where=printable(word))
     chosen = preset_for(words)
     if is_first_rank():
         remove_abandoned()
@@ -72,7 +79,7 @@ def perform(words: list[str]) -> None:
         return
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         command = _parsed(words, chosen)
-    if isinstance(command, TOGETHER):
+    if isinstance(command, ON_ALL_RANKS):
         command.perform(chosen, Console(rich_console=RichConsole(quiet=True)))
 
 
@@ -84,7 +91,7 @@ def _parsed(words: list[str], chosen: Preset) -> Any:
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise _mistake(words, chosen, said.getvalue()) from None
+        raise _usage_error(words, chosen, said.getvalue()) from None
 
 
 def _read(words: list[str], chosen: Preset) -> Any:
@@ -93,13 +100,13 @@ def _read(words: list[str], chosen: Preset) -> Any:
     )
 
 
-def _mistake(words: list[str], chosen: Preset, box: str) -> ConfigError:
-    """The error for words that tyro refused with a box: a mistyped name, or what the box says."""
+def _usage_error(words: list[str], chosen: Preset, box: str) -> ConfigError:
+    """The error for words that tyro refused: a mistyped name, or what tyro's error box states."""
     names = list(commands(chosen))
     command, *options = words or ["COMMAND"]
     if words and command not in names:
         return ConfigError(
-            f"{quoted(command)!r} is no command",
+            f"{quoted(command)!r} is not a command",
             remedy=f"{suggestion(command, names)}`nelf --help` lists the commands",
         )
     page = f"`nelf {command} --help` lists the options"
@@ -110,7 +117,7 @@ def _mistake(words: list[str], chosen: Preset, box: str) -> ConfigError:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in known:
             return ConfigError(
-                f"{quoted(name)} is no option of `nelf {command}`",
+                f"{quoted(name)} is not an option of `nelf {command}`",
                 remedy=suggestion(name, known) + page,
             )
     return ConfigError(first_statement(box), remedy=page)
@@ -124,15 +131,15 @@ def _help_of(command: str, chosen: Preset) -> str:
 
 
 def commands(chosen: Preset) -> dict[str, Any]:
-    """All subcommands by name, with the preset's values as their options' defaults."""
+    """All subcommands by name; the preset's values are the defaults of their options."""
     missing: Any = tyro.MISSING
     recovery = chosen.recovery or chosen.distill
     pruning = chosen.prune
     return {
-        "scene": Scene(missing, config=chosen.scene),
-        "teacher": Teacher(missing, config=chosen.teacher),
-        "pseudo": Pseudo(missing, config=chosen.pseudo),
-        "student": Student(
+        "scene": SceneCommand(missing, scene=chosen.scene),
+        "teacher": TeacherCommand(missing, teacher=chosen.teacher),
+        "pseudo": PseudoCommand(missing, pseudo=chosen.pseudo),
+        "student": StudentCommand(
             missing, network=chosen.network, distill=chosen.distill, fine_tune=chosen.fine_tune
         ),
         "prune": Prune(
@@ -154,15 +161,15 @@ def commands(chosen: Preset) -> dict[str, Any]:
         "check-table": CheckTable(
             missing, table_runs=pruning.measurement.table_runs, space=pruning.space
         ),
-        "export": Export(missing),
-        "lens": Lens(missing),
+        "export": ExportCommand(missing),
+        "lens": LensCommand(missing),
         "bench": Bench(config=chosen.bench),
         "bench-tool": BenchTool(ToolConfig(missing, missing, missing)),
-        "report": Report(missing),
-        "status": Status(),
-        "doctor": Doctor(),
-        "inspect": Inspect(missing),
-        "data": Data(),
+        "report": ReportCommand(missing),
+        "status": StatusCommand(),
+        "doctor": DoctorCommand(),
+        "inspect": InspectCommand(missing),
+        "data": DataCommand(),
     }
 
 
@@ -175,28 +182,28 @@ def _commands(chosen: Preset) -> Any:
 
 
 def preset_for(words: list[str]) -> Preset:
-    """The preset whose values become the options' defaults: asked for, the run's own, or the
-    hardware's; adapted to the kind of scene."""
+    """The preset whose values become the options' defaults, adapted to the kind of scene: the
+    preset of `--preset`, or the run's, or the default of this hardware."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--run", "--preset", "--data"):
         parser.add_argument(option)
     known = argparse.Namespace(run=None, preset=None, data=None)
-    with contextlib.suppress(argparse.ArgumentError):  # the whole parser will say what is wrong
+    with contextlib.suppress(argparse.ArgumentError):  # tyro's parser reports the error
         known, _ = parser.parse_known_args(words)
-    for option in ("run", "data"):  # a shell's unset variable would be the working folder
+    for option in ("run", "data"):  # an unset shell variable would mean the working folder
         if getattr(known, option) == "":
-            raise ConfigError("an empty path", where=f"--{option}", remedy="name a folder")
-    begun = None if known.run is None else scenes.begun_scene(Run(Path(known.run)))
+            raise ConfigError("the path is empty", where=f"--{option}", remedy="name a folder")
+    recorded = None if known.run is None else scene.recorded_scene(Run(Path(known.run)))
     name: Any = None if known.preset == "auto" else known.preset
-    name = name or (default_preset_name() if begun is None else begun.preset)
-    if known.run is None or (begun is None and words[:1] != ["scene"]):
+    name = name or (default_preset_name() if recorded is None else recorded.preset)
+    if known.run is None or (recorded is None and words[:1] != ["scene"]):
         return preset(name, _scene_kind(known.data))
-    data = scenes.data_of(Run(Path(known.run)), known.data, begun)
-    if begun is None or not scenes.is_same_data(data, begun):
+    data = scene.data_of(Run(Path(known.run)), known.data, recorded)
+    if recorded is None or not scene.is_same_data(data, recorded):
         return preset(name, _scene_kind(data))
-    chosen = preset(name, begun.kind)
-    return replace(chosen, scene=begun.settings_for(chosen))
+    chosen = preset(name, recorded.kind)
+    return replace(chosen, scene=recorded.settings_for(chosen))
 
 
 def _scene_kind(data: str | None) -> SceneKind:
-    return "embedded" if data in (None, scenes.EMBEDDED) else folder_kind(Path(data))
+    return "embedded" if data in (None, scene.EMBEDDED) else folder_kind(Path(data))

@@ -18,18 +18,18 @@ from device.tools import ToolConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.run import Run
-from pipeline.baselines import BaselineConfig, make_baseline
-from pipeline.bench import make_bench, print_bench
-from pipeline.commands.stage import Flat, Grouped, PresetChoice, Stage, say
+from pipeline.commands.base import Flat, Grouped, PresetChoice, StageCommand, say
 from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.latency_check import predictions
 from pipeline.presets import (
     Preset,
 )
-from pipeline.pruning import make_pruned
 from pipeline.recovery import assist_recovery
 from pipeline.replay import RecordedTarget
+from pipeline.stages.baseline import BaselineConfig, make_baseline
+from pipeline.stages.bench import make_bench, print_bench
+from pipeline.stages.prune import make_pruned
 from pipeline.tool_bench import bench_tool
 from prune.config import (
     RUNS,
@@ -59,7 +59,7 @@ def opened_target(config: TargetConfig, console: Console) -> Iterator[RunnerTarg
 
 
 @dataclass(frozen=True)
-class Prune(Stage):
+class Prune(StageCommand):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
     start_from: Path | None = None
@@ -105,7 +105,7 @@ class Prune(Stage):
 
 
 @dataclass(frozen=True)
-class Baseline(Stage):
+class Baseline(StageCommand):
     """Make a faster student in the simplest way, for comparison with the pruned student."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
@@ -136,7 +136,7 @@ class Baseline(Stage):
 
 
 @dataclass(frozen=True)
-class CheckTable(Stage):
+class CheckTable(StageCommand):
     """Compare the latencies that the table predicts for random students with measured ones."""
 
     students: Annotated[int, Range(1, 100_000)] = 20

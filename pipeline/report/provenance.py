@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.report.quantities import as_number, as_text, plural, size
 from pipeline.report.run_data import STAGES, RunData
-from pipeline.scenes import EMBEDDED
+from pipeline.stages.scene import EMBEDDED
 
 FACTS = ("started", "tools", "git_commit", "machine")
 LONGEST_LIST = 24

@@ -20,15 +20,15 @@ from lightfield.names import printable
 from lightfield.run import METRICS, Artifact, Run
 from lightfield.scenes.scene import Scene, load_scene
 from lightfield.student import StudentSpec
-from pipeline import stage_names
-from pipeline.delivery import GRAPHS, LATENCIES
+from pipeline.artifacts import GRAPHS, LATENCIES, RENDERS
+from pipeline.artifacts import STAGES as RUN_STAGES
 from pipeline.report.quantities import finite
-from pipeline.training import RENDERS, SHOWN_VIEWS
+from pipeline.scoring import SHOWN_VIEWS
 from prune.measurement import Trial
 from prune.state import HISTORY
 
 T = TypeVar("T")
-STAGES = tuple(stage for stage in stage_names.STAGES if stage != "report")
+STAGES = tuple(stage for stage in RUN_STAGES if stage != "report")
 EDITABLE = ("lens",)
 """Stages whose files users are expected to edit."""
 

@@ -376,8 +376,8 @@ def edit_manifest(artifact: Artifact, change) -> None:
     [
         (lambda manifest: [], "not a manifest of this tool"),
         (lambda manifest: {"name": "toy", "version": "1.0"}, "not a manifest of this tool"),
-        (lambda manifest: manifest | {"schema": 2}, "manifest schema 2, this version reads 1"),
-        (lambda manifest: {"schema": 1}, "not a manifest of this stage"),
+        (lambda manifest: manifest | {"schema": 3}, "manifest schema 3, this version reads 2"),
+        (lambda manifest: {"schema": 2}, "not a manifest of this stage"),
         (lambda manifest: manifest | {"stage": "teacher"}, "not a manifest of this stage"),
         (lambda manifest: manifest | {"files": ["weights"]}, "not a manifest of this stage"),
         (lambda manifest: manifest | {"files": {"w": "abc"}}, "not a manifest of this stage"),
@@ -409,6 +409,20 @@ def test_an_incompatible_manifest_is_refused_and_nothing_is_deleted(run, change,
     artifact, worked = run.perform("scene", {}, {}, work)
     assert worked
     assert value_of(artifact) == 2.0
+
+
+def test_a_run_of_an_older_version_must_be_made_again(run):
+    artifact, _ = run.perform("scene", {}, {}, Work(1.0))
+    edit_manifest(artifact, lambda manifest: manifest | {"schema": 1})
+    for read in (run.artifact, run.find, lambda stage: run.perform(stage, {}, {}, Work(2.0))):
+        with pytest.raises(CheckpointError) as refusal:
+            read("scene")
+        assert str(refusal.value) == (
+            f"{artifact.path / MANIFEST}: an older version of nelf wrote this run (manifest schema 1, "
+            f"this version reads 2), so the run must be made again; move {run.path} away and make the "
+            f"run again from its first stage, `nelf scene --run {run.path} --data FOLDER`"
+        )
+    assert value_of(artifact) == 1.0
 
 
 def test_a_folder_that_no_stage_wrote_is_not_replaced(run):

@@ -1,4 +1,4 @@
-"""A loopback web server with a small archive of example scenes, and the ways in which servers fail."""
+"""A loopback web server with a small archive of example scenes, which can fail in several ways."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data import ExampleData, download_example_data
+from pipeline.example_data import ExampleData, download_example_data
 
 PATH = "/nerf/example.zip"
 FILES = {

@@ -1,4 +1,4 @@
-"""A finished run of the miniature chain, made once, and copies of it to spoil."""
+"""A finished run of the miniature chain, made once, and copies of it for tests that change it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.console import _PlainProgress
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All stages done; to be looked at only."""
+    """A run with all stages finished; read-only."""
     run = tmp_path_factory.mktemp("runs") / "toy"
     for name in CHAIN:
         assert stage(run, name).done
@@ -31,7 +31,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[None]]:
-    """Presses Ctrl-C when a bar of progress moves for the n-th time."""
+    """Raises SIGINT at the n-th call of a progress bar."""
 
     @contextmanager
     def interrupting(tick: int, title: str | None = None) -> Iterator[None]:

@@ -57,7 +57,7 @@ CHAIN = tuple(OPTIONS)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind in its shell."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -65,7 +65,7 @@ class Outcome:
 
     @property
     def refusal(self) -> str:
-        """The one line in which the command refused."""
+        """The error line; the command must have failed with exit code 2."""
         assert self.code == 2, (self.out, self.err)
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def done(self) -> str:
-        """What the command printed while it did what it was asked."""
+        """The output; the command must have succeeded."""
         assert self.code == 0, (self.out, self.err)
         assert self.err == ""
         return self.out
@@ -109,7 +109,7 @@ def _same_signals_after() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _missing_values_allowed() -> Iterator[None]:
-    """Let the options' defaults hold tyro's mark of a missing value, which is of no field's type."""
+    """Disable type checks for the defaults of options, which hold tyro's mark of a missing value."""
     checked = command_line._commands
 
     def unchecked(chosen: Preset) -> Any:
@@ -126,7 +126,7 @@ def stage(run: Path, name: str, *options: object) -> Outcome:
 
 
 def tree(run: Path) -> dict[str, tuple[str, int]]:
-    """Hash and time of every file of a run's artifacts; not of work under way, nor of the lock."""
+    """Hash and modification time of every file of a run's artifacts, without work folders and lock."""
     return {
         path.relative_to(run).as_posix(): (
             hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -138,12 +138,12 @@ def tree(run: Path) -> dict[str, tuple[str, int]]:
 
 
 def manifest(run: Path, name: str) -> dict:
-    """What a stage says of its artifact."""
+    """The manifest of a stage."""
     return json.loads((run / name / "manifest.json").read_text())
 
 
 def results(run: Path, name: str) -> dict[str, str]:
-    """Hashes of the files of a stage that do not tell when or how fast they were made."""
+    """Hashes of the files of a stage that hold no times."""
     files = manifest(run, name)["files"]
     timed = {"metrics.jsonl", "measurements.jsonl", "search.json", "latencies.json"}
     return {file: entry["sha256"] for file, entry in files.items() if file not in timed}

@@ -18,8 +18,8 @@ from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.bricks import bricks_scene
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import StudentSpec, mac_count, mobile_r2l_spec
-from pipeline.delivery import GRAPHS, LATENCIES
-from pipeline.training import RENDERS, SHOWN_VIEWS
+from pipeline.artifacts import GRAPHS, LATENCIES, RENDERS
+from pipeline.scoring import SHOWN_VIEWS
 from prune.state import HISTORY
 
 HOST = DeviceIdentity(

@@ -1,4 +1,4 @@
-"""What a user can do wrong, end to end: one line, exit code 2, and the last good artifact as it was."""
+"""Errors of the user, end to end: one line, exit code 2, and the last good artifact unchanged."""
 
 from __future__ import annotations
 
@@ -112,10 +112,12 @@ def test_a_bad_scene_is_refused_and_the_last_one_kept(good_scene, tmp_path, what
     assert results(place / "run", "scene") == results(good_scene / "run", "scene")
 
 
-def test_images_smaller_than_the_preset_lower_the_resolution_and_say_so(tmp_path):
+def test_images_smaller_than_the_preset_lower_the_resolution(tmp_path):
     write_blender_scene(tmp_path / "images", side=26)
     said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "images").done
-    assert "the images' longest side is 26 pixels, which is taken in place of the 200" in said
+    assert (
+        "the images' longest side has 26 pixels, which is used instead of the requested 200" in said
+    )
     assert "24 x 24 pixels" in said  # whole rays of a student that up-samples 8 times
 
 
@@ -141,7 +143,7 @@ def rewrite(change: Callable[[dict], object]) -> Change:
     return apply
 
 
-def foreign_spec(data: dict) -> None:
+def other_spec(data: dict) -> None:
     data["details"]["spec"]["stream_width"] += 1
 
 
@@ -158,14 +160,20 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
         MANIFEST,
         rewrite(lambda data: data["details"].update(source=[1])),
         "teacher",
-        "word",
+        "not text",
     ),
     ("scene", MANIFEST, rewrite(lambda data: data.update(details=[])), "teacher", "manifest"),
     ("teacher", WEIGHTS, cut, "pseudo", "truncated"),
     ("teacher", WEIGHTS, flip_last_byte, "pseudo", "differ"),
     ("teacher", MANIFEST, rewrite(lambda data: data.update(schema=99)), "pseudo", "schema 99"),
     ("teacher", MANIFEST, rewrite(lambda data: data.update(stage="lens")), "pseudo", "manifest"),
-    ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(x=1)), "pseudo", "describes"),
+    (
+        "teacher",
+        MANIFEST,
+        rewrite(lambda data: data["config"].update(x=1)),
+        "pseudo",
+        "incompatible",
+    ),
     ("teacher", MANIFEST, rewrite(lambda data: data["config"].update(levels=5)), "pseudo", "fit"),
     ("pseudo", "images.npy", cut, "student", "truncated"),
     ("pseudo", "images.npy", flip_last_byte, "student", "differ"),
@@ -174,13 +182,19 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
         MANIFEST,
         rewrite(lambda data: data["details"].update(space=7)),
         "student",
-        "describes",
+        "incompatible",
     ),
     ("pseudo", MANIFEST, rewrite(lambda data: data.update(schema=10**30)), "student", "31 digits"),
     ("student", WEIGHTS, flip_last_byte, "prune", "differ"),
-    ("student", MANIFEST, rewrite(foreign_spec), "prune", "fit"),
-    ("prune", MANIFEST, rewrite(lambda data: data["details"].pop("spec")), "export", "describes"),
-    ("prune", MANIFEST, rewrite(foreign_spec), "export", "fit"),
+    ("student", MANIFEST, rewrite(other_spec), "prune", "fit"),
+    (
+        "prune",
+        MANIFEST,
+        rewrite(lambda data: data["details"].pop("spec")),
+        "export",
+        "incompatible",
+    ),
+    ("prune", MANIFEST, rewrite(other_spec), "export", "fit"),
     ("export", "ToyCar_fused.onnx", cut, "bench", "truncated"),
     ("export", "ToyCar_fused.onnx", flip_last_byte, "bench", "differ"),
     ("export", "Sampler.onnx", Path.unlink, "lens", "missing"),
@@ -193,13 +207,24 @@ BAD_ARTIFACTS: list[tuple[str, str, Change, str, str]] = [
     BAD_ARTIFACTS,
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_damaged_or_foreign_artifact_is_refused(run, spoilt, file, spoil, reader, reason):
+def test_a_damaged_or_incompatible_artifact_is_refused(run, spoilt, file, spoil, reader, reason):
     shutil.rmtree(run / reader)  # a current one would not be made again
     spoil(run / spoilt / file)
     before = tree(run)
     line = stage(run, reader).refusal
     assert f"{run}/{spoilt}" in line
     assert reason in line
+    assert tree(run) == before
+
+
+def test_a_run_of_an_older_version_is_refused_and_kept(run):
+    for name in CHAIN:
+        rewrite(lambda data: data.update(schema=1))(run / name / MANIFEST)
+    before = tree(run)
+    for line in (nelf("scene", "--run", run).refusal, *(stage(run, n).refusal for n in CHAIN)):
+        assert "an older version of nelf wrote this run" in line
+        assert f"move {run} away and make the run again" in line
+    assert "must be made again" in " ".join(nelf("status", "--run", run).done.split())
     assert tree(run) == before
 
 
@@ -223,7 +248,7 @@ def test_a_damaged_file_is_made_again_by_its_own_command(run, finished, spoil):
         lambda data: data["files"].update(x={"sha256": "", "size_bytes": -(10**30)}),
     ],
 )
-def test_a_manifest_that_lost_something_is_refused_by_its_own_command_too(run, change):
+def test_an_edited_manifest_is_refused_by_its_own_command_too(run, change):
     rewrite(change)(run / "teacher" / MANIFEST)
     before = tree(run)
     line = stage(run, "teacher").refusal
@@ -241,14 +266,14 @@ def test_a_manifest_that_lost_something_is_refused_by_its_own_command_too(run, c
         lambda data: data["metrics"].update(recovery_steps=[]),
     ],
 )
-def test_a_figure_that_a_baseline_reads_and_that_is_lost_is_refused(run, change):
+def test_a_baseline_refuses_an_edited_metric_of_the_pruned_student(run, change):
     rewrite(change)(run / "prune" / MANIFEST)
     line = nelf("baseline", "--run", run, "--target", "host").refusal
-    assert f"{run}/prune/manifest.json: its metric " in line
+    assert f"{run}/prune/manifest.json: the metric " in line
 
 
 @pytest.mark.parametrize("seconds", [None, "long", -1, 1e300])
-def test_times_that_make_no_sense_are_left_out(run, seconds):
+def test_an_invalid_time_is_not_shown(run, seconds):
     rewrite(lambda data: data.update(seconds=seconds, started="0001-01-01T00:00:00+14:00"))(
         run / "teacher" / MANIFEST
     )
@@ -256,7 +281,7 @@ def test_times_that_make_no_sense_are_left_out(run, seconds):
     assert nelf("status", "--run", run).done
 
 
-# --- names and what is no file ----------------------------------------------------------------------
+# --- names and special files ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,13 +296,13 @@ def test_times_that_make_no_sense_are_left_out(run, seconds):
         ("   ", "empty"),
     ],
 )
-def test_a_name_that_nothing_can_carry_is_refused_at_once(tmp_path, name, reason):
+def test_an_unusable_name_is_refused_before_any_work(tmp_path, name, reason):
     line = nelf("scene", "--run", tmp_path / "run", "--name", name).refusal
     assert reason in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_that_is_not_utf8_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_run_folder_that_is_not_utf8_is_refused_before_any_work(tmp_path, monkeypatch):
     place = tmp_path / "caf\udce9"
     place.mkdir()
     assert "not UTF-8" in nelf("scene", "--run", place / "run", "--data", place).refusal
@@ -287,7 +312,7 @@ def test_a_run_folder_that_is_not_utf8_is_refused_at_once(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("file", ["train/r_1.png", "transforms_train.json"])
-def test_a_named_pipe_is_refused_at_once(good_scene, tmp_path, file):
+def test_a_named_pipe_is_refused_without_reading_it(good_scene, tmp_path, file):
     place = shutil.copytree(good_scene, tmp_path / "place")
     (place / "images" / file).unlink()
     os.mkfifo(place / "images" / file)
@@ -295,13 +320,13 @@ def test_a_named_pipe_is_refused_at_once(good_scene, tmp_path, file):
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "prune"])
-def test_a_foreign_checkpoint_of_interrupted_work_is_refused(run, finished, name, interrupt_at):
+def test_a_checkpoint_of_another_stage_is_refused(run, finished, name, interrupt_at):
     shutil.rmtree(run / name)
     with interrupt_at(1):
         assert "interrupted" in stage(run, name).refusal
     checkpoint = run / f".{name}.work" / (STATE if name == "prune" else "checkpoint.safetensors")
-    foreign = finished / ("student" if name == "teacher" else "teacher") / WEIGHTS
-    for content in (b"", b"garbage" * 99, foreign.read_bytes(), foreign.read_bytes()[:-9]):
+    other = finished / ("student" if name == "teacher" else "teacher") / WEIGHTS
+    for content in (b"", b"garbage" * 99, other.read_bytes(), other.read_bytes()[:-9]):
         checkpoint.write_bytes(content)
         before = tree(run)
         assert f"{checkpoint}: " in (line := stage(run, name).refusal)
@@ -313,13 +338,13 @@ def test_a_foreign_checkpoint_of_interrupted_work_is_refused(run, finished, name
 
 
 @pytest.mark.parametrize("name", [name for name in CHAIN if name not in ("scene", "report")])
-def test_a_stage_without_what_it_reads_says_what_to_run(tmp_path, name):
+def test_a_stage_with_a_missing_input_says_what_to_run(tmp_path, name):
     line = stage(tmp_path / "empty", name).refusal
     assert "this stage has not been run" in line
     assert "run `nelf " in line
 
 
-def test_a_second_run_in_the_same_folder_is_refused(run):
+def test_a_second_process_in_the_same_run_is_refused(run):
     before = tree(run)
     with Run(run).locked():
         for name in CHAIN:
@@ -342,7 +367,7 @@ def test_an_impossible_budget_is_refused_and_the_pruned_student_kept(run):
 
 
 @pytest.mark.parametrize("budget_ms", ["0", "-1", "nan"])
-def test_a_budget_that_is_none_is_refused(run, budget_ms):
+def test_an_invalid_budget_is_refused(run, budget_ms):
     assert "budget" in stage(run, "prune", "--budget-ms", budget_ms).refusal
 
 
@@ -367,7 +392,7 @@ def test_an_impossible_setting_is_refused(run, words, where):
     assert tree(run) == before
 
 
-def test_a_file_is_no_run(tmp_path):
+def test_a_file_cannot_be_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     assert f"{tmp_path}/file" in stage(tmp_path / "file", "scene").refusal
     assert f"{tmp_path}/file" in stage(tmp_path / "file" / "below", "scene").refusal
@@ -389,13 +414,13 @@ def largest_file(size_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size_bytes", [100, 1500])
 @pytest.mark.parametrize("name", CHAIN)
-def test_a_full_disk_is_said_and_spoils_nothing(run, finished, name, size_bytes):
+def test_a_full_disk_is_reported_and_damages_nothing(run, finished, name, size_bytes):
     rewrite(lambda data: data.update(key="other"))(run / name / MANIFEST)  # to be made again
     before = tree(run)
     with largest_file(size_bytes):
         line = stage(run, name).refusal
     assert "the disk is full" in line
-    assert "free some space, the same command goes on from here" in line
+    assert "free some space, then repeat the command to go on" in line
     assert tree(run) == before
     if size_bytes == 1500 and name not in ("prune", "bench", "report", "export"):
         assert stage(run, name).done
@@ -422,7 +447,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", str(place)], capture_output=True, check=False)
 
 
-def test_a_memory_map_on_a_full_disk_does_not_kill_the_process(small_disk, finished):
+def test_a_memory_map_on_a_full_disk_is_an_error_line(small_disk, finished):
     blocks = sum(
         -(-path.stat().st_size // 4096)
         for name in ("scene", "teacher")
@@ -464,16 +489,12 @@ def test_a_memory_map_on_a_full_disk_does_not_kill_the_process(small_disk, finis
         ("report", "report", 3),
     ],
 )
-def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(
-    run, finished, interrupt_at, name, title, tick
-):
+def test_the_same_command_resumes_after_ctrl_c(run, finished, interrupt_at, name, title, tick):
     shutil.rmtree(run / name)
     before = tree(run)
     with interrupt_at(tick, title):
         line = stage(run, name).refusal
-    assert line == (
-        "nelf: interrupted; finished stages are kept, the same command goes on from here"
-    )
+    assert line == ("nelf: interrupted; finished stages are kept, repeat the command to go on")
     assert tree(run) == before
     assert "interrupted" in nelf("status", "--run", run).done
     assert stage(run, name).done
@@ -482,7 +503,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(
     assert "interrupted" not in nelf("status", "--run", run).done
 
 
-def test_pseudo_images_cut_by_a_kill_are_rendered_again(run, finished, interrupt_at):
+def test_truncated_pseudo_images_are_rendered_again(run, finished, interrupt_at):
     shutil.rmtree(run / "pseudo")
     with interrupt_at(7):
         assert stage(run, "pseudo").refusal

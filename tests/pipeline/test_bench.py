@@ -14,9 +14,9 @@ from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
 from lightfield.errors import AdbError, DeviceError
 from lightfield.run import Run
-from pipeline.bench import make_bench, print_bench
 from pipeline.comparison import distinct_names
 from pipeline.console import Console
+from pipeline.stages.bench import make_bench, print_bench
 
 QUICK = BenchmarkConfig(runs=2, warmup=0, poses=1, reference_model_runs=0, profile=False,
                         sustained_seconds=0)  # fmt: skip
@@ -25,7 +25,7 @@ QUICK = BenchmarkConfig(runs=2, warmup=0, poses=1, reference_model_runs=0, profi
 @pytest.fixture(autouse=True)
 def full_precision_only(monkeypatch):
     """Only measure the fp32 graphs, which is faster."""
-    monkeypatch.setattr("pipeline.bench.PRECISIONS", ())
+    monkeypatch.setattr("pipeline.stages.bench.PRECISIONS", ())
 
 
 class Phone(HostTarget):

@@ -29,8 +29,7 @@ from device.host import HostTarget
 from device.target_config import TargetConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import range_of
-from pipeline import mishaps
-from pipeline.baselines import BaselineConfig
+from pipeline import errors
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
 from pipeline.presets import NetworkConfig, SceneConfig, preset
@@ -73,7 +72,7 @@ COMMANDS = (
 
 
 def squeezed(text: str) -> str:
-    """Without the boxes and line breaks of the help, and without spaces, where words were cut."""
+    """The text without spaces, line breaks and the boxes of the help."""
     return re.sub(r"[\s│╭╮╰╯─]+", "", text)
 
 
@@ -138,8 +137,8 @@ NUMBERS = {
     [(holder, name) for (_, name), (holder, _) in NUMBERS.items()],
     ids=[f"{kind.__name__}.{name}" for kind, name in NUMBERS],
 )
-def test_no_number_is_without_a_range(holder, name):
-    """A new option without one fails here; its annotation is to state a Range."""
+def test_every_number_has_a_range(holder, name):
+    """The annotation of a new option must state a Range."""
     allowed = range_of(NUMBERS[type(holder), name][1])
     assert allowed is not None
     for value in (allowed.low - 1, 2 * allowed.high, -1e30, 10**30, math.nan, math.inf, -math.inf):
@@ -163,37 +162,40 @@ def test_no_number_is_without_a_range(holder, name):
         ("student --network.blocks 1000 --network.stream-width 8000", "multiply-accumulates per ray"),
         ("student --distill.windows 60000 --distill.window-rays 4000", "rays in one step"),
         ("scene --resolution 16000 --train-views 90000", "fit into no memory"),
-        ("scene --name ''", "scene.name: a text that is empty"),
-        ("scene --name 'a\033b'", "scene.name: a text"),
-        ("scene --data=", "--data: an empty path"),
+        ("scene --name ''", "scene.name: the text is empty"),
+        ("scene --name 'a\033b'", "scene.name: the text"),
+        ("scene --data=", "--data: the path is empty"),
         ("bench-tool --kind benchmark_model --program p --model m --threads 0", "tool.threads"),
         ("scene --resolution 3", "scene.resolution: 3 pixels are less than the student's"),
-        ("student --published-network.points 6", "and none is given; add --published"),
-        ("prune --replay=", "an option has an empty path"),
-        ("bench --compare a b", "leave out --run, or --compare"),
-        ("fly", "'fly' is no command; `nelf --help` lists the commands"),
-        ("stutus", "'stutus' is no command; perhaps status is meant"),
-        ("--run x export", "'--run' is no command"),
-        ("teacher --bogus", "--bogus is no option of `nelf teacher`; `nelf teacher --help`"),
-        ("lens --dirft=3", "perhaps --drift is meant; `nelf lens --help`"),
-        ("student --network.stream_wdth 8", "perhaps --network.stream-width is meant"),
-        ("student --steps 8", "perhaps --distill.steps or --fine-tune.steps is meant"),
+        ("student --published-network.points 6", "--published is missing; add --published"),
+        ("prune --replay=", "the path of an option is empty"),
+        ("bench --compare a b", "leave one of the two options out"),
+        ("fly", "'fly' is not a command; `nelf --help` lists the commands"),
+        ("stutus", "'stutus' is not a command; did you mean status?"),
+        ("--run x export", "'--run' is not a command"),
+        ("teacher --bogus", "--bogus is not an option of `nelf teacher`; `nelf teacher --help`"),
+        ("lens --dirft=3", "did you mean --drift? `nelf lens --help`"),
+        ("student --network.stream_wdth 8", "did you mean --network.stream-width?"),
+        ("student --steps 8", "did you mean --distill.steps or --fine-tune.steps?"),
         ("export surplus", "Unrecognized options: surplus; `nelf export --help`"),
+        ("export --preset tiny", "--preset is not an option of `nelf export`"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
-def test_nonsense_is_refused_in_one_line(tmp_path, words, line):
+def test_an_invalid_value_is_refused_in_one_line(tmp_path, words, line):
     command, *rest = shlex.split(words)
     run = ["--run", tmp_path / "x"] if command in CHAIN else []
     assert line in nelf(command, *run, *rest).refusal
     assert not list(tmp_path.iterdir())
 
 
-def test_the_top_of_the_file_system_is_no_run():
-    assert "--run: the top of the file system is no run" in nelf("scene", "--run", "/").refusal
+def test_the_root_of_the_file_system_cannot_be_a_run():
+    assert (
+        "--run: the root of the file system cannot be a run" in nelf("scene", "--run", "/").refusal
+    )
 
 
-def test_options_of_the_scene_that_the_embedded_one_does_not_use_are_told(tmp_path):
+def test_options_that_the_embedded_scene_ignores_are_printed(tmp_path):
     said = nelf(
         "scene", "--run", tmp_path / "x", "--preset=tiny", *FEW, "--box=3", "--keep-units"
     ).done
@@ -223,7 +225,7 @@ def test_the_help_lists_every_command():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_command_is_refused(tmp_path, monkeypatch, words, reason):
+def test_an_invalid_command_line_is_refused(tmp_path, monkeypatch, words, reason):
     monkeypatch.chdir(tmp_path)
     outcome = nelf(*words)
     assert outcome.code == 2
@@ -253,7 +255,7 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
-def test_a_preset_may_have_other_rates_for_recovery_distillation(command, rate):
+def test_a_preset_may_have_other_learning_rates_for_recovery_distillation(command, rate):
     said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
     assert f"--distill.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
 
@@ -265,13 +267,13 @@ def test_options_override_the_preset(finished):
     assert manifest(finished, "scene")["details"]["preset"] == "tiny"
 
 
-def test_what_the_first_lines_say_of_the_scene(tmp_path):
+def test_the_first_lines_name_the_data_and_the_preset(tmp_path):
     first, second, *_ = nelf("scene", "--run", tmp_path / "toy", *FEW).done.splitlines()
-    assert first == "scene: no data set given, using the embedded scene `bricks`"
+    assert first == "scene: using the embedded scene `bricks`; --data FOLDER uses your images"
     assert "preset `tiny`" in second
 
 
-def test_output_that_nobody_reads_any_more_ends_in_silence():
+def test_a_closed_output_pipe_ends_the_command_without_an_error_line():
     reads, writes = os.pipe()
     os.close(reads)
     command = [sys.executable, "-m", "pipeline.cli", "prune", "--help"]
@@ -280,7 +282,7 @@ def test_output_that_nobody_reads_any_more_ends_in_silence():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_connection_that_breaks_is_one_line(monkeypatch, capsys):
+def test_a_broken_connection_is_one_line(monkeypatch, capsys):
     def lose(*words):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
@@ -289,13 +291,13 @@ def test_a_connection_that_breaks_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("nelf: broken pipe;")
 
 
-def test_debug_shows_the_trace(tmp_path):
+def test_debug_prints_the_traceback(tmp_path):
     with pytest.raises(Exception, match="has not been run"):
         nelf("teacher", "--run", tmp_path, "--debug")
 
 
-def test_our_own_mistakes_are_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line.scenes, "make_scene", lambda *_: 1 / 0)
+def test_a_mistake_of_the_program_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line.scene, "make_scene", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         nelf("scene", "--run", tmp_path)
 
@@ -315,7 +317,7 @@ def test_no_phone_is_one_line(run, monkeypatch):
     assert tree(run) == before
 
 
-def test_an_emulated_phone_is_no_evidence(run, monkeypatch):
+def test_pruning_refuses_an_emulated_phone(run, monkeypatch):
     def emulated(*_, **__):
         target = HostTarget()
         target._identity = dataclasses.replace(target.identity, kind="phone", emulated=True)
@@ -351,7 +353,7 @@ def test_a_bench_can_be_made_again(run):
     assert (run / "bench/latencies.json").read_bytes() != before[1]
 
 
-def test_two_students_are_compared_in_turns(run, tmp_path):
+def test_two_students_are_compared_in_interleaved_runs(run, tmp_path):
     output = tmp_path / "out"
     graph = run / "export" / "ToyCar.onnx"
     said = nelf(
@@ -372,7 +374,7 @@ def test_two_students_are_compared_in_turns(run, tmp_path):
         (["bench", "--all-phones", "--compare", "a", "b"], "compared on one device"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, words, reason):
+def test_an_impossible_measurement_is_refused(tmp_path, monkeypatch, words, reason):
     monkeypatch.chdir(tmp_path)
     extra = [] if "--all-phones" in words else ["--target=host"]
     assert reason in nelf(*words, *extra).refusal
@@ -397,13 +399,13 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, words, reason
         (OSError("1000 requested and 24 written"), "the disk is full"),
     ],
 )
-def test_a_mishap_is_one_line(error, line):
-    assert (mishaps.in_one_line(error) or "").startswith(line)
+def test_an_error_of_the_user_is_one_line(error, line):
+    assert (errors.error_line(error) or "").startswith(line)
 
 
-def test_a_mistake_is_no_mishap():
+def test_a_mistake_of_the_program_has_no_line():
     for error in (RuntimeError("shapes differ"), KeyError("x"), ValueError("no")):
-        assert mishaps.in_one_line(error) is None
+        assert errors.error_line(error) is None
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -424,17 +426,17 @@ main(["status", "--run", sys.argv[1]])
 
 
 def environment() -> dict[str, str]:
-    """As a user's shell has it, with the arithmetic of these tests: on one thread."""
+    """The environment of a user's shell, with one thread for the arithmetic, as in these tests."""
     names = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONWARNINGS"}
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def test_threads_are_told_to_spin_briefly_before_torch_is_imported(finished):
+def test_the_spin_count_is_set_before_torch_is_imported(finished):
     command = [sys.executable, "-c", WHEN_TORCH_IS_IMPORTED, str(finished)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "20000"
-    assert "The chain is complete." in done.stdout
+    assert "All stages are finished." in done.stdout
 
 
 WHILE_CODE_RUNS_FROM_A_STRING = """
@@ -460,7 +462,7 @@ def test_ctrl_c_while_a_library_runs_code_from_a_string_is_exit_code_2(tmp_path)
 
 
 def interrupted(run: Path, name: str, *options: str, until) -> subprocess.CompletedProcess[str]:
-    """A stage in a process of its own, sent Ctrl-C with all its children when `until` holds."""
+    """A stage in its own process, which gets SIGINT with all its children as soon as `until` holds."""
     words = [name, "--run", str(run), *OPTIONS[name].split(), *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *words],
@@ -482,7 +484,7 @@ def interrupted(run: Path, name: str, *options: str, until) -> subprocess.Comple
 
 
 def loads_torch(pid: int) -> bool:
-    """Whether a process has begun to import torch."""
+    """Whether a process has loaded torch's libraries."""
     with contextlib.suppress(OSError):
         return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
     return False
@@ -508,7 +510,7 @@ def test_ctrl_c_in_a_terminal_ends_in_one_line(run, finished, name, options, mom
     done = interrupted(run, name, *options, until=moments[moment])
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
-        "nelf: interrupted; finished stages are kept, the same command goes on from here\n"
+        "nelf: interrupted; finished stages are kept, repeat the command to go on\n"
     )
     assert tree(run) == before
     assert stage(run, name, *options).done

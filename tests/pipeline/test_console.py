@@ -25,12 +25,12 @@ def plain(shown: io.StringIO) -> Console:
     return Console(rich_console=RichConsole(file=shown, width=40, soft_wrap=True))
 
 
-def test_a_line_is_printed_as_it_is(shown):
+def test_a_line_is_printed_without_markup(shown):
     plain(shown).say("[bold]runs/[x]: " + "long " * 20)
     assert shown.getvalue() == "[bold]runs/[x]: " + "long " * 20 + "\n"
 
 
-def test_elsewhere_than_on_a_terminal_progress_is_a_line_now_and_then(shown, monkeypatch):
+def test_without_a_terminal_progress_is_a_line_every_15_seconds(shown, monkeypatch):
     now = 100.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     with plain(shown).progress("teacher") as progress:
@@ -44,13 +44,13 @@ def test_elsewhere_than_on_a_terminal_progress_is_a_line_now_and_then(shown, mon
     ]
 
 
-def test_work_that_is_soon_done_prints_nothing(shown):
+def test_short_work_prints_no_progress(shown):
     with plain(shown).progress("scene") as progress:
         progress(1, 1)
     assert shown.getvalue() == ""
 
 
-def test_a_terminal_shows_a_bar_with_figures_and_cleans_it_up(shown):
+def test_a_terminal_shows_a_bar_with_figures_and_erases_it(shown):
     console = terminal(shown)
     with console.progress("teacher") as progress:
         progress(7, 9, psnr_db=25.25)

@@ -24,10 +24,11 @@ from pipeline import doctor
 from pipeline.console import Console
 from pipeline.doctor import (
     GIB,
-    Finding,
-    Probe,
+    Check,
+    CheckResult,
+    check_machine,
     child_says,
-    examine,
+    find_cpu,
     find_disk,
     find_gpu,
     find_lpips,
@@ -37,12 +38,11 @@ from pipeline.doctor import (
     find_package,
     find_phone,
     find_phone_compiler,
-    find_processor,
     find_scatter,
     find_tinycudann,
     find_triton,
     nvidia_devices,
-    print_findings,
+    print_checks,
 )
 from train import volume_rendering
 from train.hash_grid import tcnn
@@ -51,7 +51,7 @@ from train.kernels import availability
 
 @pytest.fixture
 def installed(monkeypatch) -> set[str]:
-    """The names of the packages that are installed; none but what the test adds."""
+    """The names of the packages that count as installed; the test adds them."""
     names: set[str] = set()
     monkeypatch.setattr(doctor, "_is_installed", lambda name: name in names)
     return names
@@ -68,24 +68,24 @@ def returns(value):
     return lambda *args, **kwargs: value
 
 
-# -- the whole --------------------------------------------------------------------------------------
+# -- all checks -------------------------------------------------------------------------------------
 
 
-def test_a_machine_is_examined_without_starting_anything(monkeypatch, tmp_path):
+def test_a_machine_is_checked_without_starting_anything(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "child_says", returns(("ok", "9.0")))
     monkeypatch.setattr(adb_server, "_start_server", lambda: pytest.fail("a server was started"))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_: pytest.fail("a download"))
-    findings = examine(tmp_path / "runs")
-    names = [finding.name for finding in findings]
+    results = check_machine(tmp_path / "runs")
+    names = [result.name for result in results]
     assert len(set(names)) == len(names) == 17
-    for finding in findings:
-        assert finding.state in ("ok", "absent", "broken")
-        assert finding.detail
-        assert (finding.state == "ok") == (finding.cost == ""), finding
+    for result in results:
+        assert result.state in ("ok", "absent", "broken")
+        assert result.detail
+        assert (result.state == "ok") == (result.effect == ""), result
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_machine_where_everything_is_broken_is_examined_too(monkeypatch, tmp_path):
+def test_every_check_has_a_result_when_everything_is_broken(monkeypatch, tmp_path):
     class Broken(ModuleType):
         def __getattr__(self, name):
             raise OSError(f"cannot load lib{name}.so\nmuch more")
@@ -96,12 +96,12 @@ def test_a_machine_where_everything_is_broken_is_examined_too(monkeypatch, tmp_p
         monkeypatch.delattr(f"{package}.{name}", raising=False)
     monkeypatch.setattr(doctor, "child_says", lambda code: 1 / 0)
     monkeypatch.setattr(doctor, "_is_installed", returns(True))
-    findings = {finding.name: finding for finding in examine(tmp_path)}
-    for name in ("Python", "processor", "disk", "torch", "GPU", "phone", "CoreML"):
-        assert findings[name].state == "broken", findings[name]
-        assert findings[name].cost
-    assert findings["GPU"].detail == "OSError: cannot load libcuda.so"
-    assert findings["CoreML"].detail == "ZeroDivisionError: division by zero"
+    results = {result.name: result for result in check_machine(tmp_path)}
+    for name in ("Python", "CPU", "disk", "torch", "GPU", "phone", "CoreML"):
+        assert results[name].state == "broken", results[name]
+        assert results[name].effect
+    assert results["GPU"].detail == "OSError: cannot load libcuda.so"
+    assert results["CoreML"].detail == "ZeroDivisionError: division by zero"
     assert "No preset works here: OSError: cannot load" in printed([])
 
 
@@ -113,53 +113,53 @@ def test_a_machine_where_everything_is_broken_is_examined_too(monkeypatch, tmp_p
         (ImportError("  \n"), "ImportError: no reason given"),
     ],
 )
-def test_a_probe_that_raises_has_found_something_broken(error, detail):
-    def look():
+def test_a_check_that_raises_has_the_state_broken(error, detail):
+    def find():
         raise error
 
-    assert Probe("thing", look, "no things").finding() == Finding(
+    assert Check("thing", find, "no things").result() == CheckResult(
         "thing", "broken", detail, "no things"
     )
 
 
-def test_what_is_there_costs_nothing():
-    assert Probe("thing", lambda: ("ok", "1.0"), "no things").finding().cost == ""
-    assert Probe("thing", lambda: ("absent", "no"), "no things").finding().cost == "no things"
+def test_only_a_failed_check_has_an_effect():
+    assert Check("thing", lambda: ("ok", "1.0"), "no things").result().effect == ""
+    assert Check("thing", lambda: ("absent", "no"), "no things").result().effect == "no things"
 
 
-def test_warnings_are_not_findings():
-    def look():
+def test_a_warning_does_not_fail_a_check():
+    def find():
         import warnings
 
         warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
         return "ok", "1.0"
 
-    assert Probe("thing", look, "").finding().state == "ok"
+    assert Check("thing", find, "").result().state == "ok"
 
 
 # -- the table --------------------------------------------------------------------------------------
 
 
-def printed(findings: list[Finding], width: int = 200) -> str:
+def printed(results: list[CheckResult], width: int = 200) -> str:
     text = io.StringIO()
     rich = RichConsole(file=text, width=width, soft_wrap=True, highlight=False)
-    print_findings(findings, Console(rich_console=rich))
+    print_checks(results, Console(rich_console=rich))
     return text.getvalue()
 
 
-def test_the_table_says_it_all_within_its_width():
-    findings = [
-        Finding("torch", "ok", "2.13 [cpu]", ""),
-        Finding("phone compiler", "absent", "pip " * 40, "nothing is measured " * 12),
-        Finding("GPU", "broken", "/" + "x" * 150, "slow"),
+def test_the_table_shows_everything_within_its_width():
+    results = [
+        CheckResult("torch", "ok", "2.13 [cpu]", ""),
+        CheckResult("phone compiler", "absent", "pip " * 40, "nothing is measured " * 12),
+        CheckResult("GPU", "broken", "/" + "x" * 150, "slow"),
     ]
     for width in (60, 100, 200):
-        text = printed(findings, width)
+        text = printed(results, width)
         table, preset = text.rstrip().rsplit("\n", 1)
         assert max(len(line.rstrip()) for line in table.splitlines()) <= min(width, 100)
         flat = " ".join(table.split())
         assert "torch ok 2.13 [cpu]" in flat
-        assert "so nothing is measured nothing" in flat
+        assert "effect: nothing is measured nothing" in flat
         assert flat.count("pip") == 40
         assert flat.count("nothing is measured") == 12
         assert flat.count("x") == 150, "a long path is folded, not cut"
@@ -171,7 +171,7 @@ def test_the_table_says_it_all_within_its_width():
     [
         (None, "`tiny`: torch sees no CUDA GPU"),
         (12, "`small`: the GPU has too little memory for `paper`"),
-        (80, "`paper`: the GPU has memory enough for it"),
+        (80, "`paper`: the GPU has enough memory for it"),
     ],
 )
 def test_the_last_line_names_the_preset_and_why(monkeypatch, memory_gib, line):
@@ -206,21 +206,21 @@ def test_memory_where_there_is_no_meminfo(monkeypatch, tmp_path, pages, state):
     sizes = {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
     found = find_memory(tmp_path / "meminfo")
-    assert found == (state, f"{pages / (1 << 18):.1f} GiB in all")
+    assert found == (state, f"{pages / (1 << 18):.1f} GiB in total")
 
 
-def test_processor(monkeypatch):
+def test_cpu(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", returns(16))
     monkeypatch.setattr(os, "sched_getaffinity", returns({0, 3}), raising=False)
     monkeypatch.setattr("device.host.processor_name", returns("Some Processor"))
-    assert find_processor() == ("ok", "Some Processor, 2 of 16 cores usable")
+    assert find_cpu() == ("ok", "Some Processor, 2 of 16 cores usable")
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert find_processor() == ("ok", "Some Processor, 16 of 16 cores usable")
+    assert find_cpu() == ("ok", "Some Processor, 16 of 16 cores usable")
 
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Free bytes of every disk, as a list of one; a run here takes 4 GiB beside the margin of 2."""
+    """Free bytes of every disk, in a list of one; a run needs 4 GiB and the margin of 2 GiB."""
     free = [100 * GIB]
     asked = []
 
@@ -242,7 +242,7 @@ def disk(monkeypatch):
 @pytest.mark.parametrize(("free_gib", "state"), [(100, "ok"), (6, "ok"), (5.9, "broken")])
 def test_disk(disk, tmp_path, free_gib, state):
     disk.free[0] = int(free_gib * GIB)
-    detail = f"{free_gib:.1f} GiB free; a `tiny` run takes up to 6.0"
+    detail = f"{free_gib:.1f} GiB free; a `tiny` run needs up to 6.0 GiB"
     assert find_disk(tmp_path / "not" / "there") == (state, detail)
     assert disk.asked == [tmp_path]
 
@@ -280,9 +280,9 @@ def test_a_gpu(monkeypatch):
 
 def test_a_gpu_that_this_torch_has_no_kernels_for(monkeypatch):
     gpus(monkeypatch, count=1, computes=False)
-    found = Probe("GPU", find_gpu, "slow").finding()
-    assert found.state == "broken"
-    assert found.detail == "RuntimeError: no kernel image is available for execution on the device"
+    result = Check("GPU", find_gpu, "slow").result()
+    assert result.state == "broken"
+    assert result.detail == "RuntimeError: no kernel image is available for execution on the device"
 
 
 def test_no_gpu(monkeypatch):
@@ -291,16 +291,17 @@ def test_no_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "why"), [(None, "is built without CUDA"), ("13.0", "cannot start CUDA: is the driver")]
+    ("cuda", "why"),
+    [(None, "was built without CUDA"), ("13.0", "cannot start CUDA: is the driver")],
 )
 def test_a_gpu_that_torch_cannot_use(monkeypatch, cuda, why):
     gpus(monkeypatch, count=0, devices=[Path("nvidia0")], cuda=cuda)
     state, detail = find_gpu()
     assert state == "broken"
-    assert detail.startswith(f"an NVIDIA GPU is there, but torch {torch.__version__} {why}")
+    assert detail.startswith(f"there is an NVIDIA GPU, but torch {torch.__version__} {why}")
 
 
-def test_gpus_are_told_from_other_nodes_of_their_driver(tmp_path):
+def test_only_gpus_are_counted_among_the_device_files(tmp_path):
     for name in ("nvidiactl", "nvidia-uvm", "nvidia1", "nvidia0", "null"):
         (tmp_path / name).touch()
     assert [path.name for path in nvidia_devices(tmp_path)] == ["nvidia0", "nvidia1"]
@@ -312,7 +313,7 @@ def test_triton(monkeypatch, installed):
     module(monkeypatch, "triton", __version__="3.6")
     monkeypatch.setattr(doctor, "_version", returns("3.6"))
     monkeypatch.setattr(torch.cuda, "is_available", returns(False))
-    assert find_triton() == ("ok", "3.6; its kernels take a CUDA GPU")
+    assert find_triton() == ("ok", "3.6; its kernels need a CUDA GPU")
     monkeypatch.setattr(torch.cuda, "is_available", returns(True))
     monkeypatch.setattr(availability, "reason", returns(None))
     assert find_triton() == ("ok", "3.6; its kernels run on this GPU")
@@ -381,7 +382,7 @@ def test_coremltools(monkeypatch, installed):
     installed.add("coremltools")
     monkeypatch.setattr(sys, "platform", "linux")
     found = doctor.find_coremltools()
-    assert found == ("ok", "coremltools 9.0 converts (predicting takes macOS)")
+    assert found == ("ok", "coremltools 9.0 converts (prediction needs macOS)")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert doctor.find_coremltools() == ("ok", "coremltools 9.0 converts and predicts")
     failure = ("broken", "ImportError: no libmilstoragepython")
@@ -396,15 +397,15 @@ def test_coremltools(monkeypatch, installed):
         ("pass", ("ok", "no message")),
         ("import sys; print('noise', file=sys.stderr); print('9.0')", ("ok", "9.0")),
         ("import no_such_module", ("broken", "ModuleNotFoundError: No module named ")),
-        ("import os; os.abort()", ("broken", f"its process died of {signal.SIGABRT.name}")),
+        ("import os; os.abort()", ("broken", f"its process was ended by {signal.SIGABRT.name}")),
     ],
 )
-def test_what_another_python_says(code, found):
+def test_the_last_line_of_another_python_is_returned(code, found):
     state, said = child_says(code)
     assert (state, said[: len(found[1])]) == found
 
 
-def test_another_python_that_hangs_is_ended():
+def test_another_python_that_hangs_is_killed():
     assert child_says("import time; time.sleep(60)", 0.5) == ("broken", "no answer within 0 s")
 
 
@@ -460,7 +461,7 @@ def test_the_compiler_for_phones(monkeypatch):
     assert find_phone_compiler()[0] == "absent"
     monkeypatch.setenv("ANDROID_NDK_HOME", "old-ndk")
     found = find_phone_compiler()
-    assert found == ("broken", "ANDROID_NDK_HOME=old-ndk holds no clang for arm64")
+    assert found == ("broken", "ANDROID_NDK_HOME=old-ndk has no clang for arm64")
     monkeypatch.setattr(compiler, "zig_command", returns(["zig", "cc"]))
     monkeypatch.setattr(doctor.metadata, "version", {"ziglang": "0.14.1"}.__getitem__)
     assert find_phone_compiler() == ("ok", "zig 0.14.1")
@@ -476,7 +477,7 @@ def test_node(monkeypatch):
     monkeypatch.setattr(subprocess, "run", returns(done))
     assert find_node() == ("ok", "v20.1.0")
     done.returncode, done.stdout = 127, ""
-    assert find_node() == ("broken", "bin/node says nothing")
+    assert find_node() == ("broken", "bin/node prints no version")
 
 
 # -- packages ---------------------------------------------------------------------------------------
@@ -484,10 +485,10 @@ def test_node(monkeypatch):
 
 def test_a_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
-    name = "package_of_the_doctors_test"
+    name = "package_of_the_doctor_test"
     assert find_package(name) == ("absent", f"not installed: pip install {name}")
     (tmp_path / f"{name}.py").write_text("__version__ = '3.1'")
     assert find_package(name) == ("ok", "3.1")
     (tmp_path / f"{name}_broken.py").write_text("raise OSError('no libcuda.so')")
-    found = Probe("package", lambda: find_package(f"{name}_broken"), "much").finding()
-    assert found == Finding("package", "broken", "OSError: no libcuda.so", "much")
+    result = Check("package", lambda: find_package(f"{name}_broken"), "much").result()
+    assert result == CheckResult("package", "broken", "OSError: no libcuda.so", "much")

@@ -1,4 +1,4 @@
-"""What README and docs tell people to type is taken by the real parser and by the real Makefile."""
+"""The commands in README and docs are valid for the real parser and the real Makefile."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import jaxtyping
 import pytest
 
 from lightfield.errors import ConfigError
+from pipeline.artifacts import STAGES
 from pipeline.commands import command_line
-from pipeline.commands.stage import STAGES
 from pipeline.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,18 +25,18 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 pytestmark = pytest.mark.usefixtures(
     "unchecked"
-)  # the marks of missing values are of no field's type
+)  # tyro's marks of missing values have no field's type
 
 
 def fenced_lines(text: str) -> list[str]:
-    """The lines of all blocks of code, without comments."""
+    """The lines of all code blocks, without comments."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [re.sub(r"\s+#.*", "", line).strip() for line in lines]
 
 
 def inline_code(text: str) -> list[str]:
-    """What stands between backquotes, lines joined."""
+    """The code between backquotes, with lines joined."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
 
@@ -47,8 +47,7 @@ def commands(path: Path) -> list[str]:
 
 
 def nelf_words(command: str) -> Iterator[list[str]]:
-    """The words behind `nelf`, torchrun's `pipeline.cli`, or `pipeline.processes` and its number, of
-    each part of a line of a shell."""
+    """The arguments of `nelf`, `pipeline.cli` or `pipeline.processes N` in each part of a shell line."""
     one_of_several = re.sub(r"(\w)(\|\w+)+", r"\1", command)
     for part in re.split(r"\s*(?:&&|;|\|)\s*", one_of_several):
         words = shlex.split(part)
@@ -80,7 +79,7 @@ def make_commands() -> list[tuple[str, list[str]]]:
 
 
 def named_options() -> list[tuple[str, str]]:
-    """Options that a document names by themselves: `--option` or `--option VALUE`."""
+    """Options that a document names without a command: `--option` or `--option VALUE`."""
     return sorted(
         {
             (path.name, match[0])
@@ -101,7 +100,7 @@ def help_of(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
-    """Every option of every command, as the helps write them."""
+    """Every option of every command, as in the help texts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
@@ -110,8 +109,8 @@ def known_options() -> set[str]:
     return set(re.findall(r"(?<!\S)--[a-z][\w.-]*", " ".join(helps)))
 
 
-def is_taken(words: list[str]) -> bool:
-    """Whether the parser takes the words; those in a sentence may leave the run or a value out."""
+def is_valid(words: list[str]) -> bool:
+    """Whether the parser accepts the words, which may lack the run or a value."""
     for more in ([], ["--run", "RUN"], ["FILE"], ["FILE", "--run", "RUN"]):
         with contextlib.suppress(ConfigError):
             try:
@@ -123,34 +122,34 @@ def is_taken(words: list[str]) -> bool:
 
 
 @pytest.mark.parametrize(("where", "words"), [pytest.param(*c, id=c[0]) for c in nelf_commands()])
-def test_a_documented_command_is_one(where, words, capsys):
+def test_a_documented_command_is_valid(where, words, capsys):
     words = [word for word in words if word != "--debug"]
     for stage in STAGES if "STAGE" in words else ("",):
         said = [stage if word == "STAGE" else word for word in words]
-        assert is_taken(said), f"{where}\n{capsys.readouterr().err}"
+        assert is_valid(said), f"{where}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize(("where", "option"), named_options())
-def test_a_documented_option_is_one_of_some_command(where, option, known_options):
+def test_a_documented_option_exists(where, option, known_options):
     assert option in known_options
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(("where", "words"), [pytest.param(*c, id=c[0]) for c in make_commands()])
-def test_a_documented_target_is_made_of_commands(where, words):
+def test_a_documented_make_target_runs_valid_commands(where, words):
     done = subprocess.run(
         ["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{where}\n{done.stderr}"
     for line in done.stdout.replace("\\\n", " ").splitlines():
         for parsed in nelf_words(line):
-            assert is_taken(parsed), f"{where}\n{line}"
+            assert is_valid(parsed), f"{where}\n{line}"
 
 
-def test_what_does_not_exist_is_not_taken():
-    assert is_taken(["bench", "--run", "R", "--phone.aar", "FILE"])
-    assert not is_taken(["bench", "--run", "R", "--aar", "FILE"])
-    assert not is_taken(["measure", "--run", "R"])
+def test_an_unknown_command_or_option_is_not_valid():
+    assert is_valid(["bench", "--run", "R", "--phone.aar", "FILE"])
+    assert not is_valid(["bench", "--run", "R", "--aar", "FILE"])
+    assert not is_valid(["measure", "--run", "R"])
 
 
 def test_the_documents_are_read():

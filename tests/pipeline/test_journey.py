@@ -11,8 +11,8 @@ from miniature import CHAIN, NAME, manifest, nelf, results, stage, tree
 from export.lens_studio import lint_lens_project
 from lightfield.files import sha256_of
 from lightfield.run import Run
-from pipeline.students import load_light_field
-from pipeline.training import scene_of
+from pipeline.artifacts import scene_of
+from pipeline.stages.student import load_light_field
 from prune.record import MEASUREMENTS
 
 CPU = torch.device("cpu")
@@ -45,14 +45,14 @@ def test_every_stage_leaves_an_artifact_that_its_manifest_describes(finished):
     assert set(states(finished).values()) == {"finished"}
 
 
-def test_doing_it_all_again_does_nothing(run):
+def test_repeating_all_stages_changes_nothing(run):
     before = tree(run)
     for name in CHAIN:
         assert stage(run, name).done
     assert tree(run) == before
 
 
-def test_the_student_learns_and_the_figures_are_those_of_the_renders(finished):
+def test_the_student_learns_and_its_metrics_match_the_renders(finished):
     scene = scene_of(Run(finished))[1]
     assert scene.name == NAME
     for name in ("teacher", "student", "prune"):
@@ -64,7 +64,7 @@ def test_the_student_learns_and_the_figures_are_those_of_the_renders(finished):
     assert manifest(finished, "teacher")["metrics"]["psnr_db"] > blank_db + 1
 
 
-def test_the_pruned_student_meets_its_budget_by_what_was_measured(finished):
+def test_the_measured_latency_of_the_pruned_student_meets_the_budget(finished):
     data = manifest(finished, "prune")
     metrics, dense = data["metrics"], manifest(finished, "student")
     assert metrics["latency_ms"] <= metrics["budget_ms"] < metrics["dense_ms"]
@@ -78,7 +78,7 @@ def test_the_pruned_student_meets_its_budget_by_what_was_measured(finished):
     assert len(lines) >= history["measurements"] > 2
 
 
-def test_the_exported_graph_draws_what_the_student_draws(finished):
+def test_the_exported_graph_renders_the_same_image_as_the_student(finished):
     pruned = Run(finished).artifact("prune")
     field, scene = load_light_field(pruned, CPU), scene_of(Run(finished))[1]
     student = ort.InferenceSession(finished / "export" / "ToyCar.onnx")
@@ -92,7 +92,7 @@ def test_the_exported_graph_draws_what_the_student_draws(finished):
         np.testing.assert_allclose(drawn.reshape(-1), image.reshape(-1), atol=1e-3)
 
 
-def test_coreml_and_the_lens_are_delivered(finished):
+def test_coreml_and_the_lens_are_exported(finished):
     graphs = json.loads((finished / "export" / "graphs.json").read_text())
     names = {graph["path"] for graph in graphs if graph["size_bytes"] > 0}
     assert {"Sampler.onnx", "Embedder.onnx", "ToyCar_SnapGELU.onnx", "ToyCar.onnx"} < names
@@ -114,7 +114,7 @@ def test_the_bench_measures_dense_pruned_and_fused(finished):
     assert "<script" not in page
 
 
-def test_the_report_is_one_file_that_says_what_it_is_about(finished):
+def test_the_report_is_one_file_that_names_its_scene(finished):
     assert manifest(finished, "report")["files"].keys() == {"index.html"}
     page = (finished / "report" / "index.html").read_text()
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page))
@@ -125,7 +125,7 @@ def test_the_report_is_one_file_that_says_what_it_is_about(finished):
     assert "<script" not in page
 
 
-def test_another_option_makes_one_stage_anew_and_what_follows_stale(run):
+def test_another_option_makes_the_following_stages_stale(run):
     before = tree(run)
     assert "12 images" in stage(run, "pseudo", "--images", 12).done
     after = states(run)
@@ -145,7 +145,7 @@ def test_another_option_makes_one_stage_anew_and_what_follows_stale(run):
     )
 
 
-def test_going_back_to_an_option_gives_the_same_bytes(run, finished):
+def test_the_former_option_gives_the_same_bytes_again(run, finished):
     assert stage(run, "pseudo", "--images", 12).done
     assert results(run, "pseudo") != results(finished, "pseudo")
     assert stage(run, "pseudo").done
@@ -153,7 +153,7 @@ def test_going_back_to_an_option_gives_the_same_bytes(run, finished):
     assert set(states(run).values()) == {"finished"}
 
 
-def test_graphs_of_the_dense_student_do_not_pass_for_those_of_the_pruned_one(run):
+def test_graphs_of_the_dense_student_are_refused_after_pruning(run):
     (run / "prune").rename(run / "aside")
     assert stage(run, "export").done
     assert "student" in manifest(run, "export")["inputs"]
@@ -164,7 +164,7 @@ def test_graphs_of_the_dense_student_do_not_pass_for_those_of_the_pruned_one(run
     assert stage(run, "lens").done
 
 
-def test_a_search_is_replayed_from_its_record_to_the_same_student(run, finished):
+def test_a_replayed_search_gives_the_same_student(run, finished):
     (run / "prune").rename(run / "aside")
     assert stage(run, "prune", "--replay", run / "aside").done
     assert results(run, "prune") == results(finished, "prune")
@@ -199,7 +199,7 @@ def test_a_student_of_another_dense_student_cannot_be_started_from(run, finished
     assert "was made of another student than this run's" in line
 
 
-def test_a_student_of_another_scene_cannot_be_started_from(run, finished, tmp_path):
+def test_pruning_cannot_begin_with_the_student_of_another_scene(run, finished, tmp_path):
     (other := tmp_path / "other").mkdir()
     for name in ("scene", "teacher", "pseudo", "student"):
         words = ("--seed=3",) if name == "scene" else ()
@@ -215,7 +215,7 @@ def test_a_student_of_another_scene_cannot_be_started_from(run, finished, tmp_pa
     assert stage(run, "prune", "--start-from", way, "--budget-ratio=0.85").done
 
 
-def test_a_budget_that_was_not_met_is_reported_each_time_and_its_student_is_exported(run):
+def test_a_missed_budget_is_reported_each_time_and_its_student_is_usable(run):
     path, data = run / "prune" / "manifest.json", manifest(run, "prune")
     missed = {"budget_met": False, "stopped": "the budget of 1.00 ms was not met: no step is left"}
     path.write_text(json.dumps({**data, "details": {**data["details"], **missed}}))

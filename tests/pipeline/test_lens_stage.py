@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from miniature import manifest, stage
 
-from pipeline.delivery import scene_file_name
+from pipeline.stages.export import scene_file_name
 
 SCRIPT = "Assets/NeuralLightField.js"
 
@@ -20,11 +20,11 @@ SCRIPT = "Assets/NeuralLightField.js"
         ("console", "Console"),
     ],
 )
-def test_a_scenes_name_in_file_names_is_one_that_every_system_allows(name, file):
+def test_file_names_of_scenes_are_allowed_on_every_system(name, file):
     assert scene_file_name(name) == file
 
 
-def test_what_a_user_did_to_the_lens_stays_when_it_is_made_anew(run):
+def test_edits_of_the_lens_project_are_kept_when_it_is_written_again(run):
     lens = run / "lens" / "ToyCar"
     text = (lens / SCRIPT).read_text()
     (lens / SCRIPT).write_text(f"{text}// mine\n")
@@ -38,7 +38,7 @@ def test_what_a_user_did_to_the_lens_stays_when_it_is_made_anew(run):
     assert "ToyCar/Assets/notes.txt" in manifest(run, "lens")["files"]
 
 
-def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
+def test_moved_deleted_and_added_files_of_the_lens_project_are_handled(run):
     lens = run / "lens" / "ToyCar"
     (lens / "Assets/Cache").mkdir()
     for name in ("Student.onnx", "Student.onnx.meta"):
@@ -46,7 +46,7 @@ def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
     (lens / "Assets/Models/Sampler.onnx").unlink()
     (run / "lens/notes.txt").write_text("mine")
     said = stage(run, "lens", "--drift", 10).done
-    assert "lens/ToyCar/Assets/Models/Sampler.onnx was deleted and has been written again" in said
+    assert "lens/ToyCar/Assets/Models/Sampler.onnx had been deleted and was written again" in said
     assert sorted(path.name for path in lens.rglob("Student.onnx*")) == [
         "Student.onnx",
         "Student.onnx.meta",
@@ -59,7 +59,7 @@ def test_a_lens_of_impossible_drift_is_refused(run):
     assert "lens.drift: -1.0 is out of range" in stage(run, "lens", "--drift", "-1").refusal
 
 
-def test_a_project_that_was_not_generated_here_is_refused_where_it_lies(run):
+def test_a_project_that_was_not_generated_is_refused(run):
     lens = run / "lens" / "ToyCar"
     (lens / "nelf-lens.json").unlink()
     refusal = stage(run, "lens", "--drift", 10).refusal
@@ -67,9 +67,9 @@ def test_a_project_that_was_not_generated_here_is_refused_where_it_lies(run):
     assert "move it away" in refusal
 
 
-def test_many_faults_of_a_project_are_told_in_few_lines(run):
+def test_only_the_first_faults_of_a_project_are_printed(run):
     for number in range(30):
         (run / "lens/ToyCar/Assets" / f"{number}.png").write_bytes(b"")
     said = stage(run, "lens", "--drift", 10).done
     assert said.count("has no .meta") == 20
-    assert "lens: and 10 more faults of the project" in said
+    assert "lens: the project has 10 more faults" in said

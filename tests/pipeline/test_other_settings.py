@@ -1,4 +1,4 @@
-"""A stage that was interrupted is asked for again, with the same settings or with others."""
+"""Resuming an interrupted stage with the same settings, or with other ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def steps_logged(run: Path, name: str) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "setting", "more"), [("teacher", "steps", 80), ("student", "distill.steps", 60)]
 )
-def test_more_steps_go_on_from_what_was_interrupted(run, interrupt_at, name, setting, more):
+def test_interrupted_work_serves_a_training_of_more_steps(run, interrupt_at, name, setting, more):
     shutil.rmtree(run / name)
     with interrupt_at(2, name):
         assert stage(run, name).refusal
@@ -35,7 +35,7 @@ def test_more_steps_go_on_from_what_was_interrupted(run, interrupt_at, name, set
     assert manifest(run, name)["resumed"]
 
 
-def test_other_fine_tuning_goes_on_from_the_distilled_student(run, interrupt_at):
+def test_interrupted_work_serves_another_fine_tuning(run, interrupt_at):
     shutil.rmtree(run / "student")
     with interrupt_at(1, "real images"):
         assert stage(run, "student").refusal
@@ -56,7 +56,7 @@ def test_other_fine_tuning_goes_on_from_the_distilled_student(run, interrupt_at)
         ("student", ["--distill.seed=1"], "distill.seed is 1, was 0"),
     ],
 )
-def test_what_is_dropped_is_said_and_goes_on_when_the_settings_come_back(
+def test_dropped_work_is_reported_and_resumed_with_the_former_settings(
     run, finished, interrupt_at, name, options, change
 ):
     shutil.rmtree(run / name)
@@ -69,12 +69,12 @@ def test_what_is_dropped_is_said_and_goes_on_when_the_settings_come_back(
     assert results(run, name) == results(finished, name)
 
 
-def test_a_finished_training_of_fewer_steps_starts_over_and_says_so(run):
+def test_a_finished_training_starts_over_for_more_steps(run):
     said = stage(run, "teacher", "--steps=70").done
     assert "teacher: steps is 70, was 60; the stage, which was finished, starts over\n" in said
 
 
-def test_an_interrupted_replay_goes_on_to_the_same_student(run, finished, interrupt_at):
+def test_an_interrupted_replay_gives_the_same_student(run, finished, interrupt_at):
     (run / "prune").rename(run / "aside")
     replay = ("--replay", run / "aside")
     for tick in (2, 1):

@@ -28,7 +28,7 @@ def test_a_preset_is_consistent(name, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_presets_grow(kind):
+def test_larger_presets_have_larger_values(kind):
     tiny, small, paper = (preset(name, kind) for name in NAMES)
     for part, names in {
         "scene": ["resolution"],
@@ -44,7 +44,7 @@ def test_presets_grow(kind):
             assert sizes[0] < sizes[2]
 
 
-def test_recovery_distillation_of_a_large_student_uses_lower_rates():
+def test_recovery_distillation_differs_from_distillation_only_by_lower_learning_rates():
     distill, recovery = preset("paper").distill, preset("paper").recovery
     assert recovery is not None
     rates = {rate: getattr(distill, rate) for rate in ("learning_rate", "muon_learning_rate")}
@@ -95,7 +95,7 @@ def test_impossible_images_are_refused(change):
     ("memory", "name"),
     [(None, "tiny"), (8 * GIB, "small"), (20 * GIB, "paper"), (80 * GIB, "paper")],
 )
-def test_the_hardware_chooses(monkeypatch, memory, name):
+def test_the_default_preset_follows_from_the_hardware(monkeypatch, memory, name):
     class Gpu:
         total_memory = memory
 

@@ -1,4 +1,4 @@
-"""Several processes of one machine are started without opening a port to the network."""
+"""Several processes of one machine are started without an open network port."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline import processes
 from train.distributed import STORE
 
 
-def test_torchrun_is_told_to_meet_in_files_that_go_when_it_ends(monkeypatch):
+def test_torchrun_uses_a_file_rendezvous_that_is_deleted_afterwards(monkeypatch):
     seen: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(processes, "torchrun", lambda words: seen.append((words, {**os.environ})))
     before = dict(os.environ)
     assert processes.main(["4", "student", "--run", "runs/lego"]) == 0
-    assert dict(os.environ) == before  # what this program starts next is not of that job
+    assert dict(os.environ) == before  # later subprocesses do not belong to that job
     ((words, told),) = seen
     assert words[-6:] == ["-m", "--", "pipeline.cli", "student", "--run", "runs/lego"]
     assert {"--nproc-per-node=4", "--rdzv-conf=store_type=file"} <= set(words)
@@ -35,7 +35,7 @@ def test_torchrun_is_told_to_meet_in_files_that_go_when_it_ends(monkeypatch):
         ["9" * 5000, "student"],
     ],
 )  # fmt: skip
-def test_what_is_no_number_of_processes_is_refused(words, monkeypatch, capsys):
+def test_an_invalid_number_of_processes_is_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(processes, "torchrun", pytest.fail)
     assert processes.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -47,12 +47,12 @@ def failed(exit_code: int) -> ChildFailedError:
 
 
 @pytest.mark.parametrize("error", [failed(2), SignalException("got signal: 2", signal.SIGINT)])
-def test_what_a_process_has_said_is_not_said_again(error, monkeypatch):
+def test_an_error_that_a_process_has_printed_is_not_printed_again(error, monkeypatch):
     monkeypatch.setattr(processes, "torchrun", mock.Mock(side_effect=error))
     assert processes.main(["2", "student"]) == 2
 
 
-def test_a_process_that_ended_in_silence_is_told_of(monkeypatch):
+def test_a_process_that_printed_no_error_is_an_error(monkeypatch):
     monkeypatch.setattr(processes, "torchrun", mock.Mock(side_effect=failed(-signal.SIGKILL)))
     with pytest.raises(ChildFailedError):
         processes.main(["2", "student"])

@@ -1,4 +1,4 @@
-"""A published checkpoint in a run: exported and pruned like a student of its own, or refused."""
+"""A checkpoint of MobileR2L's published code is imported, exported and pruned, or refused."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path / "ckpt.tar", published_network())
 
 
-def test_a_published_student_takes_the_place_of_the_runs_own(run, checkpoint):
+def test_a_published_student_replaces_the_runs_student(run, checkpoint):
     said = nelf("student", "--run", run, "--published", checkpoint, *NETWORK).done
-    assert "its images are far from the scene's" in said  # which it was not trained on
+    assert "the imported student scores less than 20 dB" in said  # which it was not trained on
     details = manifest(run, "student")["details"]
     assert details["published"] == "ckpt.tar"
     assert (details["space"]["near"], details["space"]["far"]) == (1.5, 6.0)
@@ -45,7 +45,7 @@ def graphs(run: Path) -> list[dict]:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, tmp_path):
+def test_an_invalid_checkpoint_is_refused_and_the_student_kept(run, checkpoint, tmp_path):
     before = tree(run)
     (tmp_path / "text.tar").write_text("no")
     os.mkfifo(tmp_path / "pipe.tar")
@@ -56,7 +56,7 @@ def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, 
         (tmp_path / "text.tar", NETWORK, "not a checkpoint of torch.save"),
         (tmp_path / "gone.tar", NETWORK, "file is missing"),
         (tmp_path / "pipe.tar", NETWORK, "is not a regular file"),
-        (tmp_path / "nan.tar", NETWORK, "its images hold NaN"),
+        (tmp_path / "nan.tar", NETWORK, "the student renders NaN"),
         (checkpoint, (), "84 input channels are not 8 points"),
         (checkpoint, ("--published-network.far", 1), "near 2 is not before far 1"),
     ):
@@ -65,7 +65,7 @@ def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, 
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_images_that_are_not_whole_rays_of_it_are_refused(tmp_path):
+def test_images_that_are_not_a_whole_number_of_rays_are_refused(tmp_path):
     run = tmp_path / "run"
     images = write_blender_scene(tmp_path / "images")
     assert nelf("scene", "--run", run, "--data", images, "--resolution", 16).done

@@ -27,17 +27,15 @@ from lightfield.latency import RatioInterval
 from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
+from pipeline.artifacts import GRAPHS, LATENCIES, RENDERS
 from pipeline.console import Console
-from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report import images, quantities
 from pipeline.report.bench_page import bench_page, comparison_page
 from pipeline.report.charts import training_chart
 from pipeline.report.pages import ENVIRONMENT, page
 from pipeline.report.provenance import commands
-from pipeline.report.report import make_report
 from pipeline.report.run_data import STAGES, RunData
 from pipeline.report.svg import PAINTS, TEACHER
-from pipeline.training import RENDERS
 from prune.measurement import Trial, pareto_front
 from prune.state import HISTORY
 

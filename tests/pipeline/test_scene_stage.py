@@ -15,7 +15,7 @@ from lightfield.errors import SceneError
 from lightfield.scenes.bricks import bricks_scene
 from lightfield.scenes.scene import load_scene
 from pipeline.console import Console
-from pipeline.training import blank_score, check_more_than_blank
+from pipeline.stages.teacher import blank_score, check_better_than_blank
 
 SMALL = ("--resolution", 16)
 
@@ -39,13 +39,13 @@ def test_a_run_remembers_the_folder_and_the_settings_of_its_scene(tmp_path, data
     assert (scene.source, scene.name, scene.intrinsics.width) == ("blender", "cup", 16)
     assert scene.box.half_extent * scene.transform.unit == pytest.approx(1.5)
     np.testing.assert_allclose(scene.background, np.array([0x20, 0x40, 0x60]) / 255)
-    made(run, "--preset", "small", *SMALL)  # another preset: what was said of the data still holds
+    made(run, "--preset", "small", *SMALL)  # another preset keeps the settings of the data
     again = load_scene(run / "scene")
     assert again.background == scene.background
     assert again.box == scene.box
 
 
-def test_only_the_files_that_are_read_count(tmp_path, data):
+def test_only_files_that_are_read_can_make_a_scene_stale(tmp_path, data):
     run = tmp_path / "run"
     made(run, "--data", data, *SMALL)
     key = manifest(run, "scene")["key"]
@@ -65,12 +65,12 @@ def test_only_the_files_that_are_read_count(tmp_path, data):
     assert manifest(run, "scene")["key"] != key
 
 
-def test_another_source_is_taken_only_when_it_is_named_and_it_is_said(tmp_path, data):
+def test_another_source_replaces_the_scene_only_when_it_is_named(tmp_path, data):
     run = tmp_path / "run"
     made(run, "--data", data, *SMALL)
     said = made(run, "--data", "bricks", *SMALL, "--train-views=2", "--test-views=1")
     assert f"made from {data}" in said
-    assert "all later stages will be made again" in said
+    assert "all later stages must be run again" in said
     assert load_scene(run / "scene").source == "bricks"
 
 
@@ -79,13 +79,13 @@ def test_a_scene_outlives_the_folder_it_was_made_from(tmp_path, data):
     made(run, "--data", data, *SMALL)
     before = tree(run)
     shutil.rmtree(data)
-    assert "is gone; the scene made from it is kept" in made(run)
+    assert "no longer exists; the scene made from it is kept" in made(run)
     assert tree(run) == before
     assert "no such folder" in nelf("scene", "--run", run, "--resolution", 8).refusal
     assert tree(run) == before
 
 
-def test_a_scene_that_does_not_say_what_it_was_made_from_is_not_replaced(tmp_path, data):
+def test_a_scene_with_an_unknown_source_is_not_replaced(tmp_path, data):
     run = tmp_path / "run"
     made(run, "--data", data, *SMALL)
     path = run / "scene" / "manifest.json"
@@ -113,12 +113,12 @@ def test_an_example_scene_of_the_runs_name_is_found(tmp_path, data, monkeypatch)
         (("--near", 9, "--far", 3), "near 9 is not less than far 3"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(tmp_path, data, words, reason):
+def test_an_impossible_setting_is_one_line(tmp_path, data, words, reason):
     said = nelf("scene", "--run", tmp_path / "run", "--data", data, *SMALL, *words).refusal
     assert reason in said
 
 
-def test_a_published_student_needs_the_poses_own_units(tmp_path, data):
+def test_keep_units_keeps_the_coordinates_of_the_poses(tmp_path, data):
     for path in data.glob("*.json"):
         listed = json.loads(path.read_text())
         for frame in listed["frames"]:
@@ -143,13 +143,13 @@ def test_make_quotes_folders_with_blanks_and_quotes(tmp_path):
     assert "a b'c" in words
 
 
-def test_a_teacher_that_shows_one_color_is_refused_after_a_long_training():
+def test_a_teacher_no_better_than_one_color_is_refused_after_a_long_training():
     scene = bricks_scene(16, 16, train_views=3, val_views=0, test_views=3, supersampling=1)
     blank_db = blank_score(scene)
     white = torch.ones(16, 16, 3)
     truth = torch.from_numpy(scene.test.image(0))
     assert blank_db >= float(-10 * torch.log10((white - truth).square().mean())) - 3
-    check_more_than_blank(blank_db + 1, scene, 1000, Console())
-    with pytest.raises(SceneError, match="it has learned nothing"):
-        check_more_than_blank(blank_db, scene, 1000, Console())
-    check_more_than_blank(blank_db, scene, 50, Console())  # said, not refused
+    check_better_than_blank(blank_db + 1, scene, 1000, Console())
+    with pytest.raises(SceneError, match="the teacher has learned nothing"):
+        check_better_than_blank(blank_db, scene, 1000, Console())
+    check_better_than_blank(blank_db, scene, 50, Console())  # a warning, no error

@@ -34,7 +34,7 @@ class Interrupted(BaseException):
 
 
 def make(run: Run, stage: str, *, metrics: dict | None = None, interrupted=False, **config):
-    """One stage of two files, reading what READS says."""
+    """Make one stage of two files, with the inputs of READS."""
 
     def work(writer):
         (writer.path / "weights.bin").write_bytes(bytes(1000))
@@ -101,44 +101,44 @@ def test_stages_that_were_not_run_are_missing(run):
     assert statuses(run)["report"] == StageStatus("report", "missing")
 
 
-def test_a_run_that_is_not_there_is_refused(run):
+def test_a_missing_run_is_refused(run):
     with pytest.raises(
-        CheckpointError, match=r"toy: there is no such run; begin it with `nelf scene --run .*toy`"
+        CheckpointError, match=r"toy: there is no such run; start it with `nelf scene --run .*toy`"
     ):
         chain_status(run, STAGES)
     assert not run.path.exists()
 
 
-def test_what_was_made_from_a_replaced_artifact_is_stale_and_so_is_what_follows(whole):
+def test_all_stages_after_a_replaced_artifact_are_stale(whole):
     make(whole, "teacher", steps=2)
     assert states(whole) == ["finished", "finished", "stale", "stale", "stale"]
     found = statuses(whole)
-    assert found["pseudo"].reason == "its teacher is no longer the one here"
-    assert found["student"].reason == "its pseudo is stale"
-    assert found["report"].reason == "its student is stale"
+    assert found["pseudo"].reason == "its input teacher has been made again or deleted"
+    assert found["student"].reason == "its input pseudo is stale"
+    assert found["report"].reason == "its input student is stale"
     assert found["report"].size_bytes == 1234
     for stage in ("pseudo", "student", "report"):
         make(whole, stage)
     assert states(whole) == ["finished"] * 5
 
 
-def test_made_again_from_the_same_is_not_stale(whole):
+def test_an_artifact_made_again_from_the_same_inputs_makes_nothing_stale(whole):
     shutil.rmtree(whole.path / "teacher")
     make(whole, "teacher")
     assert states(whole) == ["finished"] * 5
 
 
-def test_what_was_made_from_a_deleted_artifact_is_stale(whole):
+def test_all_stages_after_a_deleted_artifact_are_stale(whole):
     shutil.rmtree(whole.path / "pseudo")
     assert states(whole) == ["finished", "finished", "missing", "stale", "stale"]
 
 
-def test_an_input_counts_by_its_key_whatever_it_is_called(whole):
+def test_an_input_is_identified_by_its_key_not_its_name(whole):
     pseudo = whole.artifact("pseudo")
     whole.perform("report", {}, {"images": pseudo}, lambda writer: None)
     assert states(whole) == ["finished"] * 5
     make(whole, "pseudo", images=9)
-    assert statuses(whole)["report"].reason == "its images is no longer the one here"
+    assert statuses(whole)["report"].reason == "its input images has been made again or deleted"
 
 
 # -- interruption -----------------------------------------------------------------------------------
@@ -149,14 +149,14 @@ def interrupt(run: Run, stage: str, **config) -> None:
         make(run, stage, interrupted=True, **config)
 
 
-def test_a_first_run_that_was_interrupted(run):
+def test_an_interrupted_first_run_of_a_stage(run):
     interrupt(run, "scene")
     found = statuses(run)["scene"]
     assert (found.state, found.made, found.size_bytes) == ("interrupted", None, None)
-    assert found.reason == "begun and not ended; the same command resumes it"
+    assert found.reason == "it was interrupted; repeat the command to go on"
 
 
-def test_an_interrupted_stage_shows_the_earlier_artifact_which_still_counts(whole):
+def test_an_interrupted_stage_keeps_and_shows_its_earlier_artifact(whole):
     interrupt(whole, "teacher", steps=2)
     assert states(whole) == ["finished", "interrupted", "finished", "finished", "finished"]
     assert statuses(whole)["teacher"].size_bytes == 1234
@@ -164,13 +164,13 @@ def test_an_interrupted_stage_shows_the_earlier_artifact_which_still_counts(whol
     assert states(whole) == ["finished", "interrupted", "stale", "stale", "stale"]
 
 
-def test_a_work_folder_without_a_key_is_nothing(whole):
+def test_a_work_folder_without_a_key_is_ignored(whole):
     (whole.path / ".teacher.work").mkdir()
     assert states(whole) == ["finished"] * 5
 
 
 @pytest.mark.parametrize("cut", ["before the renames", "between the renames", "before the last"])
-def test_a_publication_that_was_cut_is_left_as_it_is(whole, cut):
+def test_an_interrupted_publication_is_left_as_it_is(whole, cut):
     other = Run(whole.path.with_name("other"))
     make(other, "scene", resolution=2).path.rename(whole.path / ".scene.work")
     if cut != "before the renames":
@@ -180,7 +180,10 @@ def test_a_publication_that_was_cut_is_left_as_it_is(whole, cut):
     before = snapshot(whole.path)
     found = statuses(whole)["scene"]
     assert found.state == "interrupted"
-    assert found.reason == "done, but not yet put in place; the same command ends it"
+    assert (
+        found.reason
+        == "its artifact is complete, but not published; repeat the command to publish it"
+    )
     assert snapshot(whole.path) == before
 
 
@@ -199,7 +202,7 @@ Run(Path(sys.argv[1])).perform("pseudo", {"v": 2}, {}, work)
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists its locks")
-def test_a_stage_that_a_process_works_on_is_running_until_that_ends(whole):
+def test_a_stage_is_running_while_a_process_works_on_it(whole):
     interrupt(whole, "teacher", steps=2)
     for path in (whole.path / ".teacher.work", *(whole.path / ".teacher.work").iterdir()):
         os.utime(path, (0, 0))
@@ -215,7 +218,7 @@ def test_a_stage_that_a_process_works_on_is_running_until_that_ends(whole):
     assert states(whole) == ["finished", "interrupted", "interrupted", "finished", "finished"]
 
 
-def test_a_lock_that_nobody_holds_means_nothing(whole):
+def test_a_lock_file_that_no_process_holds_is_ignored(whole):
     interrupt(whole, "teacher", steps=2)
     (whole.path / ".lock").write_text(str(os.getpid()))
     assert states(whole)[1] == "interrupted"
@@ -227,7 +230,7 @@ def test_a_lock_that_nobody_holds_means_nothing(whole):
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
-def test_a_missing_or_truncated_file_is_damage_and_named(whole, damage):
+def test_a_missing_or_truncated_file_is_reported_as_damage(whole, damage):
     damage(whole.path / "teacher" / "images" / "0.bin")
     found = statuses(whole)["teacher"]
     assert found.state == "damaged"
@@ -245,7 +248,12 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
     ("change", "reason"),
     [
         (lambda manifest: [], "not a manifest of this tool"),
-        (lambda manifest: manifest | {"schema": 2}, "manifest schema 2, this version reads 1"),
+        (lambda manifest: manifest | {"schema": 3}, "manifest schema 3, this version reads 2"),
+        (
+            lambda manifest: manifest | {"schema": 1},
+            "an older version of nelf wrote this run (manifest schema 1, this version reads 2), so the "
+            "run must be made again",
+        ),
         (lambda manifest: manifest | {"stage": "scene"}, "not a manifest of this stage"),
         (
             lambda manifest: manifest | {"inputs": ["scene"]},
@@ -279,13 +287,13 @@ def test_a_stage_without_its_manifest_is_damaged(whole):
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_foreign_manifest_is_damage(whole, change, reason):
+def test_an_incompatible_manifest_is_damage(whole, change, reason):
     edit(whole.artifact("teacher"), change)
     found = statuses(whole)["teacher"]
     assert (found.state, found.reason) == ("damaged", reason)
 
 
-def test_a_manifest_that_is_no_json_is_damage(whole):
+def test_a_manifest_that_is_not_json_is_damage(whole):
     (whole.path / "teacher" / MANIFEST).write_bytes(b"\x80\x04")
     found = statuses(whole)["teacher"]
     assert found.state == "damaged"
@@ -304,7 +312,7 @@ def test_a_manifest_that_is_no_json_is_damage(whole):
         lambda manifest: manifest | {"started": "9999-12-31T23:59:59-12:00", "seconds": 9e8},
     ],
 )
-def test_times_that_make_no_sense_are_left_out(whole, change):
+def test_an_invalid_time_is_not_shown(whole, change):
     edit(whole.artifact("teacher"), change)
     found = statuses(whole)["teacher"]
     assert (found.state, found.made, found.seconds) == ("finished", None, None)
@@ -314,7 +322,7 @@ def test_times_that_make_no_sense_are_left_out(whole, change):
 # -- reading only -----------------------------------------------------------------------------------
 
 
-def test_looking_changes_nothing(whole):
+def test_reading_the_status_changes_nothing(whole):
     interrupt(whole, "teacher", steps=2)
     (whole.path / ".lock").unlink()
     before = snapshot(whole.path.parent)
@@ -323,12 +331,12 @@ def test_looking_changes_nothing(whole):
     assert snapshot(whole.path.parent) == before
 
 
-def test_a_run_that_is_locked_can_be_looked_at(whole):
+def test_the_status_of_a_locked_run_can_be_read(whole):
     with whole.locked():
         assert states(whole) == ["finished"] * 5
 
 
-def test_a_named_pipe_in_the_place_of_the_lock_is_not_waited_for(whole):
+def test_a_named_pipe_instead_of_the_lock_does_not_block(whole):
     lock = whole.path / ".lock"
     lock.unlink()
     os.mkfifo(lock)
@@ -376,7 +384,7 @@ def printed(chain: list[StageStatus], *, width: int = 200, **options) -> str:
     return text.getvalue()
 
 
-def test_the_table_says_it_all_within_its_width(whole):
+def test_the_table_shows_everything_within_its_width(whole):
     make(whole, "teacher", steps=2, metrics={"psnr_db": 30.125, "latency_ms": 3.0})
     chain = chain_status(whole, STAGES)
     for width in (80, 100, 200):
@@ -388,19 +396,19 @@ def test_the_table_says_it_all_within_its_width(whole):
         assert lines["teacher"][4:] == ["0:00:00", "1.2", "kB", "30.12", "dB,", "3.00", "ms"]
         assert lines["student"][1] == "stale"
         flat = " ".join(text.split())
-        assert "its teacher is no longer the one here" in flat
+        assert "its input teacher has been made again or deleted" in flat
         assert text.endswith("\nNext: `nelf pseudo`.\n")
 
 
 @pytest.mark.parametrize(
     ("state", "line"),
     [
-        ("finished", "The chain is complete."),
-        ("running", "A process is working on `teacher`."),
+        ("finished", "All stages are finished."),
+        ("running", "A process is running `teacher`."),
         ("missing", "Next: `nelf teacher`."),
         ("damaged", "Next: `nelf teacher`."),
     ],
 )
-def test_the_last_line_says_what_is_next(state, line):
+def test_the_last_line_names_the_next_stage(state, line):
     text = printed([StageStatus("scene", "finished"), StageStatus("teacher", state)])
     assert text.splitlines()[-1] == line

@@ -2,7 +2,7 @@ import pytest
 from fake_bench import DENSE, FakeTarget, bench, dense_student, synthetic_ms
 
 from lightfield.errors import BudgetError, ConfigError
-from pipeline.baselines import BaselineConfig, largest_within
+from pipeline.stages.baseline import BaselineConfig, largest_within
 from prune.architecture import uniform_shapes
 
 

@@ -1,10 +1,10 @@
-"""The NeRF authors' example scenes: downloaded once, checked, and never overwritten.
+"""The NeRF authors' example scenes: downloaded once, verified by hash, and never overwritten.
 
 Invariants:
-- Nothing is written outside the given folder. An archive with names that lead elsewhere, with links,
-  or with more than it may hold is refused before anything is unpacked.
-- A scene folder is whole or absent: scenes are unpacked into a hidden folder, checked against known
-  hashes, then renamed into place. A scene folder that exists is never changed.
+- Nothing is written outside the given folder. An archive with unsafe file names, with links, or
+  with too many or too large files is refused before anything is unpacked.
+- A scene folder is complete or absent: scenes are unpacked into a hidden folder, verified by known
+  hashes, then renamed to their final place. An existing scene folder is never changed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ EXAMPLE_SHA256 = {
         "d2933dbdbec7791d4e9041570e5aff649bf934e99ee22d04d92044afe7d26270"
     ),
 }
-"""Known files of the archive; the first two parts of a path name the scene."""
+"""Hashes of some files of the archive; the first two parts of a path name the scene."""
 
 MAX_UNPACKED_BYTES = 8 << 30
 MAX_ENTRIES = 20_000
@@ -56,7 +56,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplemente
 
 @dataclass(frozen=True)
 class ExampleData:
-    """The scene folders, and how they came to be there."""
+    """The scene folders, and whether they were downloaded now or before."""
 
     scenes: tuple[Path, ...]
     status: str
@@ -70,19 +70,20 @@ def download_example_data(
     pause_seconds: float = 2.0,
     progress: Progress = silent,
 ) -> ExampleData:
-    """Make sure that the scenes of `expected` lie in `folder`, whole and verified.
+    """Download and unpack the scenes of `expected` that are not in `folder`; verify the others.
 
-    An archive of the URL's file name that already lies in `folder` is used instead of the network.
+    If `folder` holds a file with the archive's name, that file is unpacked, and nothing is
+    downloaded.
 
     Args:
-        folder: where the scenes go; created if need be.
+        folder: where the scene folders are written; created when it does not exist.
         url: the archive, http or https.
         expected: SHA-256 of known files `<collection>/<scene>/<file>`.
-        pause_seconds: waited before a cut download is tried again.
-        progress: counts bytes: of the download, then from zero of what is unpacked.
+        pause_seconds: wait before an interrupted download is tried again.
+        progress: counts the bytes of the download, then, from zero, the unpacked bytes.
 
     Raises:
-        DataError: without network, disk space, or the right data; nothing good is lost.
+        DataError: when the network or disk space is missing, or the data are not the expected ones.
     """
     scenes = sorted({"/".join(PurePosixPath(name).parts[:2]) for name in expected})
     paths = tuple(folder / scene for scene in scenes)
@@ -91,7 +92,7 @@ def download_example_data(
             _refuse_links(folder, scene)
         absent = [scene for scene in scenes if not (folder / scene).exists()]
         for scene in set(scenes) - set(absent):
-            remedy = "move that folder away and run this again"
+            remedy = "move that folder away and repeat the command"
             _check(folder, scene, expected, where=folder / scene, remedy=remedy)
         if not absent:
             return ExampleData(paths, "already there, verified")
@@ -109,13 +110,13 @@ def download_example_data(
 def _file_name(url: str) -> str:
     name = PurePosixPath(urlsplit(url).path).name
     if not name:
-        raise DataError("does not name an archive", where=url)
+        raise DataError("the address does not name an archive", where=url)
     return name
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock is the folder's own and leaves no file."""
+    """Lock the folder for this process. The lock is on the folder itself, so it leaves no file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -126,7 +127,9 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                "another process is filling this folder", where=folder, remedy="wait for it"
+                "another process is downloading into this folder",
+                where=folder,
+                remedy="wait until it has finished",
             ) from None
         yield
     finally:
@@ -136,7 +139,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _refuse_links(folder: Path, scene: str) -> None:
     if not (folder / scene).resolve().is_relative_to(folder.resolve()):
         raise DataError(
-            "a link leads out of the data folder",
+            "a link points out of the data folder",
             where=folder / scene,
             remedy="remove the link, or choose another folder",
         )
@@ -156,7 +159,7 @@ def _check(
             ) from reason
         if found != sha256:
             raise DataError(
-                f"{name} is not the published one "
+                f"{name} is not the published file "
                 f"(SHA-256 {found[:12]}... instead of {sha256[:12]}...)",
                 where=where,
                 remedy=remedy,
@@ -171,14 +174,15 @@ def unpack(
     *,
     progress: Progress = silent,
 ) -> None:
-    """Unpack `scenes` from a zip into `folder`, all of them verified before any is in its place.
+    """Unpack `scenes` from a zip into `folder`. All of them are verified before the first is moved
+    to its final place.
 
     Raises:
         DataError: when the archive is damaged, unsafe, or not the expected one.
     """
-    remedy = f"delete {archive} and run this again"
+    remedy = f"delete {archive} and repeat the command"
     work = folder / f".{archive.name}.unpacked"
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
     try:
         with zipfile.ZipFile(archive) as source:
             entries = _entries(source, archive, scenes, expected)
@@ -208,7 +212,7 @@ def _extract(
             target.parent.mkdir(parents=True, exist_ok=True)
             file = target.open("xb")
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise zipfile.BadZipFile(f"{name} is there twice") from None
+            raise zipfile.BadZipFile(f"the archive holds {name} twice") from None
         with file, source.open(entry) as packed:
             shutil.copyfileobj(packed, file, BLOCK_BYTES)
         done += entry.file_size
@@ -218,7 +222,11 @@ def _extract(
 def _entries(
     source: zipfile.ZipFile, archive: Path, scenes: Sequence[str], expected: Mapping[str, str]
 ) -> dict[str, zipfile.ZipInfo]:
-    """The wanted files by their name in the data folder; refuses the whole archive when unsafe."""
+    """The files of `scenes`, by their name in the data folder.
+
+    Raises:
+        DataError: when any file of the archive is unsafe, or a scene is missing.
+    """
     infos = source.infolist()
     remedy = f"delete {archive} and get it from its authors"
     for info in infos:
@@ -227,28 +235,29 @@ def _entries(
     size_bytes = sum(info.file_size for info in infos)
     if len(infos) > MAX_ENTRIES or size_bytes > MAX_UNPACKED_BYTES:
         raise DataError(
-            f"holds {len(infos)} files of {size_bytes / 1e9:.1f} GB, more than example scenes do",
+            f"the archive holds {len(infos)} files of {size_bytes / 1e9:.1f} GB, more than the "
+            "example scenes do",
             where=archive,
             remedy=remedy,
         )
     files = [info for info in infos if not info.is_dir()]
     landmark = min(name for name in expected if name.startswith(f"{scenes[0]}/"))
-    # Whatever the archive was packed under, usually nothing.
+    # The folder that the archive's files are in, usually none.
     tops = [f.filename.removesuffix(landmark) for f in files if f.filename.endswith(landmark)]
     top = min((top for top in tops if top in ("", f"{top[:-1]}/")), key=len, default=None)
     if top is None:
-        raise DataError(f"does not hold {landmark}", where=archive, remedy=remedy)
+        raise DataError(f"the archive does not hold {landmark}", where=archive, remedy=remedy)
     wanted = {f.filename.removeprefix(top): f for f in files if f.filename.startswith(top)}
     starts = tuple(f"{scene}/" for scene in scenes)
     return {name: info for name, info in wanted.items() if name.startswith(starts)}
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
-    """Why an entry must not be unpacked."""
+    """Why an entry is unsafe; None when it is safe."""
     path = PurePosixPath(info.filename)
     drive = ":" in path.parts[0] if path.parts else True
     if path.is_absolute() or ".." in path.parts or "\\" in info.filename or drive:
-        return "a name that leads out of the folder"
+        return "a file name that points out of the folder"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link or device"

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from lightfield.memory import keep_freed_memory
+from pipeline.memory import keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, sys
 import torch
-from lightfield.memory import keep_freed_memory
+from pipeline.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -23,7 +23,7 @@ print(sum(faults[-10:]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_reused_without_system_calls():
+def test_freed_memory_is_reused_without_page_faults():
     def faults(what: str) -> int:
         words = [sys.executable, "-c", COUNT_FAULTS, what]
         return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
@@ -31,6 +31,6 @@ def test_freed_memory_is_reused_without_system_calls():
     assert faults("keep") < 0.1 * faults("default")
 
 
-def test_other_allocators_are_not_changed(monkeypatch):
+def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()

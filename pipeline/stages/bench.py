@@ -31,11 +31,18 @@ from lightfield.light_field import LightField, ray_grid
 from lightfield.names import printable
 from lightfield.progress import Progress
 from lightfield.run import Artifact, Run, StageWriter
+from pipeline.artifacts import (
+    LATENCIES,
+    newest_export,
+    newest_student,
+    require_artifact,
+    scene_of,
+)
+from pipeline.compute import CPU
 from pipeline.console import Console
-from pipeline.delivery import CPU, LATENCIES, exported_fused, newest_export, newest_student
 from pipeline.report.bench_page import PAGE, bench_page
-from pipeline.students import load_light_field
-from pipeline.training import ingredient, scene_of
+from pipeline.stages.export import exported_fused
+from pipeline.stages.student import load_light_field
 
 PRECISIONS: tuple[GraphPrecision, ...] = ("fp16", "int8")
 """Precisions that are measured besides fp32, if the export has such files."""
@@ -59,7 +66,7 @@ def make_bench(
     Raises:
         DeviceError: when no device could be measured.
     """
-    graphs, dense = newest_export(run), ingredient(run, "student")
+    graphs, dense = newest_export(run), require_artifact(run, "student")
     newest = newest_student(run)[1]
     poses = scene_of(run)[1].test.poses[: config.poses]
     identities = [asdict(target.identity) for target in targets]

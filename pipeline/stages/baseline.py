@@ -23,17 +23,18 @@ from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student
+from pipeline.artifacts import require_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
-from pipeline.images import students_scene
-from pipeline.pruning import PruningWorkbench
+from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.recovery import leading_distiller
-from pipeline.students import load_light_field, save_student, tune_on_real_images
-from pipeline.together import perform_together
-from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.stages.prune import PruningWorkbench
+from pipeline.stages.pseudo import students_scene
+from pipeline.stages.student import fine_tune_on_real_images, load_light_field, save_student
 from prune.architecture import Shape, Uniform, uniform_shapes
 from prune.config import MeasurementConfig
 from prune.importance import input_statistics, rank_channels
-from prune.measurement import one_round, ratio_runs
+from prune.measurement import one_round
 from prune.reconstruction import Original, reconstructed
 from prune.surgery import sliced
 from prune.workbench import Workbench
@@ -81,7 +82,7 @@ def make_baseline(
         BudgetError: when no student of this kind is fast enough.
     """
     source, teachers_scene = scene_of(run)
-    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
     scene = students_scene(pseudo, teachers_scene, dense)
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
@@ -113,7 +114,7 @@ def make_baseline(
             checkpoints = stage.path / "recovery"
             student = bench.distill(student, steps, distilling.seed, progress, checkpoints)
             shutil.rmtree(checkpoints)
-        student = tune_on_real_images(stage, student, scene, fine_tuning, distilling, console)
+        student = fine_tune_on_real_images(stage, student, scene, fine_tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
             "ratio": measured, "steps": steps, "work_seconds": time.monotonic() - began,
@@ -122,7 +123,7 @@ def make_baseline(
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
     name = f"baseline-{config.kind}-{ratio:.3f}"
-    return perform_together(run, name, settings, inputs, work, ranks, console.say)
+    return perform_on_all_ranks(run, name, settings, inputs, work, ranks, console.say)
 
 
 def largest_within(

@@ -31,14 +31,20 @@ from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene, Views
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
+from pipeline.artifacts import require_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
-from pipeline.images import students_scene
+from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.latency_store import LatencyStore
 from pipeline.recovery import RecoveryDistiller, leading_distiller
 from pipeline.replay import RecordedTarget
-from pipeline.students import load_light_field, real_split, save_student, tune_on_real_images
-from pipeline.together import perform_together
-from pipeline.training import compute_device, ingredient, scene_of
+from pipeline.stages.pseudo import students_scene
+from pipeline.stages.student import (
+    fine_tune_on_real_images,
+    load_light_field,
+    real_split,
+    save_student,
+)
 from prune.config import MeasurementConfig
 from prune.importance import Batch
 from prune.search import PruneConfig, SearchResult, Start, search
@@ -94,7 +100,7 @@ def make_pruned(
         BudgetError: when a budget is out of reach.
     """
     source, teachers_scene = scene_of(run)
-    dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
+    dense, pseudo = require_artifact(run, "student"), require_artifact(run, "pseudo")
     scene = students_scene(pseudo, teachers_scene, dense)
     field = load_light_field(dense, compute_device())
     settings: dict[str, Any] = {
@@ -131,13 +137,15 @@ def make_pruned(
                 folder=stage.path, progress=progress, log=stage.log, start=start,
                 dense_key=dense.key,
             )  # fmt: skip
-        student = tune_on_real_images(stage, found.student, scene, fine_tuning, distilling, console)
+        student = fine_tune_on_real_images(
+            stage, found.student, scene, fine_tuning, distilling, console
+        )
         save_student(stage, student, scene, console)
         _describe(stage, found, field, scene)
         stage.details["device"] = asdict(target.identity)
 
     inputs = {"scene": source, "student": dense, "pseudo": pseudo}
-    artifact = perform_together(run, "prune", settings, inputs, work, ranks, console.say)
+    artifact = perform_on_all_ranks(run, "prune", settings, inputs, work, ranks, console.say)
     _require_budget_met(artifact)
     return artifact
 

@@ -1,7 +1,8 @@
-"""Mishaps that a user can cause or cure, and not our mistakes: each in one line.
+"""User-facing errors, each formatted as one line with a remedy.
 
-A line says what is wrong, where, and what to do. Libraries report a full disk and missing memory in
-ways of their own.
+The line says what is wrong, where, and what to do. A full disk and missing memory are recognized
+here, because every library reports them in its own way. Any other exception is a mistake of this
+program.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ NUMPY_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 TORCH_CPU_MEMORY = "DefaultCPUAllocator"
 
 
-def in_one_line(error: Exception) -> str | None:
-    """What to tell the user, or None when the mistake is ours."""
+def error_line(error: Exception) -> str | None:
+    """One line for the user, or None when the error is a mistake of this program."""
     cause = error if error.__cause__ is None else error.__cause__
     if is_full_disk(cause):
         name = getattr(cause, "filename", None) or getattr(error, "where", None)
         where = f"{name}: " if name else ""
-        return f"{where}the disk is full; free some space, the same command goes on from here"
+        return f"{where}the disk is full; free some space, then repeat the command to go on"
     if isinstance(error, NelfError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
@@ -34,12 +35,12 @@ def in_one_line(error: Exception) -> str | None:
         reason = error.strerror or " ".join(str(error).split())
         return f"{where}{reason.lower()}; check the path and its permissions"
     if is_out_of_memory(error):
-        return "out of memory; choose a smaller preset, or fewer samples per step or windows"
+        return "out of memory; choose a smaller preset, or fewer samples or windows per step"
     return None
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a file could not be written for lack of space, or for a limit on its size."""
+    """Whether a write failed because the disk is full, or because of a limit on the file's size."""
     if isinstance(error, safetensors.SafetensorError):
         number = SAFETENSORS_ERRNO.search(str(error))
         return number is not None and int(number[1]) in FULL_DISK
@@ -49,7 +50,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of this machine or of its GPU."""
+    """Whether the machine's or the GPU's memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and TORCH_CPU_MEMORY in str(error)

@@ -20,7 +20,7 @@ from pipeline.report.pruning import CLOCKS, budget_percentile, history_of, netwo
 from pipeline.report.quality import SCORED, curves_of, images_of
 from pipeline.report.run_data import STAGES, RunData, available
 from pipeline.report.summary import summary_of
-from pipeline.scenes import EMBEDDED
+from pipeline.stages.scene import EMBEDDED
 
 PAGE = "index.html"
 LAYOUT = 3

@@ -1,7 +1,8 @@
-"""The scene stage: a folder of posed images, or the embedded scene, becomes the run's scene.
+"""The scene stage: reads a folder of posed images, or renders the embedded scene, into the run.
 
-A run remembers what its scene was made from: the folder, the name, and every setting. `nelf scene`
-without options makes the same scene again, or keeps it when the files that were read are unchanged.
+The manifest records what the scene was made from: the folder, the name, and every setting. `nelf
+scene` without options makes the same scene again, or keeps it when the files in the folder are
+unchanged.
 """
 
 from __future__ import annotations
@@ -28,35 +29,36 @@ from pipeline.presets import Preset, PresetName, SceneConfig, SceneKind
 
 EMBEDDED = "bricks"
 EXAMPLES = (Path("data/nerf_synthetic"), Path("data/nerf_llff_data"))
-"""Where `make data` puts example scenes; a run takes the one of its name."""
+"""Where `make data` puts the example scenes; a run uses the one that has the run's name."""
 HASHING_THREADS = 4
-SETTINGS_OF_THE_DATA = ("background", "box", "center", "near", "far", "keep_units")
+DATA_SETTINGS = ("background", "box", "center", "near", "far", "keep_units")
+"""Settings that describe the images of a folder, whatever the preset."""
 
 
 @dataclass(frozen=True)
-class BegunScene:
-    """What a run's scene was made from."""
+class RecordedScene:
+    """What the manifest records of how the run's scene was made."""
 
     data: str
-    """Folder, or `bricks`."""
+    """Folder of the images, or `bricks` for the embedded scene."""
     name: str
     preset: PresetName
     kind: SceneKind
     config: SceneConfig
     identity: Any
-    """What tells whether the files that were read have changed."""
+    """SHA-256 of every file that was read, or `bricks`."""
 
     def settings_for(self, chosen: Preset) -> SceneConfig:
-        """The settings with which the scene is made again: all of them with the same preset, and what
-        was said of the data with another one."""
+        """The settings with which the scene is made again: all recorded ones with the same preset,
+        only `DATA_SETTINGS` with another preset."""
         if chosen.name == self.preset:
             return self.config
-        kept = {name: getattr(self.config, name) for name in SETTINGS_OF_THE_DATA}
+        kept = {name: getattr(self.config, name) for name in DATA_SETTINGS}
         return replace(chosen.scene, **kept)
 
 
-def begun_scene(run: Run) -> BegunScene | None:
-    """What the run's scene was made from, or None where there is no scene, or one that is damaged."""
+def recorded_scene(run: Run) -> RecordedScene | None:
+    """What the run's scene was made from; None without a scene, or with a damaged manifest."""
     try:
         artifact = run.find("scene")
         if artifact is None:
@@ -68,7 +70,7 @@ def begun_scene(run: Run) -> BegunScene | None:
             for name, value in config.items()
             if name in known
         }
-        return BegunScene(
+        return RecordedScene(
             data=str(details["data"]),
             name=str(details["name"]),
             preset=details["preset"],
@@ -80,37 +82,43 @@ def begun_scene(run: Run) -> BegunScene | None:
         return None
 
 
-def data_of(run: Run, asked: str | None, begun: BegunScene | None) -> str:
-    """The folder that a scene is made from, or `bricks`: what was asked for, what the run was made
-    from, or the example scene of the run's name, or else the embedded scene.
+def data_of(run: Run, asked: str | None, recorded: RecordedScene | None) -> str:
+    """The folder that the scene is made from, or `bricks`.
+
+    In this order: the folder that was asked for, the recorded one, the example scene that has the
+    run's name, the embedded scene.
 
     Raises:
-        SceneError: when the run holds a scene that does not say what it was made from.
+        SceneError: when the run holds a scene whose manifest does not say what it was made from.
+        CheckpointError: when that manifest cannot be read, or an older version of nelf wrote it.
     """
     if asked is not None:
         return asked
-    if begun is not None:
-        return begun.data
+    if recorded is not None:
+        return recorded.data
     if (run.path / "scene").exists():
+        run.find("scene")
         raise SceneError(
-            "this run holds a scene that does not say which images it was made from",
+            "the manifest of this scene does not say which images the scene was made from",
             where=run.path / "scene",
-            remedy="name them with --data FOLDER, or `--data bricks` for the embedded scene",
+            remedy="add --data FOLDER, or `--data bricks` for the embedded scene",
         )
     name = run.path.resolve().name
     found = [folder / name for folder in EXAMPLES if (folder / name).is_dir()]
     return str(found[0]) if found else EMBEDDED
 
 
-def is_same_data(data: str, begun: BegunScene) -> bool:
-    """Whether this is the folder that the run was made from."""
-    return data == begun.data or (data != EMBEDDED and str(Path(data).resolve()) == begun.data)
+def is_same_data(data: str, recorded: RecordedScene) -> bool:
+    """Whether `data` is the folder that the recorded scene was made from."""
+    return data == recorded.data or (
+        data != EMBEDDED and str(Path(data).resolve()) == recorded.data
+    )
 
 
-def name_of(run: Run, data: str, begun: BegunScene | None) -> str:
-    """The scene's name where none was asked for."""
-    if begun is not None and is_same_data(data, begun):
-        return begun.name
+def name_of(run: Run, data: str, recorded: RecordedScene | None) -> str:
+    """The scene's name when the user gives none."""
+    if recorded is not None and is_same_data(data, recorded):
+        return recorded.name
     return EMBEDDED if data == EMBEDDED else run.path.resolve().name
 
 
@@ -123,29 +131,34 @@ def make_scene(
     preset: str,
     console: Console,
 ) -> Artifact:
-    """Load (or render) the scene's images into the run; `data` is a folder or `bricks`.
+    """Read the scene's images into the run, or render them.
+
+    Args:
+        data: a folder of posed images, or `bricks` for the embedded scene.
+        factor: pixels per ray along a side; both sides of the images become multiples of it.
 
     Raises:
         SceneError: when the folder holds no scene, or a damaged one.
-        ConfigError: when a setting makes no sense.
+        ConfigError: when a setting is impossible.
     """
-    begun = begun_scene(run)
+    recorded = recorded_scene(run)
     capture, identity = None, EMBEDDED
     if data == EMBEDDED:
         _check_embedded(config, factor, console)
     else:
         folder = Path(data)
         data = str(folder.resolve())
-        if begun is not None and begun.data == data and not folder.exists():
-            console.say(f"scene: {data} is gone; the scene made from it is kept")
-            identity = begun.identity
+        if recorded is not None and recorded.data == data and not folder.exists():
+            console.say(f"scene: {data} no longer exists; the scene made from it is kept")
+            identity = recorded.identity
         else:
             capture = read_capture(folder, config.resolution)
             identity = _identity(capture)
-    if begun is not None and begun.identity != identity:
-        changed = "which has changed" if begun.data == data else f"and is now made from {data}"
+    if recorded is not None and recorded.identity != identity:
+        changed = "which has changed" if recorded.data == data else f"and is now made from {data}"
         console.say(
-            f"scene: this run was made from {begun.data}, {changed}; all later stages will be made again"
+            f"scene: the scene was made from {recorded.data}, {changed}; "
+            "all later stages must be run again"
         )
     settings = {**asdict(config), "factor": factor, "name": name, "preset": preset}
     settings["source"] = identity
@@ -180,18 +193,18 @@ def make_scene(
 
 
 def _check_embedded(config: SceneConfig, factor: int, console: Console) -> None:
-    """Refuse a resolution below one ray, and say which options the embedded scene does not use."""
+    """Refuse a resolution of less than one ray, and print the options that are ignored."""
     if config.resolution < factor:
         raise ConfigError(
             f"{config.resolution} pixels are less than the student's up-sampling factor {factor}",
             where="scene.resolution",
-            remedy=f"give at least {factor}",
+            remedy=f"give at least {factor} pixels",
         )
     plain = SceneConfig()
-    for name in SETTINGS_OF_THE_DATA:
+    for name in DATA_SETTINGS:
         if getattr(config, name) != getattr(plain, name):
             option = name.replace("_", "-")
-            console.say(f"scene: --{option} is not used: it describes images of a folder")
+            console.say(f"scene: --{option} is not used: it applies to images of a folder only")
 
 
 def _kind(scene: Scene) -> SceneKind:
@@ -201,10 +214,10 @@ def _kind(scene: Scene) -> SceneKind:
 
 
 def choice_of(config: SceneConfig, name: str, factor: int) -> SceneChoice:
-    """What a stage's settings mean to whoever assembles the scene.
+    """The settings as `scene_from` takes them.
 
     Raises:
-        ConfigError: when the background names no color.
+        ConfigError: when the background is not a color.
     """
     return SceneChoice(
         name=name,
@@ -231,19 +244,20 @@ def _embedded_scene(config: SceneConfig, factor: int, progress: Progress) -> Sce
 
 
 def _scene(capture: Capture, choice: SceneChoice, console: Console, progress: Progress) -> Scene:
-    """The capture's scene, at the images' own size where they are smaller than asked for."""
+    """The capture's scene; images that are smaller than requested keep their resolution."""
     try:
         return scene_from(capture, choice, progress)
     except EnlargementError as small:
         console.say(
-            f"scene: the images' longest side is {small.longest} pixels, which is taken in place of "
-            f"the {choice.resolution} asked for"
+            f"scene: the images' longest side has {small.longest} pixels, which is used instead of "
+            f"the requested {choice.resolution}"
         )
         return scene_from(capture, replace(choice, resolution=small.longest), progress)
 
 
 def _identity(capture: Capture) -> list[str]:
-    """SHA-256 of every file that the scene is made of: neither names of other files nor times count.
+    """SHA-256 of every file that the scene is made of; other files and modification times do not
+    count.
 
     Raises:
         SceneError: when a file cannot be read.

@@ -1,70 +1,80 @@
-"""The students: distilled from pseudo images, tuned on real ones, scored, saved and loaded."""
+"""The student stage: a student is distilled from pseudo images and fine-tuned on the real ones, or
+is imported from a checkpoint of MobileR2L's published code; then it is scored and saved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightfield.camera import Intrinsics
+from lightfield.errors import CheckpointError, SceneError
+from lightfield.files import sha256_of
 from lightfield.light_field import LightField, ray_grid
 from lightfield.rays import RaySpace
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_weights
+from lightfield.scenes.frames import HELD_OUT_EVERY
 from lightfield.scenes.scene import Scene, Views
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from lightfield.transform import SceneTransform
+from pipeline.artifacts import MALFORMED, RENDERS, incompatible_artifact, require_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
-from pipeline.images import students_scene, training_images
+from pipeline.distributed_stage import perform_on_all_ranks
 from pipeline.presets import NetworkConfig
-from pipeline.together import perform_together
-from pipeline.training import (
-    MALFORMED,
-    RENDERS,
-    compute_device,
-    foreign,
-    ingredient,
-    of_more_steps,
-    scene_of,
-    score,
-)
+from pipeline.scoring import score
+from pipeline.stages.pseudo import students_scene, training_images
+from pipeline.stages.teacher import differs_only_in_more_steps
 from train.distillation import CHECKPOINT, DistillConfig, distill, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
 from train.posed_images import PosedImages, window_shard
+from train.published_student import (
+    PublishedNetwork,
+    published_activation,
+    published_student,
+    read_published_weights,
+)
 from train.window_sampler import WindowSampler
 
-HELD_OUT_EVERY = 8
+DOUBTFUL_DB = 20.0
+"""An imported student that scores less was probably trained on another scene."""
 
 
 def make_student(
     run: Run,
     network: NetworkConfig,
     config: DistillConfig,
-    tuning: FineTuneConfig,
+    fine_tuning: FineTuneConfig,
     console: Console,
     ranks: Ranks = ALONE,
 ) -> Artifact:
     """Distill a student from the pseudo images, then fine-tune it on the real ones.
 
-    Several processes distill together; the first one does the rest.
+    All ranks take part in the distillation; rank 0 does the rest.
 
     Raises:
-        ConfigError: when a step has fewer windows than there are processes.
+        ConfigError: when a step has fewer windows than there are ranks.
     """
     window_shard(config.windows, ranks)  # refuses too few windows
     source, teachers_scene = scene_of(run)
-    pseudo = ingredient(run, "pseudo")
+    pseudo = require_artifact(run, "pseudo")
     scene = students_scene(pseudo, teachers_scene)
     device, spec = compute_device(), network.spec()
     if config.warmup_steps > config.steps:
         console.say(
-            f"student: a warm-up of {config.warmup_steps} steps is longer than the {config.steps} steps "
-            "of the training, so the learning rate never reaches its peak"
+            f"student: the warm-up of {config.warmup_steps} steps is longer than the training of "
+            f"{config.steps} steps, so the learning rate never reaches its peak"
         )
-    settings = {"network": spec.to_json(), "distill": asdict(config), "fine_tune": asdict(tuning)}
+    settings = {
+        "network": spec.to_json(),
+        "distill": asdict(config),
+        "fine_tune": asdict(fine_tuning),
+    }
 
     def work(stage: StageWriter) -> None:
         images = training_images(
@@ -87,55 +97,61 @@ def make_student(
         if not ranks.is_first:
             return
         recalibrate_norms(student, sampler, windows=8, batches=8, seed=config.seed)
-        student = tune_on_real_images(stage, student, scene, tuning, config, console)
+        student = fine_tune_on_real_images(stage, student, scene, fine_tuning, config, console)
         save_student(stage, student, scene, console)
         stage.discard.add(CHECKPOINT)
 
     inputs = {"scene": source, "pseudo": pseudo}
-    return perform_together(run, "student", settings, inputs, work, ranks, console.say, _carried)
+    return perform_on_all_ranks(
+        run, "student", settings, inputs, work, ranks, console.say, _carried
+    )
 
 
 def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Distillation's checkpoint serves more steps, and any fine-tuning after them."""
+    """A checkpoint of the distillation also serves a distillation of more steps, and any settings
+    of the fine-tuning that follows."""
     distills = "distill" in before and before["network"] == now["network"]
-    return [CHECKPOINT] if distills and of_more_steps(before["distill"], now["distill"]) else []
+    serves = distills and differs_only_in_more_steps(before["distill"], now["distill"])
+    return [CHECKPOINT] if serves else []
 
 
-def tune_on_real_images(
+def fine_tune_on_real_images(
     stage: StageWriter,
     student: Student,
     scene: Scene,
-    tuning: FineTuneConfig,
+    fine_tuning: FineTuneConfig,
     config: DistillConfig,
     console: Console,
 ) -> Student:
-    """The student after fine-tuning on real images, or as it was where that did not help."""
+    """The student after fine-tuning on real images; unchanged where that did not raise its PSNR on
+    the held-out images."""
     kept, held = real_split(scene)
     device = next(student.parameters()).device
     images = PosedImages(kept.poses, kept.images, scene.intrinsics, scene.space)
     with console.progress("real images") as progress:
-        tuned = fine_tune(
+        result = fine_tune(
             student,
             WindowSampler(images, student.spec, device=device),
             lambda s: mean_psnr(
                 LightField(s, scene.intrinsics, scene.space), held.poses, held.images
             ),
-            tuning,
+            fine_tuning,
             config,
             progress=progress,
             folder=stage.path,
         )
     stage.discard.add(FINE_TUNING)
     stage.metrics |= {
-        "fine_tune_steps": tuned.steps,
-        "held_out_before_db": tuned.before_db,
-        "held_out_after_db": tuned.after_db,
+        "fine_tune_steps": result.steps,
+        "held_out_before_db": result.before_db,
+        "held_out_after_db": result.after_db,
     }
-    return tuned.student
+    return result.student
 
 
 def real_split(scene: Scene) -> tuple[Views, Views]:
-    """Real images to fine-tune on, and held-out ones: the scene's `val`, or every 8th of `train`."""
+    """Real images to fine-tune on, and held-out images: the scene's `val` views, or every 8th view
+    of `train` in a scene without `val` views."""
     if len(scene.val):
         return scene.train, scene.val
     kept, held = held_out_split(len(scene.train), HELD_OUT_EVERY)
@@ -148,7 +164,7 @@ def _subset(views: Views, indices: Sequence[int]) -> Views:
 
 
 def save_student(stage: StageWriter, student: Student, scene: Scene, console: Console) -> None:
-    """Weights, everything needed to render with them, and the scores on the test views."""
+    """Save the weights and all that is needed to render with them, and score the test views."""
     field = LightField(student, scene.intrinsics, scene.space, scene.transform)
     device = next(student.parameters()).device
     save_weights(stage.path / WEIGHTS, student.state_dict())
@@ -169,6 +185,56 @@ def save_student(stage: StageWriter, student: Student, scene: Scene, console: Co
     }
 
 
+def import_published_student(
+    run: Run, file: Path, network: PublishedNetwork, console: Console
+) -> Artifact:
+    """Import a checkpoint of MobileR2L's published code as the run's student, and score it.
+
+    Raises:
+        CheckpointError: when the file is no such checkpoint.
+        ConfigError: when the scene's images are not a whole number of its rays.
+        SceneError: when the scene's coordinates are normalized: the checkpoint needs the original
+            ones.
+    """
+    source, scene = scene_of(run)
+    network = replace(network, activation=network.activation or published_activation(file))
+    student = published_student(read_published_weights(file), network, where=file)
+    ray_grid(scene.intrinsics, student.spec)
+    if scene.space.kind == "world":
+        if not scene.transform.is_identity:
+            raise SceneError(
+                "a published student needs the poses' coordinates, but this scene is normalized",
+                where=run.path,
+                remedy=f"run `nelf scene --run {run.path} --keep-units` first",
+            )
+        scene = replace(scene, space=RaySpace("world", network.near, network.far))
+    device = compute_device()
+    student = student.to(device)
+    first = LightField(student, scene.intrinsics, scene.space).render(
+        torch.from_numpy(scene.test.poses[0]).to(device)
+    )
+    if first.isnan().any():
+        raise CheckpointError(
+            "the student renders NaN",
+            where=file,
+            remedy="give a checkpoint of a training that did not diverge",
+        )
+
+    def work(stage: StageWriter) -> None:
+        save_student(stage, student, scene, console)
+        stage.details["published"] = file.name
+
+    settings = {"published": sha256_of(file), "network": asdict(network)}
+    artifact = run.perform("student", settings, {"scene": source}, work, say=console.say)[0]
+    if artifact.figure("psnr_db") < DOUBTFUL_DB:
+        console.say(
+            f"student: the imported student scores less than {DOUBTFUL_DB:.0f} dB; check that it "
+            f"was trained on this scene, with {network.points} points between the depths "
+            f"{network.near:g} and {network.far:g}, and with the activation {network.activation}"
+        )
+    return artifact
+
+
 def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
     """The light field of a `student` or `prune` artifact, in evaluation mode."""
     details = artifact.manifest["details"]
@@ -178,6 +244,6 @@ def load_light_field(artifact: Artifact, device: torch.device) -> LightField:
         space = RaySpace.from_json(details["space"])
         transform = SceneTransform.from_json(details["transform"])
     except MALFORMED as reason:
-        raise foreign(artifact, reason) from reason
+        raise incompatible_artifact(artifact, reason) from reason
     load_into(student, artifact.weights(), where=artifact.path)
     return LightField(student.to(device).eval(), camera, space, transform)

@@ -22,17 +22,11 @@ from lightfield.names import checked_folder
 from lightfield.rays import RaySpace
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
+from pipeline.artifacts import MALFORMED, incompatible_artifact, scene_of
+from pipeline.compute import compute_device
 from pipeline.console import Console
-from pipeline.together import perform_together
-from pipeline.training import (
-    MALFORMED,
-    compute_device,
-    foreign,
-    fused_renderer,
-    load_teacher,
-    scene_of,
-    teacher_renderer,
-)
+from pipeline.distributed_stage import perform_on_all_ranks
+from pipeline.stages.teacher import fused_renderer, load_teacher, teacher_renderer
 from train.depth_range import occupied_space
 from train.distributed import ALONE, Ranks
 from train.posed_images import IMAGES, PosedImages, load_images, load_poses, save_poses
@@ -134,7 +128,7 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks =
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
 
     inputs = {"scene": source, "teacher": artifact}
-    return perform_together(run, "pseudo", asdict(config), inputs, work, ranks, console.say)
+    return perform_on_all_ranks(run, "pseudo", asdict(config), inputs, work, ranks, console.say)
 
 
 def _kept_on_gpu(
@@ -173,7 +167,7 @@ def students_scene(pseudo: Artifact, scene: Scene, dense: Artifact | None = None
     try:
         return scene if space is None else replace(scene, space=RaySpace.from_json(space))
     except MALFORMED as reason:
-        raise foreign(source, reason) from reason
+        raise incompatible_artifact(source, reason) from reason
 
 
 def training_images(

@@ -1,4 +1,4 @@
-"""The commands of the chain's stages, but for those that measure."""
+"""The commands of all stages but those that measure: scene, teacher, ..., export, lens, report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lightfield.errors import ConfigError
 from lightfield.names import checked_folder, checked_name
 from lightfield.ranges import Range, check_ranges
 from lightfield.run import Run
-from pipeline import delivery, images, scenes, students, training
-from pipeline.commands.stage import Flat, PresetChoice, Stage, say
+from pipeline.commands.base import Grouped, PresetChoice, RunCommand, StageCommand, say
+from pipeline.compute import device_name
 from pipeline.console import Console
 from pipeline.presets import (
     NetworkConfig,
     Preset,
     SceneConfig,
 )
-from pipeline.published import bring_student
-from pipeline.report.report import make_report
+from pipeline.stages import export, lens, pseudo, scene, student, teacher
+from pipeline.stages.report import make_report
 from train.distillation import DistillConfig
 from train.distributed import is_first_rank, joined_ranks
 from train.fine_tuning import FineTuneConfig
@@ -29,46 +29,46 @@ from train.teacher import TeacherConfig
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Load the images, or render the embedded scene."""
+class SceneCommand:
+    """Read the scene's images from a folder, or render the embedded scene."""
 
     run: Path
     """Folder of the run, for example runs/lego."""
     preset: PresetChoice = "auto"
-    """Size of the whole chain; auto takes the run's own, or at first what the hardware can do."""
+    """Preset that sets the defaults of all stages' options. `auto` is the preset that the run's
+    scene was made with; in a new run it is the largest preset that this hardware can train."""
     data: str | None = None
-    """Folder of a scene (docs/scenes.md says which are read), or `bricks` for the embedded scene. By
-    default what the run was made from, or the example scene of the run's name in `data/`, or the
-    embedded scene."""
+    """Folder of a scene (docs/scenes.md lists the formats), or `bricks` for the embedded scene. By
+    default the folder that the run's scene was made from; in a new run the example scene in `data/`
+    that has the run's name, or else the embedded scene."""
     name: str | None = None
-    """Name of the scene; by default the run's own, the run folder's, or `bricks`."""
-    config: Flat[SceneConfig] = field(default_factory=SceneConfig)
+    """Name of the scene, which names the exported files. By default the name that the run's scene
+    has; in a new run the name of the run's folder, or `bricks` for the embedded scene."""
+    scene: Grouped[SceneConfig] = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self, "scene")
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Make the scene."""
+        """Make the scene artifact."""
         if self.run.resolve() == Path(self.run.anchor):
             raise ConfigError(
-                "the top of the file system is no run", where="--run", remedy="name a folder"
+                "the root of the file system cannot be a run", where="--run", remedy="name a folder"
             )
         run = Run(self.run, console.progress)
-        begun = scenes.begun_scene(run)
-        data = scenes.data_of(run, self.data, begun)
-        name = checked_name(self.name or scenes.name_of(run, data, begun))
+        recorded = scene.recorded_scene(run)
+        data = scene.data_of(run, self.data, recorded)
+        name = checked_name(self.name or scene.name_of(run, data, recorded))
         for folder in (self.run, Path(data)):
             checked_folder(folder)
-        if data == scenes.EMBEDDED:
-            console.say("scene: no data set given, using the embedded scene `bricks`")
-        console.say(
-            f"scene: preset `{chosen.name}` on {training.device_name()}; {data} -> {self.run}"
-        )
-        artifact = scenes.make_scene(
+        if data == scene.EMBEDDED:
+            console.say("scene: using the embedded scene `bricks`; --data FOLDER uses your images")
+        console.say(f"scene: preset `{chosen.name}` on {device_name()}; {data} -> {self.run}")
+        artifact = scene.make_scene(
             run,
             data,
             name,
-            self.config,
+            self.scene,
             chosen.network.spec().factor,
             chosen.name,
             console,
@@ -77,65 +77,66 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Teacher(Stage):
-    """Train the hash-grid NeRF on the images."""
+class TeacherCommand(StageCommand):
+    """Train the teacher, a hash-grid NeRF, on the scene's images."""
 
-    config: Flat[TeacherConfig] = field(default_factory=TeacherConfig)
+    teacher: Grouped[TeacherConfig] = field(default_factory=TeacherConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the teacher."""
-        artifact = training.make_teacher(Run(self.run, console.progress), self.config, console)
+        artifact = teacher.make_teacher(Run(self.run, console.progress), self.teacher, console)
         say(console, artifact, "{psnr_db:.2f} dB over {views} test views")
 
 
 @dataclass(frozen=True)
-class Pseudo(Stage):
-    """Render pseudo images from random poses with the teacher."""
+class PseudoCommand(StageCommand):
+    """Render pseudo images from random poses with the teacher, to train the student on."""
 
-    config: Flat[PseudoConfig] = field(default_factory=PseudoConfig)
     published: Path | None = None
-    """Folder of pseudo images that the published code made, to take in place of the teacher's."""
+    """Folder of pseudo images that MobileR2L's published code rendered. They are imported, and the
+    teacher renders nothing."""
+    pseudo: Grouped[PseudoConfig] = field(default_factory=PseudoConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Render the pseudo images, with all processes that torchrun started."""
+        """Render the pseudo images, on all ranks that torchrun started."""
         if self.published is not None:
             if not is_first_rank():
                 return
-            artifact = images.bring_pseudo(Run(self.run, console.progress), self.published, console)
+            artifact = pseudo.bring_pseudo(Run(self.run, console.progress), self.published, console)
             say(console, artifact, "{images} images")
             return
         with joined_ranks() as ranks:
-            artifact = images.make_pseudo(
-                Run(self.run, console.progress), self.config, console, ranks
+            artifact = pseudo.make_pseudo(
+                Run(self.run, console.progress), self.pseudo, console, ranks
             )
         say(console, artifact, "{images} images")
 
 
 @dataclass(frozen=True)
-class Student(Stage):
-    """Distill the student from the pseudo images, then fine-tune it on the real ones."""
+class StudentCommand(StageCommand):
+    """Distill the student from the pseudo images, then fine-tune it on the real images."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     published: Path | None = None
-    """Checkpoint (.tar) of MobileR2L's published code, to take in place of training a student."""
+    """Checkpoint (.tar) of MobileR2L's published code. It is imported; no student is trained."""
     published_network: PublishedNetwork = field(default_factory=PublishedNetwork)
 
     def __post_init__(self) -> None:
         if self.published is None and self.published_network != PublishedNetwork():
             raise ConfigError(
-                "describes a published checkpoint, and none is given",
+                "describes a published checkpoint, but --published is missing",
                 where="published_network",
-                remedy="add --published FILE, or use --network",
+                remedy="add --published FILE, or use --network.* for a student that is trained",
             )
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Train the student, with all processes that torchrun started."""
+        """Train the student, on all ranks that torchrun started."""
         if self.published is not None:
             if is_first_rank():
                 run, network = Run(self.run, console.progress), self.published_network
-                artifact = bring_student(run, self.published, network, console)
+                artifact = student.import_published_student(run, self.published, network, console)
                 say(
                     console,
                     artifact,
@@ -143,7 +144,7 @@ class Student(Stage):
                 )
             return
         with joined_ranks() as ranks:
-            artifact = students.make_student(
+            artifact = student.make_student(
                 Run(self.run, console.progress),
                 self.network,
                 self.distill,
@@ -155,35 +156,35 @@ class Student(Stage):
 
 
 @dataclass(frozen=True)
-class Export(Stage):
-    """Write the newest student as ONNX and CoreML, each graph compared with PyTorch."""
+class ExportCommand(RunCommand):
+    """Write the newest student as ONNX and CoreML graphs, and compare each graph with PyTorch."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Export the student."""
-        artifact = delivery.make_export(Run(self.run, console.progress), console)
+        artifact = export.make_export(Run(self.run, console.progress), console)
         say(console, artifact, "{graphs} graphs, lowest parity {lowest_parity_db:.1f} dB")
 
 
 @dataclass(frozen=True)
-class Lens(Stage):
-    """Write the Lens Studio project."""
+class LensCommand(RunCommand):
+    """Write the Lens Studio project of the exported graphs."""
 
     drift: Annotated[float, Range(0, 3600)] = 0.0
-    """Speed at which an untouched image turns by itself, in degrees per second (forward-facing
-    scenes: units to the side per second); 0 for rest."""
+    """Speed of the view while the screen is not touched: degrees per second around the object, or
+    scene units per second to the side in a forward-facing scene. 0 keeps the view still."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "lens")
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Write the project."""
-        artifact = delivery.make_lens(Run(self.run, console.progress), console, self.drift)
+        """Write the Lens Studio project."""
+        artifact = lens.make_lens(Run(self.run, console.progress), console, self.drift)
         say(console, artifact, "{files} files, {size_bytes} bytes")
 
 
 @dataclass(frozen=True)
-class Report(Stage):
-    """Write the HTML report of all finished stages."""
+class ReportCommand(RunCommand):
+    """Write a report about the run: one HTML file that needs no network."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the report."""

@@ -11,8 +11,8 @@ from miniature import OPTIONS, nelf
 
 from lightfield.run import Run
 from lightfield.scenes.scene import Scene
-from pipeline.images import students_scene
-from pipeline.training import scene_of
+from pipeline.artifacts import scene_of
+from pipeline.stages.pseudo import students_scene
 from train.published_pseudo import BLENDER_UNIT
 
 

@@ -10,7 +10,7 @@ import pytest
 from archive_server import FILES, Server, assert_whole, get, leftovers, serving, zipped
 
 from lightfield.errors import DataError
-from pipeline.data import EXAMPLE_SHA256
+from pipeline.example_data import EXAMPLE_SHA256
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_the_table_names_the_published_scenes():
     assert all(re.fullmatch("[0-9a-f]{64}", sha) for sha in EXAMPLE_SHA256.values())
 
 
-def test_downloads_unpacks_and_verifies(server, tmp_path):
+def test_the_scenes_are_downloaded_unpacked_and_verified(server, tmp_path):
     seen: list[tuple[int, int]] = []
     data = get(
         server, tmp_path / "new", progress=lambda done, total, /, **_: seen.append((done, total))
@@ -39,7 +39,7 @@ def test_downloads_unpacks_and_verifies(server, tmp_path):
     assert seen[-1] == (sum(map(len, FILES.values())),) * 2
 
 
-def test_good_data_is_left_alone(server, tmp_path):
+def test_verified_scenes_are_not_changed(server, tmp_path):
     get(server, tmp_path)
     stamp = (tmp_path / "nerf_synthetic/lego").stat().st_mtime_ns
     server.status = 500
@@ -57,11 +57,11 @@ def test_one_missing_scene_is_added_beside_the_other(server, tmp_path):
     assert (tmp_path / "nerf_synthetic/lego/mine.txt").read_text() == "kept"
 
 
-def test_a_scene_of_the_users_own_is_never_replaced(server, tmp_path):
+def test_a_scene_that_the_user_made_is_never_replaced(server, tmp_path):
     mine = tmp_path / "nerf_synthetic/lego/transforms_train.json"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(DataError, match=r"lego: .*(not the published one|cannot be read).*; move"):
+    with pytest.raises(DataError, match=r"lego: .*(not the published file|cannot be read).*; move"):
         get(server, tmp_path)
     assert mine.read_text() == "mine"
     assert server.asked == []
@@ -75,7 +75,7 @@ def test_an_archive_placed_by_hand_needs_no_network(server, tmp_path):
     assert server.asked == []
 
 
-def test_a_packing_folder_and_junk_are_stripped(server, tmp_path):
+def test_a_top_folder_and_other_files_in_the_archive_are_ignored(server, tmp_path):
     packed = {f"all/{name}": content for name, content in FILES.items()}
     server.content = zipped({"__MACOSX/all/._x": b"junk", **packed, "all/other/scene/x": b"y"})
     get(server, tmp_path)
@@ -83,14 +83,14 @@ def test_a_packing_folder_and_junk_are_stripped(server, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_that_cannot_be(server, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(server, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "data"):
         with pytest.raises(DataError, match="choose another folder"):
             get(server, folder)
 
 
-def test_two_at_once(server, tmp_path):
+def test_a_second_download_into_the_same_folder_is_refused(server, tmp_path):
     refused: list[str] = []
 
     def again(done: int, total: int, /, **_: float) -> None:
@@ -99,10 +99,10 @@ def test_two_at_once(server, tmp_path):
         refused.append(error.value.what)
 
     get(server, tmp_path, progress=again)
-    assert set(refused) == {"another process is filling this folder"}
+    assert set(refused) == {"another process is downloading into this folder"}
 
 
-def test_wrong_content_is_not_put_in_place(server, tmp_path):
+def test_content_with_another_hash_is_refused(server, tmp_path):
     server.content = zipped({**FILES, "nerf_llff_data/fern/poses_bounds.npy": b"other"})
     with pytest.raises(
         DataError, match=r"example.zip: nerf_llff_data/fern/poses_bounds.npy is not"
@@ -113,7 +113,7 @@ def test_wrong_content_is_not_put_in_place(server, tmp_path):
 
 
 @pytest.mark.parametrize("missing", FILES)
-def test_missing_content(server, tmp_path, missing):
+def test_missing_content_is_refused(server, tmp_path, missing):
     server.content = zipped({n: c for n, c in FILES.items() if n != missing})
     with pytest.raises(DataError, match=rf"({missing} cannot be read|does not hold {missing})"):
         get(server, tmp_path)
@@ -121,12 +121,12 @@ def test_missing_content(server, tmp_path, missing):
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flipped", "text"])
-def test_a_damaged_archive(server, tmp_path, spoil):
+def test_a_damaged_archive_is_refused(server, tmp_path, spoil):
     whole = bytearray(server.content)
     if spoil == "flipped":
         whole[whole.index(bytes(range(256))) + 5] ^= 1
     server.content = {"cut": bytes(whole[:-30]), "flipped": bytes(whole), "text": b"<html>"}[spoil]
-    with pytest.raises(DataError, match=r"damaged archive .*; delete .*example.zip and run"):
+    with pytest.raises(DataError, match=r"damaged archive .*; delete .*example.zip and repeat"):
         get(server, tmp_path)
     assert not list(tmp_path.glob("nerf_*"))
 
@@ -150,35 +150,35 @@ def entry(name: str, mode: int = stat.S_IFREG | 0o644) -> zipfile.ZipInfo:
     ],
     ids=lambda info: info.filename,
 )
-def test_an_entry_that_leads_elsewhere_refuses_the_archive(server, tmp_path, info):
+def test_an_archive_with_an_unsafe_entry_is_refused(server, tmp_path, info):
     server.content = zipped(FILES, (info, b"/etc"))
     folder = tmp_path / "deep" / "data"
     with pytest.raises(
-        DataError, match=r"(leads out of the folder|a link or device): '.*'; delete"
+        DataError, match=r"(points out of the folder|a link or device): '.*'; delete"
     ):
         get(server, folder)
     assert leftovers(folder) == ["example.zip"]
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["example.zip"]
 
 
-def test_two_entries_of_one_name(server, tmp_path):
+def test_an_archive_with_two_entries_of_one_name_is_refused(server, tmp_path):
     for name in ("nerf_synthetic/lego/./train/r_0.png", "nerf_synthetic/lego/train/r_0.png/x"):
         server.content = zipped(FILES, (entry(name), b"second"))
-        with pytest.raises(DataError, match="is there twice"):
+        with pytest.raises(DataError, match=r"holds .* twice"):
             get(server, tmp_path)
         (tmp_path / "example.zip").unlink()
 
 
-def test_more_than_example_scenes_hold(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.data.MAX_UNPACKED_BYTES", 10_000)
-    with pytest.raises(DataError, match="more than example scenes do"):
+def test_an_archive_that_is_too_large_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.example_data.MAX_UNPACKED_BYTES", 10_000)
+    with pytest.raises(DataError, match="more than the example scenes do"):
         get(server, tmp_path)
 
 
-def test_a_link_in_the_data_folder_is_not_followed(server, tmp_path):
+def test_a_link_out_of_the_data_folder_is_refused(server, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "nerf_synthetic").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="a link leads out of the data folder"):
+    with pytest.raises(DataError, match="a link points out of the data folder"):
         get(server, tmp_path / "data")
     assert list((tmp_path / "elsewhere").iterdir()) == []
