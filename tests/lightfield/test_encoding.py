@@ -29,12 +29,12 @@ def test_encoding_agrees_with_its_definition(frequencies, reach):
     encoded = encode(points, frequencies)
     for d in range(6):
         x = points[:, d].double()
-        for octave in range(frequencies):
-            sine, cosine = torch.sin(2**octave * x), torch.cos(2**octave * x)
+        for level in range(frequencies):
+            sine, cosine = torch.sin(2**level * x), torch.cos(2**level * x)
             # 2^k x is exact in binary, so the only float32 errors are the roundings of sin and cos
             close = {"rtol": 0.0, "atol": 1.2e-7, "check_dtype": False}
-            torch.testing.assert_close(encoded[:, d * k + octave], sine, **close)
-            torch.testing.assert_close(encoded[:, d * k + frequencies + octave], cosine, **close)
+            torch.testing.assert_close(encoded[:, d * k + level], sine, **close)
+            torch.testing.assert_close(encoded[:, d * k + frequencies + level], cosine, **close)
         assert torch.equal(encoded[:, d * k + 2 * frequencies], points[:, d])
 
 

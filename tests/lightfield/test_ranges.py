@@ -39,7 +39,7 @@ def test_values_in_range_are_accepted(settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"minutes": 0}, "oven.minutes: 0 is out of range; give a whole number, 1 to 90"),
         ({"minutes": 91}, "oven.minutes: 91 is"),
@@ -59,10 +59,10 @@ def test_values_in_range_are_accepted(settings):
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
-def test_the_error_for_a_value_out_of_range_names_the_field(settings: dict[str, Any], said):
+def test_the_error_for_a_value_out_of_range_names_the_field(settings: dict[str, Any], message):
     with pytest.raises(ConfigError) as refusal:
         Oven(**settings)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert len(str(refusal.value)) < 200
 
 

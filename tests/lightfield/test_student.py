@@ -295,11 +295,11 @@ def test_impossible_spec_is_refused(wrong):
         StudentSpec.from_json({**small_spec().to_json(), **wrong})
 
 
-@pytest.mark.parametrize("foreign", [{}, [], None, "student", {"points": 8}], ids=str)
+@pytest.mark.parametrize("invalid", [{}, [], None, "student", {"points": 8}], ids=str)
 @pytest.mark.usefixtures("unchecked")
-def test_invalid_json_is_refused_as_a_spec(foreign):
+def test_invalid_json_is_refused_as_a_spec(invalid):
     with pytest.raises(ConfigError):
-        StudentSpec.from_json(foreign)
+        StudentSpec.from_json(invalid)
 
 
 def test_the_tail_needs_as_many_widths_as_factors():

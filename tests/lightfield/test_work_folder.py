@@ -21,7 +21,7 @@ class Stage:
     """A stage that counts to its `steps`, and resumes counting after an interruption."""
 
     def __init__(self, run: Run):
-        self.run, self.said = run, list[str]()
+        self.run, self.messages = run, list[str]()
 
     def counted(
         self, config: dict, *, until: int | None = None, inputs=None, carried=nothing_carried
@@ -40,10 +40,10 @@ class Stage:
                 path.write_text(f"{number + 1}")
                 writer.log(step=number + 1)
 
-        self.said.clear()
+        self.messages.clear()
         try:
             self.run.perform(
-                "teacher", config, inputs or {}, work, say=self.said.append, carried=carried
+                "teacher", config, inputs or {}, work, say=self.messages.append, carried=carried
             )
         except Interrupted:
             assert until is not None
@@ -67,7 +67,7 @@ OTHER = {"steps": 10, "rate": {"peak": 0.2}}
 def test_the_same_settings_resume_without_a_message(stage):
     assert stage.counted(TEN, until=4) == [0, 1, 2, 3]
     assert stage.counted(TEN) == [4, 5, 6, 7, 8, 9]
-    assert stage.said == []
+    assert stage.messages == []
 
 
 def test_settings_for_which_the_work_is_valid_resume_it(stage):
@@ -77,7 +77,7 @@ def test_settings_for_which_the_work_is_valid_resume_it(stage):
     stage.counted(TEN, until=4)
     (stage.run.path / ".teacher.work" / "of-ten-steps-only").mkdir()
     assert stage.counted({**TEN, "steps": 12}, carried=more_steps) == list(range(4, 12))
-    assert stage.said == [
+    assert stage.messages == [
         "teacher: steps is 12, was 10; the interrupted work is resumed after step 4"
     ]
     assert not (stage.run.path / "teacher" / "of-ten-steps-only").exists()
@@ -86,22 +86,23 @@ def test_settings_for_which_the_work_is_valid_resume_it(stage):
     assert manifest["config"]["steps"] == 12
     stage.counted({**TEN, "steps": 20}, until=14)
     assert stage.counted({**TEN, "steps": 15}, carried=more_steps) == list(range(15))
-    assert "after step 14 is dropped" in stage.said[0]
+    assert "after step 14 is dropped" in stage.messages[0]
 
 
 def test_other_settings_drop_the_work_and_the_earlier_settings_resume_it(stage):
     stage.counted(TEN, until=4)
     assert stage.counted(OTHER, until=6) == [0, 1, 2, 3, 4, 5]
     (kept,) = stage.dropped
-    assert stage.said == [
+    assert stage.messages == [
         "teacher: rate.peak is 0.2, was 0.1; the interrupted work after step 4 is dropped, and the "
         f"stage starts over (the work is kept in {kept}; the earlier settings resume it)"
     ]
     assert stage.counted(TEN, until=8) == [4, 5, 6, 7]
     assert (
-        "rate.peak is 0.1, was 0.2; the interrupted work after step 6 is dropped" in stage.said[0]
+        "rate.peak is 0.1, was 0.2; the interrupted work after step 6 is dropped"
+        in stage.messages[0]
     )
-    assert stage.said[1] == "teacher: the work that was dropped earlier is resumed after step 4"
+    assert stage.messages[1] == "teacher: the work that was dropped earlier is resumed after step 4"
     assert stage.counted(OTHER) == [6, 7, 8, 9]
     assert stage.counted(TEN) == [8, 9]
 
@@ -119,31 +120,33 @@ def test_work_of_another_input_is_dropped(stage, tmp_path):
 
     stage.counted(TEN, until=4, inputs=scene("a"))
     assert stage.counted(TEN, inputs=scene("b"), carried=lambda *_: [CHECKPOINT]) == [*range(10)]
-    assert stage.said[0].startswith("teacher: the scene has changed; the interrupted work after")
+    assert stage.messages[0].startswith(
+        "teacher: the scene has changed; the interrupted work after"
+    )
 
 
 def test_large_dropped_work_is_not_kept(stage, monkeypatch):
     monkeypatch.setattr("lightfield.work_folder.LARGEST_DROPPED", 3)
     stage.counted(TEN, until=4)
     stage.counted(OTHER)
-    assert "is dropped" in stage.said[0]
+    assert "is dropped" in stage.messages[0]
     assert stage.dropped == []
 
 
 def test_no_message_mentions_empty_work(stage):
     stage.counted(TEN, until=0)
     stage.counted(OTHER)
-    assert stage.said == []
+    assert stage.messages == []
 
 
 def test_a_finished_stage_reports_why_it_starts_over(stage):
     stage.counted(TEN)
     assert stage.counted({**TEN, "steps": 20}) == [*range(20)]
-    assert stage.said == [
+    assert stage.messages == [
         "teacher: steps is 20, was 10; the stage, which was finished, starts over"
     ]
     assert stage.counted({**TEN, "steps": 20}) == []
-    assert stage.said == []
+    assert stage.messages == []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_work_of_unknown_settings_is_dropped(stage, content, reason):
     stage.counted(TEN, until=4)
     (stage.run.path / ".teacher.work" / KEY).write_text(content)
     stage.counted(TEN)
-    assert stage.said[0].startswith(
+    assert stage.messages[0].startswith(
         f"teacher: {reason}; the interrupted work after step 4 is dropped"
     )
 
@@ -193,7 +196,7 @@ def test_work_with_edited_settings_is_dropped(stage, steps):
     request = json.loads(key.read_text())
     key.write_text(json.dumps(request | {"config": {"steps": steps}}))
     assert stage.counted({"steps": 10}, carried=carried) == list(range(10))
-    assert "the interrupted work after step 4 is dropped" in stage.said[0]
+    assert "the interrupted work after step 4 is dropped" in stage.messages[0]
 
 
 @pytest.mark.parametrize("line", ['{"step": Infinity}', "[" * 100_000, '{"step": [1]}', "7"])
@@ -201,4 +204,4 @@ def test_an_edited_log_gives_no_step(stage, line):
     stage.counted({"steps": 9}, until=4)
     (stage.run.path / ".teacher.work" / "metrics.jsonl").write_text(f"{line}\n")
     stage.counted({"steps": 8})
-    assert "the interrupted work is dropped" in stage.said[0]
+    assert "the interrupted work is dropped" in stage.messages[0]

@@ -108,8 +108,8 @@ def test_an_example_scene_of_the_runs_name_is_found(tmp_path, data, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--background", "sky"), "no color"),
-        (("--background", "#12345"), "no color"),
+        (("--background", "sky"), "not a color"),
+        (("--background", "#12345"), "not a color"),
         (("--near", 9, "--far", 3), "near 9 is not less than far 3"),
     ],
 )
