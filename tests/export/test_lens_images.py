@@ -1,4 +1,4 @@
-"""The images of a lens compared with the Python renderer's, with the project's script, models and .meta.
+"""The images of a lens, from its script, models and .meta, compared with the Python renderer's.
 
 The tests write contact sheets to build/lens, with the lens's images above the renderer's. If
 NELF_LENS_RUN names a run, the lens of this run is compared as well: `make test-lens RUN=runs/lego`.

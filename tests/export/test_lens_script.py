@@ -49,7 +49,7 @@ def test_an_orbit_pose_equals_look_at_from_the_same_position(azimuth, elevation)
 
 
 def test_orbits_with_any_up_axis_equal_those_of_the_training_poses():
-    """Any axis of a captured scene may point up; `lightfield.viewpoints` draws the training poses."""
+    """Any axis may point up; `lightfield.viewpoints` draws the training poses."""
     up, center = np.array([0.0, 1.0, 0.0]), np.array([0.5, 0.0, -0.5])
     poses = []
     for a in np.radians(np.arange(0, 360, 30)):

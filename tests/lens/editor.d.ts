@@ -1,5 +1,5 @@
-// Types of the parts of Lens Studio's editor API (5.15) that the plugin uses, after the API reference.
-// They replace Snap's own declarations, which this project may not distribute.
+// Types of the parts of Lens Studio's editor API (5.15) that the plugin uses, after the API
+// reference. They replace Snap's own declarations, which this project may not distribute.
 
 declare class vec3 {
     constructor(x: number, y: number, z: number);

@@ -1,4 +1,5 @@
-// A mock of Lens Studio's editor: loads the plugin, right-clicks, and reports the resulting project.
+// A mock of Lens Studio's editor: loads the plugin, right-clicks, and reports the resulting
+// project.
 //
 // Reads JSON {plugin, assets, imports, presets, empty, contexts, clicks} from standard input:
 //     plugin     the plugin's file

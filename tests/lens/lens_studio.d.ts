@@ -1,5 +1,5 @@
-// Types of the parts of Lens Studio's scripting API (5.x) that the controller script uses, after the API
-// reference. They replace Snap's own StudioLib.d.ts, which this project may not distribute.
+// Types of the parts of Lens Studio's scripting API (5.x) that the controller script uses, after
+// the API reference. They replace Snap's own StudioLib.d.ts, which this project may not distribute.
 
 interface ScriptObject {
     getTypeName(): string;

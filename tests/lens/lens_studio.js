@@ -1,13 +1,14 @@
 // A mock of Lens Studio's runtime: runs the controller script and logs its calls.
 //
-// Reads JSON {script, scene, models, image, missing, steps, project, images} from standard input and
-// writes the log as JSON. `models` lists per role the inference modes that fail to load or to run, and
-// sizes that differ from the scene's. Steps are ["load"], ["update", seconds] and ["down" | "drag" |
-// "up", x, y, id]. Tensors are channel-last float32.
+// Reads JSON {script, scene, models, image, missing, steps, project, images} from standard input
+// and writes the log as JSON. `models` lists per role the inference modes that fail to load or to
+// run, and sizes that differ from the scene's. Steps are ["load"], ["update", seconds] and ["down"
+// | "drag" | "up", x, y, id]. Tensors are channel-last float32.
 //
-// With `project` (see snap_ml.js) the three models are those of the project, and the mock appends every
-// image of the student to the file `images` as bytes, row by row. Without `project` the models are
-// simple functions of their inputs, so that a wrong order of calls or copies gives a wrong result.
+// With `project` (see snap_ml.js) the three models are those of the project, and the mock appends
+// every image of the student to the file `images` as bytes, row by row. Without `project` the
+// models are simple functions of their inputs, so that a wrong order of calls or copies gives a
+// wrong result.
 
 "use strict";
 const fs = require("fs");

@@ -1,10 +1,10 @@
 // A mock of SnapML on ONNX Runtime: channel-last tensors, with the scales and biases of the .meta.
 //
-// A tensor [1, z, y, x] of the graph is data[(row * x + column) * z + channel] in the script. SnapML maps
-// each input and output value to value * scale + bias, with the numbers of its channel.
+// A tensor [1, z, y, x] of the graph is data[(row * x + column) * z + channel] in the script.
+// SnapML maps each input and output value to value * scale + bias, with the numbers of its channel.
 //
-// SnapML's runImmediate is synchronous, ONNX Runtime's JavaScript API is not. Therefore ONNX Runtime runs
-// in a worker thread, and the script's thread waits for the result.
+// SnapML's runImmediate is synchronous, ONNX Runtime's JavaScript API is not. Therefore ONNX
+// Runtime runs in a worker thread, and the script's thread waits for the result.
 
 "use strict";
 const { Worker, MessageChannel, isMainThread, receiveMessageOnPort, workerData } =
@@ -16,7 +16,8 @@ if (isMainThread) {
     serve(workerData);
 }
 
-// descriptions: by role {file, inputs, outputs}, each tensor {name, size: [x, y, z], channels: [[scale, bias]]}
+// descriptions: by role {file, inputs, outputs}, each tensor {name, size: [x, y, z], channels:
+// [[scale, bias]]}
 function SnapML(descriptions) {
     const { port1, port2 } = new MessageChannel();
     const answered = new Int32Array(new SharedArrayBuffer(4));

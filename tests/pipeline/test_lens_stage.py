@@ -63,7 +63,7 @@ def test_a_project_that_was_not_generated_is_refused(run):
     lens = run / "lens" / "ToyCar"
     (lens / "nelf-lens.json").unlink()
     refusal = stage(run, "lens", "--drift", 10).refusal
-    assert f"{lens}: the folder holds the project ToyCar.esproj" in refusal
+    assert f"{lens}: the folder contains the project ToyCar.esproj" in refusal
     assert "move it away" in refusal
 
 

@@ -1,11 +1,12 @@
-// Controller of a neural light field: touches move a camera, and three models render the camera's view.
+// Controller of a neural light field: touches move a camera, and three models render the camera's
+// view.
 //
 // The models run one after the other, once per image:
 //     Sampler    pose (c2w33, c2w13) -> points along every ray (pts)
 //     Embedder   points (rays) -> their positional encoding (embbrays)
 //     student    encoding (input) -> image (output)
-// SnapML's buffers are channel-last, data[(row * width + column) * channels + channel]. In this layout
-// each output has the order that the next input needs, so the script copies it unchanged.
+// SnapML's buffers are channel-last, data[(row * width + column) * channels + channel]. In this
+// layout each output has the order that the next input needs, so the script copies it unchanged.
 //
 // Poses are camera-to-world. The camera's x axis points right, its y axis points up, and the camera
 // looks along -z. A position on an orbit is azimuth (about `up`, from `east` towards `north`) and
@@ -48,9 +49,9 @@ const REST_SCREENS_PER_SECOND = 0.01; // a slower glide ends
 const LONGEST_FRAME_SECONDS = 0.1; // a longer frame (a stall) counts as this long
 const DRIFT_AFTER_SECONDS = 3; // time from the last touch to the start of the drift
 
-// Sampler and Embedder run on the CPU: sines of coordinates times 2^5 need float32, which other backends
-// do not guarantee. The student tries faster backends first, and the next one when a backend refuses
-// its activation.
+// Sampler and Embedder run on the CPU: sines of coordinates times 2^5 need float32, which other
+// backends do not guarantee. The student tries faster backends first, and the next one when a
+// backend refuses its activation.
 /** @type {Mode[]} */
 const RAY_MODES = ["CPU"];
 /** @type {Mode[]} */
@@ -118,8 +119,8 @@ function shiftedPose(mean, x, y) {
 
 // ---- motion
 
-// The latest finger moves the camera. A touch without an end event (the app was left) therefore does
-// not block the next touch.
+// The latest finger moves the camera. A touch without an end event (the app was left) therefore
+// does not block the next touch.
 /** @param {TouchStartEvent} event */
 function onTouchStart(event) {
     const position = event.getTouchPosition();
@@ -160,7 +161,8 @@ function move(seconds) {
     }
 }
 
-// Moves an axis with the finger, or lets it glide on after a release. Returns whether the axis moved.
+// Moves an axis with the finger, or lets it glide on after a release. Returns whether the axis
+// moved.
 /** @param {ViewAxis} axis @param {number} seconds */
 function follow(axis, seconds) {
     const held = touch !== null || axis.drag !== 0;
@@ -303,8 +305,8 @@ function render(sampler, embedder, student) {
     student.runScheduled(false, late, late);
 }
 
-// Shows the student's output texture, after the first run, because the texture is not valid before. If
-// this object has an Image with a material, the Image shows the texture in its own proportions.
+// Shows the student's output texture, after the first run, because the texture is not valid before.
+// If this object has an Image with a material, the Image shows the texture in its own proportions.
 // Otherwise the texture becomes the background of the render target and fills the screen.
 /** @param {Texture} texture */
 function show(texture) {

@@ -1,5 +1,5 @@
-// Editor plugin that assembles the light field's scene from the project's assets: right click > Rebuild
-// Neural Light Field in the Scene Hierarchy or the Asset Browser. It has two uses:
+// Editor plugin that assembles the light field's scene from the project's assets: right click >
+// Rebuild Neural Light Field in the Scene Hierarchy or the Asset Browser. It has two uses:
 // - It adds an Image with a material, which only the editor can create, so that the image keeps its
 //   proportions instead of filling the screen.
 // - It replaces the generated scene if Lens Studio does not accept that scene.
@@ -10,7 +10,8 @@ import { CoreService } from "LensStudio:CoreService";
 const LIGHT_FIELD = "Neural Light Field";
 const CAPTION = "Rebuild Neural Light Field";
 const SCRIPT = { name: "NeuralLightField", file: "NeuralLightField.js", type: "JavaScriptAsset" };
-// The models by the name of the script's input. Paths are relative to the generated project's Assets.
+// The models by the name of the script's input. Paths are relative to the generated project's
+// Assets.
 const MODELS = {
     sampler: { name: "Sampler", file: "Models/Sampler.onnx", type: "MLAsset" },
     embedder: { name: "Embedder", file: "Models/Embedder.onnx", type: "MLAsset" },
@@ -18,8 +19,8 @@ const MODELS = {
 };
 const IMAGE_MATERIAL = "Com.Snap.MaterialPreset.ImageMaterialPreset"; // a part of Lens Studio
 
-// The camera is 40 units in front of the image. The image is 28 wide, the width of a phone's screen at
-// this distance.
+// The camera is 40 units in front of the image. The image is 28 wide, the width of a phone's screen
+// at this distance.
 const CAMERA_DISTANCE = 40;
 const FIELD_OF_VIEW_DEGREES = 63.541019;
 const IMAGE_SIZE = 28;
@@ -82,8 +83,8 @@ export class RebuildNeuralLightField extends CoreService {
         });
     }
 
-    // The project's asset of this name. If there is none, the asset is imported from the generated project
-    // that contains the plugin.
+    // The project's asset of this name. If there is none, the asset is imported from the generated
+    // project that contains the plugin.
     /** @param {Editor.Model.AssetManager} manager @param {AssetFile} asked */
     async assetOf(manager, asked) {
         const present = manager.assets.find(
