@@ -1,4 +1,4 @@
-"""Kernels that could not start are left alone, and it is said why."""
+"""Kernels that cannot run are not used, and the reason is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A GPU that the kernels are written for, and a Triton that starts."""
+    """A supported GPU and a Triton that runs."""
     runtime = ModuleType("triton.runtime")
     vars(runtime)["driver"] = SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0))
     monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
