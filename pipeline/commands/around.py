@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from lightfield.run import Run
-from pipeline.commands.stage import RUNS, STAGES
+from pipeline.commands.stage import RUNS
 from pipeline.console import Console
 from pipeline.data import download_example_data
 from pipeline.doctor import examine, print_findings
@@ -17,6 +17,7 @@ from pipeline.inspection import print_inspection
 from pipeline.presets import (
     Preset,
 )
+from pipeline.stage_names import STAGES
 from pipeline.status import chain_status, print_status, runs_in
 
 

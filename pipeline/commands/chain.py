@@ -183,7 +183,7 @@ class Lens(Stage):
 
 @dataclass(frozen=True)
 class Report(Stage):
-    """Write the HTML report."""
+    """Write the HTML report of all finished stages."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the report."""

@@ -18,9 +18,6 @@ Flat = Annotated[T, tyro.conf.arg(name="")]
 `--runs`, but `--thermal.wait-seconds`."""
 PresetChoice = Literal["auto", "tiny", "small", "paper"]
 RUNS = Path("runs")
-STAGES = (
-    "scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench", "report",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

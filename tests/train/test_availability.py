@@ -1,4 +1,4 @@
-"""Kernels that cannot run are not used, and the reason is reported."""
+"""Availability of the kernels, and the reason when they are unavailable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A supported GPU and a Triton that runs."""
+    """A supported GPU and a Triton that starts."""
     runtime = ModuleType("triton.runtime")
     vars(runtime)["driver"] = SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0))
     monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
@@ -52,5 +52,5 @@ def test_without_a_compiler_triton_does_not_start(hopper):
     assert not usable(GPU)
 
 
-def test_a_processor_runs_none_but_for_tests():
+def test_a_cpu_runs_kernels_only_in_tests():
     assert not usable("cpu")

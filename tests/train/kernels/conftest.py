@@ -1,4 +1,4 @@
-"""Kernels run on the GPU where there is one, else through Triton's interpreter."""
+"""Fixtures of the kernels' tests, which run on a GPU, or without one in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def interpreter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wide_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many points at once: the interpreter's time is in the number of operations, not their size."""
+    """Larger blocks: the interpreter's time depends on the number of operations, not on their size."""
     if not ON_GPU:
         from train.kernels.field.radiance_field import HalfField
 

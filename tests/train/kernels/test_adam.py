@@ -20,7 +20,7 @@ def step(adam: FusedAdam, gradient: torch.Tensor, t: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("betas", [(0.9, 0.99), (0.8, 0.999)])
-def test_steps_equal_those_of_torch(dtype, betas, device) -> None:
+def test_steps_equal_torch_adam(dtype, betas, device) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(2500, generator=generator)
     twin = start.to(device).clone().requires_grad_()
@@ -41,7 +41,7 @@ def test_steps_equal_those_of_torch(dtype, betas, device) -> None:
     assert torch.equal(half, values.half())
 
 
-def test_broken_gradients_count_as_zero(device) -> None:
+def test_gradients_that_are_not_finite_count_as_zero(device) -> None:
     values, twin_values = torch.ones(6, device=device), torch.ones(6, device=device)
     adam, twin = FusedAdam(values), FusedAdam(twin_values)
     gradient = torch.tensor([float("nan"), float("inf"), -float("inf"), 1, 0, -1], device=device)
@@ -53,7 +53,7 @@ def test_broken_gradients_count_as_zero(device) -> None:
     assert (values[[3, 5]] != 1).all()
 
 
-def test_the_thousandth_step_is_corrected_for_its_number(device) -> None:
+def test_bias_correction_of_the_thousandth_step(device) -> None:
     values = torch.zeros(3, device=device)
     adam = FusedAdam(values)
     adam.first.fill_(0.5)

@@ -19,7 +19,7 @@ RAYS, RAY_CAPACITY, SAMPLE_CAPACITY = 40, 64, 600
 
 
 def buffers(device: torch.device, *, density: float):
-    """Rays of 0 to 20 samples, in the buffer in another order than their numbers."""
+    """Rays of 0 to 20 samples, whose order in the buffer differs from the rays' order."""
     generator = torch.Generator().manual_seed(2)
     rays, samples = (
         RayBuffer.empty(RAY_CAPACITY, device),
@@ -43,7 +43,7 @@ def buffers(device: torch.device, *, density: float):
 
 
 def twin_gradients(rays, samples, densities, colors, losses):
-    """By autograd, from the functions that the plain training uses."""
+    """Gradients by autograd through the functions of the plain training."""
     n = int(samples.count)
     order = samples.ray[:n].long().argsort(stable=True)
     ray = samples.ray[:n].long()[order]
@@ -90,7 +90,7 @@ def composited(rays, samples, densities, colors, losses):
 
 @pytest.mark.parametrize("density", [5.0, 60.0, 400.0], ids=["faint", "dense", "opaque"])
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.3)])
-def test_gradients_are_those_of_the_plain_losses(
+def test_gradients_equal_the_plain_losses(
     device: torch.device, density: float, weights: tuple[float, float]
 ):
     rays, samples, densities, colors = buffers(device, density=density)
@@ -112,7 +112,7 @@ def test_gradients_are_those_of_the_plain_losses(
         assert live < n
 
 
-def test_rays_without_room_teach_nothing(device: torch.device):
+def test_rays_beyond_the_sample_buffer_have_no_gradient(device: torch.device):
     rays, samples, densities, colors = buffers(device, density=60.0)
     ray = int(rays.length[:RAYS].argmax())
     first, n = int(rays.first[ray]), int(rays.length[ray])

@@ -1,4 +1,4 @@
-"""Training by kernels is training by autograd; on a GPU, graphs replay what eager steps do."""
+"""Training in kernels equals training by autograd, and CUDA graphs equal eager steps."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def close(a: list[nn.Module], b: list[nn.Module], **tolerance: float) -> None:
             )
 
 
-def test_kernels_train_as_autograd_does(device, monkeypatch):
-    """In float32 through the interpreter, where a step is a few seconds."""
+def test_kernels_equal_autograd(device, monkeypatch):
+    """In float32 in the interpreter, where a step takes a few seconds."""
     if device.type != "cpu":
         pytest.skip("float32 activations are for the interpreter")
     monkeypatch.setattr(
@@ -71,7 +71,7 @@ def test_kernels_train_as_autograd_does(device, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("fused", [False, True])
-def test_graphs_replay_what_eager_steps_do(device, fused):
+def test_graphs_equal_eager_steps(device, fused):
     graphs, losses = trained(device, 8, fused=fused)
     eager, expected = trained(device, 8, fused=fused, graphs=False)
     assert losses == pytest.approx(expected, rel=1e-3)
@@ -79,7 +79,7 @@ def test_graphs_replay_what_eager_steps_do(device, fused):
 
 
 @pytest.mark.gpu
-def test_images_from_the_host_are_the_same(device, monkeypatch):
+def test_images_in_host_memory_give_the_same_student(device, monkeypatch):
     _, expected = trained(device, 6, fused=False)
     monkeypatch.setattr("train.window_sampler.GPU_MEMORY_FRACTION", 0.0)
     _, losses = trained(device, 6, fused=False)
@@ -87,7 +87,7 @@ def test_images_from_the_host_are_the_same(device, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_windows_drawn_ahead_are_those_of_their_step(device, monkeypatch):
+def test_windows_drawn_ahead_equal_the_windows_of_their_step(device, monkeypatch):
     ahead, losses = trained(device, 6)
     prepare = DistillationStep._prepare
 

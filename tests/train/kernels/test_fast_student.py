@@ -69,7 +69,7 @@ PAPER_SHORT = replace(
 
 
 @pytest.mark.parametrize("spec", [TINY, SHUFFLED, SHORT])
-def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: StudentSpec):
+def test_float32_kernels_equal_the_ordinary_student(device: torch.device, spec: StudentSpec):
     if device.type == "cuda":
         pytest.skip("float32 tiles of the kernels do not fit a GPU's shared memory")
     from train.kernels.student.fast_student import FastStudent
@@ -90,7 +90,7 @@ def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: St
             assert error < 1e-5, name
     flat = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
     assert torch.equal(fast.flat_gradients(), flat)
-    # An optimizer changes the student, and with it what the kernels compute.
+    # An optimizer step changes the student, and therefore the kernels' results.
     with torch.no_grad():
         student.color.bias.add_(1)
         assert (fast.colors(batch[0]) > colors).all()
@@ -106,7 +106,7 @@ def test_float32_kernels_are_the_ordinary_student(device: torch.device, spec: St
         replace(TINY, output_channels=20),
     ],
 )
-def test_it_says_what_it_does_not_support(spec: StudentSpec):
+def test_unsupported_students_have_a_reason(spec: StudentSpec):
     from train.kernels.student.fast_student import FastStudent, supports
 
     assert supports(TINY) is None
@@ -116,7 +116,7 @@ def test_it_says_what_it_does_not_support(spec: StudentSpec):
         FastStudent(Student(spec))
 
 
-def test_more_windows_than_the_kernels_can_count_are_one_clear_error():
+def test_windows_that_overflow_int32_raise_a_clear_error():
     from train.kernels.student.fast_student import FastStudent
 
     fast = FastStudent(Student(TINY), torch.float32)
@@ -150,7 +150,7 @@ def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: in
     colors, loss, gradients = _ordinary(student, *batch)
     fast = FastStudent(student)
     # Some 70 layers, each rounding to 8 bits, add up like a random walk: 70^0.5 * 2^-9 of a logit of
-    # about 1, of which a sigmoid leaves a quarter; the largest of a million is five times that.
+    # about 1, which a sigmoid reduces to a quarter; the largest of a million errors is 5 times larger.
     assert (fast.colors(batch[0]) - colors).abs().max() < 2.5e-2
     torch.testing.assert_close(fast.step_gradients(*batch), loss, rtol=2e-3, atol=0)
     for name, parameter in student.named_parameters():
@@ -158,12 +158,12 @@ def test_bfloat16_kernels_are_near_the_ordinary_student(spec: StudentSpec, n: in
         cosine = torch.cosine_similarity(
             parameter.grad.flatten().double(), gradients[name].flatten().double(), dim=0
         )
-        # A ReLU's slope jumps: rounding turns it over where h is near 0, in some units in a thousand.
+        # Rounding flips the slope of a ReLU where h is near 0: for a few units in a thousand.
         assert cosine > (0.99 if spec.activation == "relu" else 0.999), name
 
 
 @pytest.mark.gpu
-def test_a_step_replays_from_a_cuda_graph():
+def test_a_cuda_graph_repeats_a_step():
     from train.kernels.student.fast_student import FastStudent
 
     device = torch.device("cuda")

@@ -1,4 +1,4 @@
-"""The baked occupancy, by the readable form and by what a ray may rely on."""
+"""The fine occupancy grid, against its unpacked form and its invariants."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_cells_two_away_from_the_field_are_left_out(fineness):
     assert not fine[far].any()
 
 
-def test_bits_are_where_the_layout_says():
+def test_bits_follow_the_layout():
     fine = bake(lambda p: 1e3 * (p[:, 0] < 0), everything(4), STEP)
     assert not fine.words.any()
     corner = bake(
@@ -67,7 +67,7 @@ def test_all_64_bits_of_a_word_survive():
     assert fine_cells(fine).all()
 
 
-def test_unoccupied_cells_are_never_asked_nor_set():
+def test_empty_cells_are_neither_evaluated_nor_set():
     occupied = torch.rand((6, 6, 6), generator=torch.Generator().manual_seed(1)) < 0.2
     asked = []
 
@@ -81,7 +81,7 @@ def test_unoccupied_cells_are_never_asked_nor_set():
     assert torch.equal(fine_cells(fine), blown_up(occupied, 2))
 
 
-def test_nothing_is_left_out_below_no_opacity():
+def test_a_negative_opacity_keeps_all_fine_cells():
     occupied = torch.rand((6, 6, 6), generator=torch.Generator().manual_seed(1)) < 0.2
     fine = bake(lambda p: torch.zeros(len(p)), occupied, STEP, opacity=-1.0)
     assert torch.equal(fine_cells(fine), blown_up(occupied, 4))
@@ -93,7 +93,7 @@ def test_the_threshold_is_the_opacity_of_a_step():
         assert bool(fine.words.any()) is kept
 
 
-def test_distances_are_chebyshevs():
+def test_distances_are_chebyshev_distances():
     occupied = torch.rand((7, 7, 7), generator=torch.Generator().manual_seed(2)) < 0.01
     fine = bake(lambda p: torch.full((len(p),), 1e3), occupied, STEP)
     grid = torch.stack(torch.meshgrid(*[torch.arange(7)] * 3, indexing="ij"), dim=-1).view(-1, 3)
@@ -103,11 +103,11 @@ def test_distances_are_chebyshevs():
     assert torch.equal(fine.distance.view(-1).long(), expected)
 
 
-def test_an_empty_field_is_all_distance():
+def test_an_empty_field_has_maximum_distance():
     fine = bake(ball, torch.zeros((4, 4, 4), dtype=torch.bool), STEP)
     assert (fine.distance == MAX_JUMP).all()
 
 
 def test_other_finenesses_are_refused():
-    with pytest.raises(ConfigError, match="fineness of 3"):
+    with pytest.raises(ConfigError, match="fineness must be 1, 2 or 4, not 3"):
         bake(ball, everything(4), STEP, fineness=3)

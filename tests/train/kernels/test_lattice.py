@@ -33,7 +33,7 @@ def entries_of_cells(cells, entries, numbers, n, level, BLOCK: tl.constexpr, PAD
 
 
 @pytest.mark.parametrize("shape", [SHAPE, GridShape(16, 2, 19, 16, 1024)])
-def test_entries_are_those_of_the_twin_up_to_beyond_the_far_side(shape, device) -> None:
+def test_entries_equal_the_twin_beyond_the_far_side_too(shape, device) -> None:
     levels = DeviceLevels.of(shape, device)
     generator = torch.Generator().manual_seed(0)
     points = torch.rand((3, 250), generator=generator)
@@ -125,6 +125,6 @@ def test_pairs_survive_unpacking_and_packing(device) -> None:
     "shape",
     [GridShape(4, 4, 10, 4, 32), GridShape(17, 2, 10, 4, 64), GridShape(4, 2, 10, 4, 1 << 25)],
 )
-def test_grids_that_the_kernels_do_not_know_are_refused(shape) -> None:
+def test_unsupported_grids_are_refused(shape) -> None:
     with pytest.raises(ConfigError, match="grid triton: the kernels"):
         DeviceLevels.of(shape, "cpu")

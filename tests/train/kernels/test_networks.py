@@ -16,7 +16,7 @@ FULL = GridShape(16, 2, 19, 16, 1024)
 
 
 def field_of(shape: GridShape, hidden_width: int, device: torch.device) -> RadianceField:
-    """A field whose weights are float16 numbers, so that the kernels' copies are exact."""
+    """A field whose weights are exact in float16, so the kernels' copies equal them."""
     generator = torch.Generator().manual_seed(0)
     field = RadianceField(
         shape, hidden_width, 16, backend="torch", generator=generator, device="cpu"
@@ -49,12 +49,12 @@ def samples(shape: GridShape, n: int, used: int, device: torch.device) -> Simple
 
 
 def rounded(x: Tensor) -> Tensor:
-    """x as float16 would hold it; the gradient passes."""
+    """x rounded to float16; the gradient passes unchanged."""
     return x + (x.half().float() - x).detach()
 
 
 def twin_shade(field: RadianceField, features: Tensor, harmonics: Tensor) -> tuple[Tensor, Tensor]:
-    """The field's networks, with activations rounded where the kernels keep them."""
+    """The field's networks, with activations rounded where the kernels round them."""
     x = rounded(field.density_mlp[:2](features))
     h = field.density_mlp[2:](x)
     x = rounded(field.color_mlp[:2](torch.cat([harmonics.float(), rounded(h)], dim=1)))
@@ -128,7 +128,7 @@ def test_density_equals_the_field_at_full_size(device) -> None:
     check_density(FULL, 64, 1 << 18, device)
 
 
-def test_the_whole_way_from_points_to_the_table(device) -> None:
+def test_encode_shade_and_scatter_together(device) -> None:
     field, s = field_of(SMALL, 16, device), samples(SMALL, 150, 150, device)
     kernels = FieldKernels(field, gradient_dtype=torch.float32)
     kernels.encode(s.points, s.count, s.features)
@@ -159,7 +159,7 @@ def test_the_density_gradient_does_not_vanish_at_the_bounds(device) -> None:
     assert s.feature_gradient.any()
 
 
-def test_broken_and_huge_gradients_leave_everything_finite(device) -> None:
+def test_infinite_and_huge_gradients_leave_results_finite(device) -> None:
     field, s = field_of(SMALL, 16, device), samples(SMALL, 64, 64, device)
     kernels = FieldKernels(field)
     s.density_gradient[3], s.density_gradient[4] = float("nan"), 1e30
@@ -185,6 +185,6 @@ def test_the_fields_parameters_become_views_of_the_masters(device) -> None:
     assert kernels.table.any()
 
 
-def test_widths_that_the_kernels_do_not_know_are_refused(device) -> None:
+def test_unsupported_widths_are_refused(device) -> None:
     with pytest.raises(ConfigError, match="hidden width"):
         FieldKernels(field_of(SMALL, 24, device))

@@ -11,7 +11,7 @@ RESOLUTION, STEP_LENGTH = 16, 0.02
 
 
 def density_of_cells(points: Tensor) -> Tensor:
-    """A density that is even within each cell, so that it does not matter where a cell is asked."""
+    """A density that is constant within each cell, so the random point does not matter."""
     i, j, k = (points * RESOLUTION).long()
     number = (i * RESOLUTION + j) * RESOLUTION + k
     return torch.where(number % 5 == 0, 2.0 + number % 7, 0.0)
@@ -35,7 +35,7 @@ def bits_of(marching: MarchingGrid) -> Tensor:
     return (((marching.bits[:, None] >> shifts) & 1) != 0).view((RESOLUTION,) * 3)
 
 
-def test_a_look_everywhere_is_the_plain_update(device: torch.device):
+def test_an_update_of_all_cells_equals_the_plain_update(device: torch.device):
     mine, plain = twins(device)
     bits = MarchingGrid.empty(RESOLUTION, device)
 
@@ -58,7 +58,7 @@ def test_a_look_everywhere_is_the_plain_update(device: torch.device):
     assert 0 < int(plain.occupied.sum()) < int(plain.candidates.sum())
 
 
-def test_later_looks_are_shared_between_candidates_and_occupied_cells(device: torch.device):
+def test_later_updates_draw_candidates_and_occupied_cells(device: torch.device):
     grid, _ = twins(device)
     asked = []
 
@@ -81,7 +81,7 @@ def test_later_looks_are_shared_between_candidates_and_occupied_cells(device: to
     assert len(torch.stack([i, j, k])[:, quarter:].unique(dim=1).t()) > 0.4 * int(before.sum())
 
 
-def test_an_empty_grid_stays_empty_and_harms_nothing(device: torch.device):
+def test_an_empty_grid_stays_empty(device: torch.device):
     grid, _ = twins(device)
     bits = MarchingGrid.empty(RESOLUTION, device)
     update = OccupancyUpdate(grid, bits, lambda _, out: out.zero_(), seed=1)

@@ -26,7 +26,7 @@ NDC = RaySpace("ndc", 0.0, 1.0, (1.4, 1.4), 1.0)
 
 
 def numbered_views(count: int, side: int, space: RaySpace) -> tuple[Views, Intrinsics]:
-    """Images whose colors tell each pixel's number."""
+    """Images whose colors encode the pixel's index."""
     number = np.arange(count * side * side)
     colors = np.stack([number % 256, number // 256 % 256, number // 65536], -1).astype(np.uint8)
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def twin_rays(images: ImageRays, pixel: torch.Tensor):
 
 
 @pytest.mark.parametrize("space", [WORLD, NDC], ids=["world", "ndc"])
-def test_finds_the_samples_that_the_plain_marching_finds(space: RaySpace, device: torch.device):
+def test_samples_equal_the_plain_marching(space: RaySpace, device: torch.device):
     rays = 90
     images, cells, ray_buffer, samples = drawn(space, device, rays=rays, room=8000)
     length, first = ray_buffer.length[:rays].long(), ray_buffer.first[:rays].long()
@@ -115,7 +115,7 @@ def test_finds_the_samples_that_the_plain_marching_finds(space: RaySpace, device
     torch.testing.assert_close(harmonics, spherical_harmonics(unit), rtol=0, atol=2e-3)
 
 
-def test_rays_without_room_are_told_apart_and_the_others_stay_whole(device: torch.device):
+def test_rays_beyond_the_sample_buffer_are_marked_and_others_are_whole(device: torch.device):
     _, _, ray_buffer, samples = drawn(WORLD, device, rays=96, room=100)
     length, first = ray_buffer.length, ray_buffer.first
     lost = length < 0
@@ -127,7 +127,7 @@ def test_rays_without_room_are_told_apart_and_the_others_stay_whole(device: torc
     assert ((first + whole)[lost] > 100).all()
 
 
-def test_draws_depend_on_the_step_and_on_nothing_else(device: torch.device):
+def test_draws_depend_only_on_the_step(device: torch.device):
     third, again, fourth = (
         pixels_of(drawn(WORLD, device, rays=32, room=8000, step=step)[2], 32) for step in (3, 3, 4)
     )

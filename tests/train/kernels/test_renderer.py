@@ -31,7 +31,7 @@ pixel_kernels = pytest.importorskip("train.kernels.rendering.pixel_kernels")
 
 @pytest.fixture(autouse=True)
 def one_wide_program(monkeypatch, device):
-    """The interpreter's time is in the number of operations, not in their size."""
+    """Larger programs: the interpreter's time depends on the number of operations, not their size."""
     if device.type == "cpu":
         monkeypatch.setattr(pixel_kernels, "LANES", 256)
         monkeypatch.setattr(pixel_kernels, "TILE_LANES", 128)
@@ -40,7 +40,7 @@ def one_wide_program(monkeypatch, device):
 
 
 def shells(device: torch.device, *, box: Box | None = None, **changes) -> Teacher:
-    """A teacher whose random field is seen in a hollow ball and a plate, translucent and opaque."""
+    """A teacher with a random field in a hollow ball and a plate, translucent and opaque."""
     small = {
         "levels": 2, "log2_table_size": 9, "finest_resolution": 32, "hidden_width": 16,
         "occupancy_resolution": 16, "max_samples_per_ray": 48, "grid": "torch",
@@ -75,7 +75,7 @@ def world_teacher(device) -> Teacher:
     return shells(device)
 
 
-def test_images_are_the_twins(world_teacher):
+def test_images_equal_the_twin(world_teacher):
     fused = renderer.renderer_for(world_teacher)
     poses = torch.stack([pose_at(3, 1, 2), pose_at(-2, 2, 1)]).to(world_teacher.device)
     args = (CAMERA, WORLD, BACKGROUND)
@@ -85,7 +85,7 @@ def test_images_are_the_twins(world_teacher):
     assert 0 < int(fused.counters[0]) < twins.numel() // 3
 
 
-def test_bytes_are_the_rounded_colors_and_go_where_they_are_wanted(world_teacher):
+def test_bytes_are_the_rounded_colors_in_the_given_tensor(world_teacher):
     fused = renderer.renderer_for(world_teacher)
     pose = pose_at(3, 1, 2).to(world_teacher.device)
     args = (CAMERA, WORLD, BACKGROUND)
@@ -111,7 +111,7 @@ def test_given_rays_with_opacity_and_distance(world_teacher):
     twin = render_rays(world_teacher, *rays, WORLD, BACKGROUND)
     assert_alike(ours.color, twin.color)
     assert_alike(ours.opacity, twin.opacity)
-    seen = twin.opacity > 0.01  # else the mean t is that of nearly nothing
+    seen = twin.opacity > 0.01  # otherwise the mean t is undefined
     assert float((ours.t - twin.t)[seen].abs().max()) < 0.02
 
 
@@ -124,7 +124,7 @@ def test_an_empty_scene_is_background(device):
     assert int(fused.counters[0]) == 0
 
 
-def test_teachers_that_the_kernels_do_not_know_are_left_to_the_twin(device):
+def test_unsupported_teachers_have_no_fused_renderer(device):
     assert renderer.renderer_for(shells(device, geometry_features=8)) is None
     assert renderer.renderer_for(shells(device, hidden_width=24)) is None
     assert renderer.renderer_for(shells(device, features_per_level=4)) is None
@@ -138,19 +138,19 @@ LARGE = Intrinsics(800, 800, 900.0, 900.0, 400.0, 400.0)
 
 
 @pytest.mark.gpu
-def test_full_size_images_are_the_twins():
+def test_full_size_images_equal_the_twin():
     device = torch.device("cuda")
     teacher = shells(device, **FULL)
     fused = renderer.renderer_for(teacher, opacity=-1.0)
     pose = pose_at(3, 1, 2).to(device)
     args = (LARGE, WORLD, BACKGROUND)
-    # The field is random down to a thousandth of the box, so a sample that rounding moves across a
-    # border of cells shows in its pixel.
+    # The random field varies within a thousandth of the box, so a sample that rounding moves across
+    # a cell border changes its pixel visibly.
     assert_alike(fused.render_colors(pose, *args), render_image(teacher, pose, *args), most=0.2)
 
 
 @pytest.mark.gpu
-def test_a_graph_renders_what_is_in_the_pose_buffer():
+def test_a_cuda_graph_reads_the_pose_buffer():
     device = torch.device("cuda")
     fused = renderer.renderer_for(shells(device, **FULL))
     first, second = pose_at(3, 1, 2).to(device), pose_at(-2, 2, 1).to(device)
@@ -166,7 +166,7 @@ def test_a_graph_renders_what_is_in_the_pose_buffer():
 
 
 @pytest.mark.gpu
-def test_a_batch_larger_than_a_launch_is_the_images_one_by_one(monkeypatch):
+def test_a_batch_larger_than_a_launch_equals_single_images(monkeypatch):
     device = torch.device("cuda")
     fused = renderer.renderer_for(shells(device, **FULL))
     poses = torch.stack([pose_at(3 * math.cos(a), 3 * math.sin(a), 1.0) for a in range(5)])

@@ -60,7 +60,7 @@ def _dtype(device: torch.device) -> tuple[torch.dtype, float]:
 
 
 @pytest.mark.parametrize("activation", ["gelu", "sigmoid_gelu", "relu"])
-def test_a_wide_stack_is_the_ordinary_blocks(device: torch.device, activation: str):
+def test_a_wide_stack_equals_the_ordinary_blocks(device: torch.device, activation: str):
     on_gpu = device.type == "cuda"
     dtype, tolerance = _dtype(device)
     width, inners, rows = (256, (256, 320, 64), 1280) if on_gpu else (16, (64, 128), 128)
@@ -91,7 +91,7 @@ def test_a_wide_stack_is_the_ordinary_blocks(device: torch.device, activation: s
     assert start.grad is not None
     assert _relative(dy[0], start.grad * slope.float()) < tolerance
     assert _relative(dy[1], streams[1].grad) < tolerance
-    # What the weight gradients are made of: dh^T x and dy^T g.
+    # Factors of the weight gradients dh^T x and dy^T g.
     dh_first = d[: rows * inners[0]].view(rows, inners[0]).float()
     g_first = g[: rows * inners[0]].view(rows, inners[0]).float()
     first = blocks[0]
@@ -103,7 +103,7 @@ def test_a_wide_stack_is_the_ordinary_blocks(device: torch.device, activation: s
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_a_narrow_block_is_the_ordinary_block(device: torch.device, activation: str):
+def test_a_narrow_block_equals_the_ordinary_block(device: torch.device, activation: str):
     on_gpu = device.type == "cuda"
     dtype, tolerance = _dtype(device)
     width, inner, rows = (64, 32, 100_003) if on_gpu else (16, 32, 203)
@@ -130,14 +130,14 @@ def test_a_narrow_block_is_the_ordinary_block(device: torch.device, activation: 
         assert _relative(part.view(parameter.shape), parameter.grad) < tolerance
 
 
-def test_the_cheap_gelu_stays_near_the_exact_one():
+def test_the_tanh_formula_is_near_the_exact_gelu():
     h = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
     form = h * torch.sigmoid(2 * h * (0.7978845608 + 0.0356774081 * h.square()))
     assert float((form - torch.nn.functional.gelu(h)).abs().max()) < 4.8e-4
 
 
 @pytest.mark.gpu
-def test_the_hardware_gelu_differs_by_what_is_said(device: torch.device):
+def test_the_hardware_gelu_stays_within_its_documented_error(device: torch.device):
     h = torch.linspace(-12, 12, 1 << 20, device=device, requires_grad=True)
     value, slope = torch.empty_like(h), torch.empty_like(h)
     activations_kernel[(1 << 10,)](h.detach(), value, slope, activate, SIZE=1 << 10)

@@ -60,7 +60,7 @@ def test_parts_of_a_teachers_step_have_times_and_costs(device, monkeypatch):
     assert not steps.kernels.table_gradient.any(), "the benchmark left accumulated gradients"
 
 
-def test_parts_of_a_students_step_are_its_gradients(device):
+def test_parts_of_a_students_step_give_its_gradients(device):
     torch.manual_seed(0)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     fast = FastStudent(Student(SPEC).to(device), dtype)

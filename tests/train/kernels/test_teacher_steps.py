@@ -44,12 +44,12 @@ SMALL = TeacherConfig(
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    """The embedded scene, tiny; the images' colors are replaced where a test has to know pixels."""
+    """A tiny embedded scene; some tests replace its colors to recognize pixels."""
     return bricks_scene(12, 12, train_views=3, val_views=1, test_views=1, seed=0, progress=silent)
 
 
 def numbered(scene: Scene) -> Scene:
-    """Its images tell each pixel's number."""
+    """The scene with colors that encode the pixel's index."""
     number = np.arange(scene.train.images[..., 0].size).reshape(scene.train.images.shape[:3])
     colors = np.stack([number % 256, number // 256, 0 * number], -1).astype(np.uint8)
     views = Views(scene.train.names, scene.train.poses, colors, scene.train.alpha)
@@ -57,7 +57,7 @@ def numbered(scene: Scene) -> Scene:
 
 
 def twin_gradients(steps: GpuSteps, scene: Scene, rays: int) -> tuple[Tensor, Tensor, int]:
-    """Gradients of the plain loss on the rays that the step drew."""
+    """Gradients of the plain loss for the rays of the step."""
     teacher, buffers = steps.teacher, steps.buffers
     red, green, _ = (buffers.rays.target[:, :rays] * 255).round().long()
     pixel = red + 256 * green
@@ -95,7 +95,7 @@ def similarity(a: Tensor, b: Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
-def test_gradients_are_those_of_the_plain_training(scene: Scene, device: torch.device) -> None:
+def test_gradients_equal_the_plain_training(scene: Scene, device: torch.device) -> None:
     scene = numbered(scene)
     teacher = Teacher(SMALL, scene.box, device=device)
     assert supports(teacher, scene) is None
@@ -119,7 +119,9 @@ def test_gradients_are_those_of_the_plain_training(scene: Scene, device: torch.d
     assert ratio == pytest.approx(factor, rel=0.02)
 
 
-def test_broken_gradients_do_not_reach_the_weights(scene: Scene, device: torch.device) -> None:
+def test_gradients_that_are_not_finite_do_not_reach_the_weights(
+    scene: Scene, device: torch.device
+) -> None:
     config = replace(SMALL, max_samples_per_ray=24)
     steps = GpuSteps(Teacher(config, scene.box, device=device), scene)
     steps.step_state.rays.fill_(16)
@@ -144,7 +146,7 @@ def test_broken_gradients_do_not_reach_the_weights(scene: Scene, device: torch.d
     assert (kernels.weights != before).any()
 
 
-def test_a_training_that_diverged_is_one_clear_error(
+def test_divergence_raises_a_clear_error(
     scene: Scene, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take = GpuSteps.take
@@ -190,7 +192,7 @@ def trained(
     )
 
 
-def test_goes_on_where_it_stopped(
+def test_resumes_from_its_checkpoint(
     scene: Scene, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(
@@ -222,14 +224,14 @@ def test_goes_on_where_it_stopped(
     monkeypatch.setattr(GpuSteps, "take", noted)
     resumed = trained(scene, config, tmp_path / "cut", device)
     assert firsts == [2]
-    # Sums of float16 come in any order on a GPU.
+    # On a GPU, sums of float16 are added in any order.
     least = 0.99999 if device.type == "cpu" else 0.98
     for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert similarity(mine, theirs) > least
 
 
 @pytest.mark.gpu
-def test_learns_views_it_has_not_seen(tmp_path: Path, device: torch.device) -> None:
+def test_learns_held_out_views(tmp_path: Path, device: torch.device) -> None:
     scene = bricks_scene(
         100, 100, train_views=40, val_views=1, test_views=4, seed=0, progress=silent
     )
@@ -244,7 +246,7 @@ def test_learns_views_it_has_not_seen(tmp_path: Path, device: torch.device) -> N
     assert np.mean(scores) > 30
 
 
-def test_rays_follow_the_samples_as_in_the_plain_training(
+def test_ray_count_follows_the_samples_as_in_the_plain_training(
     scene: Scene, device: torch.device
 ) -> None:
     teacher = Teacher(SMALL, scene.box, device=device)
@@ -265,7 +267,7 @@ def test_rays_follow_the_samples_as_in_the_plain_training(
 
 
 def test_ndc_scenes_train(scene: Scene, tmp_path: Path, device: torch.device) -> None:
-    """Rays of a forward-facing scene; only that they reach the field, not what they learn."""
+    """Rays of a forward-facing scene reach the field; the quality is not checked."""
     poses = np.zeros((3, 3, 4), np.float32)
     poses[:, :, :3] = np.eye(3)
     space = RaySpace("ndc", 0.0, 1.0, (1.4, 1.4), 1.0)

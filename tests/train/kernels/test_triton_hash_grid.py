@@ -16,7 +16,7 @@ FULL = GridShape(16, 2, 19, 16, 1024)
 
 
 def twins(shape: GridShape, device: torch.device) -> tuple[TorchHashGrid, TritonHashGrid]:
-    """The same table, float16 values of order one, in both."""
+    """Both implementations with the same table of float16 values of order one."""
     twin = TorchHashGrid(shape, torch.Generator()).to(device)
     mine = hash_grid(shape, "triton", torch.Generator(), device)
     assert isinstance(mine, TritonHashGrid)
@@ -138,7 +138,7 @@ def test_auto_takes_the_kernels_on_a_gpu_and_never_the_interpreter(device) -> No
     assert not isinstance(foreign, TritonHashGrid)
 
 
-def test_asking_for_kernels_that_cannot_run_is_one_clear_error(monkeypatch) -> None:
+def test_asking_for_unavailable_kernels_raises_a_clear_error(monkeypatch) -> None:
     monkeypatch.setattr(availability, "reason", lambda _: "Triton kernels need a CUDA GPU")
     with pytest.raises(ConfigError) as refusal:
         hash_grid(SMALL, "triton", torch.Generator(), "cpu")

@@ -7,7 +7,7 @@ shuffle.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import triton
@@ -99,6 +99,7 @@ def color_loss_kernel(
     tl.atomic_add(numbers_ptr + 1, tl.sum(loss, axis=0) * scale, sem="relaxed")
 
 
+@runtime_checkable
 class ColorOutput(Protocol):
     """Output layer of a student: colors of the last stream's rows, their loss and its gradients.
 

@@ -1,9 +1,9 @@
-"""The embedded scene: a toy truck of studded bricks, ray-cast in closed form.
+"""Rendering of the embedded scene: camera poses, supersampled images and exact reference renders.
 
-Frame: the project's world with z up, as in Blender's scenes. The object is centered near the origin;
-cameras look at the origin from a distance of 4.031 on the upper hemisphere. Images are sampled on a
-regular grid within each pixel and averaged as stored (sRGB) values, so that color x alpha +
-(1 - alpha) is exactly the image on white.
+Frame: the project's world with z up, as in Blender's scenes. The object is centered near the
+origin. Cameras look at the origin from a distance of 4.031 on the upper hemisphere. Each pixel is
+the mean of a regular grid of samples in sRGB values, so that color x alpha + (1 - alpha) equals the
+image on white exactly.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lightfield.errors import SceneError
 from lightfield.metrics import psnr
 from lightfield.progress import Progress, silent
 from lightfield.rays import RaySpace
-from lightfield.scenes.brick_light import LitBricks
-from lightfield.scenes.brick_model import truck_on_plate
-from lightfield.scenes.brick_rays import first_hits, perspective_grid
+from lightfield.scenes.bricks.light import LitBricks
+from lightfield.scenes.bricks.model import truck_on_plate
+from lightfield.scenes.bricks.ray_casting import first_hits, perspective_grid
 from lightfield.scenes.scene import Box, Scene, Views
 
 CAMERA_RADIUS = 4.031
@@ -47,7 +47,7 @@ def bricks_scene(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Scene:
-    """Render the toy truck; the same arguments give the same bytes on the same machine."""
+    """Render the embedded scene; the same arguments give the same bytes on the same machine."""
     intrinsics = Intrinsics.from_field_of_view(width, height, FIELD_OF_VIEW_X)
     poses = {
         "train": random_poses(train_views, seed=seed, split="train"),
@@ -87,7 +87,7 @@ def render_exact(
 
     Args:
         supersampling: rays per pixel along each axis, on a regular grid.
-        seed: which truck (see `truck_on_plate`).
+        seed: the seed of the truck's colors (see `truck_on_plate`).
 
     Raises:
         SceneError: for a camera with lens distortion.
@@ -109,35 +109,39 @@ def render_exact(
 
 
 def one_ray_reference_db(scene: Scene) -> float:
-    """Mean PSNR over the test views of the exact scene with one ray per pixel.
+    """Mean PSNR of exact renders with one ray per pixel, against the supersampled test views.
 
-    It says how much of the supersampled truth lies between the pixel centers: a field that is
-    queried with one ray per pixel and matches the exact scene scores this much.
+    A field that matches the scene exactly and is queried with one ray per pixel has this PSNR,
+    because the supersampled images contain details between the pixel centers.
 
     Raises:
-        SceneError: for a scene that was not made here.
+        SceneError: for a scene other than the embedded scene.
     """
     if scene.source != "bricks":
-        raise SceneError("only the embedded scene is known exactly", where=scene.name)
+        raise SceneError(
+            "the one-ray reference exists only for the embedded scene, which can be rendered "
+            "exactly",
+            where=scene.name,
+        )
     seed = scene.provenance["seed"]
-    figures = []
+    values = []
     for i, pose in enumerate(scene.test.poses):
         image, _ = render_exact(pose, scene.intrinsics, supersampling=1, seed=seed)
-        figures.append(float(psnr(torch.from_numpy(image), torch.from_numpy(scene.test.image(i)))))
-    return float(np.mean(figures))
+        values.append(float(psnr(torch.from_numpy(image), torch.from_numpy(scene.test.image(i)))))
+    return float(np.mean(values))
 
 
 def random_poses(
     count: int, *, seed: int, split: Literal["train", "val"]
 ) -> Float[np.ndarray, "n 3 4"]:
-    """Cameras spread uniformly, by area, over the upper hemisphere between its elevation limits."""
+    """Random cameras, uniform by area on the upper hemisphere between the elevation limits."""
     generator = np.random.default_rng([seed, SAMPLING_STREAM[split]])
     height = generator.uniform(np.sin(LOWEST_ELEVATION), np.sin(HIGHEST_ELEVATION), count)
     return _poses(generator.uniform(0, 2 * np.pi, count), np.arcsin(height))
 
 
 def orbit_poses(count: int) -> Float[np.ndarray, "n 3 4"]:
-    """Cameras once around the object, rising and sinking on the way, closing smoothly."""
+    """Cameras on a closed, smooth orbit around the object with a varying elevation."""
     turn = 2 * np.pi * np.arange(count) / count
     return _poses(turn - 0.75, ORBIT_ELEVATION + ORBIT_SWING * np.sin(turn))
 
@@ -160,7 +164,7 @@ def _lit_bricks(seed: int) -> LitBricks:
 def _cast(
     bricks: LitBricks, pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """One ray per pixel: color on white, and 1 where the ray hits."""
+    """Render with one ray per pixel: color on white, and coverage (1 where a ray hits a solid)."""
     rays = perspective_grid(pose, intrinsics)
     t, index = first_hits(bricks.solids, rays)
     hit = index >= 0

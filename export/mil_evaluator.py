@@ -1,6 +1,6 @@
-"""CoreML's intermediate language executed in PyTorch, for the operators that a student uses.
+"""Evaluator for CoreML's intermediate language (MIL) in PyTorch, for the operators of a student.
 
-Every operator computes in fp32 and its result is rounded to the type that the program declares.
+Every operator computes in fp32, and its result is rounded to the type that the program declares.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lightfield.errors import ExportError
 Arguments = dict[str, Any]
 
 
-def replayed(function: Any, inputs: Mapping[str, np.ndarray], *, where: Path) -> np.ndarray:
-    """The one output of a MIL function.
+def evaluate(function: Any, inputs: Mapping[str, np.ndarray], *, where: Path) -> np.ndarray:
+    """The only output of a MIL function.
 
     Raises:
-        ExportError: when it holds an operator that is not in the table below.
+        ExportError: when the function has an operator that `OPERATORS` does not list.
     """
     known: dict[str, Tensor] = {}
     for name, variable in function.inputs.items():
@@ -32,7 +32,9 @@ def replayed(function: Any, inputs: Mapping[str, np.ndarray], *, where: Path) ->
         if op.op_type == "const":
             continue
         if op.op_type not in OPERATORS:
-            raise ExportError(f"the replay does not know operator {op.op_type}", where=where)
+            raise ExportError(
+                f"the MIL evaluator does not support operator {op.op_type}", where=where
+            )
         arguments = {name: _value(variable, known) for name, variable in op.inputs.items()}
         (result,) = op.outputs
         known[result.name] = _rounded(OPERATORS[op.op_type](arguments), result)
@@ -41,7 +43,7 @@ def replayed(function: Any, inputs: Mapping[str, np.ndarray], *, where: Path) ->
 
 
 def _value(variable: Any, known: dict[str, Tensor]) -> Any:
-    """What a variable holds: a computed tensor, a constant tensor, or plain Python data."""
+    """The value of a variable: a computed tensor, a constant tensor, or plain Python data."""
     if isinstance(variable, tuple | list):
         return [_value(part, known) for part in variable]
     if variable.name in known:
@@ -53,12 +55,12 @@ def _value(variable: Any, known: dict[str, Tensor]) -> Any:
 
 
 def is_fp16(variable: Any) -> bool:
-    """Whether a variable's type is fp16 (the types' own names do not tell)."""
+    """Whether a variable's type is fp16; the names of the types do not state it."""
     return variable.dtype.get_bitwidth() == 16
 
 
 def _rounded(value: Tensor, variable: Any) -> Tensor:
-    """A result in the precision that the program gives it, carried as fp32."""
+    """A result rounded to the type that the program declares, as an fp32 tensor."""
     value = value.half() if is_fp16(variable) else value
     expected = tuple(variable.shape)
     assert tuple(value.shape) == expected, f"{variable.name}: {tuple(value.shape)}, not {expected}"
@@ -78,7 +80,7 @@ def _conv_transpose(a: Arguments) -> Tensor:
 
 
 def _padding(a: Arguments) -> list[int]:
-    """The padding of both axes; `pad` is [top, bottom, left, right] and only counts when custom."""
+    """The padding of both axes; `pad` is [top, bottom, left, right], for type custom only."""
     if a["pad_type"] == "valid":
         return [0, 0]
     top, bottom, left, right = a["pad"]
@@ -108,7 +110,7 @@ def _slice(a: Arguments) -> Tensor:
 
 
 def _slice_by_size(a: Arguments) -> Tensor:
-    """A size of -1 takes the rest of the axis."""
+    """A slice by sizes; a size of -1 takes the rest of the axis."""
     spans = zip(a["begin"], a["size"], strict=True)
     return a["x"][tuple(slice(b, None if size < 0 else b + size) for b, size in spans)]
 
@@ -127,7 +129,7 @@ def _expand_dims(a: Arguments) -> Tensor:
 
 OPERATORS: dict[str, Callable[[Arguments], Tensor]] = {
     "add": lambda a: a["x"] + a["y"],
-    "cast": lambda a: a["x"],  # the declared type of the result does it
+    "cast": lambda a: a["x"],  # `_rounded` converts to the declared type of the result
     "concat": lambda a: torch.cat(a["values"], a["axis"]),
     "conv": _conv,
     "conv_transpose": _conv_transpose,

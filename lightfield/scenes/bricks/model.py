@@ -1,7 +1,8 @@
-"""The toy: a little truck of studded bricks with its load, on a base plate.
+"""The model of the embedded scene: a toy truck of studded bricks with its load, on a base plate.
 
-It is drawn in stud units (1 = the distance between two studs; a plate is 0.4 high, a brick 1.2) with
-x forward, y to the truck's left and z up from the base plate's top, then placed in the world.
+Its solids are given in stud units (1 is the distance between two studs; a plate is 0.4 high, a
+brick 1.2), with x forward, y to the truck's left and z up from the top of the base plate.
+`truck_on_plate` then moves the solids to world coordinates.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lightfield.scenes.brick_solids import HalfSpace, Solid, Vector
+from lightfield.scenes.bricks.solids import HalfSpace, Solid, Vector
 
 STUD_PITCH = 0.2
-"""World units between two studs."""
+"""Distance between two studs in world units."""
 WORLD_SHIFT: Vector = (0.0, 0.0, -0.42)
-"""Where the middle of the base plate's top lies in the world."""
+"""Center of the base plate's top in world coordinates."""
 PLATE = 0.4
 STUD_RADIUS, STUD_HEIGHT = 0.3, 0.2
 BASE_HALF_LENGTH, BASE_HALF_WIDTH = 5.0, 4.0
@@ -30,7 +31,7 @@ LEAF, BLOSSOM = (0.16, 0.50, 0.22), (0.98, 0.62, 0.72)
 
 @dataclass(frozen=True)
 class Palette:
-    """The colors that change from one seed to the next, as stored (sRGB)."""
+    """The colors that depend on the seed, in sRGB."""
 
     cab: Vector
     bed: Vector
@@ -52,7 +53,10 @@ PALETTES = (
 
 
 def truck_on_plate(seed: int) -> list[Solid]:
-    """All solids of the scene in the world; the seed picks the palette and mixes the load."""
+    """All solids of the scene in world coordinates.
+
+    The seed selects the palette and the order of the load's colors.
+    """
     palette = PALETTES[seed % len(PALETTES)]
     order = np.random.default_rng(seed).permutation(4) if seed else range(4)
     palette = replace(palette, load=tuple(palette.load[i] for i in order))
@@ -62,7 +66,7 @@ def truck_on_plate(seed: int) -> list[Solid]:
         palette.base,
         studded=True,
     )
-    bricks = [base, *_chassis(palette), *_cab(palette), *_bed(palette), *_garden()]
+    bricks = [base, *_chassis(palette), *_cab(palette), *_bed(palette), *_plate_decoration()]
     return [s.placed(STUD_PITCH, WORLD_SHIFT) for s in [*bricks, *_studs(bricks)]]
 
 
@@ -81,7 +85,7 @@ def _cylinder(
     axis: int, center: tuple[float, float], radius: float, span: tuple[float, float], color: Vector,
     **details: Any,
 ) -> Solid:  # fmt: skip
-    """`center` lies in the plane across the axis, in the order x, y, z."""
+    """A cylinder along one axis; `center` holds the other two coordinates, in the order x, y, z."""
     low, high = [c - radius for c in center], [c + radius for c in center]
     low.insert(axis, span[0])
     high.insert(axis, span[1])
@@ -90,7 +94,7 @@ def _cylinder(
 
 
 def _studs(bricks: list[Solid]) -> list[Solid]:
-    """A stud on every unit of every studded top that no other brick covers."""
+    """Studs on every unit square of studded tops that no other brick covers."""
     studs = []
     for brick in bricks:
         if not brick.studded:
@@ -120,7 +124,7 @@ def _wheel(x: float, side: int) -> list[Solid]:
 
 
 def _chassis(palette: Palette) -> list[Solid]:
-    """Wheels, frame, mudguards with their arches, bumpers and lamps."""
+    """Wheels, frame, mudguards with wheel arches, bumpers and lamps."""
     arch = (WHEEL_X, STUD_HEIGHT + WHEEL_RADIUS, 1.17)
     rear_arch = (-arch[0], *arch[1:])
     wheels = [part for x in (WHEEL_X, -WHEEL_X) for side in (1, -1) for part in _wheel(x, side)]
@@ -150,7 +154,7 @@ def _chassis(palette: Palette) -> list[Solid]:
 
 
 def _cab(palette: Palette) -> list[Solid]:
-    """Bonnet, windows between their pillars, roof with its beacons, mirrors."""
+    """Hood, windows and pillars, roof with beacons, mirrors."""
     front, back = _slanted(2.0), _slanted(1.72)  # the outer and inner faces of the front pillars
     behind_front = (tuple(-n for n in back[0]), -back[1])
     upper = (3.3, 4.9)
@@ -183,13 +187,13 @@ def _cab(palette: Palette) -> list[Solid]:
 
 
 def _slanted(foot: float) -> HalfSpace:
-    """What lies behind the windscreen's slant, when it meets the bonnet's top at x = `foot`."""
+    """The half space behind a slanted windshield that meets the top of the hood at x = `foot`."""
     across, up = 1.6 / np.hypot(1.6, 0.7), 0.7 / np.hypot(1.6, 0.7)
     return (across, 0.0, up), across * foot + up * 3.3
 
 
 def _bed(palette: Palette) -> list[Solid]:
-    """The loading bed and the bricks in it."""
+    """The cargo bed and the bricks in it."""
     first, second, third, fourth = palette.load
     return [
         _brick((-4.0, -0.3), (-2.0, 2.0), (2.5, 2.9), palette.bed),
@@ -205,8 +209,8 @@ def _bed(palette: Palette) -> list[Solid]:
     ]
 
 
-def _garden() -> list[Solid]:
-    """What stands on the plate beside the truck: a flower and a traffic cone."""
+def _plate_decoration() -> list[Solid]:
+    """A flower and a traffic cone on the plate beside the truck."""
     return [
         _cylinder(2, (-4.5, 3.5), 0.14, (0.0, 1.3), LEAF),
         *(

@@ -1,10 +1,10 @@
-"""An fp16 graph executed with every result rounded to half precision, on machines that cannot.
+"""Evaluator for fp16 ONNX graphs that rounds every result to half precision.
 
-ONNX Runtime's CPU provider on x86 has no half-precision kernel for a single operator of a student: it
-casts the weights up when it loads them and computes in fp32 (Gelu it even takes apart), so its result is
-off by the rounding of the weights alone. A phone's GPU or NPU rounds every result. Here ONNX's reference
-evaluator does the same with the file as it is: each operator computes in fp32 and its result is
-rounded, as `export.mil_replay` does for CoreML.
+On x86, ONNX Runtime's CPU provider has no half-precision kernel for any operator of a student. It
+casts the weights to fp32 when it loads them and computes in fp32, so that its error shows the
+rounding of the weights only. The GPU or NPU of a phone rounds every result. This module lets ONNX's
+reference evaluator do the same with the exported file: each operator computes in fp32 and its
+result is rounded, as in `export.mil_evaluator` for CoreML.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 
 
 def evaluate_in_half(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    """The one output of an fp16 graph whose operators round to half precision."""
+    """The only output of an fp16 graph, with every result rounded to half precision."""
     evaluator = ReferenceEvaluator(model, new_ops=[Conv, Gelu, Erf, Sigmoid])
-    # What half precision cannot hold becomes infinity here as on a phone, and parity will tell.
+    # Values beyond the range of fp16 become infinite, as on a phone, and parity then fails.
     with np.errstate(over="ignore", invalid="ignore"):
         outputs = evaluator.run(None, inputs)
     assert isinstance(outputs, list)
@@ -48,7 +48,7 @@ class Conv(OpRun):
 
 
 class Gelu(OpRun):
-    """x Phi(x) as one operator."""
+    """Exact GELU, x Phi(x)."""
 
     op_domain = ""
 
@@ -57,7 +57,7 @@ class Gelu(OpRun):
 
 
 class Erf(OpRun):
-    """The evaluator's own one works value by value."""
+    """Erf on whole tensors; the evaluator's own works value by value."""
 
     op_domain = ""
 
@@ -66,7 +66,7 @@ class Erf(OpRun):
 
 
 class Sigmoid(OpRun):
-    """The evaluator's own one overflows in half precision."""
+    """Sigmoid in fp32; the evaluator's own overflows in half precision."""
 
     op_domain = ""
 

@@ -1,9 +1,9 @@
-"""Solids that toy bricks are made of, and their surfaces.
+"""Solids that the toy bricks consist of, and their surface normals.
 
-Frame: any with z up; lengths in its units. A solid is an axis-aligned box, optionally narrowed to the
-cylinder inscribed along one axis, cut by half spaces, and bored by one cylinder along y. Before
-boring it is convex. Its edges are sharp for rays and rounded for light: normals turn over a strip
-that is `bevel` wide.
+A solid is an axis-aligned box in any frame with z up. Optionally it is reduced to the cylinder
+inscribed along one axis, cut by half spaces, and bored by one cylinder along y. It is convex before
+boring. Ray casting uses its sharp edges; shading uses rounded edges, at which the normals turn over
+a strip of width `bevel`.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ MOST_CUTS = 2
 
 Vector = tuple[float, float, float]
 HalfSpace = tuple[Vector, float]
-"""Unit normal n and offset: the points p with n . p <= offset."""
+"""Unit normal n and offset; the half space holds the points p with n . p <= offset."""
 
 
 @dataclass(frozen=True)
 class Solid:
-    """One convex piece of plastic, possibly bored."""
+    """One convex solid, possibly bored."""
 
     low: Vector
     high: Vector
     color: Vector
-    """Albedo, as stored (sRGB)."""
+    """Albedo in sRGB."""
     axis: int | None = None
-    """0, 1 or 2: keep only the inscribed cylinder along this axis; the cross-section must be square."""
+    """Axis (0, 1 or 2) of the inscribed cylinder to which the box is reduced; None keeps the box.
+    The cross-section must be square."""
     cuts: tuple[HalfSpace, ...] = ()
-    """At most MOST_CUTS."""
+    """At most MOST_CUTS half spaces, with which the box is intersected."""
     bore: tuple[float, float, float] | None = None
     """x, z and radius of a hole along y."""
     bevel: float = 0.04
-    """Width of the strip over which light sees a rounded edge."""
+    """Width of the strip over which the shading normals turn at an edge."""
     gloss: float = 1.0
-    """Strength of mirror-like reflection; 1 is plastic, 0 is dull rubber."""
+    """Strength of the specular reflection; 1 is plastic, 0 is matte."""
     studded: bool = False
-    """Whether the top carries studs; the model's builder makes them."""
+    """Whether the top has studs, which `model` adds as solids of their own."""
 
     def placed(self, scale: float, shift: Vector) -> Solid:
-        """The solid scaled about the origin, then moved."""
+        """The solid, scaled about the origin and then shifted."""
 
         def moved(p: Vector) -> Vector:
             x, y, z = (scale * a + b for a, b in zip(p, shift, strict=True))
@@ -64,7 +65,7 @@ class Solid:
         )
 
     def contains(self, point: Vector) -> bool:
-        """Whether a point lies inside (the slow, plain definition of the solid)."""
+        """Whether a point is inside the solid; tests use this slow, direct definition."""
         if any(not a < p < b for a, p, b in zip(self.low, point, self.high, strict=True)):
             return False
         if self.axis is not None:
@@ -82,7 +83,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Surfaces:
-    """The solids' numbers as arrays, so that many surface points are treated at once."""
+    """The parameters of many solids as arrays, for vectorized computation of normals."""
 
     low: Float[np.ndarray, "n 3"]
     high: Float[np.ndarray, "n 3"]
@@ -94,7 +95,7 @@ class Surfaces:
 
     @classmethod
     def of(cls, solids: Sequence[Solid]) -> Surfaces:
-        """The surfaces of a list of solids, in its order."""
+        """The surfaces of a list of solids, in the order of the list."""
         cuts = np.full((len(solids), MOST_CUTS, 4), (0, 0, 1, 1e6), np.float32)
         for i, solid in enumerate(solids):
             for k, (normal, offset) in enumerate(solid.cuts):
@@ -111,11 +112,12 @@ class Surfaces:
     def normals(
         self, index: Int[np.ndarray, "m"], points: Float[np.ndarray, "m 3"]
     ) -> tuple[Float[np.ndarray, "m 3"], Float[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
-        """Rounded outward unit normals, how much of an edge each point is (0 to 1), and whether it
-        lies in a bore.
+        """Rounded outward unit normals of surface points, their edge weights, and bore flags.
 
-        Each face within `bevel` of the point pulls the normal towards its own, in proportion to its
-        nearness: on the box this is exactly the normal of the box with rounded edges.
+        The normal is the sum of the normals of all faces within `bevel` of the point, each weighted
+        by `bevel` minus its distance. For a box this is exactly the normal of the box with rounded
+        edges. The edge weight is 0 on flat parts and 1 on an edge. The flag tells whether a point
+        is in a bore.
         """
         bevel = self.bevel[index][:, None]
         low, high, along = self.low[index], self.high[index], self.along[index]

@@ -1,8 +1,8 @@
-"""What the generated assets of a lens are called, and where they lie.
+"""Paths and uuids of the generated assets of a lens.
 
-Every uuid follows from the scene's name and the thing's role, so generating twice gives the same ones.
-When a user moves or renames an asset in Lens Studio, its file and its `.meta` go together, and the id in
-the `.meta` stays: that is how an asset is found again.
+Every uuid is derived from the scene's name and the asset's role, so that a second generation gives
+the same uuids. When a user moves or renames an asset in Lens Studio, the editor moves its `.meta`
+as well and keeps the id in the `.meta`. `moved_assets` finds assets by this id.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lightfield.errors import ExportError
 from lightfield.files import read_json
 
 MANIFEST = "nelf-lens.json"
-"""Lists what was generated, with the hash of each file."""
+"""The list of generated files with their hashes."""
 ASSETS = "Assets"
 MODELS = f"{ASSETS}/Models"
 SCRIPT = f"{ASSETS}/NeuralLightField.js"
@@ -29,17 +29,17 @@ ROLES = {
     f"{MODELS}/Embedder.onnx": "embedder",
     f"{MODELS}/Student.onnx": "student",
 }
-"""The generated assets by the paths at which they are generated."""
+"""Roles of the generated assets by the path at which each is generated."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "nelf/lens")
 
 
 def lens_uuid(scene_name: str, role: str) -> str:
-    """The uuid of a thing in the lens of a scene."""
+    """The uuid of an object of a scene's lens."""
     return str(uuid.uuid5(NAMESPACE, f"{scene_name}/{role}"))
 
 
 def scene_of_project(folder: Path) -> str:
-    """The scene whose lens a folder holds; empty when its list of files does not say."""
+    """Name of the scene of a project; empty when the manifest does not state the scene."""
     try:
         return str(read_json(folder / MANIFEST, ExportError)["scene"])
     except (ExportError, KeyError, TypeError):
@@ -47,9 +47,9 @@ def scene_of_project(folder: Path) -> str:
 
 
 def moved_assets(folder: Path, scene_name: str) -> dict[str, str]:
-    """Where assets and their .meta lie that are no longer where they were generated.
+    """New paths of assets that a user moved, and of their .meta, by generated path.
 
-    Both paths are relative to the project. An asset whose id is found nowhere is not among them.
+    All paths are relative to the project. Assets whose id is in no .meta are left out.
     """
     sought = {lens_uuid(scene_name, role): name for name, role in ROLES.items()}
     found: dict[str, list[str]] = {}
@@ -58,12 +58,12 @@ def moved_assets(folder: Path, scene_name: str) -> dict[str, str]:
             found.setdefault(name, []).append(
                 meta.relative_to(folder).as_posix().removesuffix(".meta")
             )
-    moved = {name: places[0] for name, places in found.items() if name not in places}
-    return moved | {f"{name}.meta": f"{place}.meta" for name, place in moved.items()}
+    moved = {name: paths[0] for name, paths in found.items() if name not in paths}
+    return moved | {f"{name}.meta": f"{path}.meta" for name, path in moved.items()}
 
 
 def moved_project(folder: Path, scene_name: str, name: str) -> dict[str, str]:
-    """Where the project's own file lies when it was renamed; found by its documents' ids."""
+    """The new name of a renamed .esproj, which is found by its document id."""
     document = lens_uuid(scene_name, "document")
     for path in () if (folder / name).exists() else sorted(folder.glob("*.esproj")):
         try:
@@ -78,5 +78,5 @@ def moved_project(folder: Path, scene_name: str, name: str) -> dict[str, str]:
 def _asset_ids(meta: Path) -> set[str]:
     try:
         return set(imported_assets(compose(meta)))
-    except ExportError:  # the linter says what is wrong with it
+    except ExportError:  # the linter reports this file
         return set()

@@ -1,8 +1,9 @@
-"""Rays against bricks: which solid each ray of an image meets first, in closed form.
+"""Ray casting: the first solid that each ray of an image hits, in closed form.
 
-Frame: the project's world. Letters: o origin, d direction (not normalized), t ray parameter; a ray's
-points are o + t d. A ray is inside a convex solid for one interval [enter, leave]; a bore moves its
-start. Each solid is tested only against the rays of the window that its box projects to.
+Frame: the project's world. Letters: o is a ray's origin, d its direction (not normalized), t the
+ray parameter; the points of a ray are o + t d. A ray is inside a convex solid during one interval
+[enter, leave]; a bore can move the start of the interval. Each solid is tested only against the
+rays in the window of pixels that its bounding box projects to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from lightfield.camera import Intrinsics
 from lightfield.errors import SceneError
 from lightfield.rays import camera_directions
-from lightfield.scenes.brick_solids import Solid, Vector
+from lightfield.scenes.bricks.solids import Solid, Vector
 
 FAR_AWAY = np.float32(np.inf)
 SMALLEST_DIRECTION = np.float32(1e-9)
@@ -27,21 +28,21 @@ Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class RayGrid:
-    """An image's worth of rays, in perspective or parallel, and where a point falls in it."""
+    """The rays of an image, perspective or parallel, and the projection of points into it."""
 
     origin: Grid
     direction: Grid
     rotation: Float[np.ndarray, "3 3"]
-    """Columns are the grid's right, up and back in the world."""
+    """Its columns are the image's right, up and back axes in the world."""
     center: Float[np.ndarray, "3"]
     focal: tuple[float, float]
-    """Pixels per unit of x / depth, or of x itself for parallel rays; then the same for y."""
+    """Pixels per unit of x / depth and y / depth, or of x and y for parallel rays."""
     principal: tuple[float, float]
     parallel: bool
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and columns."""
         return self.direction[0].shape[0], self.direction[0].shape[1]
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
@@ -54,7 +55,7 @@ class RayGrid:
         return np.stack([column, row, depth], axis=-1)
 
     def window(self, low: Vector, high: Vector) -> tuple[slice, slice]:
-        """The rows and columns that a box can fall into."""
+        """The rows and columns that a box can project to."""
         corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1])
                             for z in (low[2], high[2])], np.float32)  # fmt: skip
         height, width = self.shape
@@ -73,7 +74,10 @@ def perspective_grid(pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics) -> 
         SceneError: for a camera with lens distortion.
     """
     if any(intrinsics.distortion):
-        raise SceneError("the bricks are seen through a pinhole camera only", where="intrinsics")
+        raise SceneError(
+            "the embedded scene can only be rendered with a pinhole camera without distortion",
+            where="intrinsics",
+        )
     pose = np.asarray(pose, np.float32)
     direction = camera_directions(intrinsics).numpy() @ pose[:, :3].T
     x, y, z = np.ascontiguousarray(np.moveaxis(direction, -1, 0))
@@ -83,7 +87,7 @@ def perspective_grid(pose: Float[np.ndarray, "3 4"], intrinsics: Intrinsics) -> 
 
 
 def parallel_grid(pose: Float[np.ndarray, "3 4"], half_width: float, size: int) -> RayGrid:
-    """`size` x `size` rays along the pose's optical axis that cover 2 `half_width` either way."""
+    """`size` x `size` rays along the optical axis that cover a square of side 2 `half_width`."""
     pose = np.asarray(pose, np.float32)
     across = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * np.float32(half_width)
     plane = across[None, :, None] * pose[:, 0] - across[:, None, None] * pose[:, 1] + pose[:, 3]
@@ -97,9 +101,9 @@ def parallel_grid(pose: Float[np.ndarray, "3 4"], half_width: float, size: int) 
 
 
 def entry(solid: Solid, origin: Grid, direction: Grid) -> Float[np.ndarray, "h w"]:
-    """The ray parameter where each ray enters a solid; infinite where it does not.
+    """The ray parameter at which each ray enters a solid; infinite for rays that miss the solid.
 
-    Rays that start inside count as missing, and directions must have no zero component.
+    Rays that start inside the solid count as missing it. No component of a direction may be zero.
     """
     enter, leave = np.float32(0), FAR_AWAY
     for k in range(3):
@@ -137,13 +141,13 @@ def _inside_cylinder(
     center: tuple[float, float],
     radius: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays enter and leave an endless cylinder; (inf, -inf) for those that pass it by."""
+    """Where rays enter and leave an infinite cylinder; (inf, -inf) for rays that miss it."""
     u, v = across
     ou, ov = origin[u] - np.float32(center[0]), origin[v] - np.float32(center[1])
     du, dv = direction[u], direction[v]
     a = du * du + dv * dv
     nearest = -(ou * du + ov * dv) / a
-    # The squared distance at the nearest point, not b^2 - 4ac: this keeps float32 exact enough.
+    # The squared distance at the nearest point is accurate enough in float32; b^2 - 4ac is not.
     pu, pv = ou + nearest * du, ov + nearest * dv
     inside = np.float32(radius * radius) - (pu * pu + pv * pv)
     half = np.sqrt(np.maximum(inside, 0) / a)
@@ -154,7 +158,7 @@ def _inside_cylinder(
 def first_hits(
     solids: Sequence[Solid], rays: RayGrid
 ) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
-    """The ray parameter and the index of the solid that each ray meets first; (inf, -1) for none."""
+    """Ray parameter and index of the first solid that each ray hits; (inf, -1) for no hit."""
     dx, dy, dz = (
         np.where(np.abs(d) < SMALLEST_DIRECTION, SMALLEST_DIRECTION, d) for d in rays.direction
     )
