@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from device.comparison import RatioInterval
 from device.fidelity import Fidelity, Precision
 from device.operator_profile import OperatorTime
 from lightfield.errors import DeviceError
 from lightfield.files import read_json
-from lightfield.latency import DeviceIdentity, LatencyRecord
+from lightfield.latency import DeviceIdentity, LatencyRecord, RatioInterval
 
 SCHEMA = 1
 T = TypeVar("T")

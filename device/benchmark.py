@@ -17,7 +17,6 @@ import numpy as np
 
 from device.bench_record import DeviceBench, GraphBench
 from device.choice import TargetKind
-from device.comparison import RatioInterval, ratio_interval
 from device.fidelity import FLOORS_DB, HALF_FLOOR_DB, Fidelity, Precision, fidelity
 from device.host import HostTarget
 from device.operator_profile import fallen_back, operator_times
@@ -27,7 +26,7 @@ from device.target import RunnerTarget
 from device.thermal import ThermalConfig
 from device.yardstick import write_yardstick
 from lightfield.errors import AdbError, ConfigError, DeviceError
-from lightfield.latency import LatencyRecord
+from lightfield.latency import LatencyRecord, RatioInterval, block_bootstrap_interval
 from lightfield.progress import Progress, silent
 from lightfield.ranges import THREADS, Range, check_ranges
 from lightfield.run import tool_versions
@@ -186,7 +185,7 @@ def _ratio(
     if not config.yardstick_turns or target.identity.emulated:
         return None
     pair = target.compare(graph.model, yardstick, turns=config.yardstick_turns)
-    return ratio_interval(pair.ratios)
+    return block_bootstrap_interval(pair.ratios)
 
 
 def _sustained(

@@ -32,7 +32,7 @@ from device.runner_protocol import (
 from device.sensors import Sensor, condition_curve
 from lightfield.errors import ConfigError, DeviceError
 from lightfield.files import sha256_of
-from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
+from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord, joined
 from lightfield.scratch import scratch_folder
 
 
@@ -173,7 +173,7 @@ class RunnerTarget(ABC):
         pair = self.measure_many([candidate, reference], turns=-(-turns // 2), warmup=warmup)
         if turns > 1:
             swapped = self.measure_many([reference, candidate], turns=turns // 2, warmup=warmup)
-            pair = [_joined(*halves) for halves in zip(pair, reversed(swapped), strict=True)]
+            pair = [joined(*halves) for halves in zip(pair, reversed(swapped), strict=True)]
         return ComparedLatency(*pair)
 
     def measure_many(
@@ -288,18 +288,6 @@ def _provider_defaults(provider: Provider, threads: int) -> dict[str, str]:
     if provider == "xnnpack":
         return {"intra_op_num_threads": str(threads)}
     return {"backend_path": "libQnnHtp.so"} if provider == "qnn" else {}
-
-
-def _joined(first: LatencyRecord, second: LatencyRecord) -> LatencyRecord:
-    """The samples of two halves; conditions are the first half's, but throttling is either's."""
-    one, two = first.conditions, second.conditions
-    joined = {name: [*one[name], *two[name]] for name in ("at_ms", "cpu_ms")}
-    if "throttled" in one:
-        joined["throttled"] = one["throttled"] or two["throttled"]
-        joined["throttling"] = list(dict.fromkeys([*one["throttling"], *two["throttling"]]))
-    return replace(
-        first, samples_ms=first.samples_ms + second.samples_ms, conditions={**one, **joined}
-    )
 
 
 def on_cpu_time(record: LatencyRecord) -> LatencyRecord:

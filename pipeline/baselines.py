@@ -1,8 +1,10 @@
-"""What the search has to beat: the simplest faster students, measured, trained and scored as its own.
+"""Pruning baselines: simple faster students, which are measured, trained and scored like pruned
+ones.
 
-`width` and `depth` shrink the trained student evenly at one go; `scratch` trains a smaller one, even in
-both, from nothing. Each takes the largest shape that is measured within the latency, and as many
-optimizer steps as the search spent on all its candidates and its result.
+`width` and `depth` shrink the trained student evenly in one step. `scratch` trains a student from
+random weights that is smaller in both. Each baseline uses the largest student whose measured
+latency is within the limit, and as many optimizer steps as the search spent on all its candidates
+and its result.
 """
 
 from __future__ import annotations
@@ -22,18 +24,17 @@ from lightfield.scratch import scratch_folder
 from lightfield.student import Student
 from pipeline.console import Console
 from pipeline.images import students_scene
-from pipeline.pruning import workbench
+from pipeline.pruning import PruningWorkbench
+from pipeline.recovery import leading_distiller
 from pipeline.students import load_light_field, save_student, tune_on_real_images
 from pipeline.together import perform_together
 from pipeline.training import compute_device, ingredient, scene_of
-from pipeline.tuning import leading_tuner
-from prune.chains import Shape
-from prune.config import PruneConfig
-from prune.evidence import steady
+from prune.architecture import Shape, Uniform, uniform_shapes
+from prune.config import MeasurementConfig
 from prune.importance import input_statistics, rank_channels
-from prune.reconciliation import Original, reconciled
-from prune.slimming import slimmed
-from prune.uniform import Uniform, uniform_shapes
+from prune.measurement import one_round, ratio_runs
+from prune.reconstruction import Original, reconstructed
+from prune.surgery import sliced
 from prune.workbench import Workbench
 from train.distillation import DistillConfig
 from train.distributed import ALONE, Ranks
@@ -44,14 +45,17 @@ Kind = Literal["width", "depth", "scratch"]
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Which simple student to make."""
+    """The baseline to make."""
 
     kind: Kind = "width"
-    """`width` or `depth` of the trained student, or a small one from `scratch`."""
+    """`width` narrows the trained student, `depth` removes blocks of it, and `scratch` trains a
+    smaller student from random weights."""
     latency_ratio: Annotated[float | None, SHARE] = None
-    """Share of the dense latency to stay within; by default what the pruned student takes."""
+    """Maximum latency as a fraction of the dense student's; by default the pruned student's
+    fraction."""
     steps: Annotated[int | None, STEPS] = None
-    """Optimizer steps; by default as many as the search and its result took."""
+    """Optimizer steps; by default as many as the search spent on all candidates and on its
+    result."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "baseline")
@@ -60,19 +64,19 @@ class BaselineConfig:
 def make_baseline(
     run: Run,
     config: BaselineConfig,
-    measuring: PruneConfig,
+    measurement: MeasurementConfig,
     distilling: DistillConfig,
-    tuning: FineTuneConfig,
+    fine_tuning: FineTuneConfig,
     target: Target,
     console: Console,
     ranks: Ranks = ALONE,
 ) -> Artifact:
-    """Make a simple student of the run's dense one, as a stage beside `prune`.
+    """Make a baseline of the run's dense student, as a stage beside `prune`.
 
-    This is the first process's part; of several `ranks` the others `tune_along`.
+    Rank 0 calls this function; the other ranks call `assist_recovery`.
 
     Raises:
-        CheckpointError: when ratio or steps are the pruned student's, and there is none.
+        CheckpointError: when ratio or steps are to be the pruned student's, and there is none.
         BudgetError: when no student of this kind is fast enough.
     """
     source, teachers_scene = scene_of(run)
@@ -81,13 +85,13 @@ def make_baseline(
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
         found = run.artifact("prune")
-        ratio, steps = ratio or found.figure("ratio"), steps or int(found.figure("tuning_steps"))
+        ratio, steps = ratio or found.figure("ratio"), steps or int(found.figure("recovery_steps"))
     settings = {
         "kind": config.kind,
         "latency_ratio": ratio,
         "steps": steps,
         "distill": asdict(distilling),
-        "fine_tune": asdict(tuning),
+        "fine_tune": asdict(fine_tuning),
         "target": asdict(target.identity),
     }
 
@@ -97,15 +101,18 @@ def make_baseline(
         with (
             scratch_folder("baseline") as place,
             console.progress(f"baseline {config.kind}") as progress,
-            leading_tuner(run, teachers_scene, distilling, console, ranks) as tuner,
+            leading_distiller(run, teachers_scene, distilling, console, ranks) as distiller,
         ):
-            bench = workbench(run, field, tuner, target, measuring, place)
+            bench = PruningWorkbench(
+                run=run, scene=scene, field=field, distiller=distiller, target=target,
+                measurement=measurement, scratch=place,
+            )  # fmt: skip
             shape, measured = largest_within(bench, field.student, config.kind, ratio)
-            student = _begun(bench, field.student, shape, config.kind, distilling.seed)
-            under_way = stage.path / "tuning"
-            student = bench.tune(student, steps, distilling.seed, progress, under_way)
-            shutil.rmtree(under_way)
-        student = tune_on_real_images(stage, student, scene, tuning, distilling, console)
+            student = _initial(bench, field.student, shape, config.kind, distilling.seed)
+            checkpoints = stage.path / "recovery"
+            student = bench.distill(student, steps, distilling.seed, progress, checkpoints)
+            shutil.rmtree(checkpoints)
+        student = tune_on_real_images(stage, student, scene, fine_tuning, distilling, console)
         save_student(stage, student, scene, console)
         stage.metrics |= {
             "ratio": measured, "steps": steps, "work_seconds": time.monotonic() - began,
@@ -120,35 +127,36 @@ def make_baseline(
 def largest_within(
     bench: Workbench, dense: Student, kind: Kind, ratio: float
 ) -> tuple[Shape, float]:
-    """The largest shape whose measured share of the dense latency is within `ratio`, and that share.
+    """The largest shape whose measured latency is within `ratio` of the dense one, and its ratio.
 
     Raises:
         BudgetError: when there is none.
     """
-    form: Uniform = "both" if kind == "scratch" else kind
-    shapes = uniform_shapes(dense.spec, form, multiple=bench.width_multiple)
+    direction: Uniform = "both" if kind == "scratch" else kind
+    shapes = uniform_shapes(dense.spec, direction, multiple=bench.width_multiple)
     times_ms = bench.time_specs([dense.spec, *(shape.applied_to(dense.spec) for shape in shapes)])
     for shape, time_ms in zip(shapes, times_ms[1:], strict=True):
-        if time_ms > 1.05 * ratio * times_ms[0]:  # too slow by more than medians err
+        if time_ms > 1.05 * ratio * times_ms[0]:  # too slow by more than the error of medians
             continue
-        (compared,) = bench.measure([Student(shape.applied_to(dense.spec))])
-        if (measured := steady(compared).ratio) <= ratio:
+        compared = one_round(bench, Student(shape.applied_to(dense.spec)))
+        if (measured := ratio_runs(compared).ratio) <= ratio:
             return shape, measured
     raise BudgetError(
-        f"no student of uniform {form} takes at most {ratio:.3f} of the dense latency; the fastest "
+        f"no student of uniform {direction} takes at most {ratio:.3f} of the dense latency; the fastest "
         f"takes {min(times_ms) / times_ms[0]:.3f}",
         remedy="raise latency_ratio",
     )
 
 
-def _begun(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: int) -> Student:
-    """The student to train: with the best of the dense one's weights, or with new ones."""
+def _initial(bench: Workbench, dense: Student, shape: Shape, kind: Kind, seed: int) -> Student:
+    """The student to train, with the most important of the dense student's weights or random
+    ones."""
     if kind == "scratch":
         torch.manual_seed(seed)
         return Student(shape.applied_to(dense.spec)).to(next(dense.parameters()).device)
     batches = bench.batches(dense.spec)
     keep = rank_channels(dense, batches).best(shape)
-    student = slimmed(dense, keep, input_statistics(dense, batches))
-    student = reconciled(student, Original(dense, batches), keep)
+    student = sliced(dense, keep, input_statistics(dense, batches))
+    student = reconstructed(student, Original(dense, batches), keep)
     bench.recalibrate(student)
     return student

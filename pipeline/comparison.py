@@ -1,4 +1,4 @@
-"""Two students in turns on one device: which is faster, and how sure that is."""
+"""Comparison of two students on one device: interleaved runs, the latency ratio and its interval."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ def compare_students(
     folder: Path,
     console: Console,
 ) -> Comparison:
-    """Measure two students in turns, and write the record and its page into a folder.
+    """Measure two students in interleaved runs, and write the record and its page.
 
     Args:
-        pair: each a run whose student has been exported, or an ONNX file.
+        pair: two runs with exported students, or two ONNX files, or one of each.
+        config: settings of the measurement.
+        target: the device.
+        folder: gets the record and the page.
+        console: shows the result.
 
     Raises:
-        DeviceError: when one cannot be measured, or draws something else than on the host.
+        DeviceError: when a graph cannot be measured, or its image differs from the host's.
     """
     first, second = (student_graph(path) for path in pair)
     for model in (first, second):
@@ -51,19 +55,19 @@ def compare_students(
 
 
 def distinct_names(pair: tuple[Path, Path]) -> tuple[str, str]:
-    """Short names that tell the two apart: as many of the last folders as that takes."""
+    """Short names of two paths: as many of the last folders as are needed to tell them apart."""
     first, second = (path.resolve().parts for path in pair)
     for length in range(1, max(len(first), len(second)) + 1):
         names = "/".join(first[-length:]), "/".join(second[-length:])
         if names[0] != names[1]:
             return names
-    return f"{pair[0].name} (1)", f"{pair[1].name} (2)"  # one held against itself
+    return f"{pair[0].name} (1)", f"{pair[1].name} (2)"  # both paths are the same
 
 
 def _say(found: Comparison, names: tuple[str, str], folder: Path, console: Console) -> None:
     between = found.interval
     if found.candidate.device.emulated:
-        console.say(f"{found.candidate.device.name} is emulated: its times mean nothing")
+        console.say(f"{found.candidate.device.name} is emulated: its latencies are meaningless")
     else:
         for name, record in zip(names, (found.candidate, found.reference), strict=True):
             console.say(f"{record.p50_ms:10.3f} ms  {record.fps:8.1f} FPS  {name}")
@@ -77,15 +81,15 @@ def _say(found: Comparison, names: tuple[str, str], folder: Path, console: Conso
 
 
 def student_graph(path: Path) -> Path:
-    """The student's graph of a run, or the ONNX file itself.
+    """The graph of a run's student, or the given ONNX file.
 
     Raises:
-        ConfigError: when it is neither.
+        ConfigError: when the path is neither a run nor an ONNX file.
     """
     if path.is_file() and path.suffix == ".onnx":
         return path
     if not path.is_dir():
-        raise ConfigError("neither a run nor an ONNX file", where=path)
+        raise ConfigError("is neither a run nor an ONNX file", where=path)
     graphs = newest_export(Run(path))
     return graphs.file(exported_fused(graphs).name.replace("_fused", ""))
 
@@ -96,7 +100,8 @@ def _require_images(model: Path, config: BenchmarkConfig, target: RunnerTarget) 
     near = fidelity(target.run_many(model, inputs), HostTarget().run_many(model, inputs), floor_db)
     if not near.holds:
         raise DeviceError(
-            f"its output is {near.psnr_db:.1f} dB from the host's, below {floor_db:.0f} dB",
+            f"its image on the device has a PSNR of {near.psnr_db:.1f} dB relative to the host's, "
+            f"below {floor_db:.0f} dB",
             where=model,
-            remedy="no speed is reported for another image; try the provider cpu",
+            remedy="latencies of a wrong image are not reported; try the provider cpu",
         )

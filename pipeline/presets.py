@@ -12,7 +12,7 @@ from lightfield.errors import ConfigError
 from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.scenes.background import parsed_color
 from lightfield.student import Activation, Norm, StudentSpec, mac_count, mobile_r2l_spec
-from prune.search import PruneConfig
+from prune.config import MeasurementConfig, PruneConfig, SearchConfig, SearchSpaceConfig
 from train.distillation import DistillConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
@@ -137,8 +137,8 @@ class Preset:
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    tune: DistillConfig | None = None
-    """How students made of a trained one are trained; None is as that was."""
+    recovery: DistillConfig | None = None
+    """Settings of recovery distillation; None for the settings of `distill`."""
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     bench: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -183,7 +183,12 @@ def _tiny(kind: SceneKind) -> Preset:
         network=NetworkConfig(blocks=12),
         distill=DistillConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
-        prune=PruneConfig(inner_choices=5, tune_steps=120, look_steps=400, final_tune_steps=5000),
+        prune=PruneConfig(
+            search=SearchConfig(
+                recovery_steps=120, extra_recovery_steps=400, final_recovery_steps=5000
+            ),
+            space=SearchSpaceConfig(inner_choices=5),
+        ),
         bench=BenchmarkConfig(runs=100),
     )
     if kind == "embedded":
@@ -204,7 +209,9 @@ def _tiny(kind: SceneKind) -> Preset:
         pseudo=PseudoConfig(1500),
         network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
         distill=DistillConfig(steps=7000),
-        prune=replace(embedded.prune, final_tune_steps=3000),
+        prune=replace(
+            embedded.prune, search=replace(embedded.prune.search, final_recovery_steps=3000)
+        ),
     )
 
 
@@ -219,7 +226,10 @@ def _small(kind: SceneKind) -> Preset:
         distill=DistillConfig(steps=40_000, windows=64, window_rays=14),
         fine_tune=FineTuneConfig(steps=2000, evaluate_every=200),
         prune=PruneConfig(
-            inner_choices=5, tune_steps=500, look_steps=1000, final_tune_steps=10_000
+            search=SearchConfig(
+                recovery_steps=500, extra_recovery_steps=1000, final_recovery_steps=10_000
+            ),
+            space=SearchSpaceConfig(inner_choices=5),
         ),
     )
 
@@ -252,21 +262,20 @@ def _paper(kind: SceneKind) -> Preset:
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
         distill=distill,
-        tune=replace(distill, learning_rate=1.5e-3, muon_learning_rate=0.003),
+        recovery=replace(distill, learning_rate=1.5e-3, muon_learning_rate=0.003),
         fine_tune=FineTuneConfig(steps=1000),
         prune=PruneConfig(
-            first_step=0.25,
-            step_decay=1.0,
-            turns=10,
-            rounds=2,
-            table_turns=3,
-            images=4,
-            smallest_share=0.25,
-            inner_choices=5,
-            tune_steps=500,
-            look_steps=1500,
-            final_tune_steps=120_000,
-            max_steps=12,
+            search=SearchConfig(
+                recovery_steps=500,
+                extra_recovery_steps=1500,
+                final_recovery_steps=120_000,
+                first_step=0.25,
+                step_decay=1.0,
+                max_steps=12,
+                rounds=2,
+            ),
+            space=SearchSpaceConfig(smallest_share=0.25, inner_choices=5),
+            measurement=MeasurementConfig(runs=10, table_runs=3, calibration_images=4),
         ),
     )
 

@@ -1,34 +1,29 @@
-"""A device that is not there: what it measured for an earlier search, served to the same again."""
+"""Replay target: serves the recorded measurements of an earlier search in place of a device."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device.target import RunnerTarget
 from lightfield.files import sha256_of
-from lightfield.latency import DeviceIdentity
-from prune.measurements import (
-    MEASUREMENTS,
-    Measure,
-    TimeSpecs,
-    measured_on,
-    measurements_in,
-    replayed,
-)
+from lightfield.latency import ComparedLatency, DeviceIdentity
+from lightfield.student import Student, StudentSpec
+from prune.record import MEASUREMENTS, measured_on, measurements_in, replayed
+from prune.workbench import Measurer
 
 
 @dataclass(frozen=True)
 class RecordedTarget:
-    """A search's record in place of the target that it was measured on."""
+    """The record of a search in place of the target on which it was measured; a `Measurer`."""
 
     identity: DeviceIdentity
-    measure: Measure
-    time_specs: TimeSpecs
+    measurer: Measurer
     folder: Path
-    """Where the record is."""
+    """Folder of the record."""
     sha256: str
-    """Of the record."""
+    """Hash of the record."""
     width_multiple: int = RunnerTarget.width_multiple
 
     @classmethod
@@ -36,17 +31,26 @@ class RecordedTarget:
         """The record in a `prune` artifact.
 
         Raises:
-            CheckpointError: when there is none, or a line of it is no measurement; while it is used,
-                when the search asks for something else than was measured.
+            CheckpointError: when there is none, or a line of it is not a measurement; during the
+                search, when the search asks for another measurement than the recorded one.
         """
         identity = measured_on(folder)
-        return cls(identity, *replayed(folder), folder, sha256_of(folder / MEASUREMENTS))
+        return cls(identity, replayed(folder), folder, sha256_of(folder / MEASUREMENTS))
 
-    def going_on(self, work: Path) -> RecordedTarget:
-        """The record after what an interrupted replay has copied from it into its work folder.
+    def continued(self, work: Path) -> RecordedTarget:
+        """The rest of the record after the measurements that an interrupted replay has already
+        copied into its work folder.
 
         Raises:
-            CheckpointError: when what was copied cannot be read, or is more than the record.
+            CheckpointError: when the copied measurements cannot be read, or are more than the
+            record.
         """
-        measure, time_specs = replayed(self.folder, measurements_in(work))
-        return replace(self, measure=measure, time_specs=time_specs)
+        return replace(self, measurer=replayed(self.folder, measurements_in(work)))
+
+    def measure(self, students: Sequence[Student]) -> Iterable[ComparedLatency]:
+        """The recorded interleaved runs."""
+        return self.measurer.measure(students)
+
+    def time_specs(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
+        """The recorded median latencies in ms."""
+        return self.measurer.time_specs(specs, fresh=fresh)

@@ -1,9 +1,9 @@
-"""What the parts of a student are worth.
+"""Importance of a student's channels, and the statistics that channel slicing needs.
 
-Channels are ranked by first-order Taylor expansion of the loss in their mask, with batch norms in
-evaluation mode, so the ranking is that of the folded weights and does not change when a norm's scale
-moves into a convolution. What a *choice* costs is then measured, not estimated: the mean squared error
-of the student that has been slimmed accordingly.
+Channels are ranked by the first-order Taylor expansion of the loss in their masks. Batch norms are
+in evaluation mode, so the ranking is that of the folded weights and does not change when the scale
+of a norm moves into a convolution. The loss of a *choice* is measured, not estimated: it is the
+mean squared error of the sliced student (`prune.proposals`).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightfield.student import Student, StudentSpec
-from prune.chains import Shape
-from prune.slimming import Channels, Inputs, Keep, Masks, Statistics, masked_forward
+from prune.architecture import Shape
+from prune.surgery import Channels, Inputs, Keep, Masks, Statistics, masked_forward
 
 Batch = tuple[Float[Tensor, "_ _c _h _w"], Float[Tensor, "_ _rgb _sh _sw"]]
-"""Inputs and their true images; batches may be of different sizes."""
+"""Inputs and their true images. Batches can have different sizes."""
 Batches = Callable[[StudentSpec], Sequence[Batch]]
-"""The same images with the rays of any student."""
+"""Returns the same images with the rays of any student."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Every prunable layer's channels from most to least important, chain by chain."""
+    """Channels of every layer that can be pruned, from most to least important, chain by chain."""
 
     widths: tuple[Channels, ...]
     blocks: tuple[tuple[Channels, ...], ...]
 
     def best(self, shape: Shape) -> Keep:
-        """The best-ranked channels for the given widths."""
+        """The most important channels for the widths of a shape."""
         return Keep(
             tuple(_first(order, n) for order, n in zip(self.widths, shape.widths, strict=True)),
             tuple(
@@ -57,9 +57,9 @@ def rank_channels(student: Student, batches: Sequence[Batch]) -> Ranking:
 
 def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
     """The squared derivative of the mean squared error with respect to each channel's mask, summed
-    over images (Molchanov et al. 2019, equation 8, with the mask as the parameter).
+    over the images (Molchanov et al. 2019, equation 8, with the mask as the parameter).
 
-    Leaves the student in evaluation mode.
+    The student is set to evaluation mode.
     """
     student.eval()
     masks = Masks.ones(student.spec, student.head.weight.device)
@@ -69,10 +69,10 @@ def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
     for mask in masks.all():
         mask.requires_grad_(True)
     for x, truth in batches:
-        for image, its_truth in zip(x.split(1), truth.split(1), strict=True):
-            # The same ranking each time: a search can then be replayed.
+        for image, image_truth in zip(x.split(1), truth.split(1), strict=True):
+            # The ranking must be the same each time, so that a search can be replayed.
             with torch.backends.cudnn.flags(enabled=True, deterministic=True):
-                error = masked_forward(student, image, masks) - its_truth
+                error = masked_forward(student, image, masks) - image_truth
                 gradients = torch.autograd.grad(error.square().mean(), masks.all())
             for score, gradient in zip(scores.all(), gradients, strict=True):
                 score += gradient.square()
@@ -83,7 +83,7 @@ def taylor_scores(student: Student, batches: Sequence[Batch]) -> Masks:
 def input_statistics(student: Student, batches: Sequence[Batch]) -> Statistics:
     """Means and covariances of every convolution's input over all images and pixels.
 
-    Leaves the student in evaluation mode.
+    The student is set to evaluation mode.
     """
     student.eval()
     images = sum(len(x) for x, _ in batches)
@@ -119,7 +119,7 @@ def input_statistics(student: Student, batches: Sequence[Batch]) -> Statistics:
 
 @torch.no_grad()
 def mean_squared_error(student: Student, batches: Sequence[Batch]) -> float:
-    """Mean squared error over the batches; leaves the student in evaluation mode."""
+    """Mean squared error over the batches. The student is set to evaluation mode."""
     student.eval()
     total = sum(float((student(x) - truth).square().mean()) * len(x) for x, truth in batches)
     return total / sum(len(x) for x, _ in batches)

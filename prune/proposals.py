@@ -1,58 +1,58 @@
-"""Smaller students worth trying for a latency target.
+"""Proposals: smaller students that are predicted to meet a latency target.
 
-The loss of every single choice (a block at a width, a narrower chain, fewer points per ray) is measured
-by really making it; choices are then combined as if losses added up, per set of stream widths by a
-knapsack over all blocks and the sampling. The sum is a heuristic, and a poor one for a student that uses
-every channel it has. So proposals are of several kinds, the simplest student of all, evenly narrowed,
-among them; what the combinations really cost is measured (`screened`) before any is trained.
+The loss of every single choice (a block at a width, a narrower chain, fewer points per ray) is
+measured by making that student. The choices are then combined as if their losses added up: for each
+set of stream widths, a multiple-choice knapsack chooses the widths of all blocks and the ray
+sampling. The sum is only a heuristic, and a bad one for a student that uses every channel.
+Therefore there are several kinds of proposals, including the evenly narrowed student, and the real
+loss of the combinations is measured (`screened`) before any proposal is trained.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from lightfield.light_field import GOLDEN
 from lightfield.student import Student, StudentSpec
-from prune.chains import Sampling, Shape, Widths
-from prune.importance import (
-    Batches,
-    Ranking,
-    input_statistics,
-    mean_squared_error,
-    rank_channels,
-)
-from prune.knapsack import Option, choose_options
-from prune.latency_table import Choices, LatencyTable
-from prune.reconciliation import Original, reconciled
-from prune.sampling import Rays, resampled
-from prune.slimming import Statistics, slimmed
+from prune.architecture import Sampling, Shape, Widths
+from prune.importance import Batches, Ranking, input_statistics, mean_squared_error, rank_channels
+from prune.latency_model import Choices, LatencyTable
+from prune.reconstruction import Original, reconstructed
+from prune.surgery import Rays, Statistics, resampled, sliced
 
 Drop = Literal["any", "none", "only"]
-PROPOSED = ("channels", "mixed", "blocks", "narrow", "evenly", "fastest")
+PROPOSED = ("channels", "mixed", "blocks", "narrow", "uniform", "fastest")
+"""Kinds of proposals that cut a student in its architecture variant."""
+VARIANT = "variant"
+"""Kind of the proposals in another architecture variant (`prune.variants`)."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A smaller student: how it was found, and what is expected of it."""
+    """A smaller student with its predicted latency and loss."""
 
     kind: str
-    """One of `PROPOSED`, see `propose` and `fastest`; or `prune.forms.FORM`."""
+    """One of `PROPOSED` (see `propose` and `fastest`), or `VARIANT`."""
     shape: Shape
-    """What is cut, ahead of any change of form."""
+    """The cut, before any change of the architecture variant."""
     spec: StudentSpec
     predicted_ms: float
     predicted_loss: float
-    """Mean squared error added before any tuning: a sum of single ones, or measured when `screened`."""
+    """Mean squared error added before any training: the sum over the choices, or the measured one
+    after `screened`."""
 
 
 @dataclass(frozen=True)
 class ChoiceLosses:
     """Added mean squared error of every single choice for one student."""
 
-    seeing: dict[Sampling, Student]
-    """The student, under its own sampling first, and what it becomes with others (`resampled`)."""
+    resampled: dict[Sampling, Student]
+    """The student with each ray sampling (`prune.surgery.resampled`), its own sampling first."""
     ranking: Ranking
     statistics: Statistics
     batches: Batches
@@ -61,29 +61,29 @@ class ChoiceLosses:
     samplings: dict[Sampling, float]
     widths: dict[Widths, float]
     blocks: list[list[dict[int, float]]]
-    """Chain by chain, per block, by inner width; 0 drops the block."""
+    """By chain, block and inner width; 0 drops the block."""
 
-    def slimmed(self, shapes: Iterable[Shape]) -> Iterator[Student]:
-        """The student with the best-ranked channels of each shape, fitted to do what it did."""
-        own, original = next(iter(self.seeing)), None
+    def pruned(self, shapes: Iterable[Shape]) -> Iterator[Student]:
+        """The student with the most important channels of each shape, its layers reconstructed."""
+        own, original = next(iter(self.resampled)), None
         for shape in shapes:
-            student, keep = self.seeing[shape.sampling or own], self.ranking.best(shape)
+            student, keep = self.resampled[shape.sampling or own], self.ranking.best(shape)
             if original is None or original.student is not student:
                 original = Original(student, self.batches(student.spec))
-            yield reconciled(slimmed(student, keep, self.statistics), original, keep)
+            yield reconstructed(sliced(student, keep, self.statistics), original, keep)
 
     def added(self, shapes: Sequence[Shape]) -> list[float]:
-        """What the student loses when it takes each shape; never less than nothing."""
+        """The added mean squared error of each shape, at least 0."""
         return [
             max(0.0, mean_squared_error(student, self.batches(student.spec)) - self.before)
-            for student in self.slimmed(shapes)
+            for student in self.pruned(shapes)
         ]
 
 
 def measure_choices(
     student: Student, batches: Batches, rays: Rays, choices: Choices
 ) -> ChoiceLosses:
-    """Measure what each single choice costs."""
+    """Measure the added error of each single choice."""
     dense, images = Shape.of(student.spec), batches(student.spec)
     own = dense.sampling
     assert own is not None
@@ -97,11 +97,11 @@ def measure_choices(
         {}, {}, [],
     )  # fmt: skip
 
-    # The body's and the tail's widths are measured apart, and their losses added.
-    outers = [o for o in choices.outers() if all(map(int.__le__, o, dense.widths))]
-    samplings = {s: replace(dense, sampling=s) for s in losses.seeing}
-    bodies = {o[0]: dense.with_width(0, o[0]) for o in outers}
-    tails = {o[1:]: replace(dense, widths=(dense.widths[0], *o[1:])) for o in outers}
+    # The widths of body and tail are measured separately, and their losses are added.
+    width_sets = [o for o in choices.width_sets() if all(map(int.__le__, o, dense.widths))]
+    samplings = {s: replace(dense, sampling=s) for s in losses.resampled}
+    bodies = {o[0]: dense.with_width(0, o[0]) for o in width_sets}
+    tails = {o[1:]: replace(dense, widths=(dense.widths[0], *o[1:])) for o in width_sets}
     blocks = [
         [
             {i: dense.with_block(c, b, i) for i in (*choices.inner[c], 0) if i <= full}
@@ -115,7 +115,7 @@ def measure_choices(
     added = {dense: 0.0, **dict(zip(shapes, losses.added(list(shapes)), strict=True))}
 
     losses.samplings.update({s: added[shape] for s, shape in samplings.items()})
-    losses.widths.update({o: added[bodies[o[0]]] + added[tails[o[1:]]] for o in outers})
+    losses.widths.update({o: added[bodies[o[0]]] + added[tails[o[1:]]] for o in width_sets})
     losses.blocks.extend(
         [{i: added[shape] for i, shape in of.items()} for of in chain] for chain in blocks
     )
@@ -130,11 +130,12 @@ def propose(
     *,
     count: int,
 ) -> list[Proposal]:
-    """Up to `count` different students predicted to meet the target, of different kinds:
+    """Up to `count` different students of several kinds that are predicted to meet the target.
 
-    `channels` keeps the stream widths and every block, `blocks` keeps the inner widths as well and drops
-    whole blocks, `mixed` does both; `narrow` takes other stream widths; `evenly` narrows the body's
-    blocks alike and leaves all else but the sampling. None when the target is out of reach.
+    `channels` keeps the stream widths and every block, `blocks` keeps the inner widths and drops
+    whole blocks, `mixed` does both. `narrow` changes the stream widths. `uniform` narrows all
+    blocks of the body alike and changes nothing else but the sampling. The list is empty if the
+    target is out of reach.
     """
     now = Shape.of(spec).widths
 
@@ -146,7 +147,7 @@ def propose(
     of_one_width = [best(others[0].shape.widths, "none")] if others else []
     found = [
         best(now, "any"), best(now, "none"), best(now, "only"), *others[:1],
-        evenly(spec, losses, table, target_ms), *of_one_width, *others[1:],
+        uniform(spec, losses, table, target_ms), *of_one_width, *others[1:],
     ]  # fmt: skip
     distinct: dict[StudentSpec, Proposal] = {}
     for proposal in found:
@@ -156,7 +157,8 @@ def propose(
 
 
 def screened(losses: ChoiceLosses, proposals: Sequence[Proposal], count: int) -> list[Proposal]:
-    """The `count` proposals that lose least when made, one of each kind before a second of any."""
+    """The `count` proposals with the least measured loss, one of each kind before a second of
+    any."""
     added = losses.added([p.shape for p in proposals])
     measured = [replace(p, predicted_loss=loss) for p, loss in zip(proposals, added, strict=True)]
     measured.sort(key=lambda p: p.predicted_loss)
@@ -165,7 +167,7 @@ def screened(losses: ChoiceLosses, proposals: Sequence[Proposal], count: int) ->
 
 
 def fastest(spec: StudentSpec, table: LatencyTable, choices: Choices) -> Proposal:
-    """The fastest student a search could reach: narrowest, without residual blocks, with the fewest
+    """The fastest student of a search space: the narrowest widths, no residual blocks, the fewest
     points."""
     now = replace(Shape.of(spec), widths=choices.narrowest, sampling=choices.coarsest)
     shape = now.without_blocks()
@@ -181,8 +183,10 @@ def _best(
     widths: Widths,
     drop: Drop,
 ) -> Proposal | None:
-    """The best choice of blocks and sampling for one set of stream widths; blocks may be dropped, must
-    not, or must rather than be narrowed."""
+    """The best choice of blocks and sampling for one set of stream widths.
+
+    Blocks may be narrowed or dropped (`any`), only narrowed (`none`), or only dropped (`only`).
+    """
     now = Shape.of(spec)
 
     def allowed(inner: int, full: int) -> bool:
@@ -202,7 +206,7 @@ def _best(
     by_sampling = zip(inputs, losses.samplings.values(), strict=True)
     options.append([Option(n, channel_ms * n, loss) for n, loss in by_sampling])
     without_ms = table.base_ms[widths] - channel_ms * table.channels
-    indices = choose_options(options, table.parts_budget_ms(target_ms) - without_ms)
+    indices = choose_options(options, table.parts_ms_for(target_ms) - without_ms)
     if indices is None:
         return None
     chosen = [opts[i] for opts, i in zip(options, indices, strict=True)]
@@ -216,38 +220,86 @@ def _best(
     return Proposal(kind, shape, smaller, table.predict_ms(smaller), loss)
 
 
-def evenly(
+def uniform(
     spec: StudentSpec, losses: ChoiceLosses, table: LatencyTable, target_ms: float
 ) -> Proposal | None:
-    """The body's blocks brought to one width, or to two neighboring ones that alternate, so that the
-    target is predicted to be met with the sampling that makes the loss least; None when that is out of
-    reach."""
-    found = [_evenly(spec, losses, table, target_ms, s) for s in losses.samplings]
+    """The body's blocks at one width, or at two neighboring widths that alternate, with the
+    sampling that loses least; None if the target is out of reach."""
+    found = [_uniform(spec, losses, table, target_ms, s) for s in losses.samplings]
     return min(filter(None, found), key=lambda p: p.predicted_loss, default=None)
 
 
-def _evenly(
+def _uniform(
     spec: StudentSpec,
     losses: ChoiceLosses,
     table: LatencyTable,
     target_ms: float,
     sampling: Sampling,
 ) -> Proposal | None:
-    """`evenly` with one sampling."""
+    """`uniform` for one sampling."""
     now = replace(Shape.of(spec), sampling=sampling)
     body = list(now.blocks[0])
-    turns = sorted(range(len(body)), key=lambda b: b * GOLDEN % 1)  # spread over the depth
+    order = sorted(range(len(body)), key=lambda b: b * GOLDEN % 1)  # spread over the depth
     for width in sorted({w for of in losses.blocks[0] for w in of if w}, reverse=True):
-        for b in (b for b in turns if body[b] > width):
+        for b in (b for b in order if body[b] > width):
             body[b] = width
             shape = replace(now, blocks=(tuple(body), *now.blocks[1:]))
             smaller = shape.applied_to(spec)
             if table.predict_ms(smaller) <= target_ms:
                 loss = sum(of[w] for of, w in zip(losses.blocks[0], body, strict=True))
                 loss += losses.samplings[sampling]
-                return Proposal("evenly", shape, smaller, table.predict_ms(smaller), loss)
+                return Proposal("uniform", shape, smaller, table.predict_ms(smaller), loss)
     return None
 
 
 def _regrouped(widths: Iterator[int], like: Shape) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(next(widths) for _ in chain) for chain in like.blocks)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice for a part: an amount, such as a block's inner width (0 drops it), cost and
+    loss."""
+
+    amount: int
+    cost_ms: float
+    loss: float
+
+
+def choose_options(
+    parts: Sequence[Sequence[Option]], capacity_ms: float, *, bins: int = 2000
+) -> list[int] | None:
+    """Indices of the options, one per part, with the least total loss within the capacity.
+
+    This is the multiple-choice knapsack, solved exactly on a grid of costs: costs are rounded up to
+    `capacity_ms / bins`, so the choice never exceeds the capacity. None if even the cheapest
+    options do not fit.
+    """
+    if capacity_ms < 0:
+        return None
+    weights = [[_bins_of(option.cost_ms, capacity_ms, bins) for option in opts] for opts in parts]
+    # least[n] is the least loss of the parts so far at a weight of exactly n bins.
+    least = np.full(bins + 1, np.inf)
+    least[0] = 0.0
+    taken = np.zeros((len(parts), bins + 1), dtype=np.int32)
+    for p, options in enumerate(parts):
+        by_option = np.full((len(options), bins + 1), np.inf)
+        for row, option, weight in zip(by_option, options, weights[p], strict=True):
+            if weight <= bins:
+                row[weight:] = least[: bins + 1 - weight] + option.loss
+        taken[p], least = by_option.argmin(0), by_option.min(0)
+    if not np.isfinite(least).any():
+        return None
+    at, choice = int(least.argmin()), []
+    for p in reversed(range(len(parts))):
+        index = int(taken[p, at])
+        choice.append(index)
+        at -= weights[p][index]
+    return choice[::-1]
+
+
+def _bins_of(cost_ms: float, capacity_ms: float, bins: int) -> int:
+    if cost_ms <= 0:
+        return 0
+    # The small tolerance keeps a cost of exactly n bins from being rounded up to n + 1.
+    return math.ceil(cost_ms / capacity_ms * bins - 1e-9) if capacity_ms > 0 else bins + 1

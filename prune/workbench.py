@@ -1,55 +1,92 @@
-"""What the search works with: training, exporting and measuring, injected by `pipeline`."""
+"""Interface between the search and the code that trains, exports and measures students."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from jaxtyping import Float
+from torch import Tensor
+
+from lightfield.latency import ComparedLatency
 from lightfield.progress import Progress
 from lightfield.student import Student, StudentSpec
-from prune.importance import Batches
-from prune.measurements import Measure, TimeSpecs
-from prune.sampling import Rays
+from prune.importance import Batch
 
 
 @runtime_checkable
-class Tune(Protocol):
-    """Trains a student further and returns it in evaluation mode; with a folder, an interrupted training
-    goes on from what it left there."""
+class Measurer(Protocol):
+    """Measures latencies on a target, or reads them from a record."""
 
-    def __call__(  # noqa: D102
+    def measure(self, students: Sequence[Student]) -> Iterable[ComparedLatency]:
+        """Interleaved runs of each student and of the dense reference student, in order, as they
+        are measured."""
+        ...
+
+    def time_specs(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
+        """Median latencies in ms of students with the given specifications and random weights.
+
+        All are timed at the ray resolution of the student with the largest upsampling factor, so
+        their outputs may be cropped. `fresh` measures all of them now; otherwise stored latencies
+        may be used.
+        """
+        ...
+
+
+@runtime_checkable
+class Workbench(Measurer, Protocol):
+    """Everything that a search needs from outside of this package."""
+
+    @property
+    def width_multiple(self) -> int:
+        """Widths are rounded to multiples of this number."""
+        ...
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether students can be trained while others are measured without disturbing the
+        latencies."""
+        ...
+
+    def distill(
         self,
         student: Student,
         steps: int,
         seed: int,
         progress: Progress | None,
         folder: Path | None,
-    ) -> Student: ...
+    ) -> Student:
+        """Train a student on the teacher's pseudo images and return it in evaluation mode.
 
+        An interrupted training continues from the checkpoint in `folder`.
+        """
+        ...
 
-@dataclass(frozen=True)
-class Workbench:
-    """What the search works with; `pipeline` builds it from train, export and device."""
+    def recalibrate(self, student: Student) -> None:
+        """Recompute batch-norm statistics in place."""
+        ...
 
-    measure: Measure
-    """Export each student, and measure it in turns with the pinned dense one."""
-    time_specs: TimeSpecs
-    tune: Tune
-    recalibrate: Callable[[Student], None]
-    """Renew batch-norm statistics in place."""
-    score: Callable[[Student], float]
-    """Held-out PSNR in dB."""
-    check: Callable[[Student], None]
-    """Export, and refuse with ParityError a graph that computes something else than the student."""
-    batches: Batches
-    """Whole images for measuring importance."""
-    rays: Rays
-    """Rays of more poses than these images have."""
-    fits: Callable[[StudentSpec], bool]
-    """Whether the images have whole rays for a student, enough of them to be one."""
-    width_multiple: int
-    """Widths are rounded to multiples of this."""
-    beside: bool = False
-    """Whether training leaves the target's times alone, so that both can go on at once."""
+    def score(self, student: Student) -> float:
+        """Held-out PSNR in dB."""
+        ...
+
+    def check(self, student: Student) -> None:
+        """Export a student and compare the exported graph with it.
+
+        Raises:
+            ParityError: when the graph computes something else than the student.
+        """
+        ...
+
+    def batches(self, spec: StudentSpec) -> Sequence[Batch]:
+        """Calibration images with the rays of a student; the same images for all specifications."""
+        ...
+
+    def rays(self, spec: StudentSpec) -> Float[Tensor, "rays channels"]:
+        """Encoded rays of more poses than `batches` has."""
+        ...
+
+    def fits(self, spec: StudentSpec) -> bool:
+        """Whether the image size is a multiple of a student's rays, with enough rays per side."""
+        ...

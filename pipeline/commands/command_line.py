@@ -126,7 +126,8 @@ def _help_of(command: str, chosen: Preset) -> str:
 def commands(chosen: Preset) -> dict[str, Any]:
     """All subcommands by name, with the preset's values as their options' defaults."""
     missing: Any = tyro.MISSING
-    tune = chosen.tune or chosen.distill
+    recovery = chosen.recovery or chosen.distill
+    pruning = chosen.prune
     return {
         "scene": Scene(missing, config=chosen.scene),
         "teacher": Teacher(missing, config=chosen.teacher),
@@ -134,9 +135,25 @@ def commands(chosen: Preset) -> dict[str, Any]:
         "student": Student(
             missing, network=chosen.network, distill=chosen.distill, fine_tune=chosen.fine_tune
         ),
-        "prune": Prune(missing, config=chosen.prune, distill=tune, fine_tune=chosen.fine_tune),
-        "baseline": Baseline(missing, prune=chosen.prune, distill=tune, fine_tune=chosen.fine_tune),
-        "check-table": CheckTable(missing, prune=chosen.prune),
+        "prune": Prune(
+            missing,
+            budget=pruning.budget,
+            search=pruning.search,
+            architecture=pruning.architecture,
+            space=pruning.space,
+            measurement=pruning.measurement,
+            distill=recovery,
+            fine_tune=chosen.fine_tune,
+        ),
+        "baseline": Baseline(
+            missing,
+            measurement=pruning.measurement,
+            distill=recovery,
+            fine_tune=chosen.fine_tune,
+        ),
+        "check-table": CheckTable(
+            missing, table_runs=pruning.measurement.table_runs, space=pruning.space
+        ),
         "export": Export(missing),
         "lens": Lens(missing),
         "bench": Bench(config=chosen.bench),

@@ -17,22 +17,31 @@ from device.target import RunnerTarget, Target
 from device.thermal import ThermalConfig
 from device.tools import ToolConfig
 from lightfield.errors import ConfigError
-from lightfield.ranges import THREADS, Range, check_ranges
+from lightfield.ranges import SEED, THREADS, Range, check_ranges
 from lightfield.run import Run
-from pipeline import pruning
 from pipeline.baselines import BaselineConfig, make_baseline
 from pipeline.bench import make_bench, print_bench
-from pipeline.commands.stage import Flat, PresetChoice, Stage, say
+from pipeline.commands.stage import Flat, Grouped, PresetChoice, Stage, say
 from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.latency_check import predictions
 from pipeline.presets import (
     Preset,
 )
+from pipeline.pruning import make_pruned
+from pipeline.recovery import assist_recovery
 from pipeline.replay import RecordedTarget
 from pipeline.tool_bench import bench_tool
-from pipeline.tuning import tune_along
-from prune.search import PruneConfig
+from prune.config import (
+    RUNS,
+    TABLE_RUNS,
+    ArchitectureChange,
+    Budget,
+    MeasurementConfig,
+    PruneConfig,
+    SearchConfig,
+    SearchSpaceConfig,
+)
 from train.distillation import DistillConfig
 from train.distributed import joined_ranks
 from train.fine_tuning import FineTuneConfig
@@ -73,32 +82,40 @@ class MeasuredOn:
 class Prune(Stage):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
-    config: Flat[PruneConfig] = field(default_factory=PruneConfig)
+    start_from: Path | None = None
+    """Pruned student from which the search starts, without changing its architecture: the folder of
+    a run (also of this run, to train its student for longer), or an `at-*.safetensors` of an
+    earlier search."""
+    replay: Path | None = None
+    """Folder of an earlier search with the same settings. Its recorded measurements replace the
+    target's."""
+    budget: Grouped[Budget] = field(default_factory=Budget)
+    search: Grouped[SearchConfig] = field(default_factory=SearchConfig)
+    architecture: Grouped[ArchitectureChange] = field(default_factory=ArchitectureChange)
+    space: Grouped[SearchSpaceConfig] = field(default_factory=SearchSpaceConfig)
+    measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
+    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
-    begin_with: Path | None = None
-    """Student to go on from, in the form that it has: a run's pruned one, by the run's folder (also this
-    run's, to train it for longer), or an `at-*.safetensors` that a search left behind."""
-    replay: Path | None = None
-    """Folder of an earlier search with the same settings; its recorded measurements are served again in
-    place of a target's."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Prune the student; the processes that torchrun started tune together."""
+        """Prune the student; all processes that torchrun started train together."""
         run = Run(self.run, console.progress)
+        config = PruneConfig(
+            self.budget, self.architecture, self.search, self.space, self.measurement
+        )
         with joined_ranks() as ranks:
             if not ranks.is_first:
-                tune_along(run, self.distill, console, ranks)
+                assist_recovery(run, self.distill, console, ranks)
                 return
             if self.replay is None:
                 opened = self.on.opened(console)
             else:
                 opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
             with opened as target:
-                artifact = pruning.make_pruned(
-                    run, self.config, self.distill, self.fine_tune, target, console,
-                    begin_with=self.begin_with, ranks=ranks,
+                artifact = make_pruned(
+                    run, config, self.distill, self.fine_tune, target, console,
+                    start_from=self.start_from, ranks=ranks,
                 )  # fmt: skip
         say(
             console,
@@ -109,26 +126,26 @@ class Prune(Stage):
 
 @dataclass(frozen=True)
 class Baseline(Stage):
-    """Make a faster student the simplest way, to hold the pruned one against."""
+    """Make a faster student in the simplest way, for comparison with the pruned student."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
-    prune: PruneConfig = field(default_factory=PruneConfig)
+    measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
+    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Make the student; the processes that torchrun started train together."""
+        """Make the student; all processes that torchrun started train together."""
         run = Run(self.run, console.progress)
         with joined_ranks() as ranks:
             if not ranks.is_first:
-                tune_along(run, self.distill, console, ranks)
+                assist_recovery(run, self.distill, console, ranks)
                 return
             with self.on.opened(console) as target:
                 artifact = make_baseline(
                     run,
                     self.config,
-                    self.prune,
+                    self.measurement,
                     self.distill,
                     self.fine_tune,
                     target,
@@ -140,12 +157,16 @@ class Baseline(Stage):
 
 @dataclass(frozen=True)
 class CheckTable(Stage):
-    """Hold the latencies that the table predicts against measured ones, of random students."""
+    """Compare the latencies that the table predicts for random students with measured ones."""
 
     students: Annotated[int, Range(1, 100_000)] = 20
-    """How many random students to measure."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
+    """Number of random students."""
+    table_runs: Annotated[int, RUNS] = TABLE_RUNS
+    """Interleaved runs of each part of the latency table, and of each random student."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the random students."""
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
+    space: Grouped[SearchSpaceConfig] = field(default_factory=SearchSpaceConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self, "check-table")
@@ -153,7 +174,10 @@ class CheckTable(Stage):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Print each prediction, and the median error."""
         with self.on.opened(console) as target:
-            found = predictions(Run(self.run, console.progress), self.prune, target, self.students)
+            found = predictions(
+                Run(self.run, console.progress), self.space, target,
+                students=self.students, table_runs=self.table_runs, seed=self.seed,
+            )  # fmt: skip
         for each in found:
             console.say(
                 f"{each.predicted_ms:9.2f} ms predicted {each.measured_ms:9.2f} ms measured "

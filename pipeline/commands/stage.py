@@ -16,6 +16,8 @@ T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]
 """A part of a command whose options stand without a prefix; those of the part's own parts keep theirs:
 `--runs`, but `--thermal.wait-seconds`."""
+Grouped = Annotated[T, tyro.conf.OmitArgPrefixes]
+"""A part of a command whose options have no prefix either, and a section of their own in the help."""
 PresetChoice = Literal["auto", "tiny", "small", "paper"]
 RUNS = Path("runs")
 

@@ -26,7 +26,7 @@ from pipeline.report.svg import (
     inline_svg,
     new_figure,
 )
-from prune.trial import Trial, pareto_front
+from prune.measurement import Trial, pareto_front
 
 MOST_DOTS, MOST_DOTS_OVER_TIME = 200, 400
 """Runs drawn per graph; of more runs, every n-th is drawn."""

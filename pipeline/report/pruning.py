@@ -12,17 +12,17 @@ from lightfield.student import StudentSpec
 from pipeline.report.charts import network_chart, pareto_chart, prediction_chart
 from pipeline.report.quantities import finite, fixed
 from pipeline.report.run_data import RunData, Unavailable, available
-from prune.forms import FORM
-from prune.trial import Trial
+from prune.measurement import Trial
+from prune.proposals import VARIANT
 
 NOT_PROPOSED = ("dense", "within budget", "over budget", "final")
 """Verdicts of measurements without a prediction."""
 CLOCKS = {
     "wall": "all runs",
-    "quiet": "undisturbed runs",
-    "processor": "CPU time, because the machine was too busy for undisturbed runs",
+    "undisturbed": "undisturbed runs",
+    "cpu": "CPU time, because the machine was too busy for undisturbed runs",
 }
-"""What a latency of the search is a percentile of (see `prune.evidence`)."""
+"""What a latency of the search is a percentile of (see `prune.measurement`)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def history_of(run: RunData) -> History:
     return History(
         trials=trials,
         stopped=stopped,
-        one_shot=any(trial.kind == FORM for trial in trials),
+        one_shot=any(trial.kind == VARIANT for trial in trials),
         verified=[trial.verdict for trial in trials[-2:]] == ["within budget", "final"],
         trade_offs=available(lambda: _trade_offs(trials, _budgets_ms(run))),
         predictions=available(lambda: _predictions(trials)),
@@ -92,14 +92,15 @@ def _predictions(trials: list[Trial]) -> Chart:
     return Chart(prediction_chart(drawn), len(drawn), error)
 
 
-def _setting(run: RunData, name: str) -> object:
+def _budget_setting(run: RunData, name: str) -> object:
     settings = run.require("prune").manifest["config"].get("prune")
-    return settings.get(name) if isinstance(settings, dict) else None
+    budget = settings.get("budget") if isinstance(settings, dict) else None
+    return budget.get(name) if isinstance(budget, dict) else None
 
 
 def _budgets_ms(run: RunData) -> list[float]:
     """All latency budgets: several when they were given as ratios."""
-    ratios = _setting(run, "budget_ratio")
+    ratios = _budget_setting(run, "budget_ratio")
     dense_ms, last_ms = (finite(run.metric("prune", name)) for name in ("dense_ms", "budget_ms"))
     known = [r for r in map(finite, ratios) if r is not None] if isinstance(ratios, list) else []
     if known and dense_ms is not None:
@@ -109,7 +110,7 @@ def _budgets_ms(run: RunData) -> list[float]:
 
 def budget_percentile(run: RunData) -> str:
     """The name of the percentile that the budget applies to."""
-    value = finite(_setting(run, "percentile")) if "prune" in run.artifacts else None
+    value = finite(_budget_setting(run, "percentile")) if "prune" in run.artifacts else None
     return "percentile" if value is None else f"{fixed(value, 0)}th percentile"
 
 
@@ -120,8 +121,8 @@ def network_of(run: RunData) -> Network:
         NelfError: when a specification is missing, or one network is not part of the other.
     """
     dense, pruned = run.spec("student"), run.spec("prune")
-    searched = run.detail("prune", "searched")
-    before = StudentSpec.from_json(searched) if isinstance(searched, dict) else dense
+    base = run.detail("prune", "base_spec")
+    before = StudentSpec.from_json(base) if isinstance(base, dict) else dense
     kept = run.detail("prune", "kept_blocks")
     if not isinstance(kept, list) or not all(isinstance(blocks, list) for blocks in kept):
         kept = [list(range(len(inner))) for inner in _inner_widths(pruned)]

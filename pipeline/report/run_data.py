@@ -24,8 +24,8 @@ from pipeline import stage_names
 from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report.quantities import finite
 from pipeline.training import RENDERS, SHOWN_VIEWS
-from prune.search_state import HISTORY
-from prune.trial import Trial
+from prune.measurement import Trial
+from prune.state import HISTORY
 
 T = TypeVar("T")
 STAGES = tuple(stage for stage in stage_names.STAGES if stage != "report")

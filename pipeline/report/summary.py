@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightfield.errors import CheckpointError
 from pipeline.report.images import PageImage, page_image, shown_width
 from pipeline.report.run_data import RunData, Unavailable, available
-from prune.trial import Trial
+from prune.measurement import Trial
 
 HERO_PIXELS = 400
 CREDIT_FIELDS = ("credit", "attribution", "author", "license", "licence")

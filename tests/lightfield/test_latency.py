@@ -85,7 +85,7 @@ def test_measurements_of_an_emulated_device_are_no_evidence():
         evidence(record(1.0, device=replace(HOST, kind="phone", emulated=True)))
 
 
-def test_ratio_is_the_median_of_neighboring_turns():
+def test_ratio_is_the_median_of_neighboring_runs():
     assert compared([0.5, 0.4, 0.9]).ratio == pytest.approx(0.5)
 
 
@@ -93,12 +93,12 @@ def test_ratio_is_not_affected_by_throttling():
     ratios = np.random.default_rng(0).uniform(0.4, 0.6, 31)
     throttled = compared(ratios, drift=np.linspace(10, 40, 31))
     assert throttled.ratio == pytest.approx(float(np.median(ratios)))
-    # the quotient of the two medians is affected by throttling
+    # the quotient of two medians would not, if the runs were not interleaved
     assert throttled.ratio_interval() == pytest.approx(compared(ratios).ratio_interval())
 
 
-def test_unequal_turns_are_refused():
-    with pytest.raises(DeviceError, match="turns"):
+def test_unequal_numbers_of_runs_are_refused():
+    with pytest.raises(DeviceError, match="interleaved runs"):
         ComparedLatency(record(1.0, 2.0), record(1.0))
 
 

@@ -15,7 +15,7 @@ from device.host import HostTarget
 from device.onnx_inputs import fixed_inputs
 from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency, LatencyRecord, evidence
-from prune.evidence import felt, steady
+from prune.measurement import budget_runs, ratio_runs
 
 pytestmark = pytest.mark.phone
 
@@ -51,7 +51,7 @@ def test_what_arm64_code_computes_on_the_phone_is_what_the_host_computes(phone, 
     record = LatencyRecord.from_json(json.loads(json.dumps(record.to_json())))
     with pytest.raises(BudgetError, match="emulated device's latency is no evidence"):
         evidence(record)
-    for refuses in (steady, felt):
+    for refuses in (ratio_runs, budget_runs):
         with pytest.raises(BudgetError, match="emulated"):
             refuses(ComparedLatency(record, record))
 

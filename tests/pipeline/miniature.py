@@ -43,7 +43,7 @@ OPTIONS = {
     ),
     "prune": (
         "--target=host --budget-ratio=0.8 --percentile=50 --candidates=1 --rounds=1 "
-        f"--stream-choices=2 --inner-choices=2 --tune-steps=5 --final-tune-steps=5 {TRAINING}"
+        f"--stream-choices=2 --inner-choices=2 --recovery-steps=5 --final-recovery-steps=5 {TRAINING}"
     ),
     "export": "",
     "lens": "",

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from device.bench_record import DeviceBench, GraphBench
-from device.comparison import RatioInterval
 from device.fidelity import Fidelity
 from device.operator_profile import OperatorTime
 from lightfield.files import write_json
-from lightfield.latency import DeviceIdentity, LatencyRecord
+from lightfield.latency import DeviceIdentity, LatencyRecord, RatioInterval
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.bricks import bricks_scene
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import StudentSpec, mac_count, mobile_r2l_spec
 from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.training import RENDERS, SHOWN_VIEWS
-from prune.search_state import HISTORY
+from prune.state import HISTORY
 
 HOST = DeviceIdentity(
     "host", "Sample CPU", "Sample OS 1", "onnxruntime 1.31.1", "CPUExecutionProvider", 1
@@ -58,7 +57,7 @@ def sample_run(
     for stage, (inputs, work) in _stages(scene, device).items():
         config = {"name": scene.name, "source": source} if stage == "scene" else {"seed": 0}
         if stage == "prune":
-            config = {"prune": {"percentile": 90.0}}
+            config = {"prune": {"budget": {"percentile": 90.0}}}
         sources = {name: made[kind] for name, kind in inputs.items()}
         made[stage] = run.perform(stage, config, sources, work)[0]
         if stage == until:
@@ -164,8 +163,8 @@ def sample_trials() -> list[dict[str, Any]]:
         {
             "step": step, "kind": kind, "verdict": verdict, "target_ms": target,
             "predicted_ms": predicted, "median_ms": median, "latency_ms": 1.05 * median,
-            "clock": "wall" if step < 2 else "quiet", "ratio": median / 4,
-            "ratio_low": median / 4 - 0.012, "ratio_high": median / 4 + 0.014, "turns": 40,
+            "clock": "wall" if step < 2 else "undisturbed", "ratio": median / 4,
+            "ratio_low": median / 4 - 0.012, "ratio_high": median / 4 + 0.014, "runs": 40,
             "psnr_db": psnr_db, "parameters": round(35_000 * median), "macs": 1,
             "spec": PRUNED.to_json(), "kept": [[0, 1, 2, 3], [0], [0, 1]],
         }

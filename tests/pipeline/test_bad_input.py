@@ -17,7 +17,7 @@ import pytest
 from miniature import CHAIN, OPTIONS, ROOT, nelf, results, stage, tree, write_blender_scene
 
 from lightfield.run import Run
-from prune.search_state import STATE
+from prune.state import STATE
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 Change = Callable[[Path], object]
@@ -238,7 +238,7 @@ def test_a_manifest_that_lost_something_is_refused_by_its_own_command_too(run, c
     [
         lambda data: data["metrics"].pop("ratio"),
         lambda data: data["metrics"].update(ratio="half"),
-        lambda data: data["metrics"].update(tuning_steps=[]),
+        lambda data: data["metrics"].update(recovery_steps=[]),
     ],
 )
 def test_a_figure_that_a_baseline_reads_and_that_is_lost_is_refused(run, change):

@@ -29,10 +29,17 @@ from device.host import HostTarget
 from lightfield.errors import ConfigError
 from lightfield.ranges import range_of
 from pipeline import mishaps
+from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
 from pipeline.presets import NetworkConfig, SceneConfig, preset
-from prune.search import PruneConfig
+from prune.config import (
+    ArchitectureChange,
+    Budget,
+    MeasurementConfig,
+    SearchConfig,
+    SearchSpaceConfig,
+)
 from train.distillation import DistillConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
@@ -43,7 +50,18 @@ CONFIGS = {
     "teacher": [TeacherConfig],
     "pseudo": [PseudoConfig],
     "student": [NetworkConfig, DistillConfig, FineTuneConfig],
-    "prune": [PruneConfig, DistillConfig, FineTuneConfig, measuring.MeasuredOn],
+    "prune": [
+        Budget,
+        ArchitectureChange,
+        SearchConfig,
+        SearchSpaceConfig,
+        MeasurementConfig,
+        DistillConfig,
+        FineTuneConfig,
+        measuring.MeasuredOn,
+    ],
+    "baseline": [BaselineConfig, MeasurementConfig, DistillConfig, FineTuneConfig],
+    "check-table": [SearchSpaceConfig],
     "bench": [BenchmarkConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
@@ -234,7 +252,7 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
-def test_a_preset_may_tune_students_at_other_rates_than_it_trains_them(command, rate):
+def test_a_preset_may_have_other_rates_for_recovery_distillation(command, rate):
     said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
     assert f"--distill.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
 
@@ -398,6 +416,7 @@ class Watch:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Watch())
 assert "torch" not in sys.modules
+from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 main(["status", "--run", sys.argv[1]])
 """

@@ -13,7 +13,7 @@ from lightfield.files import sha256_of
 from lightfield.run import Run
 from pipeline.students import load_light_field
 from pipeline.training import scene_of
-from prune.measurements import MEASUREMENTS
+from prune.record import MEASUREMENTS
 
 CPU = torch.device("cpu")
 
@@ -171,36 +171,35 @@ def test_a_search_is_replayed_from_its_record_to_the_same_student(run, finished)
     for name in ("measurements.jsonl", "search.json"):
         assert (run / "prune" / name).read_bytes() == (finished / "prune" / name).read_bytes()
     line = stage(run, "prune", "--replay", run / "aside", "--smallest-share=1").refusal
-    assert "on record is another one than the search asks for" in line
+    assert "differs from the one that the search needs" in line
     assert (
-        "no measurements are on record" in stage(run, "prune", "--replay", run / "teacher").refusal
+        "there are no recorded measurements"
+        in stage(run, "prune", "--replay", run / "teacher").refusal
     )
 
 
 def test_a_pruned_student_can_be_trained_for_longer(run, finished):
-    longer = ("--begin-with", run, "--budget-ratio=0.9", "--final-tune-steps=7")
+    longer = ("--start-from", run, "--budget-ratio=0.9", "--final-recovery-steps=7")
     assert stage(run, "prune", *longer).done
     trials = json.loads((run / "prune" / "search.json").read_text())["trials"]
     assert [trial["kind"] for trial in trials] == ["dense", "start", "verification", "final"]
     before, after = manifest(finished, "prune"), manifest(run, "prune")
     assert after["details"]["spec"] == before["details"]["spec"]
     assert after["details"]["kept_blocks"] == before["details"]["kept_blocks"]
-    assert after["metrics"]["tuning_steps"] == 7
+    assert after["metrics"]["recovery_steps"] == 7
     assert results(run, "prune") != results(finished, "prune")
-    for name, value in (("ray-spacing", 2), ("tail", "short"), ("activation", "relu")):
+    for name, value in (("ray-stride", 2), ("tail", "short"), ("activation", "relu")):
         line = stage(run, "prune", *longer, f"--{name}", value).refusal
-        assert "begin_with: the student to begin with has a form of its own" in line
+        assert "start_from: the student to start from already has an architecture" in line
 
 
-def test_a_student_of_another_dense_one_is_no_beginning(run, finished):
+def test_a_student_of_another_dense_student_cannot_be_started_from(run, finished):
     assert stage(run, "student", "--network.blocks=2").done
-    line = stage(run, "prune", "--begin-with", finished).refusal
+    line = stage(run, "prune", "--start-from", finished).refusal
     assert "was made of another student than this run's" in line
 
 
-def test_a_student_of_another_scene_is_no_beginning_though_it_has_the_same_shape(
-    run, finished, tmp_path
-):
+def test_a_student_of_another_scene_cannot_be_started_from(run, finished, tmp_path):
     (other := tmp_path / "other").mkdir()
     for name in ("scene", "teacher", "pseudo", "student"):
         words = ("--seed=3",) if name == "scene" else ()
@@ -210,20 +209,20 @@ def test_a_student_of_another_scene_is_no_beginning_though_it_has_the_same_shape
     several = ("--budget-ratio", 0.9, 0.8)
     assert stage(run, "prune", *several).done
     (way,) = (run / "prune").glob("at-*.safetensors")
-    for beginning in (run, finished, way):
-        line = stage(other, "prune", "--begin-with", beginning).refusal
+    for start in (run, finished, way):
+        line = stage(other, "prune", "--start-from", start).refusal
         assert "was made of another student than this run's" in line
-    assert stage(run, "prune", "--begin-with", way, "--budget-ratio=0.85").done
+    assert stage(run, "prune", "--start-from", way, "--budget-ratio=0.85").done
 
 
-def test_a_budget_that_was_not_met_is_said_each_time_and_its_student_goes_on(run):
+def test_a_budget_that_was_not_met_is_reported_each_time_and_its_student_is_exported(run):
     path, data = run / "prune" / "manifest.json", manifest(run, "prune")
     missed = {"budget_met": False, "stopped": "the budget of 1.00 ms was not met: no step is left"}
     path.write_text(json.dumps({**data, "details": {**data["details"], **missed}}))
     for _ in range(2):
         line = stage(run, "prune").refusal
         assert missed["stopped"] in line
-        assert f"go on with that one, which is in {run / 'prune'}" in line
+        assert f"continue with the fastest student, which is in {run / 'prune'}" in line
     assert stage(run, "export").done
     del data["details"]["budget_met"]  # as in a run of an older version
     path.write_text(json.dumps(data))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import get_args
 
 import pytest
@@ -35,20 +36,20 @@ def test_presets_grow(kind):
         "pseudo": ["images"],
         "network": ["stream_width", "blocks"],
         "distill": ["steps"],
-        "prune": ["final_tune_steps"],
+        "prune.search": ["final_recovery_steps"],
     }.items():
         for name in names:
-            sizes = [getattr(getattr(size, part), name) for size in (tiny, small, paper)]
+            sizes = [operator.attrgetter(f"{part}.{name}")(size) for size in (tiny, small, paper)]
             assert sizes == sorted(sizes)
             assert sizes[0] < sizes[2]
 
 
-def test_students_made_of_a_large_one_are_trained_like_it_but_at_lower_rates():
-    distill, tune = preset("paper").distill, preset("paper").tune
-    assert tune is not None
+def test_recovery_distillation_of_a_large_student_uses_lower_rates():
+    distill, recovery = preset("paper").distill, preset("paper").recovery
+    assert recovery is not None
     rates = {rate: getattr(distill, rate) for rate in ("learning_rate", "muon_learning_rate")}
-    assert dataclasses.replace(tune, **rates) == distill
-    assert all(getattr(tune, rate) < before for rate, before in rates.items())
+    assert dataclasses.replace(recovery, **rates) == distill
+    assert all(getattr(recovery, rate) < before for rate, before in rates.items())
 
 
 @pytest.mark.parametrize(

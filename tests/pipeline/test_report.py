@@ -20,9 +20,10 @@ from markupsafe import Markup
 from PIL import Image
 from report_samples import HOST, sample_bench, sample_run, sample_scene, sample_trials
 
-from device.comparison import Comparison, RatioInterval
+from device.comparison import Comparison
 from lightfield.errors import CheckpointError
 from lightfield.files import read_json, sha256_of, write_json
+from lightfield.latency import RatioInterval
 from lightfield.run import MANIFEST, Run, StageWriter
 from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
@@ -37,8 +38,8 @@ from pipeline.report.report import make_report
 from pipeline.report.run_data import STAGES, RunData
 from pipeline.report.svg import PAINTS, TEACHER
 from pipeline.training import RENDERS
-from prune.search_state import HISTORY
-from prune.trial import Trial, pareto_front
+from prune.measurement import Trial, pareto_front
+from prune.state import HISTORY
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"
 VOID = {"img", "meta"}
@@ -345,7 +346,7 @@ def test_two_devices_are_both_named(run: Run) -> None:
 
 
 def test_a_latency_in_cpu_time_is_labeled(run: Run) -> None:
-    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="processor"))
+    edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="cpu"))
     text = report_of(run).text
     assert "2.04 ms of CPU time per image" in text
     assert "too busy for undisturbed runs" in text

@@ -1,5 +1,7 @@
-"""A workbench without devices: latency is a synthetic function of the spec, with noise; tuning really
-trains, for a few steps."""
+"""A workbench without devices: latency is a synthetic function of the specification, with noise.
+
+Recovery distillation really trains, for a few steps.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -16,9 +18,9 @@ from toy_students import images, nothing_else
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.metrics import mse_to_psnr
 from lightfield.student import Student, StudentSpec, mobile_r2l_spec
-from prune.chains import Shape
+from prune.architecture import Shape
+from prune.config import PruneConfig
 from prune.importance import mean_squared_error
-from prune.search import Workbench
 
 PHONE = DeviceIdentity("phone", "Toy 1", "Toy OS", "toy 1.0", "CPUExecutionProvider", 1)
 DENSE = mobile_r2l_spec(
@@ -28,7 +30,7 @@ MULTIPLE = 4
 
 
 def synthetic_ms(spec: StudentSpec) -> float:
-    """Costs that add up, and a little that does not."""
+    """The sum of the parts, and a small term that is not a sum."""
     shape, total = Shape.of(spec), 0.4
     for c, (width, inner) in enumerate(zip(shape.widths, shape.blocks, strict=True)):
         total += 0.02 * width + sum(0.2 + 0.008 * width * i for i in inner) * (1.5 if c else 1.0)
@@ -36,17 +38,17 @@ def synthetic_ms(spec: StudentSpec) -> float:
 
 
 def dense_student(norm: str = "none") -> Student:
-    """A student that has learned its images well enough to have something to lose."""
+    """A student that has learned its images well enough that pruning loses PSNR."""
     return copy.deepcopy(_dense_student(norm))
 
 
 @functools.cache
 def _dense_student(norm: str) -> Student:
     torch.manual_seed(0)
-    return tuned_on(Student(replace(DENSE, norm=norm)), 60, 0, images(DENSE))
+    return trained_on(Student(replace(DENSE, norm=norm)), 60, 0, images(DENSE))
 
 
-def tuned_on(student: Student, steps: int, seed: int, batches) -> Student:
+def trained_on(student: Student, steps: int, seed: int, batches) -> Student:
     student.train()
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3)
@@ -60,24 +62,24 @@ def tuned_on(student: Student, steps: int, seed: int, batches) -> Student:
 
 @dataclass
 class FakeTarget:
-    """Measures by formula, and counts what it was asked."""
+    """Measures by a formula, and records what it was asked."""
 
     latency_ms: Callable[[StudentSpec], float] = synthetic_ms
     dense: StudentSpec = DENSE
     noise: float = 0.02
     tail: Callable[[StudentSpec], float] = lambda spec: 1.2
-    """How much slower every tenth run is."""
+    """Factor by which every fifth run is slower."""
     identity: DeviceIdentity = PHONE
-    turns: int = 20
+    runs: int = 20
     draws: int = 0
     asked: list[str] = field(default_factory=list)
     interrupt_at: int | None = None
-    """Raise KeyboardInterrupt instead of the measurement of this number."""
+    """Number of the measurement that raises KeyboardInterrupt instead."""
 
     def _samples(self, spec: StudentSpec) -> tuple[float, ...]:
         random = np.random.default_rng(self.draws)
         self.draws += 1
-        samples = self.latency_ms(spec) * np.exp(self.noise * random.standard_normal(self.turns))
+        samples = self.latency_ms(spec) * np.exp(self.noise * random.standard_normal(self.runs))
         samples[::5] *= self.tail(spec)
         return tuple(samples.tolist())
 
@@ -100,41 +102,54 @@ class FakeTarget:
         return [float(np.median(self._samples(spec))) for spec in specs]
 
 
-def bench(target: FakeTarget, **changes) -> Workbench:
-    """A workbench around a fake target; `tunes` counts what was trained."""
-    batches = images(DENSE)
+class FakeBench:
+    """A workbench with a fake target; `bench` replaces single methods."""
 
-    def tune(student, steps, seed, progress, folder):
-        return tuned_on(student, steps, seed, batches)
+    width_multiple = MULTIPLE
+    concurrent = False
 
-    def recalibrate(student):
-        return None
+    def __init__(self, target: FakeTarget):
+        self.measure, self.time_specs = target.measure, target.time_specs
+        self.images = images(DENSE)
 
-    def score(student):
-        return mse_to_psnr(mean_squared_error(student, batches))
+    def distill(self, student, steps, seed, progress, folder):
+        return trained_on(student, steps, seed, self.images)
 
-    def check(student):
-        return None
+    def recalibrate(self, student):
+        pass
 
-    def batches_of(spec):
-        return batches
+    def score(self, student):
+        return mse_to_psnr(mean_squared_error(student, self.batches(student.spec)))
 
-    def fits(spec):
+    def check(self, student):
+        pass
+
+    def batches(self, spec):
+        return self.images
+
+    def rays(self, spec):
+        return nothing_else(spec)
+
+    def fits(self, spec):
         return spec.factor == DENSE.factor
 
-    whole = Workbench(
-        target.measure,
-        target.time_specs,
-        tune,
-        recalibrate,
-        score,
-        check,
-        batches_of,
-        nothing_else,
-        fits,
-        MULTIPLE,
-    )
-    return replace(whole, **changes)
+
+def bench(target: FakeTarget, **changes) -> FakeBench:
+    """A workbench with a fake target, with other methods or attributes where given."""
+    result = FakeBench(target)
+    vars(result).update(changes)
+    return result
+
+
+def config(settings: PruneConfig = PruneConfig(), **changes) -> PruneConfig:  # noqa: B008
+    """Settings with changed fields of any of their groups."""
+    groups = {}
+    for group in fields(settings):
+        known = {field.name for field in fields(getattr(settings, group.name))}
+        changed = {name: changes.pop(name) for name in known & changes.keys()}
+        groups[group.name] = replace(getattr(settings, group.name), **changed)
+    assert not changes
+    return PruneConfig(**groups)
 
 
 def counted(function):

@@ -1,26 +1,27 @@
 import pytest
+from fake_bench import config
 
 from lightfield.errors import ConfigError
-from prune.config import PruneConfig
+from prune.config import Budget
 
 
 @pytest.mark.parametrize("text", ["p90", "90", 90.0])
 def test_a_percentile_may_be_written_either_way(text):
-    config = PruneConfig(percentile=text)
-    assert config.percentile == config.percent == 90.0
+    budget = Budget(percentile=text)
+    assert budget.percentile == budget.percent == 90.0
 
 
 @pytest.mark.parametrize("text", ["p0", "100", "median", "pp90", ""])
 def test_other_percentiles_are_refused(text):
     with pytest.raises(ConfigError, match="percentile"):
-        PruneConfig(percentile=text)
+        Budget(percentile=text)
 
 
-def test_a_budget_is_latency_rate_or_share():
-    assert PruneConfig().budgets_ms(40.0) == [20.0]
-    assert PruneConfig(budget_ms=33.0).budgets_ms(40.0) == [33.0]
-    assert PruneConfig(budget_fps=50.0).budgets_ms(40.0) == [20.0]
-    assert PruneConfig(budget_ratio=(0.75, 0.5)).budgets_ms(40.0) == [30.0, 20.0]
+def test_a_budget_is_a_latency_a_frame_rate_or_a_ratio():
+    assert Budget().budgets_ms(40.0) == [20.0]
+    assert Budget(budget_ms=33.0).budgets_ms(40.0) == [33.0]
+    assert Budget(budget_fps=50.0).budgets_ms(40.0) == [20.0]
+    assert Budget(budget_ratio=(0.75, 0.5)).budgets_ms(40.0) == [30.0, 20.0]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_a_budget_is_latency_rate_or_share():
 )
 def test_two_budgets_are_refused_by_name(budgets):
     with pytest.raises(ConfigError, match=" and ".join(budgets)) as error:
-        PruneConfig(**budgets)
+        Budget(**budgets)
     assert "\n" not in str(error.value)
 
 
@@ -45,12 +46,12 @@ def test_two_budgets_are_refused_by_name(budgets):
         {"budget_ratio": (0.5, 0.5)},
         {"budget_ratio": (0.25, 0.5)},
         {"budget_ratio": (1.1,)},
-        {"turns": 0},
-        {"table_turns": 0},
-        {"images": 0},
+        {"runs": 0},
+        {"table_runs": 0},
+        {"calibration_images": 0},
         {"max_loss_db": float("nan")},
     ],
 )
-def test_budgets_and_counts_that_cannot_be_are_refused(setting):
+def test_impossible_budgets_and_counts_are_refused(setting):
     with pytest.raises(ConfigError):
-        PruneConfig(**setting)
+        config(**setting)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from toy_students import rays, small_spec, trained
 
-from prune.conversion import converted, converted_spec
+from prune.architecture import converted_spec
+from prune.surgery import converted
 
 
 def outputs(student, x):
@@ -13,8 +14,8 @@ def outputs(student, x):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_shuffled_tail_says_the_same_of_rays_that_are_all_alike(norm):
-    """Without differences between neighbors the two operators see the same, but at the borders."""
+def test_a_shuffled_tail_computes_the_same_for_equal_rays(norm):
+    """Both operators compute the same if neighbors are equal, except at the borders."""
     student = trained(small_spec(norm=norm))
     x = rays(student.spec)[:, :, :1, :1].expand(-1, -1, 6, 6)
     shuffled = converted(student, converted_spec(student.spec, None, "pixel_shuffle"))
@@ -22,16 +23,16 @@ def test_a_shuffled_tail_says_the_same_of_rays_that_are_all_alike(norm):
     assert torch.allclose(outputs(shuffled, x)[inside], outputs(student, x)[inside], atol=1e-5)
 
 
-def test_there_and_back_differ_from_rays_that_are_not_alike():
+def test_converting_twice_changes_the_output_for_unequal_rays():
     student = trained(small_spec())
     shuffled = converted(student, converted_spec(student.spec, None, "pixel_shuffle"))
     x = rays(student.spec)
     assert not torch.allclose(outputs(shuffled, x), outputs(student, x), atol=1e-4)
 
 
-def test_transposed_convolutions_take_a_shuffled_tail_over_exactly():
+def test_a_shuffled_tail_converts_exactly_to_transposed_convolutions():
     student = trained(small_spec("pixel_shuffle"))
-    with torch.no_grad():  # one bias per channel is all that a transposed convolution has
+    with torch.no_grad():  # a transposed convolution has one bias per channel
         _, *stages = student.chains()
         for stage in stages:
             bias = stage.convolution.bias.view(-1, stage.entry.factor**2)

@@ -1,4 +1,4 @@
-"""What a pruned student is in the file that is measured and delivered."""
+"""Exported graphs of pruned students: no gathers, no norms, aligned widths."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,14 +14,11 @@ from export.graph import operators_of
 from export.lens_models import STUDENT_OPERATORS
 from export.student_graph import ONNX_RUNTIME, SNAP_ML, student_model, write_student_onnx
 from lightfield.student import Student, mobile_r2l_spec
-from prune.chains import Shape
-from prune.conversion import converted_spec
+from prune.architecture import POINTS_MULTIPLE as POINTS
+from prune.architecture import Shape, converted_spec, variant_spec
 from prune.importance import Ranking
-from prune.latency_table import Choices
-from prune.reshaping import reshaped_spec
-from prune.sampling import MULTIPLE as POINTS
-from prune.sampling import resampled
-from prune.slimming import slimmed
+from prune.latency_model import Choices
+from prune.surgery import resampled, sliced
 
 MULTIPLE = 16
 DENSE = mobile_r2l_spec(
@@ -30,27 +27,27 @@ DENSE = mobile_r2l_spec(
 RUNTIME_NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 
 
-def pruned(seed: int, operator: str, norm: str, spacing: int = 1, tail: str = "kept") -> Student:
-    """A random student within reach of a search, really slimmed, with lived-in batch norms."""
-    spec = reshaped_spec(converted_spec(replace(DENSE, norm=norm), None, operator), spacing, tail)
+def pruned(seed: int, operator: str, norm: str, ray_stride: int = 1, tail: str = "kept") -> Student:
+    """A random sliced student of the search space, with batch-norm statistics of real inputs."""
+    spec = variant_spec(converted_spec(replace(DENSE, norm=norm), None, operator), ray_stride, tail)
     torch.manual_seed(seed)
     student = Student(spec).train()
     with torch.no_grad():
         student(torch.randn(2, spec.input_channels, 6, 6))
     choices = Choices.of(spec, multiple=MULTIPLE, smallest_share=0.3, streams=4, inners=4, points=4)
     random, shape = np.random.default_rng(seed), Shape.of(spec)
-    outers = choices.outers()
+    width_sets = choices.width_sets()
     blocks = tuple(
         tuple(int(random.choice((0, *inner))) for _ in chain)
         for chain, inner in zip(shape.blocks, choices.inner, strict=True)
     )
-    target = Shape(outers[random.integers(len(outers))], blocks)
+    target = Shape(width_sets[random.integers(len(width_sets))], blocks)
     order = Ranking(
         tuple(tuple(random.permutation(width).tolist()) for width in shape.widths),
         tuple(tuple(tuple(random.permutation(i).tolist()) for i in c) for c in shape.blocks),
     )
     seen = resampled(student.eval(), choices.samplings[1 + seed], encoded_rays)
-    return slimmed(seen, order.best(target))
+    return sliced(seen, order.best(target))
 
 
 def encoded_rays(spec):
@@ -60,16 +57,16 @@ def encoded_rays(spec):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
 @pytest.mark.parametrize(
-    ("seed", "spacing", "tail"),
+    ("seed", "ray_stride", "tail"),
     [
         *((seed, 1, "kept") for seed in range(3)),
         (0, 2, "kept"), (1, 1, "short"), (2, 2, "short"),
     ],
 )  # fmt: skip
 def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(
-    tmp_path, seed, spacing, tail, operator, norm
+    tmp_path, seed, ray_stride, tail, operator, norm
 ):
-    student = pruned(seed, operator, norm, spacing, tail)
+    student = pruned(seed, operator, norm, ray_stride, tail)
     assert student.spec.points < DENSE.points
     assert student.spec.input_channels % POINTS == 0
     path = write_student_onnx(student, 6, 7, tmp_path / "pruned.onnx")
@@ -84,13 +81,13 @@ def test_no_gather_no_norm_and_no_unaligned_width_is_in_the_file(
 
 
 def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
-    """Convolutions read and write multiples, per group; but encoded rays come in, colors go out."""
+    """All widths per group are multiples, except the channels of encoded rays and colors."""
     weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
     convolutions = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose")]
     assert convolutions
     last_sigmoid = [node for node in model.graph.node if node.op_type == "Sigmoid"][-1]
     for node in convolutions:
-        if node.input[1].endswith(".taps"):  # moves numbers only
+        if node.input[1].endswith(".taps"):  # only moves values
             continue
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         first, second = weights[node.input[1]].shape[:2]
@@ -104,7 +101,7 @@ def assert_aligned(model: onnx.ModelProto, input_channels: int) -> None:
             assert free or width % MULTIPLE == 0, (node.name, side, width, groups)
 
 
-def test_the_test_would_notice_a_width_that_is_not_aligned():
+def test_an_unaligned_width_is_found():
     odd = Student(replace(DENSE, norm="none", inner_widths=(40,))).eval()
     with pytest.raises(AssertionError, match="40"):
         assert_aligned(student_model(odd, 6, 7, ONNX_RUNTIME), DENSE.input_channels)

@@ -5,14 +5,9 @@ import torch
 from torch.nn import functional as F
 from toy_students import images, rays, small_spec, trained
 
-from prune.chains import Shape
-from prune.importance import (
-    input_statistics,
-    mean_squared_error,
-    rank_channels,
-    taylor_scores,
-)
-from prune.slimming import Masks, masked_forward
+from prune.architecture import Shape
+from prune.importance import input_statistics, mean_squared_error, rank_channels, taylor_scores
+from prune.surgery import Masks, masked_forward
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -39,7 +34,7 @@ def test_taylor_scores_are_squared_derivatives_of_the_loss(norm):
             assert float(score[channel]) == pytest.approx(expected, rel=1e-3, abs=1e-12)
 
 
-def test_the_ranking_does_not_see_a_scale_that_moves_from_norm_into_convolution():
+def test_the_ranking_ignores_a_scale_that_moves_from_norm_into_convolution():
     student = trained(small_spec(norm="batch"))
     batches = images(student.spec)
     before, output = rank_channels(student, batches), student(batches[0][0])
@@ -51,7 +46,7 @@ def test_the_ranking_does_not_see_a_scale_that_moves_from_norm_into_convolution(
                 (block.contract, block.contract_norm),
             ):
                 factor = torch.exp(torch.randn(len(norm.weight), generator=generator))
-                with torch.no_grad():  # scaling what the norm divides away, exactly
+                with torch.no_grad():  # a scale that the norm removes exactly
                     convolution.weight.mul_(factor[:, None, None, None])
                     convolution.bias.mul_(factor)
                     norm.running_mean.mul_(factor)
@@ -60,7 +55,7 @@ def test_the_ranking_does_not_see_a_scale_that_moves_from_norm_into_convolution(
     assert rank_channels(student, batches) == before
 
 
-def test_a_channel_that_matters_ranks_before_a_channel_that_does_not():
+def test_a_channel_with_effect_ranks_before_one_without():
     student = trained(small_spec())
     with torch.no_grad():
         student.body[0].contract.weight[:, [1, 4]] = 0
@@ -82,7 +77,7 @@ def test_the_best_channels_of_a_shape():
 
 
 @torch.no_grad()
-def test_statistics_are_of_what_each_convolution_sees():
+def test_statistics_are_those_of_each_convolutions_input():
     student = trained(small_spec())
     x = rays(student.spec, batch=3)
     seen = input_statistics(student, [(x[:1], student(x[:1])), (x[1:], student(x[1:]))])
@@ -97,7 +92,7 @@ def test_statistics_are_of_what_each_convolution_sees():
 
 
 @torch.no_grad()
-def test_mean_squared_error_weighs_images_not_batches():
+def test_mean_squared_error_is_over_images_not_batches():
     student = trained(replace(small_spec(), inner_widths=()))
     x = rays(student.spec, batch=3)
     truth = student(x) + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1)

@@ -3,24 +3,24 @@ from random import Random
 
 import pytest
 
-from prune.knapsack import Option, choose_options
+from prune.proposals import Option, choose_options
 
 BINS = 2000
 
 
-def brute_force(blocks, budget_ms):
+def brute_force(blocks, capacity_ms):
     fitting = [
         sum(o.loss for o in choice)
         for choice in itertools.product(*blocks)
-        if sum(o.cost_ms for o in choice) <= budget_ms + 1e-9
+        if sum(o.cost_ms for o in choice) <= capacity_ms + 1e-9
     ]
     return min(fitting, default=None)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_choice_is_the_best_there_is(seed):
+def test_the_choice_is_optimal(seed):
     random = Random(seed)
-    # costs on the grid of bins, where the promise is exact
+    # costs on the grid of bins, for which the choice is exact
     budget = random.uniform(1, 10)
     unit = budget / BINS
 
@@ -39,7 +39,7 @@ def test_the_choice_is_the_best_there_is(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_off_the_grid_the_budget_holds_and_little_is_lost(seed):
+def test_off_the_grid_the_capacity_holds_and_little_is_lost(seed):
     random = Random(100 + seed)
     blocks = [[Option(w, 2 * random.random(), random.random()) for w in range(4)] for _ in range(5)]
     budget = 5.0
@@ -52,7 +52,7 @@ def test_off_the_grid_the_budget_holds_and_little_is_lost(seed):
     assert sum(o.loss for o in picked) <= tighter + 1e-12
 
 
-def test_the_edges():
+def test_edge_cases():
     free, dear = Option(0, 0.0, 1.0), Option(16, 2.0, 0.0)
     assert choose_options([], 1.0) == []
     assert choose_options([], -0.1) is None

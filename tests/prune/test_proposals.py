@@ -5,9 +5,9 @@ import torch
 from fake_bench import DENSE, dense_student, synthetic_ms
 from toy_students import images, nothing_else
 
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.importance import mean_squared_error
-from prune.latency_table import Choices, build_latency_table
+from prune.latency_model import Choices, build_latency_table
 from prune.proposals import fastest, measure_choices, propose, screened
 
 CHOICES = Choices.of(DENSE, multiple=4, smallest_share=0.5, streams=5, inners=8, points=4)
@@ -47,24 +47,26 @@ def test_proposals_meet_the_target_as_predicted_and_differ(table, losses, share)
 def test_proposals_are_of_different_kinds(table, losses):
     proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
     of_kind = {proposal.kind: proposal.shape for proposal in reversed(proposals)}
-    assert set(of_kind) == {"channels", "mixed", "blocks", "narrow", "evenly"}
+    assert set(of_kind) == {"channels", "mixed", "blocks", "narrow", "uniform"}
     dense, widths = Shape.of(DENSE), {0, 12, 8}
     assert 0 not in {inner for chain in of_kind["channels"].blocks for inner in chain}
     assert 0 in {inner for chain in of_kind["mixed"].blocks for inner in chain}
     assert {inner for chain in of_kind["blocks"].blocks for inner in chain} <= widths
-    assert of_kind["evenly"].blocks[1:] == dense.blocks[1:]
-    for kind in ("channels", "mixed", "blocks", "evenly"):
+    assert of_kind["uniform"].blocks[1:] == dense.blocks[1:]
+    for kind in ("channels", "mixed", "blocks", "uniform"):
         assert of_kind[kind].widths == dense.widths
     assert all(p.shape.widths != dense.widths for p in proposals if p.kind == "narrow")
 
 
-def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(student, table, losses):
+def test_screened_proposals_have_the_least_measured_loss_and_all_kinds_first(
+    student, table, losses
+):
     proposals = propose(DENSE, losses, table, 0.7 * table.predict_ms(DENSE), count=20)
     kinds = {proposal.kind for proposal in proposals}
     best = screened(losses, proposals, len(kinds) + 2)
     before = mean_squared_error(student, images(DENSE))
     for proposal in best:
-        (alone,) = losses.slimmed([proposal.shape])
+        (alone,) = losses.pruned([proposal.shape])
         made = mean_squared_error(alone, images(DENSE))
         assert proposal.predicted_loss == max(0, made - before)
     firsts, further = best[: len(kinds)], best[len(kinds) :]
@@ -77,18 +79,18 @@ def test_screened_proposals_lose_least_when_made_and_are_of_all_kinds_first(stud
         assert first.predicted_loss == min(same_kind)
 
 
-def test_an_even_student_has_neighboring_widths_spread_over_its_depth(table, losses):
+def test_a_uniform_student_has_neighboring_widths_spread_over_its_depth(table, losses):
     dense_ms = table.predict_ms(DENSE)
     for share in (0.95, 0.9, 0.85, 0.8, 0.75):
         found = propose(DENSE, losses, table, share * dense_ms, count=9)
-        (even,) = (p for p in found if p.kind == "evenly")
+        (even,) = (p for p in found if p.kind == "uniform")
         body, levels = even.shape.blocks[0], CHOICES.inner[0]
         at = sorted({levels.index(inner) for inner in body})
         assert at in ([at[0]], [at[0], at[0] + 1])
         assert even.predicted_loss == sum(
             of[w] for of, w in zip(losses.blocks[0], body, strict=True)
         )
-        # One block less narrowed would not do.
+        # Narrowing one block less would miss the target.
         narrowed = [b for b, inner in enumerate(body) if inner == levels[at[-1]]]
         wider = [
             even.shape.with_block(0, b, levels[at[-1] - 1]).applied_to(DENSE) for b in narrowed
@@ -119,11 +121,11 @@ def test_nothing_is_proposed_below_the_floor(table, losses):
     assert smallest.predicted_ms == pytest.approx(table.floor_ms[-1])
 
 
-def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
+def test_the_loss_of_a_choice_is_that_of_the_sliced_student(student, losses):
     batches = images(DENSE)
     before = mean_squared_error(student, batches)
     dense = Shape.of(DENSE)
-    without, narrow = losses.slimmed([dense.with_block(0, 2, 0), dense.with_width(0, 8)])
+    without, narrow = losses.pruned([dense.with_block(0, 2, 0), dense.with_width(0, 8)])
     assert len(without.spec.inner_widths) == 3
     assert losses.blocks[0][2][0] == max(0, mean_squared_error(without, batches) - before)
     assert losses.blocks[0][2][12] == 0
@@ -132,7 +134,7 @@ def test_the_loss_of_a_choice_is_that_of_the_slimmed_student(student, losses):
     assert losses.widths[dense.widths] == 0
 
 
-def test_a_block_that_does_nothing_goes_first(table):
+def test_a_block_without_effect_is_dropped_first(table):
     student = dense_student()
     with torch.no_grad():
         student.body[1].contract.weight.zero_()

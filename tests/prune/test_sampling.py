@@ -8,7 +8,9 @@ from toy_students import SPACE, encoded, small_spec
 from lightfield.encoding import encode
 from lightfield.rays import RaySpace, points_along
 from lightfield.student import Student
-from prune.sampling import MULTIPLE, resampled, samplings_of
+from prune.architecture import POINTS_MULTIPLE as MULTIPLE
+from prune.architecture import samplings_of
+from prune.surgery import resampled
 
 SPEC = replace(small_spec(), points=24, frequencies=4)
 ENOUGH = 1 + 2 ** (SPEC.frequencies - 1) * (SPACE.far - SPACE.near) / math.pi
@@ -26,7 +28,7 @@ def student_of(spec, seed=0):
 
 
 def error(points, frequencies=SPEC.frequencies):
-    """Of what the student with other points paints of rays that it was not fitted to: relative, rms."""
+    """Relative RMS error of the student with other points, on rays to which it was not fitted."""
     student = student_of(SPEC)
     other = resampled(student, (points, frequencies), many_rays)
     assert (other.spec.points, other.spec.frequencies) == (points, frequencies)
@@ -35,7 +37,7 @@ def error(points, frequencies=SPEC.frequencies):
     return float((got - wanted).square().mean().sqrt() / wanted.std())
 
 
-def test_points_closer_than_half_a_wave_say_nothing_new():
+def test_points_closer_than_half_a_wave_are_redundant():
     assert 5 < ENOUGH < 7
     assert error(20) < 0.01
     assert error(math.ceil(ENOUGH) + 4) < 0.01
@@ -43,7 +45,7 @@ def test_points_closer_than_half_a_wave_say_nothing_new():
     assert error(4) > 0.2
 
 
-def test_fewer_octaves_say_less():
+def test_fewer_frequencies_lose_information():
     assert error(24, SPEC.frequencies - 1) > 0.2
     assert error(24, SPEC.frequencies - 1) > 50 * error(12)
 
@@ -52,11 +54,11 @@ def test_everything_but_the_head_is_shared():
     student = student_of(SPEC)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     other = resampled(student, (12, 4), many_rays)
-    for (name, mine), its in zip(
+    for (name, new), old in zip(
         other.state_dict().items(), student.state_dict().values(), strict=True
     ):
-        assert torch.equal(its, before[name])
-        assert name.startswith("head.") or mine.data_ptr() == its.data_ptr()
+        assert torch.equal(old, before[name])
+        assert name.startswith("head.") or new.data_ptr() == old.data_ptr()
     assert not other.training
     assert resampled(student.train(), (12, 4), many_rays).training
 
@@ -80,14 +82,14 @@ def test_torchs_random_state_is_left_alone():
 @pytest.mark.parametrize("points", [2, 3, 4, 5, 8, 24, 32])
 @pytest.mark.parametrize("frequencies", [1, 5])
 @pytest.mark.parametrize("count", [2, 8])
-def test_samplings_fall_from_the_students_own(points, frequencies, count):
+def test_samplings_decrease_from_the_students_own(points, frequencies, count):
     spec = replace(SPEC, points=points, frequencies=frequencies)
     found = samplings_of(spec, count)
     assert found[0] == (points, frequencies)
     assert len(set(found)) == len(found)
-    assert {octaves for _, octaves in found} == {frequencies, max(1, frequencies - 1)}
-    for octaves in {octaves for _, octaves in found}:
-        numbers = [n for n, its in found if its == octaves]
+    assert {number for _, number in found} == {frequencies, max(1, frequencies - 1)}
+    for number in {number for _, number in found}:
+        numbers = [n for n, each in found if each == number]
         assert numbers == sorted(numbers, reverse=True)
         assert numbers[0] == points
         assert all(n % MULTIPLE == 0 for n in numbers[1:])
@@ -97,7 +99,7 @@ def test_samplings_fall_from_the_students_own(points, frequencies, count):
 
 
 def rays_of_an_orbit(spec):
-    """[rays, channels] of cameras around an object, which are more alike than any rays."""
+    """Rays [rays, channels] of cameras around an object, which resemble each other."""
     generator = torch.Generator().manual_seed(3)
     towards, across = torch.randn(2, 4000, 3, generator=generator)
     origins = -4 * torch.nn.functional.normalize(towards, dim=-1)
@@ -109,7 +111,7 @@ def rays_of_an_orbit(spec):
 
 @pytest.mark.parametrize("points", [16, 8, 4])
 def test_the_heads_weights_survive_half_precision(points):
-    """Too few points tempt the fit to large weights that cancel."""
+    """With too few points, a fit without enough ridge has large weights that cancel."""
     other = resampled(student_of(SPEC), (points, 4), rays_of_an_orbit)
     x, weight = rays_of_an_orbit(other.spec), other.head.weight[:, :, 0, 0].detach()
     exact, half = x @ weight.T, x.half().float() @ weight.half().float().T

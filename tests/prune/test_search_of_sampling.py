@@ -1,27 +1,31 @@
-"""Searches of a student that looks at more points than it needs."""
+"""Searches of a student that samples more points per ray than it needs."""
 
 import functools
 from dataclasses import replace
 
 import pytest
 import torch
-from fake_bench import DENSE, FakeTarget, bench, synthetic_ms, tuned_on
+from fake_bench import DENSE, FakeTarget, bench, config, synthetic_ms, trained_on
 from toy_students import encoded
 
-from lightfield.metrics import mse_to_psnr
 from lightfield.progress import silent
 from lightfield.student import Student
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.importance import mean_squared_error
-from prune.latency_table import Choices, build_latency_table
-from prune.measurements import replayed
+from prune.latency_model import Choices, build_latency_table
 from prune.proposals import PROPOSED, fastest, measure_choices, propose
-from prune.search import PruneConfig, search
+from prune.record import replayed
+from prune.search import search
 
 SEEING = replace(DENSE, points=16, frequencies=2)
 CHOICES = Choices.of(SEEING, multiple=4, smallest_share=0.5, streams=3, inners=3, points=4)
-CONFIG = PruneConfig(
-    budget_ratio=(0.6,), candidates=2, rounds=3, tune_steps=4, final_tune_steps=12, point_choices=4
+CONFIG = config(
+    budget_ratio=(0.6,),
+    candidates=2,
+    rounds=3,
+    recovery_steps=4,
+    final_recovery_steps=12,
+    point_choices=4,
 )
 
 
@@ -31,7 +35,7 @@ def latency_ms(spec):
 
 @functools.cache
 def batches(spec):
-    """The same rays for all, with what a student of more points paints of them."""
+    """The same rays for all students, with the colors of a student with more points."""
     torch.manual_seed(1)
     truth = Student(SEEING).eval()
     with torch.no_grad():
@@ -49,16 +53,17 @@ def rays(spec):
 @functools.cache
 def student():
     torch.manual_seed(0)
-    return tuned_on(Student(SEEING), 60, 0, batches(SEEING))
+    return trained_on(Student(SEEING), 60, 0, batches(SEEING))
 
 
 def run(folder, target=None, **changes):
-    work = replace(
-        bench(target or FakeTarget(latency_ms, SEEING)),
+    work = bench(
+        target or FakeTarget(latency_ms, SEEING),
         batches=batches,
         rays=rays,
-        tune=lambda student, steps, seed, *_: tuned_on(student, steps, seed, batches(student.spec)),
-        score=lambda student: mse_to_psnr(mean_squared_error(student, batches(student.spec))),
+        distill=lambda student, steps, seed, *_: trained_on(
+            student, steps, seed, batches(student.spec)
+        ),
         fits=lambda spec: spec.factor == SEEING.factor,
         **changes,
     )
@@ -79,16 +84,16 @@ def test_the_loss_of_a_sampling_is_that_of_the_student_made_for_it(losses):
     before, dense = mean_squared_error(student(), batches(SEEING)), Shape.of(SEEING)
     assert losses.samplings[16, 2] == 0
     for sampling in CHOICES.samplings[1:]:
-        (made,) = losses.slimmed([replace(dense, sampling=sampling)])
+        (made,) = losses.pruned([replace(dense, sampling=sampling)])
         assert (made.spec.points, made.spec.frequencies) == sampling
         error = mean_squared_error(made, batches(made.spec))
         assert losses.samplings[sampling] == max(0, error - before)
-    # Half as many points are as good as all, and an octave less is not.
+    # Half of the points are as good as all of them; one frequency less is worse.
     assert losses.samplings[8, 2] < 1e-3 * before
     assert losses.samplings[16, 1] > 10 * losses.samplings[8, 2]
 
 
-def test_points_that_say_nothing_go_before_anything_else(losses, table):
+def test_redundant_points_are_removed_first(losses, table):
     fewer = replace(SEEING, points=8)
     spared_ms = table.predict_ms(SEEING) - table.predict_ms(fewer)
     assert spared_ms == pytest.approx(latency_ms(SEEING) - latency_ms(fewer), rel=1e-9)
@@ -105,11 +110,11 @@ def test_points_that_say_nothing_go_before_anything_else(losses, table):
 
 
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
-def test_every_kind_of_proposal_spares_points(losses, table, share):
+def test_every_kind_of_proposal_removes_points(losses, table, share):
     target_ms = share * table.predict_ms(SEEING)
     found = propose(SEEING, losses, table, target_ms, count=20)
     assert len({p.kind for p in found}) >= 3
-    made = losses.slimmed(proposal.shape for proposal in found)
+    made = losses.pruned(proposal.shape for proposal in found)
     for proposal, smaller in zip(found, made, strict=True):
         assert proposal.spec.points <= 8
         assert proposal.predicted_ms <= target_ms
@@ -118,13 +123,13 @@ def test_every_kind_of_proposal_spares_points(losses, table, share):
         assert smaller.spec == proposal.spec
 
 
-def test_the_floor_is_that_of_the_fewest_points(table):
+def test_the_fastest_student_has_the_fewest_points(table):
     smallest = fastest(SEEING, table, CHOICES).spec
     assert (smallest.points, smallest.frequencies) == CHOICES.coarsest == (4, 1)
     assert table.predict_ms(smallest) == pytest.approx(latency_ms(smallest), rel=0.05)
 
 
-def test_a_search_spares_points_and_can_be_replayed(tmp_path):
+def test_a_search_removes_points_and_can_be_replayed(tmp_path):
     found = run(tmp_path / "first")
     assert found.stopped == ""
     assert found.student.spec.points < SEEING.points
@@ -132,15 +137,14 @@ def test_a_search_spares_points_and_can_be_replayed(tmp_path):
     assert found.final.spec == found.student.spec
     predicted = [t for t in found.state.trials if t.kind in PROPOSED]
     assert all(abs(t.predicted_ms / t.median_ms - 1) < 0.1 for t in predicted)
-    measure, time_specs = replayed(tmp_path / "first")
-    again = run(tmp_path / "again", measure=measure, time_specs=time_specs)
+    again = run(tmp_path / "again", replayed(tmp_path / "first"))
     assert again.state == found.state
     for a, b in zip(again.student.parameters(), found.student.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("number", range(0, 12, 3))
-def test_interrupted_anywhere_it_goes_on_as_if_nothing_had_happened(tmp_path, number):
+def test_an_interrupted_search_continues_to_the_same_result(tmp_path, number):
     target = FakeTarget(latency_ms, SEEING, interrupt_at=number)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", target)

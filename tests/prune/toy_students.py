@@ -1,4 +1,5 @@
-"""Small students for pruning: trained a little, with and without batch norms, all tail operators."""
+"""Small students for pruning: trained a little, with and without batch norms, all tail
+operators."""
 
 from __future__ import annotations
 

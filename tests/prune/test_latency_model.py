@@ -6,15 +6,15 @@ import pytest
 
 from lightfield.errors import BudgetError, ConfigError
 from lightfield.student import StudentSpec, mobile_r2l_spec
-from prune.chains import Shape
-from prune.latency_table import Choices, LatencyTable, build_latency_table
+from prune.architecture import Shape
+from prune.latency_model import Choices, LatencyTable, build_latency_table
 
 DENSE = mobile_r2l_spec((2, 2), stream_width=96, blocks=6, tail_widths=(32, 16), norm="none")
 CHOICES = Choices.of(DENSE, multiple=16, smallest_share=0.5, streams=5, inners=8, points=4)
 
 
 def additive_ms(spec: StudentSpec) -> float:
-    """A cost in which every part has its own price, and aligned widths are cheaper."""
+    """A latency to which every part adds its own, and in which aligned widths are faster."""
     total, pixels, before = 0.3, 1, spec.input_channels
     shape = Shape.of(spec)
     for c, (width, inner) in enumerate(zip(shape.widths, shape.blocks, strict=True)):
@@ -33,7 +33,7 @@ def table_of(latency=additive_ms) -> LatencyTable:
 
 def random_spec(seed: int) -> StudentSpec:
     random = Random(seed)
-    widths = random.choice(CHOICES.outers())
+    widths = random.choice(CHOICES.width_sets())
     dense = Shape.of(DENSE)
     blocks = tuple(
         tuple(random.choice((0, *CHOICES.inner[c])) for _ in chain)
@@ -42,14 +42,14 @@ def random_spec(seed: int) -> StudentSpec:
     return Shape(widths, blocks, random.choice(CHOICES.samplings)).applied_to(DENSE)
 
 
-def test_costs_that_add_up_are_recovered_exactly():
+def test_additive_latencies_are_recovered_exactly():
     table = table_of()
     for seed in range(20):
         spec = random_spec(seed)
         assert table.predict_ms(spec) == pytest.approx(additive_ms(spec), rel=1e-9)
 
 
-def test_the_floor_is_the_narrowest_student_chain_by_chain():
+def test_the_least_latency_is_the_narrowest_student_chain_by_chain():
     table = table_of()
     narrowest = Shape((48, 16, 16), ((), (), ()))
     for c, floor_ms in enumerate(table.floor_ms):
@@ -59,7 +59,7 @@ def test_the_floor_is_the_narrowest_student_chain_by_chain():
     assert table.floor_ms[-1] == pytest.approx(table.predict_ms(narrowest.applied_to(DENSE)))
 
 
-def test_the_part_that_holds_the_floor_is_named():
+def test_the_part_with_most_of_the_least_latency_is_named():
     table = replace(table_of(), floor_ms=(1.0, 1.5, 4.0))
     assert table.floor_part() == ("tail stage 2", 2.5 / 4)
     assert replace(table, floor_ms=(3.0, 3.5, 4.0)).floor_part() == ("the head", 3 / 4)
@@ -94,10 +94,10 @@ def test_measurements_correct_scale_and_offset():
         table = table.corrected(spec, real_ms(spec))
     for spec in map(random_spec, range(100, 120)):
         assert table.predict_ms(spec) == pytest.approx(real_ms(spec), rel=0.03)
-    assert table.parts_budget_ms(table.predict_ms(DENSE)) == pytest.approx(table.parts_ms(DENSE))
+    assert table.parts_ms_for(table.predict_ms(DENSE)) == pytest.approx(table.parts_ms(DENSE))
 
 
-def test_equal_students_measured_unequally_leave_the_offset_alone():
+def test_noise_of_equal_students_leaves_the_offset_at_zero():
     table = table_of()
     for ms in (5.0, 5.5, 4.5, 5.2):
         table = table.corrected(DENSE, ms)
@@ -105,7 +105,7 @@ def test_equal_students_measured_unequally_leave_the_offset_alone():
     assert table.predict_ms(DENSE) == pytest.approx(5.0, rel=0.05)
 
 
-def test_nonsense_measurements_never_turn_the_model_round():
+def test_contradictory_measurements_never_give_a_negative_scale():
     table, small = table_of(), random_spec(3)
     for _ in range(5):
         table = table.corrected(DENSE, 1.0).corrected(small, 30.0)
@@ -156,7 +156,7 @@ def test_few_choices_still_span_the_range():
     assert choices.inner[0][0] == 256
     assert choices.inner[0][-1] == 16
     assert len(choices.inner[0]) == 8
-    assert len(choices.outers()) == 15
+    assert len(choices.width_sets()) == 15
 
 
 def test_widths_below_the_multiple_stay():

@@ -5,15 +5,7 @@ import pytest
 
 from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
-from prune.evidence import (
-    QUIET_TURNS,
-    felt,
-    joined,
-    measured_until,
-    percentile_ratio,
-    percentile_ratio_interval,
-    steady,
-)
+from prune.measurement import MIN_UNDISTURBED_RUNS, budget_runs, measured_until, ratio_runs
 
 HOST = DeviceIdentity("host", "a processor", "an OS", "onnxruntime 1", "CPUExecutionProvider", 1)
 
@@ -23,55 +15,57 @@ def record(wall, cpu=None, device=HOST) -> LatencyRecord:
     return LatencyRecord(tuple(wall), device, "m.onnx", "0" * 64, 1, 3, conditions=conditions)
 
 
-def busy_host(turns: int, quiet_every: int, seed: int = 0, device=HOST) -> ComparedLatency:
+def busy_host(count: int, undisturbed_every: int, seed: int = 0, device=HOST) -> ComparedLatency:
     """A candidate of 2 ms and a reference of 4 ms; the scheduler takes 4 ms from most runs."""
     random = np.random.default_rng(seed)
     records = []
     for own_ms in (2.0, 4.0):
-        cpu = own_ms * random.uniform(1, 1.05, turns)
-        stolen = np.where(np.arange(turns) % quiet_every == 0, 0.01, random.uniform(1, 8, turns))
+        cpu = own_ms * random.uniform(1, 1.05, count)
+        stolen = np.where(
+            np.arange(count) % undisturbed_every == 0, 0.01, random.uniform(1, 8, count)
+        )
         records.append(record(cpu + stolen, cpu, device))
     return ComparedLatency(*records)
 
 
-def test_on_a_busy_host_the_ratio_is_one_of_processor_times():
-    measured = busy_host(40, quiet_every=8)
-    assert steady(measured).ratio == pytest.approx(0.5, rel=0.03)
-    assert abs(measured.ratio - 0.5) > 0.05  # what wall time would have said
+def test_on_a_busy_host_the_ratio_is_one_of_cpu_times():
+    measured = busy_host(40, undisturbed_every=8)
+    assert ratio_runs(measured).ratio == pytest.approx(0.5, rel=0.03)
+    assert abs(measured.ratio - 0.5) > 0.05  # the ratio of wall-clock times
 
 
-def test_a_percentile_counts_quiet_turns_when_there_are_enough():
-    measured = busy_host(8 * QUIET_TURNS, quiet_every=8)
-    turns, clock = felt(measured)
-    assert clock == "quiet"
-    assert len(turns.candidate.samples_ms) == QUIET_TURNS
-    assert set(turns.candidate.samples_ms) <= set(measured.candidate.samples_ms)
-    assert percentile_ratio(turns, 90) == pytest.approx(0.5, rel=0.05)
+def test_a_percentile_counts_undisturbed_runs_if_there_are_enough():
+    measured = busy_host(8 * MIN_UNDISTURBED_RUNS, undisturbed_every=8)
+    runs, clock = budget_runs(measured)
+    assert clock == "undisturbed"
+    assert len(runs.candidate.samples_ms) == MIN_UNDISTURBED_RUNS
+    assert set(runs.candidate.samples_ms) <= set(measured.candidate.samples_ms)
+    assert runs.percentile_ratio(90) == pytest.approx(0.5, rel=0.05)
 
 
-def test_a_percentile_is_one_of_processor_times_when_the_host_was_never_quiet():
-    turns, clock = felt(busy_host(40, quiet_every=8))
-    assert clock == "processor"
-    assert percentile_ratio(turns, 90) == pytest.approx(0.5, rel=0.05)
+def test_a_percentile_is_one_of_cpu_times_without_undisturbed_runs():
+    runs, clock = budget_runs(busy_host(40, undisturbed_every=8))
+    assert clock == "cpu"
+    assert runs.percentile_ratio(90) == pytest.approx(0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(
     "device", [replace(HOST, kind="phone"), replace(HOST, threads=2)], ids=["phone", "threads"]
 )
-def test_elsewhere_all_turns_count(device):
-    measured = busy_host(40, quiet_every=8, device=device)
-    assert steady(measured) is measured
-    assert felt(measured) == (measured, "wall")
+def test_on_other_devices_all_runs_count(device):
+    measured = busy_host(40, undisturbed_every=8, device=device)
+    assert ratio_runs(measured) is measured
+    assert budget_runs(measured) == (measured, "wall")
 
 
-def test_a_record_that_already_is_one_of_processor_times_says_so():
+def test_a_record_of_cpu_times_is_reported_as_one():
     own = record([1.0, 2.0], [1.0, 2.0])
     own = replace(own, conditions={**own.conditions, "clock": "process_cpu"})
     measured = ComparedLatency(own, own)
-    assert felt(measured) == (measured, "processor")
+    assert budget_runs(measured) == (measured, "cpu")
 
 
-@pytest.mark.parametrize("take", [steady, felt])
+@pytest.mark.parametrize("take", [ratio_runs, budget_runs])
 @pytest.mark.parametrize("side", ["candidate", "reference"])
 def test_an_emulated_device_is_no_evidence(take, side):
     emulated = record([1.0, 2.0], device=replace(HOST, emulated=True))
@@ -80,39 +74,39 @@ def test_an_emulated_device_is_no_evidence(take, side):
         take(measured)
 
 
-def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
+def test_the_interval_covers_the_true_ratio_as_often_as_stated():
     held = 0
     for seed in range(100):
         random = np.random.default_rng(seed)
         pair = ComparedLatency(
             record(random.lognormal(0, 0.2, 80)), record(2 * random.lognormal(0, 0.2, 80))
         )
-        low, high = percentile_ratio_interval(pair, 90)
-        assert low <= percentile_ratio(pair, 90) <= high
-        assert (low, high) == percentile_ratio_interval(pair, 90)
+        low, high = pair.percentile_ratio_interval(90)
+        assert low <= pair.percentile_ratio(90) <= high
+        assert (low, high) == pair.percentile_ratio_interval(90)
         held += low <= 0.5 <= high
     assert held >= 85
 
 
-def test_measuring_goes_on_until_it_is_decided_or_the_rounds_are_spent():
+def test_measuring_ends_when_it_is_decided_or_the_rounds_are_spent():
     asked = []
 
     def measure():
         asked.append(1)
         return ComparedLatency(record([1.0, 1.0], [0.5, 0.5]), record([2.0, 2.0], [1.0, 1.0]))
 
-    def turns(measured):
+    def runs(measured):
         return len(measured.candidate.samples_ms)
 
-    assert turns(measured_until(measure, lambda _: True, rounds=5)) == 2
-    assert turns(measured_until(measure, lambda m: turns(m) >= 6, rounds=5)) == 6
-    assert turns(measured_until(measure, lambda _: False, rounds=3)) == 6
+    assert runs(measured_until(measure, lambda _: True, rounds=5)) == 2
+    assert runs(measured_until(measure, lambda m: runs(m) >= 6, rounds=5)) == 6
+    assert runs(measured_until(measure, lambda _: False, rounds=3)) == 6
     assert len(asked) == 1 + 3 + 3
 
 
-def test_joined_measurements_keep_turns_and_processor_times_together():
+def test_joined_measurements_keep_all_runs_and_cpu_times():
     first, second = busy_host(5, 2, seed=1), busy_host(7, 2, seed=2)
-    both = joined(first, second)
+    both = first.joined(second)
     assert both.candidate.samples_ms == first.candidate.samples_ms + second.candidate.samples_ms
     assert both.reference.conditions["cpu_ms"] == [
         *first.reference.conditions["cpu_ms"],

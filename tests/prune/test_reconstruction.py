@@ -4,20 +4,19 @@ from random import Random
 
 import pytest
 import torch
-from test_slimming import KINDS, random_keep
+from test_slicing import KINDS, random_keep
 from torch import nn
 from toy_students import rays, small_spec, trained
 
 from lightfield.student import ResidualBlock, Student, TailStage
-from prune import least_squares, reconciliation
-from prune.conversion import converted, converted_spec
+from prune import reconstruction
+from prune.architecture import converted_spec
 from prune.importance import Batch, input_statistics
-from prune.least_squares import covariance, regression
-from prune.reconciliation import Original, reconciled
-from prune.slimming import Keep, slimmed
+from prune.reconstruction import Original, covariance, reconstructed, regression
+from prune.surgery import Keep, converted, sliced
 
 RECOVERED = 1e-5
-"""Share of a squared difference that counts as none: the ridge holds some of it back."""
+"""Fraction of a squared difference that counts as zero, because of the ridge."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,18 +32,18 @@ def deep(operator: str = "conv_transpose", norm: str = "none") -> Student:
 
 
 def seen(student: Student, *, count: int = 2, seed: int = 0, scale: float = 1) -> list[Batch]:
-    """Rays, and what the student itself makes of them."""
+    """Rays, and the output of the student itself."""
     inputs = [scale * rays(student.spec, batch=4, seed=seed + i) for i in range(count)]
     return [(x, student(x)) for x in inputs]
 
 
 def cut(student: Student, keep: Keep, batches: list[Batch]) -> Student:
-    """What slimming alone makes of it."""
-    return slimmed(student, keep, input_statistics(student, batches))
+    """The student after slicing alone."""
+    return sliced(student, keep, input_statistics(student, batches))
 
 
 def fitted(student: Student, keep: Keep, batches: list[Batch]) -> Student:
-    return reconciled(cut(student, keep, batches), Original(student, batches), keep)
+    return reconstructed(cut(student, keep, batches), Original(student, batches), keep)
 
 
 def difference(student: Student, batches: list[Batch]) -> float:
@@ -151,10 +150,11 @@ def test_a_hidden_channel_that_is_another_one_once_more_is_made_up_for():
         tuple(tuple(i for i in inner if i != 1) for inner in chain) for chain in everything.blocks
     )
     keep, batches = replace(everything, blocks=blocks), seen(student)
-    plain = slimmed(student, keep)
+    plain = sliced(student, keep)
     lost = difference(plain, batches)
     assert (
-        difference(reconciled(plain, Original(student, batches), keep), batches) < RECOVERED * lost
+        difference(reconstructed(plain, Original(student, batches), keep), batches)
+        < RECOVERED * lost
     )
 
 
@@ -182,36 +182,36 @@ def test_whatever_was_cut_the_images_are_no_further_from_the_originals(operator,
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize(
-    "form", [("relu", None), (None, "pixel_shuffle"), ("relu", "pixel_shuffle")]
+    "change", [("relu", None), (None, "pixel_shuffle"), ("relu", "pixel_shuffle")]
 )
-def test_a_student_in_another_form_is_nearer_to_what_it_was(form, norm):
+def test_a_converted_student_is_nearer_to_the_original(change, norm):
     student = deep(norm=norm)
-    spec, batches = converted_spec(student.spec, *form), seen(student)
+    spec, batches = converted_spec(student.spec, *change), seen(student)
     everything = Keep.everything(student.spec)
-    after = reconciled(converted(student, spec), Original(student, batches), everything)
+    after = reconstructed(converted(student, spec), Original(student, batches), everything)
     assert after.spec == spec
     assert difference(after, batches) < 0.5 * difference(converted(student, spec), batches)
 
 
-def test_saturated_pixels_weigh_little_though_their_streams_are_huge(monkeypatch):
+def test_saturated_pixels_have_small_weights_although_their_streams_are_huge(monkeypatch):
     student = trained(replace(small_spec("pixel_shuffle"), inner_widths=(9,) * 6), steps=12)
     student.color.weight *= 3
     calm, huge = seen(student), seen(student, count=6, seed=10, scale=100)
     colors = torch.cat([image for _, image in huge])
     assert (colors * (1 - colors) < 1e-3).float().mean() > 0.5
     keep = without(student, {1, 3, 4})
-    weighed = difference(fitted(student, keep, calm + huge), calm)
-    monkeypatch.setattr(reconciliation, "LEAST_WEIGHT", 1e3)  # all alike
-    assert weighed < 0.25 * difference(fitted(student, keep, calm + huge), calm)
+    weighted = difference(fitted(student, keep, calm + huge), calm)
+    monkeypatch.setattr(reconstruction, "MIN_WEIGHT", 1e3)  # equal weights
+    assert weighted < 0.25 * difference(fitted(student, keep, calm + huge), calm)
 
 
 @pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
-def test_it_does_not_matter_how_images_are_batched(operator):
+def test_the_result_does_not_depend_on_the_batches(operator):
     student = deep(operator)
     keep, batches = without(student, {0, 2}), seen(student)
     singly = [pair for x, y in batches for pair in zip(x.split(1), y.split(1), strict=True)]
     whole, single = (
-        reconciled(cut(student, keep, batches), Original(student, each), keep)
+        reconstructed(cut(student, keep, batches), Original(student, each), keep)
         for each in (batches, singly)
     )
     for name, value in whole.state_dict().items():
@@ -219,10 +219,10 @@ def test_it_does_not_matter_how_images_are_batched(operator):
 
 
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
-def test_of_many_pixels_some_will_do(operator, norm, monkeypatch):
+def test_a_part_of_many_pixels_is_enough(operator, norm, monkeypatch):
     student = deep(operator, norm)
     keep, batches = without(student, {0, 2, 3}), seen(student)
-    monkeypatch.setattr(least_squares, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(reconstruction, "MAX_PIXELS", 1000)
     assert sum(image[:, 0].numel() for _, image in batches) > 5000
     before, after = cut(student, keep, batches), fitted(student, keep, batches)
     assert difference(after, batches) < difference(before, batches)
@@ -231,19 +231,19 @@ def test_of_many_pixels_some_will_do(operator, norm, monkeypatch):
 @pytest.mark.parametrize(
     "change", [{"tail": ()}, {"inner_widths": (), "tail": (TailStage(2, 6, ()),)}]
 )
-def test_a_student_without_a_tail_or_without_blocks_can_be_fitted(change):
+def test_a_student_without_a_tail_or_without_blocks_can_be_reconstructed(change):
     student = trained(replace(small_spec(), **change))
     keep, batches = random_keep(student.spec, 1, drop=0), seen(student)
     before, after = cut(student, keep, batches), fitted(student, keep, batches)
     assert difference(after, batches) < 1.02 * difference(before, batches)
 
 
-def test_a_fit_follows_what_is_there_and_not_what_is_noise():
+def test_a_regression_follows_the_signal_and_not_the_noise():
     torch.manual_seed(0)
     matrix = torch.randn(3, 24)
 
     def streams(noise):
-        inputs = torch.randn(1, 24, 7, 9)  # hardly more pixels than unknowns
+        inputs = torch.randn(1, 24, 7, 9)  # few more pixels than unknowns
         return [inputs], [torch.einsum("oi,nihw->nohw", matrix, inputs) + noise(1, 3, 7, 9)]
 
     weights = [torch.ones(1, 1, 7, 9)]

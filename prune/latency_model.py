@@ -1,14 +1,15 @@
-"""What the parts of a student cost on a target, measured there.
+"""Latency model: a table of the measured latencies of a student's parts on one target.
 
-A student's latency is modeled as
+The latency of a student is modeled as
 
-    T = scale * (base[widths] - missing input channels * channel[width] + sum of its blocks) + offset
+    T = scale * (base[widths] - missing input channels * channel[width] + sum of its blocks) +
+    offset
 
-where `base` is a student of these stream widths without residual blocks, and a block's cost is the
-slope of a chain of them: whole blocks as the runtime fuses them, never single operators. A chain is
-measured behind the narrowest earlier ones and with the later ones cut off, so that little else is in
-the time; an input channel's cost is the slope of heads alone. Scale and offset are fitted again whenever
-a real student has been measured.
+where `base` is a student of these stream widths without residual blocks, and the latency of a block
+is the slope of a chain of equal blocks: whole blocks as the runtime fuses them, never single
+operators. A chain is measured after the narrowest earlier chains and without the later ones, so
+that the measured time contains little else. The latency of an input channel is the slope of the
+head alone. Scale and offset are fitted again whenever a real student has been measured.
 """
 
 from __future__ import annotations
@@ -23,28 +24,29 @@ import numpy as np
 from lightfield.encoding import encodings_per_coordinate
 from lightfield.errors import BudgetError
 from lightfield.student import StudentSpec
-from prune.chains import Sampling, Shape, Widths
-from prune.sampling import samplings_of
+from prune.architecture import Sampling, Shape, Widths, samplings_of
 
 CHAIN_LENGTH = 5
 OFFSET_WEIGHT = 0.3
-"""Trust in a zero offset: a model error of 3% counts as much as an offset of 10% of the dense cost."""
+"""Weight of a zero offset: an error of 3% counts as much as an offset of 10% of the dense
+latency."""
 Block = tuple[int, int, int]
 """Chain, its stream width, and the block's inner width."""
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured costs in milliseconds; `predict_ms` adds them up."""
+    """Measured latencies of parts in milliseconds; `predict_ms` adds them up."""
 
     base_ms: dict[Widths, float]
     block_ms: dict[Block, float]
     floor_ms: tuple[float, ...]
-    """The narrowest student without blocks, cut off behind each chain; the last is the whole."""
+    """Latency of the narrowest student without blocks, cut off after each chain; the last is the
+    whole student."""
     channel_ms: dict[int, float]
-    """What an input channel costs, by the width of the body's stream."""
+    """Latency of one input channel, by the width of the body's stream."""
     channels: int
-    """How many of them `base_ms` and `floor_ms` are about."""
+    """Number of input channels in `base_ms` and `floor_ms`."""
     scale: float = 1.0
     offset_ms: float = 0.0
     pairs: tuple[tuple[float, float], ...] = field(default=())
@@ -54,7 +56,7 @@ class LatencyTable:
         """The sum of the parts, before scale and offset.
 
         Raises:
-            BudgetError: when the table holds no such part.
+            BudgetError: when the table has no entry for a part.
         """
         shape = Shape.of(spec)
         try:
@@ -70,32 +72,36 @@ class LatencyTable:
             raise BudgetError(f"the latency table has no entry for {missing}") from missing
 
     def spared_ms(self, spec: StudentSpec) -> float:
-        """What fewer input channels than the dense ones make of difference, before scale and offset."""
+        """Latency saved by having fewer input channels than the dense student, before scale and
+        offset."""
         return (self.channels - spec.input_channels) * self.channel_ms[spec.stream_width]
 
     def predict_ms(self, spec: StudentSpec) -> float:
         """Predicted median latency of a student."""
         return self.scale * self.parts_ms(spec) + self.offset_ms
 
-    def parts_budget_ms(self, latency_ms: float) -> float:
-        """The sum of parts that is predicted to take `latency_ms`."""
+    def parts_ms_for(self, latency_ms: float) -> float:
+        """The sum of the parts for which `latency_ms` is predicted."""
         return (latency_ms - self.offset_ms) / self.scale
 
     def floor_part(self) -> tuple[str, float]:
-        """The part that holds most of the floor, and its share of it."""
+        """The part that takes most of the narrowest student's latency, and its fraction of it."""
         parts_ms = np.diff(self.floor_ms, prepend=0.0)
         most = int(parts_ms.argmax())
         return f"tail stage {most}" if most else "the head", float(parts_ms[most] / parts_ms.sum())
 
     def corrected(self, spec: StudentSpec, measured_ms: float) -> LatencyTable:
-        """The table after one more real measurement: scale and offset by least squares of relative
-        errors, the offset held near zero until measurements of different sizes demand it."""
+        """The table after one more measured student.
+
+        Scale and offset minimize the squared relative errors; the offset stays near zero until
+        students of different sizes require another one.
+        """
         pairs = (*self.pairs, (self.parts_ms(spec), measured_ms))
         x, y = np.array(pairs).T
         rows = np.stack([x / y, 1 / y], 1)  # predicted / measured
         rows = np.vstack([rows, [0, OFFSET_WEIGHT / y.max()]])
         scale, offset = np.linalg.lstsq(rows, np.append(np.ones_like(y), 0), rcond=None)[0]
-        if scale <= 0:  # the larger students were measured as the faster ones
+        if scale <= 0:  # larger students were measured as faster
             scale, offset = 1 / np.mean(x / y), 0.0
         return replace(self, pairs=pairs, scale=float(scale), offset_ms=float(offset))
 
@@ -129,15 +135,17 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a search may choose from: widths, chain by chain, and samplings of the rays. Each list begins
-    with the dense student's own, and widths fall from there."""
+    """The widths of each chain and the ray samplings from which a search chooses.
+
+    Each list starts with the dense student's value, and widths decrease from there.
+    """
 
     widths: tuple[tuple[int, ...], ...]
     inner: tuple[tuple[int, ...], ...]
-    """Without 0, which drops a block and costs nothing."""
+    """Without 0, which drops a block."""
     samplings: tuple[Sampling, ...]
-    also: tuple[Widths, ...] = ()
-    """Stream widths that belong together, beside those of `outers`."""
+    extra_width_sets: tuple[Widths, ...] = ()
+    """Further sets of stream widths, in addition to the systematic ones of `width_sets`."""
 
     @classmethod
     def of(
@@ -150,11 +158,12 @@ class Choices:
         inners: int,
         points: int,
     ) -> Choices:
-        """The dense widths and multiples of the target's `multiple` below them.
+        """The dense widths and smaller multiples of the target's `multiple`.
 
-        At most `streams` (`inners`) of them for each stream (inner) width: the next below the dense one,
-        which costs least, then evenly spread. Stream widths stop at `smallest_share` of the dense ones.
-        At most `points` numbers of points per ray (`prune.sampling.samplings_of`).
+        Each stream (inner) width has at most `streams` (`inners`) choices: the next one below the
+        dense width, which loses least, then evenly spread ones. Stream widths end at
+        `smallest_share` of the dense ones. There are at most `points` numbers of points per ray
+        (`samplings_of`).
         """
         shape = Shape.of(spec)
 
@@ -175,7 +184,8 @@ class Choices:
 
     @classmethod
     def only(cls, spec: StudentSpec) -> Choices:
-        """No choice but how many blocks there are, as wide as a student's own or as their stream."""
+        """A student's own widths and its stream widths: only the number of blocks is left to
+        choose."""
         shape = Shape.of(spec)
         inner = (
             tuple(sorted({*blocks, width}, reverse=True))
@@ -184,52 +194,56 @@ class Choices:
         widths = tuple((width,) for width in shape.widths)
         return cls(widths, tuple(inner), ((spec.points, spec.frequencies),))
 
-    def outers(self) -> list[Widths]:
-        """Every body width with every tail, widest first.
+    def width_sets(self) -> list[Widths]:
+        """Every stream width of the body with every set of tail widths, widest first.
 
-        Tail stages narrow together: position i of each stage's list, or its last.
+        Tail stages narrow together: entry i of each stage's list, or its last one.
         """
         body, *tail = self.widths
         longest = max((len(widths) for widths in tail), default=1)
         tails = [tuple(w[min(i, len(w) - 1)] for w in tail) for i in range(longest)]
         systematic = [(width, *rest) for width in body for rest in dict.fromkeys(tails)]
-        return list(dict.fromkeys([*systematic, *self.also]))
+        return list(dict.fromkeys([*systematic, *self.extra_width_sets]))
 
     def with_those_of(self, spec: StudentSpec) -> Choices:
-        """The same, and a smaller student's own."""
+        """These choices and a smaller student's widths and sampling."""
 
-        def joined(mine: tuple[int, ...], its: Sequence[int]) -> tuple[int, ...]:
-            return tuple(sorted({*mine, *its}, reverse=True))
+        def joined(choices: tuple[int, ...], widths: Sequence[int]) -> tuple[int, ...]:
+            return tuple(sorted({*choices, *widths}, reverse=True))
 
         shape = Shape.of(spec)
         return Choices(
             tuple(
-                joined(mine, (its,)) for mine, its in zip(self.widths, shape.widths, strict=True)
+                joined(choices, (width,))
+                for choices, width in zip(self.widths, shape.widths, strict=True)
             ),
-            tuple(joined(mine, its) for mine, its in zip(self.inner, shape.blocks, strict=True)),
+            tuple(
+                joined(choices, widths)
+                for choices, widths in zip(self.inner, shape.blocks, strict=True)
+            ),
             tuple(dict.fromkeys([*self.samplings, (spec.points, spec.frequencies)])),
             (shape.widths,),
         )
 
     def random_spec(self, spec: StudentSpec, random: np.random.Generator) -> StudentSpec:
-        """Any student within reach of a search, between a fifth and all of its blocks kept."""
-        outers, share = self.outers(), random.uniform(0.2, 1)
+        """A random student of the search space that keeps between a fifth and all of its blocks."""
+        width_sets, share = self.width_sets(), random.uniform(0.2, 1)
         blocks = tuple(
             tuple(int(random.choice(inner)) if random.random() < share else 0 for _ in chain)
             for chain, inner in zip(Shape.of(spec).blocks, self.inner, strict=True)
         )
-        widths = outers[random.integers(len(outers))]
+        widths = width_sets[random.integers(len(width_sets))]
         sampling = self.samplings[random.integers(len(self.samplings))]
         return Shape(widths, blocks, sampling).applied_to(spec)
 
     @property
     def narrowest(self) -> Widths:
-        """The last of every list."""
+        """The smallest stream width of every chain."""
         return tuple(widths[-1] for widths in self.widths)
 
     @property
     def coarsest(self) -> Sampling:
-        """That of the fewest input channels."""
+        """The sampling with the fewest input channels."""
         return min(self.samplings, key=lambda s: s[0] * encodings_per_coordinate(s[1]))
 
 
@@ -240,8 +254,8 @@ def build_latency_table(
 ) -> LatencyTable:
     """Measure base students and chains of blocks on the target.
 
-    `time_specs` gives the median latencies of students in ms. One probe for each of
-    `choices.outers()`, one for each stream width of each chain, one for each of its inner widths, and
+    `time_specs` returns the median latencies of students in ms. It times one student for each of
+    `choices.width_sets()`, one for each stream width of each chain, one for each inner width, and
     one for each of the body's stream widths with the fewest input channels.
     """
     narrowest = choices.narrowest
@@ -250,8 +264,8 @@ def build_latency_table(
         blocks = ((),) * chain + (inner,)
         return Shape((*narrowest[:chain], width), blocks).applied_to(spec)
 
-    outers = choices.outers()
-    bases = [Shape(outer, ((),) * len(outer)).applied_to(spec) for outer in outers]
+    width_sets = choices.width_sets()
+    bases = [Shape(widths, ((),) * len(widths)).applied_to(spec) for widths in width_sets]
     streams = [(c, width) for c, widths in enumerate(choices.widths) for width in widths]
     blocks = [(c, width, inner) for c, width in streams for inner in choices.inner[c]]
     probes = [*bases, *(chain_of(*stream) for stream in streams)]
@@ -259,10 +273,10 @@ def build_latency_table(
     fewest = choices.coarsest
     probes += [Shape((width,), ((),), fewest).applied_to(spec) for width in choices.widths[0]]
     times = iter(time_specs(probes))
-    base_ms = dict(zip(outers, itertools.islice(times, len(outers)), strict=True))
+    base_ms = dict(zip(width_sets, itertools.islice(times, len(width_sets)), strict=True))
     stream_ms = dict(zip(streams, itertools.islice(times, len(streams)), strict=True))
     block_ms = {
-        # Noise can make a cheap block's slope vanish; a block is never free.
+        # Noise can reduce a small slope to zero; a block always takes some time.
         (c, width, inner): max((long - stream_ms[c, width]) / CHAIN_LENGTH, 1e-3 * long)
         for (c, width, inner), long in zip(
             blocks, itertools.islice(times, len(blocks)), strict=True

@@ -1,7 +1,7 @@
-"""Tuning students on the pseudo images while a search goes on, by all processes of its job.
+"""Recovery distillation: training pruned students on the pseudo images, by all ranks of a job.
 
-The first process searches and measures. Whenever it tunes a student, it tells the others which one and
-for how long, and they train along; in between they wait for its word.
+Rank 0 searches and measures. For each student that it trains, it sends the specification and the
+number of steps to the other ranks, which train with it. In between the other ranks wait.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Tuner:
-    """Tunes students by `distilling`, whose steps and seed each call replaces; a `Tune`.
+class RecoveryDistiller:
+    """Trains students by `settings`; each call replaces their steps and seed.
 
-    Its windows are for students that up-sample `factor` times; others get as many pixels.
+    The number of windows is for students with the upsampling factor `factor`; students with other
+    factors see equally many pixels.
     """
 
-    scene: Scene
     images: PosedImages
-    distilling: DistillConfig
+    settings: DistillConfig
     device: torch.device
     factor: int
     ranks: Ranks = ALONE
 
-    def __call__(
+    def distill(
         self,
         student: Student,
         steps: int,
@@ -52,7 +52,7 @@ class Tuner:
         progress: Progress | None = None,
         folder: Path | None = None,
     ) -> Student:
-        """The first process's call: the student, trained, in evaluation mode."""
+        """Train a student with all ranks, and return it in evaluation mode; called by rank 0."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         where = None if folder is None else str(folder.resolve())
@@ -60,8 +60,8 @@ class Tuner:
         self.ranks.broadcast_text(json.dumps(request))
         return self._trained(student, steps, seed, progress or silent, folder)
 
-    def help(self) -> None:
-        """What the other processes do until the first one dismisses them."""
+    def follow(self) -> None:
+        """Train with rank 0 until it sends an empty text; called by the other ranks."""
         while text := self.ranks.broadcast_text():
             request = json.loads(text)
             student = Student(StudentSpec.from_json(request["spec"])).to(self.device)
@@ -72,22 +72,22 @@ class Tuner:
         """Sampler of this rank's training windows for students of `spec`."""
         return WindowSampler(
             self.images, spec,
-            device=self.device, ranks=self.ranks, windows=self.distilling.windows,
+            device=self.device, ranks=self.ranks, windows=self.settings.windows,
         )  # fmt: skip
 
     def _trained(
         self, student: Student, steps: int, seed: int, progress: Progress, folder: Path | None
     ) -> Student:
-        # The rates of training from scratch: lower ones recover more slowly. The average is over
-        # about the last tenth of the steps.
+        # The learning rates of training from scratch: lower ones recover more slowly. The weights
+        # are averaged over about the last tenth of the steps.
         settings = replace(
-            self.distilling,
+            self.settings,
             steps=max(steps, 1),
             windows=equal_windows(
-                self.distilling.windows, self.factor, student.spec.factor, self.ranks.world_size
+                self.settings.windows, self.factor, student.spec.factor, self.ranks.world_size
             ),
             warmup_steps=min(WARMUP_STEPS, steps // 4),
-            ema_decay=min(self.distilling.ema_decay, 1 - 10 / max(steps, 20)),
+            ema_decay=min(self.settings.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
         )
         sampler = self.sampler(student.spec)
@@ -97,40 +97,42 @@ class Tuner:
 
 
 def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
-    """How many windows have about as many pixels as `count` of a student that up-samples `factor` times,
-    of one that does so `now` times; where that is another number, a multiple of the processes, whose
-    images were shared out for `count`."""
+    """Number of windows of a student with upsampling factor `now` that have about as many pixels as
+    `count` windows of one with `factor`.
+
+    A changed number is a multiple of the processes, whose images were divided for `count` windows.
+    """
     if now == factor:
         return count
     return max(1, round(count * (factor / now) ** 2 / processes)) * processes
 
 
 @contextlib.contextmanager
-def leading_tuner(
-    run: Run, scene: Scene, distilling: DistillConfig, console: Console, ranks: Ranks
-) -> Iterator[Tuner]:
-    """The first process's tuner; the others are dismissed when it ends well."""
-    tuner = _tuner(run, scene, distilling, console, ranks)
-    yield tuner
+def leading_distiller(
+    run: Run, scene: Scene, settings: DistillConfig, console: Console, ranks: Ranks
+) -> Iterator[RecoveryDistiller]:
+    """The distiller of rank 0; the other ranks are released when the body ends without an error."""
+    distiller = _distiller(run, scene, settings, console, ranks)
+    yield distiller
     ranks.broadcast_text("")
 
 
-def tune_along(run: Run, distilling: DistillConfig, console: Console, ranks: Ranks) -> None:
-    """What the other processes do while the first performs a stage with a `leading_tuner`."""
+def assist_recovery(run: Run, settings: DistillConfig, console: Console, ranks: Ranks) -> None:
+    """The part of the other ranks in a stage that rank 0 performs with a `leading_distiller`."""
 
     def work(_: StageWriter) -> None:
-        _tuner(run, scene_of(run)[1], distilling, console, ranks).help()
+        _distiller(run, scene_of(run)[1], settings, console, ranks).follow()
 
     assist(work, ranks)
 
 
-def _tuner(
-    run: Run, teachers_scene: Scene, distilling: DistillConfig, console: Console, ranks: Ranks
-) -> Tuner:
+def _distiller(
+    run: Run, teachers_scene: Scene, settings: DistillConfig, console: Console, ranks: Ranks
+) -> RecoveryDistiller:
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
     scene = students_scene(pseudo, teachers_scene, dense)
     images = training_images(
-        run, teachers_scene, scene.space, pseudo, console, windows=distilling.windows, ranks=ranks
+        run, teachers_scene, scene.space, pseudo, console, windows=settings.windows, ranks=ranks
     )
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
-    return Tuner(scene, images, distilling, compute_device(), factor, ranks)
+    return RecoveryDistiller(images, settings, compute_device(), factor, ranks)

@@ -1,4 +1,4 @@
-"""Students made by several processes: they tune together, and the first one does all the rest."""
+"""Recovery distillation by several processes, of which rank 0 alone searches and writes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.run import WEIGHTS
 from lightfield.student import Student, StudentSpec, mac_count
 from pipeline.commands.measuring import MeasuredOn
+from pipeline.recovery import equal_windows
 from pipeline.replay import RecordedTarget
-from pipeline.tuning import equal_windows
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() == 1, reason="two processes take two GPUs, or none"
@@ -34,8 +34,8 @@ SETTINGS = ("--target=phone", "--candidates=2", "--budget-ratio=0.55")
 
 
 def two(*words: object) -> list[Outcome]:
-    """What a command leaves behind in two processes, which are told what torchrun would tell them; as
-    its store does, theirs outlives them."""
+    """The outcomes of a command in two processes with the environment of torchrun; like torchrun's
+    store, this one outlives them."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     job = {
         "OMP_NUM_THREADS": "1",
@@ -72,7 +72,7 @@ def prune_together(run: Path, *options: object) -> list[Outcome]:
     ("now", "processes", "windows"),
     [(8, 2, 108), (16, 1, 27), (16, 2, 28), (32, 1, 7), (512, 4, 4)],
 )
-def test_students_that_see_fewer_rays_learn_as_many_pixels(now: int, processes: int, windows: int):
+def test_students_with_fewer_rays_see_as_many_pixels(now: int, processes: int, windows: int):
     assert equal_windows(108, 8, now, processes) == windows
 
 
@@ -84,34 +84,35 @@ def unpruned(finished: Path, folder: Path) -> Path:
 
 
 class ToyPhone(RecordedTarget):
-    """A phone that is never asked for what it has measured already."""
+    """A phone that is not asked again for earlier measurements."""
 
-    def going_on(self, work: Path) -> RecordedTarget:
+    def continued(self, work: Path) -> RecordedTarget:
         return self
 
 
 @contextlib.contextmanager
 def toy_phone(dense: StudentSpec) -> Iterator[None]:
-    """Let commands in this process measure on a phone whose times are a formula."""
+    """Let commands in this process measure on a phone whose latencies are a formula."""
 
     def record(spec: StudentSpec) -> LatencyRecord:
         samples = (mac_count(spec, 6, 6) / 1e5,) * 20
         return LatencyRecord(samples, PHONE, "toy.onnx", "0" * 64, 1, 1)
 
-    def measure(students: list[Student]) -> list[ComparedLatency]:
-        return [ComparedLatency(record(student.spec), record(dense)) for student in students]
+    class Formula:
+        def measure(self, students: list[Student]) -> list[ComparedLatency]:
+            return [ComparedLatency(record(student.spec), record(dense)) for student in students]
 
-    def time_specs(specs: list[StudentSpec], *, fresh: bool = False) -> list[float]:
-        return [record(spec).p50_ms for spec in specs]
+        def time_specs(self, specs: list[StudentSpec], *, fresh: bool = False) -> list[float]:
+            return [record(spec).p50_ms for spec in specs]
 
-    target = ToyPhone(PHONE, measure, time_specs, Path(), "0" * 64)
+    target = ToyPhone(PHONE, Formula(), Path(), "0" * 64)
     with mock.patch.object(MeasuredOn, "opened", return_value=contextlib.nullcontext(target)):
         yield
 
 
 @pytest.fixture(scope="module")
 def alone(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes, with its record of measurements."""
+    """The run of one process, with its record of measurements."""
     run = unpruned(finished, tmp_path_factory.mktemp("alone") / "toy")
     with toy_phone(StudentSpec.from_json(manifest(run, "student")["details"]["spec"])):
         assert stage(run, "prune", *SETTINGS).done
@@ -122,7 +123,7 @@ def alone(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(
     alone: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Outcome]]:
-    """What two processes make of the same measurements, and what they say."""
+    """The run of two processes with the same measurements, and their outcomes."""
     run = unpruned(finished, tmp_path_factory.mktemp("together") / "toy")
     return run, prune_together(run, "--replay", alone / "prune")
 
@@ -137,20 +138,20 @@ def test_two_processes_prune_as_one(together, alone):
     found, expected = search_of(run), search_of(alone)
     assert len({trial["step"] for trial in expected["trials"]}) > 2
     for trial, of_one in zip(found["trials"], expected["trials"], strict=True):
-        # What is learned differs by sums in another order, which the fit after a cut may enlarge.
+        # Weights differ by the order of sums, which reconstruction after a cut may enlarge.
         assert trial.pop("psnr_db") == pytest.approx(of_one.pop("psnr_db"), abs=0.4)
         assert trial == of_one
-    assert found["tuned"] == expected["tuned"] > 10
+    assert found["recovery_steps"] == expected["recovery_steps"] > 10
     before, after = (load_file(folder / "prune" / WEIGHTS) for folder in (alone, run))
     assert {name: v.shape for name, v in before.items()} == {n: v.shape for n, v in after.items()}
 
 
-def test_the_first_process_alone_speaks_and_writes(together, alone, finished):
+def test_only_rank_0_prints_and_writes(together, alone, finished):
     run, (first, second) = together
     assert second == Outcome(0, "", "")
-    *on_the_way, last = first.done.splitlines()  # on a slow machine it says how far it is
+    *progress, last = first.done.splitlines()  # a slow machine also prints the progress
     assert last.startswith("prune: ")
-    assert all(line.startswith("  prune: ") for line in on_the_way)
+    assert all(line.startswith("  prune: ") for line in progress)
     for name in ("measurements.jsonl", "metrics.jsonl"):
         lines = [(folder / "prune" / name).read_text().splitlines() for folder in (alone, run)]
         assert len(lines[0]) == len(lines[1])
@@ -159,7 +160,7 @@ def test_the_first_process_alone_speaks_and_writes(together, alone, finished):
     assert all(entry == before[name] for name, entry in tree(run).items() if "prune/" not in name)
 
 
-def test_a_student_that_is_there_is_not_pruned_again(together, alone):
+def test_a_current_student_is_not_pruned_again(together, alone):
     run, _ = together
     before = tree(run)
     again, second = prune_together(run, "--replay", alone / "prune")
@@ -171,12 +172,12 @@ def test_a_student_that_is_there_is_not_pruned_again(together, alone):
 @pytest.mark.parametrize(
     ("measured", "options", "reason"),
     [
-        (0, [], "no measurements are on record"),
+        (0, [], "there are no recorded measurements"),
         (None, ["--budget-ratio=0.001"], "ms is out of reach"),
-        (5, [], "the record ends after 5 measurements"),  # by then candidates have been tuned
+        (5, [], "the record ends after 5 measurements"),  # by then candidates have been trained
     ],
 )
-def test_when_the_first_process_refuses_it_says_so_in_one_line_and_all_end(
+def test_when_rank_0_refuses_it_prints_one_line_and_all_processes_end(
     measured, options, reason, alone, finished, tmp_path
 ):
     run, record = unpruned(finished, tmp_path / "toy"), tmp_path / "measurements.jsonl"
@@ -188,7 +189,7 @@ def test_when_the_first_process_refuses_it_says_so_in_one_line_and_all_end(
     assert not (run / "prune").exists()
 
 
-def test_what_cannot_be_shared_out_is_refused_by_whoever_notices_first(alone, finished, tmp_path):
+def test_too_few_windows_for_all_processes_are_refused(alone, finished, tmp_path):
     run = unpruned(finished, tmp_path / "toy")
     outcomes = prune_together(run, "--replay", alone / "prune", "--distill.windows=1")
     assert [outcome.code for outcome in outcomes] == [2, 2]
@@ -196,7 +197,7 @@ def test_what_cannot_be_shared_out_is_refused_by_whoever_notices_first(alone, fi
     assert "1 windows cannot be shared out to 2 processes" in line
 
 
-def test_a_baseline_is_trained_together_as_well(finished, tmp_path):
+def test_a_baseline_is_trained_by_all_processes(finished, tmp_path):
     run = unpruned(finished, tmp_path / "toy")
     first, second = two(
         "baseline", "--run", run, "--target=host", "--kind=scratch", "--latency-ratio=1", "--steps=5",

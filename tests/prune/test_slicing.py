@@ -9,9 +9,9 @@ from toy_students import rays, small_spec, trained
 
 from lightfield.errors import ConfigError
 from lightfield.student import ShuffledUpsample, Student, TailStage
-from prune.chains import Shape
+from prune.architecture import Shape
 from prune.importance import input_statistics
-from prune.slimming import Keep, Masks, masked_forward, slimmed
+from prune.surgery import Keep, Masks, masked_forward, sliced
 
 KINDS = [(op, norm) for op in ("conv_transpose", "pixel_shuffle") for norm in ("none", "batch")]
 EXACT = {"rtol": 0, "atol": 1e-6}
@@ -53,7 +53,7 @@ def zero_masks(spec, keep: Keep) -> Masks:
 def test_keeping_everything_changes_nothing(operator, norm):
     student = trained(small_spec(operator, norm))
     x = rays(student.spec)
-    same = slimmed(
+    same = sliced(
         student, Keep.everything(student.spec), input_statistics(student, [(x, student(x))])
     )
     assert same.spec == student.spec
@@ -61,38 +61,36 @@ def test_keeping_everything_changes_nothing(operator, norm):
     torch.testing.assert_close(masked_forward(student, x, Masks.ones(student.spec)), student(x))
 
 
-def test_slimming_equals_masking_with_zeros():
+def test_slicing_equals_masking_with_zeros():
     for operator in ("conv_transpose", "pixel_shuffle"):
         student = trained(small_spec(operator))
         for seed in range(6):
             keep = random_keep(student.spec, seed, drop=0)
             expected = masked_forward(student, rays(student.spec), zero_masks(student.spec, keep))
-            torch.testing.assert_close(
-                slimmed(student, keep)(rays(student.spec)), expected, **EXACT
-            )
+            torch.testing.assert_close(sliced(student, keep)(rays(student.spec)), expected, **EXACT)
 
 
-def test_slimming_equals_masking_with_batch_norms_too():
+def test_slicing_equals_masking_with_batch_norms_too():
     student = trained(small_spec(norm="batch"))
     for seed in range(6):
         keep = random_keep(student.spec, seed, drop=0)
         expected = masked_forward(student, rays(student.spec), zero_masks(student.spec, keep))
-        torch.testing.assert_close(slimmed(student, keep)(rays(student.spec)), expected, **EXACT)
+        torch.testing.assert_close(sliced(student, keep)(rays(student.spec)), expected, **EXACT)
 
 
 @pytest.mark.parametrize(("operator", "norm"), KINDS)
-def test_channels_without_any_effect_go_without_any_effect(operator, norm):
+def test_removing_channels_without_effect_has_no_effect(operator, norm):
     student = trained(small_spec(operator, norm))
     keep = random_keep(student.spec, 3)
-    silence(student, keep)
+    zero_outside(student, keep)
     before, parameters = student(rays(student.spec)), sum(p.numel() for p in student.parameters())
-    smaller = slimmed(student, keep)
+    smaller = sliced(student, keep)
     torch.testing.assert_close(smaller(rays(student.spec)), before, **EXACT)
     assert sum(p.numel() for p in smaller.parameters()) < parameters
     assert smaller.spec == keep.applied_to(student.spec)
 
 
-def silence(student: Student, keep: Keep) -> None:
+def zero_outside(student: Student, keep: Keep) -> None:
     """Make everything outside `keep` contribute exactly zero, by its weights."""
     for c, (chain, width) in enumerate(zip(student.chains(), keep.widths, strict=True)):
         entry = chain.convolution
@@ -118,7 +116,8 @@ def silence(student: Student, keep: Keep) -> None:
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("seed", range(4))
 def test_constant_channels_are_replaced_exactly(norm, seed):
-    """With one input everywhere all activations are constant, so statistics are all there is to know."""
+    """With one input everywhere all activations are constant, so statistics are all there is to
+    know."""
     student = trained(small_spec("pixel_shuffle", norm))
     _, *stages = student.chains()
     for stage in stages:  # the same channels at every sub-pixel
@@ -127,9 +126,9 @@ def test_constant_channels_are_replaced_exactly(norm, seed):
         up.bias.copy_(up.bias[::area].repeat_interleave(area))
     x = rays(student.spec, batch=1)[:, :, :1, :1].expand(1, -1, 3, 4)
     statistics = input_statistics(student, [(x, student(x))])
-    smaller = slimmed(student, random_keep(student.spec, seed), statistics)
+    smaller = sliced(student, random_keep(student.spec, seed), statistics)
     torch.testing.assert_close(smaller(x), student(x), rtol=0, atol=1e-5)
-    assert not torch.allclose(slimmed(student, random_keep(student.spec, seed))(x), student(x))
+    assert not torch.allclose(sliced(student, random_keep(student.spec, seed))(x), student(x))
 
 
 def test_statistics_help_where_channels_vary_and_convolutions_are_transposed():
@@ -139,7 +138,7 @@ def test_statistics_help_where_channels_vary_and_convolutions_are_transposed():
     statistics = input_statistics(student, [(x, truth)])
 
     def error(keep, statistics):
-        return float((slimmed(student, keep, statistics)(x) - truth).square().mean())
+        return float((sliced(student, keep, statistics)(x) - truth).square().mean())
 
     keeps = [random_keep(student.spec, seed) for seed in range(12)]
     better = sum(error(keep, statistics) < error(keep, None) for keep in keeps)
@@ -150,7 +149,7 @@ def test_statistics_help_where_channels_vary_and_convolutions_are_transposed():
 def test_colors_are_never_pruned():
     student = trained(replace(small_spec(), output_channels=4))
     for seed in range(5):
-        smaller = slimmed(student, random_keep(student.spec, seed))
+        smaller = sliced(student, random_keep(student.spec, seed))
         assert smaller.spec.output_channels == 4
         assert smaller.color.weight.shape[0] == 4
 
@@ -158,7 +157,7 @@ def test_colors_are_never_pruned():
 def test_the_student_is_left_as_it_is_and_shares_no_memory():
     student = trained(small_spec(norm="batch"))
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    smaller = slimmed(student, Keep.everything(student.spec))
+    smaller = sliced(student, Keep.everything(student.spec))
     for tensor in smaller.state_dict().values():
         tensor.add_(1)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
@@ -166,14 +165,14 @@ def test_the_student_is_left_as_it_is_and_shares_no_memory():
     assert not smaller.training
 
 
-def test_slimming_draws_no_random_numbers():
+def test_slicing_draws_no_random_numbers():
     student = trained(small_spec())
     before = torch.get_rng_state()
-    slimmed(student, random_keep(student.spec, 0))
+    sliced(student, random_keep(student.spec, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_student_without_a_tail_or_without_blocks_can_be_slimmed():
+def test_a_student_without_a_tail_or_without_blocks_can_be_sliced():
     for spec in (
         replace(small_spec(), tail=()),
         replace(small_spec(), inner_widths=(), tail=(TailStage(2, 6, ()),)),
@@ -181,7 +180,7 @@ def test_a_student_without_a_tail_or_without_blocks_can_be_slimmed():
         student = trained(spec)
         keep = random_keep(spec, 1, drop=0)
         expected = masked_forward(student, rays(spec), zero_masks(spec, keep))
-        torch.testing.assert_close(slimmed(student, keep)(rays(spec)), expected, **EXACT)
+        torch.testing.assert_close(sliced(student, keep)(rays(spec)), expected, **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -202,14 +201,14 @@ def test_a_keep_of_another_student_is_refused(change):
 
 
 @torch.no_grad()
-def test_a_channel_that_others_determine_goes_without_effect():
+def test_removing_a_redundant_channel_has_no_effect():
     student = trained(small_spec("conv_transpose"), steps=12)
-    for block in student.body:  # channel 1 is channel 0 once more
+    for block in student.body:  # channel 1 equals channel 0
         block.expand.weight[1], block.expand.bias[1] = block.expand.weight[0], block.expand.bias[0]
     x = rays(student.spec, batch=8)
     everything = Keep.everything(student.spec)
     body = tuple(tuple(i for i in inner if i != 1) for inner in everything.blocks[0])
     keep = replace(everything, blocks=(body, *everything.blocks[1:]))
     statistics = input_statistics(student, [(x, student(x))])
-    torch.testing.assert_close(slimmed(student, keep, statistics)(x), student(x), rtol=0, atol=1e-3)
-    assert not torch.allclose(slimmed(student, keep)(x), student(x), rtol=0, atol=1e-3)
+    torch.testing.assert_close(sliced(student, keep, statistics)(x), student(x), rtol=0, atol=1e-3)
+    assert not torch.allclose(sliced(student, keep)(x), student(x), rtol=0, atol=1e-3)
