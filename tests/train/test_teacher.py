@@ -302,7 +302,7 @@ def test_divergence_is_one_clear_error(
 
     real = teacher_training.training_loss
     monkeypatch.setattr(teacher_training, "training_loss", spoiled)
-    with pytest.raises(ConfigError, match="diverged: .*; choose a lower learning rate"):
+    with pytest.raises(ConfigError, match=r"diverged: .*; choose a lower learning rate"):
         trained(scene, replace(TINY, steps=20), tmp_path)
 
 
