@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import torch
 
 from device.target import Target
+from lightfield.clocks import ratio_runs
 from lightfield.errors import BudgetError
 from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter

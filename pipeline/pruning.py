@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from device.target import Target, on_cpu_time
+from device.target import Target
 from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
+from lightfield.clocks import cpu_clock_on_host
 from lightfield.errors import BudgetError, CheckpointError, ConfigError
 from lightfield.files import read_json, sha256_of
-from lightfield.latency import ComparedLatency, LatencyRecord
+from lightfield.latency import ComparedLatency
 from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered_rays
 from lightfield.progress import Progress
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
@@ -361,7 +362,7 @@ class TargetMeasurer:
 
         def compared(path: Path) -> ComparedLatency:
             warmup = max(1, min(MAX_WARMUP_RUNS, runs // 10))
-            return self.target.compare(path, reference, turns=runs, warmup=warmup)
+            return self.target.compare(path, reference, runs=runs, warmup=warmup)
 
         with ThreadPoolExecutor(_concurrent_measurements(self.target)) as runners:
             yield from runners.map(compared, paths)
@@ -393,16 +394,10 @@ def spec_latencies(
             for i, spec in enumerate(specs)
         ]
         warmup = min(MAX_WARMUP_RUNS, runs // 2)
-        records = target.measure_many(paths, turns=runs, warmup=warmup)
+        records = target.measure_many(paths, runs=runs, warmup=warmup)
         return [cpu_clock_on_host(record).p50_ms for record in records]
 
-    return LatencyStore.beside(run, target.identity, rays, measure)
-
-
-def cpu_clock_on_host(record: LatencyRecord) -> LatencyRecord:
-    """The record of which the latency table is made: CPU time on this host, which other programs
-    share, and wall-clock time on a phone."""
-    return on_cpu_time(record) if record.device.kind == "host" else record
+    return LatencyStore.for_run(run, target.identity, rays, measure)
 
 
 def _written(student: Student, camera: Intrinsics, path: Path) -> Path:
