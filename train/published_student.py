@@ -185,18 +185,20 @@ def _layout(
     """The specification of a state dict, and the name in `Student` of each published tensor."""
     names: dict[str, str] = {}
 
-    def take(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> Tensor:
+    def take(source: str, target: str, kinds: tuple[str, ...] = ("weight", "bias")) -> Tensor:
         for kind in kinds:
-            names[f"{theirs}.{kind}"] = f"{ours}.{kind}"
-        if f"{theirs}.weight" not in weights:
-            raise ConfigError(f"{theirs}.weight is missing")
-        return weights[f"{theirs}.weight"]
+            names[f"{source}.{kind}"] = f"{target}.{kind}"
+        if f"{source}.weight" not in weights:
+            raise ConfigError(f"{source}.weight is missing")
+        return weights[f"{source}.weight"]
 
-    def take_block(theirs: str, ours: str) -> int:
+    def take_block(source: str, target: str) -> int:
         norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
         for part, name in BLOCK.items():
-            take(f"{theirs}.{part}", f"{ours}.{name}", norm if name.endswith("norm") else norm[:2])
-        return len(weights[f"{theirs}.conv_block.0.weight"])
+            take(
+                f"{source}.{part}", f"{target}.{name}", norm if name.endswith("norm") else norm[:2]
+            )
+        return len(weights[f"{source}.conv_block.0.weight"])
 
     head = take("head.0", "head")
     blocks = 1 + _last(weights, "body.")
@@ -205,18 +207,18 @@ def _layout(
     stages: list[TailStage] = []
     block_widths: list[int] = []
     for position in range(last):
-        theirs = f"tail.{position}"
-        if f"{theirs}.weight" in weights:
-            kernel = take(theirs, f"tail.{len(stages)}.0")
+        source = f"tail.{position}"
+        if f"{source}.weight" in weights:
+            kernel = take(source, f"tail.{len(stages)}.0")
             block_widths = []
             if kernel.ndim != 4 or kernel.shape[2] not in KERNELS:
                 raise ConfigError(
-                    f"{theirs} of shape {tuple(kernel.shape)} is not an up-sampling layer"
+                    f"{source} of shape {tuple(kernel.shape)} is not an up-sampling layer"
                 )
             stages.append(TailStage(KERNELS[kernel.shape[2]], kernel.shape[1], ()))
         else:
-            ours = f"tail.{len(stages) - 1}.{len(block_widths) + 1}"
-            block_widths.append(take_block(theirs, ours))
+            target = f"tail.{len(stages) - 1}.{len(block_widths) + 1}"
+            block_widths.append(take_block(source, target))
             stage = stages[-1]
             stages[-1] = TailStage(stage.factor, stage.width, tuple(block_widths))
     color = take(f"tail.{last}", "color")

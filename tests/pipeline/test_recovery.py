@@ -195,7 +195,7 @@ def test_too_few_windows_for_all_processes_are_refused(alone, finished, tmp_path
     outcomes = prune_together(run, "--replay", alone / "prune", "--distill.windows=1")
     assert [outcome.code for outcome in outcomes] == [2, 2]
     (line,) = "".join(outcome.err for outcome in outcomes).splitlines()
-    assert "1 windows cannot be shared out to 2 processes" in line
+    assert "1 windows cannot be distributed over 2 processes" in line
 
 
 def test_a_baseline_is_trained_by_all_processes(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""The published network, written anew from its description, and checkpoints as its code saves them."""
+"""The published network, implemented from its description, and checkpoints in its format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class R2L(nn.Module):
 
 
 class EasyDict(dict):
-    """A dictionary with attributes, as the package of that name has it."""
+    """A dictionary with attributes, like the class of the package easydict."""
 
     def __init__(self, **values: Any):
         super().__init__(values)
@@ -57,7 +57,7 @@ class EasyDict(dict):
 
 
 def published_network(*, last: int = 4, points: int = 4, octaves: int = 3) -> R2L:
-    """A small one whose norms matter."""
+    """A small network whose batch norms change the output."""
     torch.manual_seed(0)
     network = R2L(3 * points * (2 * octaves + 1), 12, 3, (8, 6, 4), last)
     for module in network.modules():
@@ -83,7 +83,7 @@ def published_encoding(points: Tensor, octaves: int) -> Tensor:
 
 
 def save_checkpoint(path: Path, network: R2L, *, whole: bool = True, **changes: Any) -> Path:
-    """A checkpoint as `R2LEngine._save_ckpt` writes it, the pickled network under its own names."""
+    """A checkpoint as `R2LEngine._save_ckpt` writes it, with the pickled network."""
     optimizer = torch.optim.AdamW(network.parameters())
     data = {
         "global_step": 600000,

@@ -1,4 +1,4 @@
-"""A checkpoint brings everything back, or is refused in one line and left as it is."""
+"""Checkpoints restore the whole state; damaged checkpoints are refused in one line and kept."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_a_resumed_training_is_the_uninterrupted_one(saved):
     assert all(torch.equal(a, b) for a, b in zip(resumed.go(7), expected, strict=True))
 
 
-def test_there_may_be_none(tmp_path):
+def test_a_missing_file_gives_none(tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.safetensors", **Training().state) is None
 
 
-def test_a_new_one_replaces_the_old_one_whole(saved):
+def test_a_new_checkpoint_replaces_the_old_one(saved):
     training = Training(seed=3)
     training.go(2)
     save_checkpoint(saved, step=2, **training.state)
@@ -81,7 +81,7 @@ def test_a_new_one_replaces_the_old_one_whole(saved):
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_full_disk_is_an_os_error_and_keeps_the_old_one(saved, monkeypatch):
+def test_a_full_disk_is_an_os_error_and_keeps_the_old_checkpoint(saved, monkeypatch):
     before = saved.read_bytes()
 
     def full(path: Path, data: bytes) -> int:
@@ -96,7 +96,7 @@ def test_a_full_disk_is_an_os_error_and_keeps_the_old_one(saved, monkeypatch):
 
 
 def refused(path: Path, training: Training | None = None) -> str:
-    """The one line with which a checkpoint is refused, which must leave it as it is."""
+    """The one-line error for a refused checkpoint, whose file must not change."""
     before = path.read_bytes()
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path, **(training or Training()).state)
@@ -108,10 +108,10 @@ def refused(path: Path, training: Training | None = None) -> str:
     return message
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
-def test_a_truncated_file_is_refused(saved, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.999])
+def test_a_truncated_file_is_refused(saved, fraction):
     data = saved.read_bytes()
-    saved.write_bytes(data[: int(share * len(data))])
+    saved.write_bytes(data[: int(fraction * len(data))])
     assert "not a readable checkpoint" in refused(saved)
 
 
@@ -120,7 +120,7 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-def test_a_pickled_file_is_refused_unopened(saved, tmp_path, monkeypatch):
+def test_a_pickled_file_is_refused_without_unpickling(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved.write_bytes(pickle.dumps(Bomb()))
     assert "not a readable checkpoint" in refused(saved)
@@ -130,7 +130,7 @@ def test_a_pickled_file_is_refused_unopened(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "nelf-training-0"}])
-def test_foreign_tensors_are_refused(saved, metadata):
+def test_other_safetensors_files_are_refused(saved, metadata):
     save_file(Training().network.state_dict(), saved, metadata)
     assert "not a checkpoint of this tool" in refused(saved)
 
@@ -206,11 +206,11 @@ def test_a_tensor_of_another_shape_is_refused(saved, name):
     assert "does not fit this training" in refused(saved)
 
 
-@pytest.mark.parametrize("place", [0.3, 0.9])
-def test_a_flipped_bit_is_refused(saved, place):
+@pytest.mark.parametrize("position", [0.3, 0.9])
+def test_a_flipped_bit_is_refused(saved, position):
     data = bytearray(saved.read_bytes())
     (header,) = struct.unpack("<Q", data[:8])
-    data[8 + header + int(place * (len(data) - 8 - header))] ^= 4
+    data[8 + header + int(position * (len(data) - 8 - header))] ^= 4
     saved.write_bytes(data)
     assert "the file has changed since it was written" in refused(saved)
 

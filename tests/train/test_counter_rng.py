@@ -1,4 +1,4 @@
-"""Counter-based draws: uniform, independent of each other, and the same everywhere."""
+"""Counter-based random numbers are uniform, independent, and equal on every device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from train.counter_rng import below, mixed, random_words, uniform
 STEP = torch.tensor(12)
 
 
-def test_words_are_pinned():
-    """Resuming relies on them: another version must draw the same."""
+def test_words_do_not_change_between_versions():
+    """Another version must resume a training with the same numbers."""
     words = random_words(7, STEP, 1, torch.arange(3))
     assert words.tolist() == PINNED
 
@@ -30,8 +30,8 @@ def test_the_hash_is_a_bijection():
 def test_each_bit_of_the_input_changes_half_of_the_output(bit):
     values = torch.arange(2000) * 2_147_483
     changed = mixed(values) ^ mixed(values ^ (1 << bit))
-    shares = torch.stack([(changed >> k & 1).double().mean() for k in range(32)])
-    assert (shares - 0.5).abs().max() < 0.06  # five standard deviations
+    fractions = torch.stack([(changed >> k & 1).double().mean() for k in range(32)])
+    assert (fractions - 0.5).abs().max() < 0.06  # five standard deviations
 
 
 @pytest.mark.parametrize("bound", [1, 2, 7, 91, 10_000])
@@ -53,7 +53,7 @@ def test_uniform_numbers_fill_the_unit_interval():
 
 
 def test_streams_do_not_correlate():
-    """Of neighboring steps, purposes, seeds and counters."""
+    """The streams are those of neighboring steps, purposes, seeds and counters."""
     numbers = torch.arange(100_000)
     streams = [
         random_words(seed, torch.tensor(step), purpose, numbers + shift)

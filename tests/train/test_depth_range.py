@@ -45,18 +45,18 @@ def test_every_occupied_point_lies_between_near_and_far(teacher: Teacher) -> Non
     depths = np.stack([-(points - pose[:, 3]) @ pose[:, 2] for pose in poses])
     assert space.near <= depths.min()
     assert space.far >= depths.max()
-    # And not by much: half a cell's diagonal beyond its corners' own reach, and a hundredth.
+    # The margin is small: half a cell's diagonal, and a hundredth of the range.
     slack = 2 * BOX.half_extent / 32 * 3**0.5 + 0.02 * (space.far - space.near)
     assert depths.min() - space.near < slack
     assert space.far - depths.max() < slack
 
 
-def test_the_scenes_own_range_is_never_left(teacher: Teacher) -> None:
+def test_the_range_stays_inside_the_scenes_range(teacher: Teacher) -> None:
     narrow = RaySpace("world", 3.9, 4.1)
     assert occupied_space(teacher, narrow, poses_around(20)) == narrow
 
 
-def test_spaces_that_end_at_infinity_and_empty_teachers_stay_as_they_are(teacher: Teacher) -> None:
+def test_spaces_that_end_at_infinity_and_empty_teachers_keep_the_range(teacher: Teacher) -> None:
     ndc = RaySpace("ndc", 0.0, 1.0, (1.4, 1.4), 1.0)
     assert occupied_space(teacher, ndc, poses_around(3)) == ndc
     teacher.occupancy.restrict(torch.zeros((32, 32, 32), dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Fine-tuning never makes a student worse on images that it has not seen."""
+"""Fine-tuning never lowers the PSNR on held-out photographs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tuned(student: Student, held_out: Callable[[Student], float], config: FineTu
     return fine_tune(student, ground_sampler(), held_out, config, QUICK, progress=silent)
 
 
-def test_fine_tuning_improves_and_tells_by_how_much(half_trained):
+def test_fine_tuning_improves_and_reports_both_scores(half_trained):
     found = tuned(half_trained, score)
     assert found.before_db == score(half_trained)
     assert found.after_db == score(found.student) > found.before_db
@@ -50,7 +50,7 @@ def test_fine_tuning_improves_and_tells_by_how_much(half_trained):
     assert not found.student.training
 
 
-def test_fine_tuning_is_deterministic_and_leaves_its_input_alone(half_trained):
+def test_fine_tuning_is_deterministic_and_does_not_change_its_input(half_trained):
     before = copy.deepcopy(half_trained)
     first, second = tuned(half_trained, score), tuned(half_trained, score)
     assert same(first.student, second.student)
@@ -59,7 +59,7 @@ def test_fine_tuning_is_deterministic_and_leaves_its_input_alone(half_trained):
 
 
 def scripted(scores: list[float]) -> tuple[Callable[[Student], float], list[Student]]:
-    """A held-out score that goes as told, and the students it was asked about."""
+    """A held-out score with given values, and the students that it has scored."""
     seen: list[Student] = []
 
     def held_out(student: Student) -> float:
@@ -92,7 +92,7 @@ def test_fine_tuning_keeps_the_best_and_stops_early(half_trained, scores, best, 
         assert figure == pytest.approx(expected, nan_ok=True)
 
 
-def test_no_steps_of_fine_tuning_are_none(half_trained):
+def test_zero_steps_change_nothing(half_trained):
     found = tuned(half_trained, score, replace(TUNING, steps=0))
     assert same(found.student, half_trained)
     assert (found.steps, found.after_db) == (0, found.before_db)
@@ -105,26 +105,26 @@ class Killed(Exception):
 @pytest.mark.parametrize(
     ("ending", "moment"), [("Ctrl-C", 0), ("Ctrl-C", 47), ("kill", 20), ("kill", 69), ("kill", 70)]
 )
-def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
+def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
     half_trained, tmp_path, monkeypatch, ending, moment
 ):
-    """Whichever step it is interrupted in; the 70th is after the last."""
+    """The interruption is in step `moment`; step 70 is after the last step."""
     scores = [30.0, 31.0, 30.5, 32.0, 31.0]
     expected = tuned(half_trained, scripted(scores)[0])
-    take, taken, looked = DistillationStep.take, [], []
+    take, taken, evaluated = DistillationStep.take, [], []
 
-    def interrupted(self: DistillationStep, step: int, share: float) -> Tensor:
+    def interrupted(self: DistillationStep, step: int, rate_factor: float) -> Tensor:
         if len(taken) == moment:
             taken.append(None)
             if ending == "kill":
                 raise Killed
             signal.raise_signal(signal.SIGINT)
         taken.append(step)
-        return take(self, step, share)
+        return take(self, step, rate_factor)
 
     def held_out(student: Student) -> float:
-        looked.append(student)
-        return scores[len(looked) - 1]
+        evaluated.append(student)
+        return scores[len(evaluated) - 1]
 
     def again() -> FineTuned:
         return fine_tune(
@@ -147,8 +147,8 @@ def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
     steps = [step for step in taken if step is not None]
     assert len(steps) == 70 + (moment % 20 if ending == "kill" and moment < 70 else 0)
     assert [path.name for path in tmp_path.iterdir()] == [STATE]
-    assert again().steps == found.steps, "a finished one is not repeated"
-    assert len(looked) == len(scores)
+    assert again().steps == found.steps, "a finished fine-tuning is not repeated"
+    assert len(evaluated) == len(scores)
 
 
 def test_fine_tuning_reports_over_all_rounds(half_trained):

@@ -1,4 +1,4 @@
-"""The hash grid against a scalar twin written from tiny-cuda-nn's rules, forward and backward."""
+"""The hash grid, compared with a scalar twin of tiny-cuda-nn's rules, forward and backward."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SMALL = GridShape(
 
 def grid_of(shape: GridShape, seed: int = 0) -> TorchHashGrid:
     grid = TorchHashGrid(shape, torch.Generator().manual_seed(seed))
-    with torch.no_grad():  # values of order one, so that tolerances mean something
+    with torch.no_grad():  # values of order one, for meaningful tolerances
         grid.table.normal_(generator=torch.Generator().manual_seed(seed + 1))
     return grid
 
 
 def scalar_features(shape: GridShape, table: torch.Tensor, x: list[float]) -> list[torch.Tensor]:
-    """One point's features, an addition at a time."""
+    """Features of one point, one addition at a time."""
     features, offset = [], 0
     growth = (shape.finest_resolution / shape.base_resolution) ** (1 / max(shape.levels - 1, 1))
     for level in range(shape.levels):
@@ -63,7 +63,7 @@ def test_forward_and_backward_equal_the_scalar_twin(features: int) -> None:
     assert {level.hashed for level in shape.placed_levels()} == {True, False}
     grid = grid_of(shape)
     points = torch.rand(20, 3, generator=torch.Generator().manual_seed(2))
-    points[0], points[1] = 0.0, 1.0  # the box's ends, where lattice points wrap
+    points[0], points[1] = 0.0, 1.0  # the corners of the box, where lattice points wrap
     direction = torch.randn(20, shape.width, generator=torch.Generator().manual_seed(3))
 
     twin_table = grid.table.detach().double().requires_grad_()
@@ -71,12 +71,12 @@ def test_forward_and_backward_equal_the_scalar_twin(features: int) -> None:
         [torch.cat(scalar_features(shape, twin_table, point.tolist())) for point in points]
     )
     (twin * direction).sum().backward()
-    mine = grid(points)
-    (mine * direction).sum().backward()
+    found = grid(points)
+    (found * direction).sum().backward()
 
     assert twin_table.grad is not None
     assert grid.table.grad is not None
-    torch.testing.assert_close(mine, twin.float(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, twin.float(), atol=2e-5, rtol=0)
     torch.testing.assert_close(grid.table.grad, twin_table.grad.float(), atol=2e-5, rtol=0)
 
 
@@ -191,38 +191,38 @@ def fake_tcnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fake_tcnn")
 def test_weights_move_between_tcnn_and_torch() -> None:
-    theirs = tcnn.TcnnHashGrid(SMALL, torch.Generator().manual_seed(1))
-    ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(2), "cpu")
-    assert list(theirs.state_dict()) == list(ours.state_dict()) == ["table"]
-    assert [name for name, _ in theirs.named_parameters()] == ["table"]
-    ours.load_state_dict(theirs.state_dict())
+    tcnn_grid = tcnn.TcnnHashGrid(SMALL, torch.Generator().manual_seed(1))
+    torch_grid = hash_grid(SMALL, "torch", torch.Generator().manual_seed(2), "cpu")
+    assert list(tcnn_grid.state_dict()) == list(torch_grid.state_dict()) == ["table"]
+    assert [name for name, _ in tcnn_grid.named_parameters()] == ["table"]
+    torch_grid.load_state_dict(tcnn_grid.state_dict())
     points = torch.rand(50, 3)
-    assert torch.equal(ours(points), theirs(points))
+    assert torch.equal(torch_grid(points), tcnn_grid(points))
 
 
 @pytest.mark.usefixtures("fake_tcnn")
 def test_the_same_seed_gives_tcnn_and_torch_the_same_table() -> None:
-    theirs = tcnn.TcnnHashGrid(SMALL, torch.Generator().manual_seed(1))
-    ours = hash_grid(SMALL, "torch", torch.Generator().manual_seed(1), "cpu")
-    assert torch.equal(theirs.get_parameter("table"), ours.get_parameter("table"))
+    tcnn_grid = tcnn.TcnnHashGrid(SMALL, torch.Generator().manual_seed(1))
+    torch_grid = hash_grid(SMALL, "torch", torch.Generator().manual_seed(1), "cpu")
+    assert torch.equal(tcnn_grid.get_parameter("table"), torch_grid.get_parameter("table"))
 
 
 @pytest.mark.usefixtures("fake_tcnn")
 def test_tcnn_reads_and_trains_the_present_table() -> None:
     """Also after the parameter that the encoding was created with has been replaced."""
     grid = tcnn.TcnnHashGrid(SMALL, torch.Generator())
-    ours = grid_of(SMALL)
-    grid.load_state_dict({"table": ours.table.detach().clone()}, assign=True)
+    torch_grid = grid_of(SMALL)
+    grid.load_state_dict({"table": torch_grid.table.detach().clone()}, assign=True)
     apart = copy.deepcopy(grid)
     points = torch.rand(30, 3)
-    for module in (grid, ours, apart):
+    for module in (grid, torch_grid, apart):
         module(points).square().sum().backward()
     for module in (grid, apart):
-        torch.testing.assert_close(module.table.grad, ours.table.grad)
+        torch.testing.assert_close(module.table.grad, torch_grid.table.grad)
     with torch.no_grad():
         grid.table.zero_()
     assert not grid(points).any()
-    assert torch.equal(apart(points), ours(points))
+    assert torch.equal(apart(points), torch_grid(points))
 
 
 @pytest.mark.usefixtures("fake_tcnn")
@@ -261,11 +261,11 @@ def test_the_real_tcnn_equals_the_torch_grid(shape: GridShape, n: int) -> None:
     if (reason := tcnn.probe()[1]) is not None:
         pytest.skip(f"tinycudann cannot be used: {reason}")
     twin = grid_of(shape).cuda()
-    theirs = hash_grid(shape, "tcnn", torch.Generator(), "cuda")
-    theirs.load_state_dict(twin.state_dict())
+    tcnn_grid = hash_grid(shape, "tcnn", torch.Generator(), "cuda")
+    tcnn_grid.load_state_dict(twin.state_dict())
     points = torch.rand(n, 3, generator=torch.Generator().manual_seed(2)).cuda()
     direction = torch.randn(n, shape.width, generator=torch.Generator().manual_seed(3)).cuda()
-    expected, features = twin(points), theirs(points)
+    expected, features = twin(points), tcnn_grid(points)
     assert features.dtype == torch.float32
     expected.backward(direction)
     features.backward(direction)
@@ -273,7 +273,7 @@ def test_the_real_tcnn_equals_the_torch_grid(shape: GridShape, n: int) -> None:
     # and features by three times that, times the difference of neighbors. A wrong entry is off by 1.
     tolerance = 3e-6 * shape.finest_resolution
     torch.testing.assert_close(features, expected, atol=tolerance, rtol=0)
-    gradient, expected_gradient = theirs.get_parameter("table").grad, twin.table.grad
+    gradient, expected_gradient = tcnn_grid.get_parameter("table").grad, twin.table.grad
     assert gradient is not None
     assert expected_gradient is not None
     largest = float(expected_gradient.abs().max())

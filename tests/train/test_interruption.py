@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: a checkpoint is written, and nothing done is lost."""
+"""Ctrl-C and SIGTERM during a training take effect after a step, once a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def same_signals_after():
 
 
 def survived(*numbers: signal.Signals, error: Exception | None = None) -> int:
-    """Signals after which a block still went on before it ended."""
+    """Signals that a block noted before it ended."""
     count = 0
     with contextlib.suppress(KeyboardInterrupt), interruptible() as interruption:
         for number in numbers:
@@ -43,19 +43,19 @@ def test_a_second_signal_ends_the_block_at_once():
     assert survived(signal.SIGINT, signal.SIGTERM) == 1
 
 
-def test_under_torchrun_which_sends_two_signals_the_block_goes_on(monkeypatch):
+def test_under_torchrun_which_sends_two_signals_the_block_continues(monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ, "WORLD_SIZE": "2", "RANK": "0"})
     assert survived(*SIGNALS) == 2
 
 
-def test_losing_the_other_processes_after_a_signal_is_an_interruption():
+def test_a_ranks_error_after_a_signal_is_an_interruption():
     lost = RanksError("another process ended")
     assert survived(signal.SIGINT, error=lost) == 1
     with pytest.raises(RanksError):
         survived(error=lost)
 
 
-def test_another_error_is_told_though_a_signal_came():
+def test_other_errors_are_raised_after_a_signal():
     with pytest.raises(OSError, match="full"):
         survived(signal.SIGINT, error=OSError("the disk is full"))
 
@@ -76,7 +76,7 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_outside_the_main_thread_signals_are_left_to_the_main_thread():
+def test_outside_the_main_thread_signals_are_not_handled():
     handlers = []
 
     def elsewhere() -> None:

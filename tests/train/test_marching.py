@@ -38,7 +38,7 @@ def points_of(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("resolution", "steps"), [(16, 64), (32, 300), (24, 20)])
 def test_skipping_changes_nothing(resolution: int, steps: int) -> None:
-    """March everywhere, then throw away what lies in empty cells: the same samples, bit for bit."""
+    """Marching everywhere and dropping samples in empty cells gives the same samples bit for bit."""
     step_length = math.sqrt(3) / steps
     grid = spotted_grid(resolution, step_length)
     everywhere = OccupancyGrid(resolution, step_length)

@@ -1,4 +1,4 @@
-"""Muon against singular value decompositions, and against itself one matrix at a time."""
+"""Muon, compared with singular value decompositions and with updates of single matrices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPES = [(3, 8, 8), (2, 8, 20), (2, 20, 8), (1, 1, 5), (1, 64, 64)]
 
 
 def matrices(shape: tuple[int, int, int], least: float, seed: int = 0) -> Tensor:
-    """Matrices of very different size, with one singular value of `least` Frobenius norms."""
+    """Matrices of very different norms, each with one singular value of `least` times its norm."""
     generator = torch.Generator().manual_seed(seed)
     u, _, vt = torch.linalg.svd(
         torch.randn(shape, generator=generator, dtype=torch.float64), full_matrices=False
@@ -27,7 +27,7 @@ def matrices(shape: tuple[int, int, int], least: float, seed: int = 0) -> Tensor
     if len(values) > 1:
         values[0] = least
         values[1:] *= (1 - least**2) ** 0.5 / values[1:].norm()
-    scale = 10.0 ** torch.arange(-3, shape[0] - 3, dtype=torch.float64)  # the size must not matter
+    scale = 10.0 ** torch.arange(-3, shape[0] - 3, dtype=torch.float64)  # the norm must not matter
     return (scale[:, None, None] * (u * values) @ vt).float()
 
 
@@ -40,14 +40,14 @@ def test_singular_values_become_nearly_one(shape, least):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_vectors_stay(shape):
+def test_singular_vectors_do_not_change(shape):
     before = matrices(shape, 0.05)
     after = orthogonalized(before)
     u, _, vt = torch.linalg.svd(before.double(), full_matrices=False)
     inside = u.mT @ after.double() @ vt.mT
     off_diagonal = inside - torch.diag_embed(inside.diagonal(dim1=1, dim2=2))
     assert off_diagonal.abs().max() < 1e-3
-    assert inside.diagonal(dim1=1, dim2=2).min() > 0.6  # and no sign flips
+    assert inside.diagonal(dim1=1, dim2=2).min() > 0.6  # no sign changes
     torch.testing.assert_close(u @ inside @ vt, after.double(), rtol=0, atol=1e-3)
 
 
@@ -85,7 +85,7 @@ def test_batches_by_shape_equal_one_by_one():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_updates_are_the_written_out_recurrence():
+def test_updates_follow_the_recurrence():
     (weight,) = parameters((6, 4))
     expected, velocity = weight.detach().clone(), torch.zeros(6, 4)
     optimizer = Muon([weight], lr=0.1, momentum=0.9)
@@ -112,7 +112,7 @@ def test_an_updates_size_is_the_learning_rates(rows, columns, scale):
     assert values.max() < 1.3 * size
 
 
-def test_parameters_without_a_gradient_are_left_alone():
+def test_parameters_without_a_gradient_do_not_change():
     moved, left = parameters((4, 4), (4, 4))
     before = left.detach().clone()
     optimizer = Muon([moved, left], lr=0.1)
@@ -122,7 +122,7 @@ def test_parameters_without_a_gradient_are_left_alone():
     assert left not in optimizer.state
 
 
-def test_its_state_survives_a_checkpoint(tmp_path: Path):
+def test_a_checkpoint_restores_the_momentum(tmp_path: Path):
     path = tmp_path / "checkpoint.safetensors"
     weights = parameters(*MIXED)
     module, optimizer = nn.ParameterList(weights), Muon(weights, lr=0.1, momentum=0.8)
@@ -156,7 +156,7 @@ def test_the_ends_matrices_are_the_head_and_the_up_sampling_kernels():
     assert [id(m) for m in found] == [id(student.head.weight), id(student.tail[0][0].weight)]
 
 
-def test_a_kernels_taps_are_columns():
+def test_kernel_taps_are_columns():
     torch.manual_seed(0)
     kernel, matrix = nn.Parameter(torch.randn(6, 3, 2, 2)), nn.Parameter(torch.empty(6, 12, 1, 1))
     matrix.data = kernel.detach().clone().view(matrix.shape)
@@ -176,7 +176,7 @@ def test_weight_decay_is_decoupled():
     torch.testing.assert_close(decayed.detach(), plain.detach() - 0.1 * 0.5 * before)
 
 
-def test_a_rate_that_is_a_tensor_is_the_same():
+def test_a_tensor_learning_rate_gives_the_same_updates():
     number, tensor = parameters(*MIXED), parameters(*MIXED)
     descend([Muon(number, lr=0.1, weight_decay=0.1)], number, 3)
     descend([Muon(tensor, lr=torch.tensor(0.1), weight_decay=0.1)], tensor, 3)

@@ -29,7 +29,7 @@ def centers(resolution: int) -> Tensor:
     return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
 
 
-def test_a_full_update_finds_what_is_there_and_nothing_else() -> None:
+def test_a_full_update_finds_exactly_the_dense_cells() -> None:
     grid = OccupancyGrid(16, STEP)
     grid.update(ball, everywhere=True, generator=generator())
     distance = (centers(16) - 0.5).norm(dim=-1)
@@ -38,7 +38,7 @@ def test_a_full_update_finds_what_is_there_and_nothing_else() -> None:
     assert not bool(grid.occupied[distance > 0.25 + half_diagonal].any())
 
 
-def test_each_chosen_cell_is_asked_once_inside_itself() -> None:
+def test_each_chosen_cell_is_evaluated_at_one_point_inside() -> None:
     grid = OccupancyGrid(8, STEP)
     asked: list[Tensor] = []
 
@@ -61,7 +61,7 @@ def test_density_is_a_decaying_maximum() -> None:
     assert grid.density.unique().tolist() == [9.0]
 
 
-def test_threshold_is_the_mean_of_what_there_is_up_to_a_hundredth_of_opacity_per_step() -> None:
+def test_the_threshold_is_the_mean_density_up_to_the_ceiling() -> None:
     grid = OccupancyGrid(4, STEP)
     grid.density[0, 0, :2] = torch.tensor([0.1, 0.3])
     assert float(grid.threshold()) == pytest.approx(0.2)
@@ -73,7 +73,7 @@ def test_threshold_is_the_mean_of_what_there_is_up_to_a_hundredth_of_opacity_per
     assert float(fine.threshold()) == pytest.approx(5.91, abs=0.01)
 
 
-def test_a_partial_update_looks_at_a_quarter_and_at_as_many_occupied_cells() -> None:
+def test_a_partial_update_evaluates_a_quarter_and_at_as_many_occupied_cells() -> None:
     grid = OccupancyGrid(16, STEP)
     grid.update(ball, everywhere=True, generator=generator())
     occupied = grid.occupied.clone()
@@ -93,7 +93,7 @@ def test_a_partial_update_looks_at_a_quarter_and_at_as_many_occupied_cells() -> 
     )
 
 
-def test_excluded_cells_never_come_back() -> None:
+def test_excluded_cells_stay_empty() -> None:
     grid = OccupancyGrid(16, STEP)
     allowed = centers(16)[..., 0] < 0.5
     grid.restrict(allowed)
@@ -105,7 +105,7 @@ def test_excluded_cells_never_come_back() -> None:
         assert float(grid.density[~allowed].max()) == 0
 
 
-def test_nothing_left_to_look_at() -> None:
+def test_an_update_without_candidates() -> None:
     grid = OccupancyGrid(4, STEP)
     grid.restrict(torch.zeros(4, 4, 4, dtype=torch.bool))
     for everywhere in (True, False):
@@ -184,7 +184,7 @@ def test_silhouettes_carve_around_the_object_and_never_into_it() -> None:
     assert volume < float(cells.float().mean()) < 3 * volume
 
 
-def test_without_coverage_only_unseen_cells_and_those_around_cameras_go() -> None:
+def test_without_coverage_only_unseen_cells_and_those_around_cameras_are_removed() -> None:
     space = RaySpace("world", 0.5, 8.0)
     inside = posed(1)
     inside[0, :, 3] = BOX.center
@@ -197,7 +197,7 @@ def test_without_coverage_only_unseen_cells_and_those_around_cameras_go() -> Non
     visible = (depth > 0) & (u > 0) & (u < CAMERA.width) & (v > 0) & (v < CAMERA.height)
     assert bool(cells[visible].all())
     assert not bool(cells[depth < -0.2].any())
-    ahead = depth > 0.2  # cells that the camera's own plane cuts are kept, to be safe
+    ahead = depth > 0.2  # cells that the camera's plane intersects are kept
     assert int(cells[ahead].sum()) < 1.7 * int(visible[ahead].sum())
 
     around = candidate_cells(views_of(inside, None), CAMERA, space, BOX, 200)

@@ -51,17 +51,17 @@ def write_folder(folder: Path, kind: str, poses: np.ndarray, scale: float = 2.5)
 
 @pytest.fixture
 def into(tmp_path: Path) -> Path:
-    (tmp_path / "ours").mkdir()
-    return tmp_path / "ours"
+    (tmp_path / "converted").mkdir()
+    return tmp_path / "converted"
 
 
 @pytest.mark.parametrize("kind", ["blender", "orbit", "forward"])
 def test_images_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, into, kind):
     poses = orbit_poses(COUNT)
-    write_folder(tmp_path / "theirs", kind, poses)
+    write_folder(tmp_path / "published", kind, poses)
     calls = []
     images, camera = load_published_pseudo(
-        tmp_path / "theirs", into, progress=lambda done, total: calls.append((done, total))
+        tmp_path / "published", into, progress=lambda done, total: calls.append((done, total))
     )
     assert camera == CAMERA
     assert load_poses(into) == pytest.approx(poses, abs=1e-5)
@@ -75,8 +75,8 @@ def test_images_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, in
 
 def test_another_unit_moves_the_cameras_only(tmp_path, into):
     poses = orbit_poses(COUNT)
-    write_folder(tmp_path / "theirs", "forward", poses)
-    load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
+    write_folder(tmp_path / "published", "forward", poses)
+    load_published_pseudo(tmp_path / "published", into, unit=0.5)
     converted = load_poses(into)
     assert converted[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
     assert converted[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
@@ -99,30 +99,30 @@ def test_another_unit_moves_the_cameras_only(tmp_path, into):
     ],
 )
 def test_wrong_and_pickled_arrays_are_refused_by_name(tmp_path, into, name, array, unchecked):
-    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
-    np.save(tmp_path / "theirs" / name, array, allow_pickle=True)
+    write_folder(tmp_path / "published", "blender", orbit_poses(COUNT))
+    np.save(tmp_path / "published" / name, array, allow_pickle=True)
     with pytest.raises(CheckpointError, match=Path(name).name):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 def test_poses_that_are_not_rotations_are_refused(tmp_path, into, unchecked):
-    write_folder(tmp_path / "theirs", "forward", orbit_poses(COUNT))
-    np.save(tmp_path / "theirs/poses/c2w_00001.npy", np.ones((3, 4), np.float32))
+    write_folder(tmp_path / "published", "forward", orbit_poses(COUNT))
+    np.save(tmp_path / "published/poses/c2w_00001.npy", np.ones((3, 4), np.float32))
     with pytest.raises(CheckpointError, match=r"c2w_00001.npy.*rigid"):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 @pytest.mark.parametrize("name", ["16x24_rgb/rendered_rgb_00002.npy", "poses/c2w_00002.npy"])
 @pytest.mark.parametrize("change", ["missing", "truncated"])
 def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
-    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
-    path = tmp_path / "theirs" / name
+    write_folder(tmp_path / "published", "blender", orbit_poses(COUNT))
+    path = tmp_path / "published" / name
     if change == "truncated":
         os.truncate(path, path.stat().st_size - 3)
     else:
         path.rename(path.with_name("another.npy"))
     with pytest.raises(CheckpointError, match=path.name):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,11 @@ def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
     ],
 )
 def test_descriptions_that_fit_no_images_are_refused(tmp_path, into, change, said, unchecked):
-    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
-    path = tmp_path / "theirs/hwf/dataset_info.json"
+    write_folder(tmp_path / "published", "blender", orbit_poses(COUNT))
+    path = tmp_path / "published/hwf/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=said):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 @pytest.mark.parametrize(
@@ -156,36 +156,36 @@ def test_descriptions_that_fit_no_images_are_refused(tmp_path, into, change, sai
     ],
 )  # fmt: skip
 def test_invalid_headers_are_refused_in_one_line(tmp_path, into, header):
-    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
-    path = tmp_path / "theirs/poses/c2w_00001.npy"
+    write_folder(tmp_path / "published", "blender", orbit_poses(COUNT))
+    path = tmp_path / "published/poses/c2w_00001.npy"
     text = header.encode("latin1") + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(12))
     with pytest.raises(CheckpointError, match=r"c2w_00001\.npy: .{,130}$"):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 @pytest.mark.parametrize("name", ["hwf/dataset_info.json", "poses/c2w_00002.npy"])
 def test_a_pipe_is_refused_unopened(tmp_path, into, name):
-    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
-    (tmp_path / "theirs" / name).unlink()
-    os.mkfifo(tmp_path / "theirs" / name)
+    write_folder(tmp_path / "published", "blender", orbit_poses(COUNT))
+    (tmp_path / "published" / name).unlink()
+    os.mkfifo(tmp_path / "published" / name)
     with pytest.raises(CheckpointError, match=rf"{Path(name).name}: .*not a regular file"):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 @pytest.mark.parametrize("names", [[], ["8x8_rgb"]])
 def test_a_folder_without_one_set_of_images_is_refused(tmp_path, into, names):
-    write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
+    write_folder(tmp_path / "published", "blender", orbit_poses(COUNT))
     for name in names:
-        (tmp_path / "theirs" / name).mkdir()
+        (tmp_path / "published" / name).mkdir()
     if not names:
-        (tmp_path / "theirs/16x24_rgb").rename(tmp_path / "theirs/images")
+        (tmp_path / "published/16x24_rgb").rename(tmp_path / "published/images")
     with pytest.raises(CheckpointError, match="one folder named like"):
-        load_published_pseudo(tmp_path / "theirs", into)
+        load_published_pseudo(tmp_path / "published", into)
 
 
 def test_files_of_file_managers_are_not_read_as_images(tmp_path, into):
-    write_folder(tmp_path / "theirs", "orbit", orbit_poses(COUNT))
+    write_folder(tmp_path / "published", "orbit", orbit_poses(COUNT))
     for name in ("._rendered_rgb_00000.npy", "mean.npy", ".DS_Store"):
-        (tmp_path / "theirs/16x24_rgb" / name).write_bytes(b"\0\5\26\7")
-    assert len(load_published_pseudo(tmp_path / "theirs", into)[0]) == COUNT
+        (tmp_path / "published/16x24_rgb" / name).write_bytes(b"\0\5\26\7")
+    assert len(load_published_pseudo(tmp_path / "published", into)[0]) == COUNT

@@ -1,4 +1,4 @@
-"""Published checkpoints: read into equal students, and distrusted."""
+"""Published checkpoints become equal students; untrusted files are refused safely."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_becomes_a_student_with_equal_images(tmp_path, last, whole)
     pose = pose.float()
     rays = camera_rays(pose, ray_grid(field.intrinsics, student.spec), WORLD)
     points = points_along(*rays, WORLD, 4).flatten(0, 1)
-    # The published code's own way to the network's input: encode, then rays last.
+    # As in the published code: encode, then move the rays to the last dimension.
     encoded = published_encoding(points, 3).transpose(1, 0).view(1, -1, 4, 5)
     with torch.no_grad():
         expected = network(encoded)[0].permute(1, 2, 0)
@@ -82,7 +82,7 @@ def test_weights_of_several_gpus_are_read_too(tmp_path):
     )
 
 
-def test_weights_of_other_precision_are_read_and_scores_of_numpy_do_no_harm(tmp_path):
+def test_weights_of_other_precision_are_read_and_numpy_scores_are_allowed(tmp_path):
     network = published_network()
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         state = {
@@ -144,7 +144,7 @@ def rewritten(change: Callable[[str, bytes], bytes], **how: int) -> Callable[[Pa
 
 
 def huge_sizes(name: str, data: bytes) -> bytes:
-    """The head's 12 outputs become a billion, in the sizes that the pickle claims."""
+    """Replace the head's 12 outputs by a billion in the sizes of the pickle."""
     if not name.endswith("data.pkl"):
         return data
     huge = data.replace(b"(K\x0cKTK\x01K\x01t", b"(J\x00\xca\x9a\x3bKTK\x01K\x01t")
@@ -163,14 +163,14 @@ def changed(change: Callable[[dict], object]) -> Callable[[Path], object]:
 
 
 def widened(state: dict) -> None:
-    """A block that would be 2 ** 40 weights, were the network built from what its shapes suggest."""
+    """A block that would have 2 ** 40 weights if the network were built from the file's shapes."""
     state["body.0.conv_block.0.weight"] = torch.zeros(1 << 20, 1, 1, 1)
     for part in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"):
         state[f"body.0.conv_block.{part}"] = torch.zeros(1 << 20)
 
 
 def renamed(name: str) -> Callable[[dict], None]:
-    """The first layer's weights under another name."""
+    """Rename the first layer's weights."""
     return lambda state: state.update({name: state.pop("head.0.weight")})
 
 
@@ -196,7 +196,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         rewritten(lambda name, data: data[:-9] if name.endswith(".pkl") else data), "damaged pickle",
     ),
     "a cut tensor": (
-        rewritten(lambda name, data: data[:2] if name.endswith("data/0") else data), "has 2 bytes where",
+        rewritten(lambda name, data: data[:2] if name.endswith("data/0") else data),
+        "has 2 bytes instead of",
     ),
     "sizes beyond the file": (rewritten(huge_sizes), "beyond its storage"),
     "a tensor that repeats itself": (changed(expanded), "larger than the file"),
@@ -235,7 +236,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two weights of one name": (
         changed(lambda s: s.update({"module.head.0.bias": torch.zeros(12)})),
-        "head.0.bias is there twice",
+        "head.0.bias occurs twice",
     ),
     "NaN": (
         changed(lambda s: s.update({"head.0.bias": torch.full((12,), torch.nan)})), "NaN",
@@ -244,7 +245,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_anything_else_is_refused_in_one_line_and_nothing_of_it_runs(tmp_path, monkeypatch, what):
+def test_other_files_are_refused_in_one_line_and_run_no_code(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
     spoil, reason = BAD[what]
     path = tmp_path / "inner" / "ckpt.tar"

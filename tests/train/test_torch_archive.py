@@ -1,4 +1,4 @@
-"""Archives of `torch.save`: read as PyTorch reads them, and refused before they cost anything."""
+"""Archives of `torch.save` are read as PyTorch reads them; malicious files are refused early."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def archive(path: Path, pickled: bytes, entries: dict[str, bytes] | None = None)
 def tensor(
     shape: bytes, strides: bytes, *, offset: bytes = b"K\x00", count: bytes = b"K\x04"
 ) -> bytes:
-    """The pickle of a tensor on the float32 numbers of storage 0."""
+    """Pickle of a tensor that views storage 0 as float32."""
     storage = (
         b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
     )
@@ -81,7 +81,7 @@ def test_names_are_kept_as_names_and_listed(tmp_path):
         read_contents(path, lambda name: False)
 
 
-NEST = b"N" + 70 * b"q\x01h\x01\x86"  # a pair of twice the same pair of twice the same ...
+NEST = b"N" + 70 * b"q\x01h\x01\x86"  # pairs nested 70 deep, each of the same pair twice
 HUGE = b"\x8a\xfb" + 251 * b"\x01"
 KEY_OF_LARGE_HASH = b"\x8a\x0a" + ((2**61 - 1) << 16).to_bytes(10, "little")
 BOMBS = {
@@ -119,7 +119,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("what", BOMBS)
 @pytest.mark.usefixtures("unchecked")
-def test_a_bomb_is_refused_in_one_short_line(tmp_path, what):
+def test_a_malicious_pickle_is_refused_in_one_short_line(tmp_path, what):
     pickled, said = BOMBS[what]
     with pytest.raises(ArchiveError) as refusal:
         contents(archive(tmp_path / "a.tar", pickled, NUMBERS))
@@ -216,7 +216,7 @@ def test_a_pipe_and_a_device_are_refused_unopened(tmp_path):
                 contents(path)
             refusals.append(str(refusal.value))
 
-    thread = threading.Thread(target=read, daemon=True)  # which a pipe would hold for ever
+    thread = threading.Thread(target=read, daemon=True)  # opening a pipe would block forever
     thread.start()
     thread.join(timeout=20)
     assert refusals == [f"{pipe}: is not a regular file", "/dev/zero: is not a regular file"]

@@ -1,4 +1,4 @@
-"""Volume rendering against a loop over samples, in values and gradients."""
+"""Volume rendering, compared with a loop over samples in values and gradients."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_weights_telescope_to_the_opacity() -> None:
     assert transmittance[[0, 3, 4]].tolist() == [1, 1, 1]
 
 
-def test_a_thin_ray_behind_thousands_of_opaque_ones_keeps_its_digits() -> None:
+def test_a_thin_ray_behind_thousands_of_opaque_rays_keeps_its_precision() -> None:
     """A running sum in float32 would lose the last ray's 1e-3 in the 6e7 before it."""
     ray = torch.arange(3001).repeat_interleave(2)
     thickness = torch.full((6002,), 2e4)
@@ -82,8 +82,8 @@ def test_a_thin_ray_behind_thousands_of_opaque_ones_keeps_its_digits() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_no_samples_at_all() -> None:
-    """Where torch_scatter is asked, it ends the process with a floating point exception."""
+def test_rays_without_samples() -> None:
+    """torch_scatter would end the process with a floating-point exception."""
     empty, none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     weights, transmittance = render_weights(empty, none)
     assert len(weights) == len(transmittance) == 0
@@ -106,9 +106,9 @@ def test_distortion_equals_the_double_sum() -> None:
                 expected[RAY[i]] = expected[RAY[i]] + pair
     got = distortion(weights, middle, length, RAY, RAYS)
     torch.testing.assert_close(got, torch.stack(expected))
-    ours = torch.autograd.grad(got.sum(), weights)
-    theirs = torch.autograd.grad(torch.stack(expected).sum(), weights)
-    torch.testing.assert_close(ours, theirs)
+    gradients = torch.autograd.grad(got.sum(), weights)
+    expected_gradients = torch.autograd.grad(torch.stack(expected).sum(), weights)
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
 def test_opacity_entropy_prefers_all_or_nothing() -> None:
@@ -125,7 +125,7 @@ def test_a_scatter_library_that_imports_is_used(monkeypatch: pytest.MonkeyPatch)
     def segment_coo(
         src: torch.Tensor, index: torch.Tensor, *, dim_size: int, reduce: str
     ) -> torch.Tensor:
-        """torch_scatter's, a sample at a time, where it is asked for sums."""
+        """A twin of torch_scatter's function for sums that adds one sample at a time."""
         calls.append((src, index, reduce))
         rows = [src.new_zeros(src.shape[1:]) for _ in range(dim_size)]
         for value, row in zip(src, index.tolist(), strict=True):
@@ -137,12 +137,12 @@ def test_a_scatter_library_that_imports_is_used(monkeypatch: pytest.MonkeyPatch)
     scatter_library.cache_clear()
     try:
         values = torch.rand(6, 3, dtype=torch.float64)
-        theirs = sums_per_ray(values, RAY, RAYS)
-        none = torch.zeros(0, dtype=torch.long)  # by the number of which the real one divides
+        of_library = sums_per_ray(values, RAY, RAYS)
+        none = torch.zeros(0, dtype=torch.long)  # torch_scatter divides by the number of samples
         assert not sums_per_ray(torch.zeros(0, 3), none, RAYS).any()
         assert [(id(a), id(b), how) for a, b, how in calls] == [(id(values), id(RAY), "sum")]
         monkeypatch.setattr(volume_rendering, "scatter_library", lambda: None)
-        torch.testing.assert_close(theirs, sums_per_ray(values, RAY, RAYS))
+        torch.testing.assert_close(of_library, sums_per_ray(values, RAY, RAYS))
     finally:
         monkeypatch.undo()
         scatter_library.cache_clear()
@@ -154,7 +154,7 @@ def test_a_scatter_library_that_imports_is_used(monkeypatch: pytest.MonkeyPatch)
 def test_the_real_scatter_library_agrees(
     device: str, channels: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In sums and gradients, for many rays, some of them without samples."""
+    """Sums and gradients are equal for many rays, some of them without samples."""
     if scatter_library() is None:
         pytest.skip("torch_scatter does not import here")
     generator = torch.Generator().manual_seed(0)
@@ -172,7 +172,9 @@ def test_the_real_scatter_library_agrees(
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
-def test_a_scatter_library_that_breaks_on_import_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scatter_library_that_fails_to_import_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(name: str) -> None:
         raise RuntimeError("Detected that PyTorch and torch_scatter were compiled with different…")
 
