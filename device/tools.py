@@ -1,8 +1,8 @@
 """Third-party benchmark programs on a phone, under the same conditions and settings as the own runner.
 
-The user provides the program, built for Android, and the model in the program's format. The program is
-pushed, restricted to the fast cores, run and removed like the own runner; `device.tool_output` parses its
-output. Only latencies are measured: the images of the model are not checked.
+The user provides the program, built for Android, and the model in the program's format. The program
+is pushed, restricted to the fast cores, run and removed like the own runner; `device.tool_output`
+parses its output. Only latencies are measured: the images of the model are not checked.
 """
 
 from __future__ import annotations
