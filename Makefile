@@ -10,7 +10,7 @@
 #   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
 #   make test-lens   those of the lens that need node; RUN=runs/lego compares that run's lens as well
 #   make results     docs/results.md and the table of README.md, from the records in docs/records
-#   make bench-gpu   this machine's GPU: its ceilings, kernels, throughputs (DATA=scene, JSON=file)
+#   make bench-gpu   this machine's GPU: peak rates, kernels, throughputs (DATA=scene, JSON=file)
 
 PYTHON ?= python3
 PRESET ?= auto
@@ -63,7 +63,7 @@ data: $(SETUP)
 	$(NELF) data --folder data
 
 bench-gpu: $(SETUP)
-	$(NELF) bench-gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(JSON),--json $(call quoted,$(JSON)))
+	$(VENV)/bin/python -m tools.bench_gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(JSON),--json $(call quoted,$(JSON)))
 
 results: $(SETUP)
 	$(VENV)/bin/python -m tools.results

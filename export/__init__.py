@@ -1,1 +1,1 @@
-"""A trained student as files that other runtimes load: ONNX, CoreML, a Lens Studio project."""
+"""Export of a trained student to ONNX, CoreML and Lens Studio."""

@@ -1,21 +1,24 @@
-"""All graphs of one light field, each written, compared with PyTorch on real poses, and recorded.
+"""Export of one light field: every file that a run exports, checked against PyTorch and recorded.
 
     Sampler.onnx, Embedder.onnx       from a pose to the student's input, for lenses and any runtime
     <Scene>_SnapGELU.onnx             the student for Lens Studio (or _SnapSigmoidGELU, _SnapReLU)
     <Scene>.onnx                      the student for ONNX Runtime
-    <Scene>_opset17.onnx              the same for runtimes older than opset 20
-    <Scene>[_opset17]_fp16.onnx       both in half precision
-    <Scene>[_opset17]_int8.onnx       both with int8 weights and, where the image allows, arithmetic
+    <Scene>_opset17.onnx              the student for runtimes older than opset 20
+    <Scene>[_opset17]_fp16.onnx       both student files in half precision
+    <Scene>[_opset17]_int8.onnx       both student files with int8 weights and, where the loss is
+                                      small, int8 arithmetic
     <Scene>_fused.onnx                pose to image, one pose
     <Scene>_fused_batch.onnx          pose to image, any number of poses
     <Scene>_fused_fp16.onnx           pose to image, the student in half precision
     <Scene>.mlpackage                 the student for CoreML
     <Scene>_fused.mlpackage           pose to image for CoreML
 
-A graph that is not what it promises, or further from PyTorch than its floor, raises and leaves no
-file. Only half precision may be missing, whose range not every student keeps to, and CoreML where
-coremltools cannot convert; their record says why. An int8 graph that loses more than it may is marked
-unfit.
+`EXPORTS` lists the files in the order in which they are written. A file that breaks its contract,
+or that differs from PyTorch by more than its parity floor allows, raises an error and is not
+published. Two kinds of files may be missing instead: fp16 files, because the values of some
+students exceed the range of half precision, and CoreML packages, where coremltools cannot convert
+the student. The record of a missing file states the reason. An int8 file that loses too much
+quality is published and marked as unfit.
 """
 
 from __future__ import annotations
@@ -23,33 +26,36 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
-from export.calibration import Calibration, Plan, plan_quantization
-from export.coreml import coreml_runs_here, predicted, replay
-from export.exported_graph import ExportedGraph, Precision, write_onnx, write_package
-from export.fused import fused_contract, fused_model
-from export.graph import load_model
-from export.half_replay import evaluate_in_half
+from export.calibration import Calibration, QuantizationPlan, plan_quantization
+from export.coreml import coreml_runs_here, evaluate_package, predict
+from export.exported_graph import ExportedGraph, WeightPrecision, write_onnx, write_package
+from export.fused import Batch, fused_contract, fused_model
+from export.graph import Contract, load_model
+from export.half_evaluator import evaluate_in_half
 from export.parity import Images, OnnxFunction, Parity, Poses, Reference
 from export.ray_graphs import embedder_contract, embedder_model, sampler_contract, sampler_model
 from export.snap_gelu import (
+    FILE_SUFFIXES,
     evaluate_by_reference,
-    snap_file_name,
     with_relu,
     with_runtime_gelu,
 )
 from export.student_graph import (
     OLDER_RUNTIMES,
+    OLDER_RUNTIMES_HALF,
     ONNX_RUNTIME,
+    ONNX_RUNTIME_HALF,
     SNAP_ML,
-    Form,
+    GraphVariant,
     student_contract,
     student_model,
 )
@@ -59,13 +65,37 @@ from lightfield.progress import Progress, silent
 from lightfield.student import folded
 
 HALF_NOTE = "checked by ONNX Runtime, and with every result rounded to half precision"
+SNAP_NOTE = "checked by ONNX's reference evaluator as shipped, and by ONNX Runtime"
 
 FRAME_KEY = "nelf.scene_transform"
-"""JSON in a graph's metadata: center c, unit u and rotation R of x_scene = R (x - c) / u, which takes a
-position of the user's own poses to the graph's input; R also turns the pose's axes."""
+"""Metadata key of the user's coordinate frame. The value is JSON with a center c, a unit u and a
+rotation R: x_scene = R (x - c) / u maps a position in the user's frame to the graph's input, and R
+rotates the axes of a pose as well."""
 SCENE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
-Writer = Callable[[], ExportedGraph]
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """How one file of a bundle is named, built and compared with PyTorch."""
+
+    name: str
+    """The file's name. {scene} stands for the scene, {snap} for the Lens Studio suffix."""
+    purpose: str
+    build: Callable[[_Bundle, ExportSpec], tuple[onnx.ModelProto, Contract]] | None
+    """Builds the ONNX graph; None for CoreML packages, which `export.coreml` builds."""
+    measure: Callable[[_Bundle, Path], Parity]
+    """Compares the written file with PyTorch."""
+    variant: GraphVariant = ONNX_RUNTIME
+    precision: WeightPrecision = "fp32"
+    simplify: bool = False
+    """Whether onnxsim simplifies the graph. It changes graphs of opset 17 only, where it multiplies
+    GELU's factor 1/2 into the next convolution. ONNX Runtime then fuses fewer GELUs."""
+    batch: Batch = 1
+    takes_pose: bool = False
+    """Whether the input is a pose. The metadata of such an ONNX graph holds the user's frame."""
+    may_fail: bool = False
+    """Whether an export error is recorded instead of raised."""
+    note: str = ""
 
 
 def write_bundle(
@@ -79,15 +109,15 @@ def write_bundle(
     coreml: bool = True,
     progress: Progress = silent,
 ) -> list[ExportedGraph]:
-    """Write every graph of a light field into a folder, each compared on these poses.
+    """Write the files of `EXPORTS` into a folder and compare each with PyTorch on these poses.
 
-    `truth` are the poses' real images in [0, 1], by which graphs are told what they lose. int8 graphs
-    are written when there is a calibration.
+    `truth` holds the real images of the poses, in [0, 1], and serves to measure how much PSNR each
+    graph loses. The int8 files are written only with a calibration.
 
     Raises:
-        ExportError: on a scene name that no file or lens can bear, no poses, weights with NaN, or a
-            graph that is not what it promises.
-        ParityError: when a graph is too far from PyTorch.
+        ExportError: when the scene's name is no valid file name, when there are no poses, when
+            weights are NaN, or when a graph breaks its contract.
+        ParityError: when a graph differs from PyTorch by more than its parity floor allows.
     """
     if not SCENE_NAME.fullmatch(scene_name):
         raise ExportError(
@@ -96,238 +126,245 @@ def write_bundle(
         )
     reference = Reference.of(light_field, poses, truth)
     bundle = _Bundle(light_field, reference, scene_name, folder, calibration)
-    writers = [*bundle.rays(), *bundle.students(), *bundle.fused()]
-    if coreml:
-        writers += bundle.packages()
+    specs = [
+        spec
+        for spec in EXPORTS
+        if (spec.precision != "int8" or calibration is not None)
+        and (spec.build is not None or coreml)
+    ]
     graphs = []
-    for done, write in enumerate(writers, 1):
-        graphs.append(write())
+    for done, spec in enumerate(specs, 1):
+        graphs.append(bundle.write(spec))
         figures = {} if graphs[-1].psnr_db is None else {"psnr_db": graphs[-1].psnr_db}
-        progress(done, len(writers), **figures)
+        progress(done, len(specs), **figures)
     return graphs
 
 
 @dataclass(frozen=True)
 class _Bundle:
-    """What all writers share; each method yields the writers of one kind of graph."""
+    """The light field, the reference and the folder that all files of a bundle share."""
 
     light_field: LightField
     reference: Reference
-    name: str
+    scene_name: str
     folder: Path
     calibration: Calibration | None
 
+    def write(self, spec: ExportSpec) -> ExportedGraph:
+        """Write one file; a file that may fail and fails becomes a record of the reason."""
+        snap = FILE_SUFFIXES[self.light_field.student.spec.activation]
+        path = self.folder / spec.name.format(scene=self.scene_name, snap=snap)
+        try:
+            return self._write(spec, path)
+        except ExportError as error:
+            if not spec.may_fail:
+                raise
+            # A file of an earlier export does not belong to this student.
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            refused = "refused" if isinstance(error, ParityError) else "not available"
+            return ExportedGraph.missing(path, spec.purpose, f"{refused}: {error.what}")
+
+    def _write(self, spec: ExportSpec, path: Path) -> ExportedGraph:
+        measure, build = partial(spec.measure, self), spec.build
+        if build is None:
+            return write_package(
+                path, self.light_field, measure, purpose=spec.purpose, fused=spec.takes_pose
+            )
+        if spec.precision == "int8":
+            variant = replace(spec.variant, quantized=self.plan.quantized)
+            spec = replace(spec, variant=variant, note=self.plan.summary)
+        model, contract = build(self, spec)
+        graph = write_onnx(
+            path,
+            model,
+            contract,
+            measure,
+            purpose=spec.purpose,
+            note=spec.note,
+            precision=spec.precision,
+            simplify=spec.simplify,
+            metadata=self.frame if spec.takes_pose else None,
+        )
+        if spec.variant is SNAP_ML and self.light_field.student.spec.activation == "gelu":
+            return self.with_negative_control(graph)
+        return graph
+
     @property
     def frame(self) -> dict[str, str]:
-        """Metadata of graphs that take a pose: how a pose of the user's own becomes the graph's."""
+        """Metadata that maps poses in the user's frame to the poses that a graph takes."""
         return {FRAME_KEY: json.dumps(self.light_field.transform.to_json())}
 
     @cached_property
-    def plan(self) -> Plan:
-        """What of the student becomes int8, by the calibration's poses."""
+    def plan(self) -> QuantizationPlan:
+        """The convolutions that become int8, measured on the calibration's poses."""
         assert self.calibration is not None
         rays = [self.reference.encoded(pose) for pose in torch.as_tensor(self.calibration.poses)]
         truth = torch.from_numpy(self.calibration.images).permute(0, 3, 1, 2)
         student = folded(self.light_field.student).cpu()
         return plan_quantization(student, torch.from_numpy(np.concatenate(rays)), truth)
 
-    def rays(self) -> Iterator[Writer]:
-        field, compare = self.light_field, self.reference
-        yield lambda: write_onnx(
-            self.folder / "Sampler.onnx",
-            sampler_model(field),
-            sampler_contract(field),
-            lambda path: compare.sampler_parity(OnnxFunction(path)),
-            purpose="pose to points along all rays",
-            metadata=self.frame,
-        )
-        yield lambda: write_onnx(
-            self.folder / "Embedder.onnx",
-            embedder_model(field),
-            embedder_contract(field),
-            lambda path: compare.embedder_parity(OnnxFunction(path)),
-            purpose="points to their positional encodings",
-        )
-
-    def students(self) -> Iterator[Writer]:
-        snap = snap_file_name(self.name, self.light_field.student.spec.activation)
-        yield lambda: self.snap_student(snap)
-        yield lambda: self.student(
-            f"{self.name}.onnx", ONNX_RUNTIME, "student for ONNX Runtime on phones and hosts"
-        )
-        yield lambda: self.student(
-            f"{self.name}_opset17.onnx", OLDER_RUNTIMES, "student for older runtimes"
-        )
-        forms = {"": ONNX_RUNTIME, "_opset17": OLDER_RUNTIMES}
-        for older, form in forms.items():
-            yield lambda older=older, form=form: self.half_student(
-                f"{self.name}{older}_fp16.onnx", form
-            )
-        if self.calibration is not None:
-            for older, form in forms.items():
-                yield lambda older=older, form=form: self.student(
-                    f"{self.name}{older}_int8.onnx",
-                    replace(form, quantized=self.plan.quantized),
-                    "student in int8",
-                    note=self.plan.summary,
-                    precision="int8",
-                )
-
-    def half_student(self, file_name: str, form: Form) -> ExportedGraph:
-        purpose = "student in half precision"
-        return _if_possible(
-            self.folder / file_name,
-            purpose,
-            lambda: self.student(
-                file_name, replace(form, half=True), purpose, note=HALF_NOTE, precision="fp16"
-            ),
-        )
-
-    def snap_student(self, file_name: str) -> ExportedGraph:
-        graph = self.student(
-            file_name,
-            SNAP_ML,
-            "student for Lens Studio (SnapML)",
-            note="checked by ONNX's reference evaluator as shipped, and by ONNX Runtime",
-        )
-        if self.light_field.student.spec.activation != "gelu":
-            return graph
+    def with_negative_control(self, graph: ExportedGraph) -> ExportedGraph:
+        """The record of a GeluSnap graph, with the parity of the same graph with Relu."""
         wrong = OnnxFunction(with_relu(load_model(graph.path)))
         control = self.reference.first().student_parity(lambda rays: wrong(input=rays))
-        why = f"{graph.note}; with Relu in place of GeluSnap it would be {control.psnr_db:.1f} dB"
-        return replace(graph, note=why)
-
-    def student(
-        self,
-        file_name: str,
-        form: Form,
-        purpose: str,
-        *,
-        note: str = "",
-        precision: Precision = "fp32",
-    ) -> ExportedGraph:
-        student = self.light_field.student
-        grid = ray_grid(self.light_field.intrinsics, student.spec)
-
-        def measure(path: Path) -> Parity:
-            if form is SNAP_ML:
-                return snap_parity(path, self.reference)
-            graph = OnnxFunction(path)
-            parity = self.reference.student_parity(lambda rays: graph(input=rays))
-            if not form.half:
-                return parity
-            model = load_model(path)
-            rounded = self.reference.first().student_parity(
-                lambda rays: evaluate_in_half(model, input=rays)
-            )
-            return Parity.worst([parity, rounded])
-
-        return write_onnx(
-            self.folder / file_name,
-            student_model(student, grid.height, grid.width, form),
-            student_contract(student, grid.height, grid.width, form),
-            measure,
-            purpose=purpose,
-            note=note,
-            precision=precision,
-        )
-
-    def fused(self) -> Iterator[Writer]:
-        field, compare = self.light_field, self.reference
-
-        def measure(path: Path) -> Parity:
-            graph = OnnxFunction(path)
-            return compare.pose_parity(lambda pose: graph(pose=pose))
-
-        def measure_batch(path: Path) -> Parity:
-            graph = OnnxFunction(path)
-            return compare.batch_parity(lambda poses: graph(pose=poses))
-
-        def measure_half(path: Path) -> Parity:
-            model = load_model(path)
-            rounded = compare.first().pose_parity(lambda pose: evaluate_in_half(model, pose=pose))
-            return Parity.worst([measure(path), rounded])
-
-        half, half_path = (
-            replace(ONNX_RUNTIME, half=True),
-            self.folder / f"{self.name}_fused_fp16.onnx",
-        )
-        half_purpose = "pose to image, the student in half precision"
-
-        yield lambda: write_onnx(
-            self.folder / f"{self.name}_fused.onnx",
-            fused_model(field),
-            fused_contract(field),
-            measure,
-            purpose="pose to image, for browsers and apps",
-            metadata=self.frame,
-        )
-        yield lambda: write_onnx(
-            self.folder / f"{self.name}_fused_batch.onnx",
-            fused_model(field, batch="n"),
-            fused_contract(field, batch="n"),
-            measure_batch,
-            purpose="poses to images, any number at once",
-            metadata=self.frame,
-        )
-        yield lambda: _if_possible(
-            half_path,
-            half_purpose,
-            lambda: write_onnx(
-                half_path,
-                fused_model(field, form=half),
-                fused_contract(field, form=half),
-                measure_half,
-                purpose=half_purpose,
-                note=HALF_NOTE,
-                precision="fp16",
-                metadata=self.frame,
-            ),
-        )
-
-    def packages(self) -> Iterator[Writer]:
-        name = self.name
-        yield lambda: self.package(f"{name}.mlpackage", "student for CoreML (iOS 16)", fused=False)
-        yield lambda: self.package(
-            f"{name}_fused.mlpackage", "pose to image for CoreML (iOS 16)", fused=True
-        )
-
-    def package(self, file_name: str, purpose: str, *, fused: bool) -> ExportedGraph:
-        path, compare = self.folder / file_name, self.reference.first()
-
-        def measure(package: Path) -> Parity:
-            def by(run: Callable[..., np.ndarray]) -> Parity:
-                if fused:
-                    return compare.pose_parity(lambda pose: run(package, pose=pose))
-                return compare.student_parity(lambda rays: run(package, input=rays))
-
-            return Parity.worst([by(replay), *([by(predicted)] if coreml_runs_here() else [])])
-
-        return _if_possible(
-            path,
-            purpose,
-            lambda: write_package(path, self.light_field, measure, purpose=purpose, fused=fused),
-        )
+        note = f"{graph.note}; with Relu in place of GeluSnap it would be {control.psnr_db:.1f} dB"
+        return replace(graph, note=note)
 
 
-def _if_possible(path: Path, purpose: str, write: Writer) -> ExportedGraph:
-    """What was written, or the record of why there is no such file."""
-    try:
-        return write()
-    except ExportError as error:
-        # An older one would not be this student's.
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        refused = "refused" if isinstance(error, ParityError) else "not available"
-        return ExportedGraph.missing(path, purpose, f"{refused}: {error.what}")
+# ---- graphs
 
 
-def snap_parity(path: Path, reference: Reference) -> Parity:
-    """Of a SnapML file: all poses by ONNX Runtime, and one by the reference evaluator as shipped."""
+def _sampler(bundle: _Bundle, _: ExportSpec) -> tuple[onnx.ModelProto, Contract]:
+    return sampler_model(bundle.light_field), sampler_contract(bundle.light_field)
+
+
+def _embedder(bundle: _Bundle, _: ExportSpec) -> tuple[onnx.ModelProto, Contract]:
+    return embedder_model(bundle.light_field), embedder_contract(bundle.light_field)
+
+
+def _student(bundle: _Bundle, spec: ExportSpec) -> tuple[onnx.ModelProto, Contract]:
+    student = bundle.light_field.student
+    grid = ray_grid(bundle.light_field.intrinsics, student.spec)
+    model = student_model(student, grid.height, grid.width, spec.variant)
+    return model, student_contract(student, grid.height, grid.width, spec.variant)
+
+
+def _fused(bundle: _Bundle, spec: ExportSpec) -> tuple[onnx.ModelProto, Contract]:
+    field = bundle.light_field
+    model = fused_model(field, batch=spec.batch, variant=spec.variant)
+    return model, fused_contract(field, batch=spec.batch, variant=spec.variant)
+
+
+# ---- comparisons with PyTorch
+
+
+def _sampler_parity(bundle: _Bundle, path: Path) -> Parity:
+    return bundle.reference.sampler_parity(OnnxFunction(path))
+
+
+def _embedder_parity(bundle: _Bundle, path: Path) -> Parity:
+    return bundle.reference.embedder_parity(OnnxFunction(path))
+
+
+def _student_parity(bundle: _Bundle, path: Path) -> Parity:
+    graph = OnnxFunction(path)
+    return bundle.reference.student_parity(lambda rays: graph(input=rays))
+
+
+def _half_student_parity(bundle: _Bundle, path: Path) -> Parity:
+    model = load_model(path)
+    rounded = bundle.reference.first().student_parity(
+        lambda rays: evaluate_in_half(model, input=rays)
+    )
+    return Parity.worst([_student_parity(bundle, path), rounded])
+
+
+def _snap_parity(bundle: _Bundle, path: Path) -> Parity:
+    """All poses by ONNX Runtime, and the first pose by the reference evaluator as shipped."""
     model = load_model(path)
     graph = OnnxFunction(with_runtime_gelu(model))
     return Parity.worst(
         [
-            reference.student_parity(lambda rays: graph(input=rays)),
-            reference.first().student_parity(lambda rays: evaluate_by_reference(model, rays)),
+            bundle.reference.student_parity(lambda rays: graph(input=rays)),
+            bundle.reference.first().student_parity(
+                lambda rays: evaluate_by_reference(model, rays)
+            ),
         ]
     )
+
+
+def _fused_parity(bundle: _Bundle, path: Path) -> Parity:
+    graph = OnnxFunction(path)
+    return bundle.reference.pose_parity(lambda pose: graph(pose=pose))
+
+
+def _fused_batch_parity(bundle: _Bundle, path: Path) -> Parity:
+    graph = OnnxFunction(path)
+    return bundle.reference.batch_parity(lambda poses: graph(pose=poses))
+
+
+def _fused_half_parity(bundle: _Bundle, path: Path) -> Parity:
+    model = load_model(path)
+    rounded = bundle.reference.first().pose_parity(lambda pose: evaluate_in_half(model, pose=pose))
+    return Parity.worst([_fused_parity(bundle, path), rounded])
+
+
+def _package_parity(bundle: _Bundle, path: Path) -> Parity:
+    first = bundle.reference.first()
+    return Parity.worst(
+        [first.student_parity(lambda rays, run=run: run(path, input=rays)) for run in _runners()]
+    )
+
+
+def _fused_package_parity(bundle: _Bundle, path: Path) -> Parity:
+    first = bundle.reference.first()
+    return Parity.worst(
+        [first.pose_parity(lambda pose, run=run: run(path, pose=pose)) for run in _runners()]
+    )
+
+
+def _runners() -> list[Callable[..., np.ndarray]]:
+    """Ways to run a CoreML package on this machine."""
+    return [evaluate_package, predict] if coreml_runs_here() else [evaluate_package]
+
+
+# ---- the files of a bundle, in the order in which they are written
+
+EXPORTS = (
+    ExportSpec(
+        "Sampler.onnx", "pose to points along all rays", _sampler, _sampler_parity, takes_pose=True
+    ),
+    ExportSpec(
+        "Embedder.onnx", "points to their positional encodings", _embedder, _embedder_parity
+    ),
+    ExportSpec(
+        "{scene}_{snap}.onnx", "student for Lens Studio (SnapML)", _student, _snap_parity,
+        SNAP_ML, note=SNAP_NOTE,
+    ),
+    ExportSpec(
+        "{scene}.onnx", "student for ONNX Runtime on phones and hosts", _student, _student_parity,
+        ONNX_RUNTIME,
+    ),
+    ExportSpec(
+        "{scene}_opset17.onnx", "student for older runtimes", _student, _student_parity,
+        OLDER_RUNTIMES, simplify=True,
+    ),
+    ExportSpec(
+        "{scene}_fp16.onnx", "student in half precision", _student, _half_student_parity,
+        ONNX_RUNTIME_HALF, "fp16", may_fail=True, note=HALF_NOTE,
+    ),
+    ExportSpec(
+        "{scene}_opset17_fp16.onnx", "student in half precision", _student, _half_student_parity,
+        OLDER_RUNTIMES_HALF, "fp16", simplify=True, may_fail=True, note=HALF_NOTE,
+    ),
+    ExportSpec(
+        "{scene}_int8.onnx", "student in int8", _student, _student_parity, ONNX_RUNTIME, "int8"
+    ),
+    ExportSpec(
+        "{scene}_opset17_int8.onnx", "student in int8", _student, _student_parity,
+        OLDER_RUNTIMES, "int8",
+    ),
+    ExportSpec(
+        "{scene}_fused.onnx", "pose to image, for browsers and apps", _fused, _fused_parity,
+        ONNX_RUNTIME, takes_pose=True,
+    ),
+    ExportSpec(
+        "{scene}_fused_batch.onnx", "poses to images, any number at once", _fused,
+        _fused_batch_parity, ONNX_RUNTIME, batch="n", takes_pose=True,
+    ),
+    ExportSpec(
+        "{scene}_fused_fp16.onnx", "pose to image, the student in half precision", _fused,
+        _fused_half_parity, ONNX_RUNTIME_HALF, "fp16", takes_pose=True, may_fail=True,
+        note=HALF_NOTE,
+    ),
+    ExportSpec(
+        "{scene}.mlpackage", "student for CoreML (iOS 16)", None, _package_parity, may_fail=True
+    ),
+    ExportSpec(
+        "{scene}_fused.mlpackage", "pose to image for CoreML (iOS 16)", None,
+        _fused_package_parity, takes_pose=True, may_fail=True,
+    ),
+)  # fmt: skip

@@ -1,11 +1,13 @@
-"""Which convolutions of a student may be int8, found by measuring what each costs.
+"""Post-training quantization of a student: measures which convolutions may become int8.
 
-The grids of activations come from real poses. Then every convolution is made int8 by itself, in PyTorch
-and on a window of rays, and the error of the image noted. Errors of different convolutions are nearly
-independent, so they add: first weights, cheapest per byte, then arithmetic, cheapest per product, are
-taken until their sum reaches a share of what the image may lose against the ground truth. The plan is
-measured as a whole, and its dearest parts leave it until it holds. Arithmetic of grouped convolutions
-stays in float: runtimes have no fast integer kernels for them.
+The grids of the activations are fitted on real poses. Each convolution is then fake-quantized
+alone, in PyTorch and on a window of rays, and the error of the image is measured. The errors of
+different convolutions are nearly independent, so their squares add up. The plan first takes
+weights, in the order of error per byte, and then arithmetic, in the order of error per
+multiply-accumulate, until the sum reaches a share of the error that the image may have against the
+ground truth. At last the plan is measured as a whole, and the convolutions with the largest error
+leave the plan until it is within the budget. Grouped convolutions keep float arithmetic, because
+runtimes have no fast integer kernels for them.
 """
 
 from __future__ import annotations
@@ -25,47 +27,47 @@ from export.parity import ALLOWED_LOSS_DB, Images, Poses
 from export.quantization import Grid, Quantized, quantized_weight
 from lightfield.student import Student
 
-SHARE = 0.3
-"""Of the allowed error, what the plan may use on the calibration poses; other poses differ."""
+BUDGET_SHARE = 0.3
+"""Share of the allowed error that the plan may use on the calibration poses; other poses differ."""
 WINDOW_RAYS = 24
-"""Side of the window on which errors are measured, if the image has as many rays."""
+"""Side of the window of rays on which errors are measured; smaller images are used whole."""
 WINDOW_POSES = 2
 SAMPLES = 1 << 14
-"""Activations looked at when a grid is fitted, of each pose (up to twice as many)."""
-CLIPPED_TO = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)
-"""Shares of the activations' range that are tried: clipping the rare ones makes all others finer."""
+"""Activations per pose on which a grid is fitted; the stride can make it up to twice as many."""
+CLIPPING_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)
+"""Shares of the activations' range that are tried; clipping rare values makes the steps finer."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Real poses and their images in [0, 1], none of those that graphs are compared on."""
+    """Real poses and their images in [0, 1], other than those on which graphs are compared."""
 
     poses: Poses
     images: Images
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The convolutions that become int8, and how much of the student that is."""
+class QuantizationPlan:
+    """The convolutions that become int8, and their share of the student."""
 
     quantized: dict[str, Quantized]
-    """By place."""
+    """The quantized convolutions, by layer name."""
     in_float: tuple[str, ...]
-    """Places of those that stay as they are."""
+    """Layer names of the convolutions that stay in float."""
     weights_share: float
-    """Of all weights, those in int8."""
-    products_share: float
-    """Of all multiply-accumulates, those in int8."""
+    """Share of all weights that are int8."""
+    macs_share: float
+    """Share of all multiply-accumulates that are int8."""
 
     @property
     def summary(self) -> str:
-        """One clause for people."""
+        """The plan in one clause of text."""
         rest = f"; in float: {', '.join(self.in_float)}" if self.in_float else ""
         return (
             f"int8 weights in {len(self.quantized)} of {len(self.quantized) + len(self.in_float)} "
             f"convolutions ({self.weights_share:.0%} of the weights), int8 arithmetic in "
             f"{sum(q.is_integer for q in self.quantized.values())} "
-            f"({self.products_share:.0%} of the products){rest}"
+            f"({self.macs_share:.0%} of the multiply-accumulates){rest}"
         )
 
 
@@ -75,112 +77,112 @@ def plan_quantization(
     truth: Float[Tensor, "n rgb sh sw"],
     *,
     allowed_loss_db: float = ALLOWED_LOSS_DB,
-) -> Plan:
+) -> QuantizationPlan:
     """Plan int8 for a folded student, from the encoded rays of real poses and their real images."""
-    trial = _Trial.of(student, rays)
-    shown = _center(truth[:WINDOW_POSES], WINDOW_RAYS * student.spec.factor)
-    error_of_student = float(torch.square(trial.image - shown).mean())
-    budget = SHARE * error_of_student * (10 ** (allowed_loss_db / 10) - 1)
-    weights = {place: trial.error({place: Quantized()}) for place in trial.convolutions}
+    trial = _FakeQuantization.of(student, rays)
+    real = _center(truth[:WINDOW_POSES], WINDOW_RAYS * student.spec.factor)
+    error_of_student = float(torch.square(trial.image - real).mean())
+    budget = BUDGET_SHARE * error_of_student * (10 ** (allowed_loss_db / 10) - 1)
+    weights = {layer: trial.error({layer: Quantized()}) for layer in trial.convolutions}
     arithmetic = {
-        place: trial.error({place: grids}) - weights[place] for place, grids in trial.grids.items()
+        layer: trial.error({layer: grids}) - weights[layer] for layer, grids in trial.grids.items()
     }
     chosen: list[tuple[float, str, Quantized]] = []
     spent = 0.0
-    for place in sorted(weights, key=lambda p: weights[p] / trial.size(p)):
-        if spent + weights[place] <= budget:
-            spent += weights[place]
-            chosen.append((weights[place], place, Quantized()))
-    with_weights = {place for _, place, _ in chosen}
-    for place in sorted(arithmetic, key=lambda p: arithmetic[p] / trial.products(p)):
-        if place in with_weights and spent + arithmetic[place] <= budget:
-            spent += arithmetic[place]
-            chosen.append((arithmetic[place], place, trial.grids[place]))
+    for layer in sorted(weights, key=lambda p: weights[p] / trial.size(p)):
+        if spent + weights[layer] <= budget:
+            spent += weights[layer]
+            chosen.append((weights[layer], layer, Quantized()))
+    with_weights = {layer for _, layer, _ in chosen}
+    for layer in sorted(arithmetic, key=lambda p: arithmetic[p] / trial.macs(p)):
+        if layer in with_weights and spent + arithmetic[layer] <= budget:
+            spent += arithmetic[layer]
+            chosen.append((arithmetic[layer], layer, trial.grids[layer]))
     while chosen and trial.error(_as_plan(chosen)) > budget:
-        _, place, dropped = max(chosen, key=lambda part: part[0])
-        # Without its weights in int8 a convolution's arithmetic cannot be either.
-        chosen = [c for c in chosen if c[1] != place or (dropped.is_integer and c[2] != dropped)]
+        _, layer, dropped = max(chosen, key=lambda part: part[0])
+        # A convolution whose weights are not int8 cannot have int8 arithmetic.
+        chosen = [c for c in chosen if c[1] != layer or (dropped.is_integer and c[2] != dropped)]
     return trial.plan(_as_plan(chosen))
 
 
 def _as_plan(chosen: list[tuple[float, str, Quantized]]) -> dict[str, Quantized]:
-    """The later word on a place, its arithmetic, replaces the earlier one."""
-    return {place: quantized for _, place, quantized in chosen}
+    """The plan by layer; the entry for a layer's arithmetic replaces that for its weights."""
+    return {layer: quantized for _, layer, quantized in chosen}
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """A student whose convolutions can be made int8 for one forward pass."""
+class _FakeQuantization:
+    """A student whose convolutions can be fake-quantized for one forward pass."""
 
     student: Student
     rays: Float[Tensor, "n c h w"]
     image: Float[Tensor, "n rgb sh sw"]
     convolutions: dict[str, nn.Conv2d | nn.ConvTranspose2d]
-    """By place, as the graphs name them."""
+    """By layer name, as the graphs name the layers."""
     grids: dict[str, Quantized] = field(default_factory=dict)
-    """Of those whose arithmetic may be int8."""
+    """Grids of the convolutions whose arithmetic may be int8, by layer name."""
     pixels: dict[str, int] = field(default_factory=dict)
-    """By place, the pixels its kernel is applied to."""
+    """Number of pixels to which the kernel is applied, by layer name."""
 
     @classmethod
     @torch.no_grad()
-    def of(cls, student: Student, rays: Float[Tensor, "n c h w"]) -> _Trial:
+    def of(cls, student: Student, rays: Float[Tensor, "n c h w"]) -> _FakeQuantization:
         window = _center(rays[:WINDOW_POSES], WINDOW_RAYS)
         trial = cls(student, window, student(window), _convolutions(student))
         ranges: dict[str, _Range] = {}
         with contextlib.ExitStack() as hooks:
-            for place, module in trial.convolutions.items():
-                hooks.enter_context(_watched(module, place, ranges, trial.pixels))
+            for layer, module in trial.convolutions.items():
+                hooks.enter_context(_recorded(module, layer, ranges, trial.pixels))
             for one in rays:
                 student(one[None])
         _, *stages = student.chains()
         upsampling = {stage.entry_name for stage in stages}
-        for place in trial.convolutions:
-            grouped = place == "color" or place.startswith("tail.")
-            if not grouped or place in upsampling or not upsampling:
-                seen, made = ranges[f"{place}.input"], ranges[place]
-                trial.grids[place] = Quantized(seen.grid(), made.grid())
+        for layer in trial.convolutions:
+            grouped = layer == "color" or layer.startswith("tail.")
+            if not grouped or layer in upsampling or not upsampling:
+                seen, made = ranges[f"{layer}.input"], ranges[layer]
+                trial.grids[layer] = Quantized(seen.grid(), made.grid())
         return trial
 
     @torch.no_grad()
     def error(self, plan: Mapping[str, Quantized]) -> float:
-        """Mean squared change of the image when a plan is carried out."""
+        """Mean squared change of the image when a plan is applied."""
         with contextlib.ExitStack() as changes:
-            for place, quantized in plan.items():
-                changes.enter_context(_carried_out(self.convolutions[place], quantized))
+            for layer, quantized in plan.items():
+                changes.enter_context(_fake_quantized(self.convolutions[layer], quantized))
             return float(torch.square(self.student(self.rays) - self.image).mean())
 
-    def size(self, place: str) -> int:
-        return self.convolutions[place].weight.numel()
+    def size(self, layer: str) -> int:
+        return self.convolutions[layer].weight.numel()
 
-    def products(self, place: str) -> int:
-        return self.size(place) * self.pixels[place]
+    def macs(self, layer: str) -> int:
+        return self.size(layer) * self.pixels[layer]
 
-    def plan(self, quantized: dict[str, Quantized]) -> Plan:
-        places = list(self.convolutions)
-        integer = [place for place in quantized if quantized[place].is_integer]
-        return Plan(
-            {place: quantized[place] for place in places if place in quantized},
-            tuple(place for place in places if place not in quantized),
-            sum(map(self.size, quantized)) / sum(map(self.size, places)),
-            sum(map(self.products, integer)) / sum(map(self.products, places)),
+    def plan(self, quantized: dict[str, Quantized]) -> QuantizationPlan:
+        layers = list(self.convolutions)
+        integer = [layer for layer in quantized if quantized[layer].is_integer]
+        return QuantizationPlan(
+            {layer: quantized[layer] for layer in layers if layer in quantized},
+            tuple(layer for layer in layers if layer not in quantized),
+            sum(map(self.size, quantized)) / sum(map(self.size, layers)),
+            sum(map(self.macs, integer)) / sum(map(self.macs, layers)),
         )
 
 
 def _convolutions(student: Student) -> dict[str, nn.Conv2d | nn.ConvTranspose2d]:
-    """By place: the convolution of an up-sampling layer stands at the layer's own name."""
-    places = {chain.convolution_name: chain.entry_name for chain in student.chains()}
+    """All convolutions by layer name; that of an up-sampling layer has the name of the layer."""
+    layers = {chain.convolution_name: chain.entry_name for chain in student.chains()}
     return {
-        places.get(name, name): module
+        layers.get(name, name): module
         for name, module in student.named_modules()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
     }
 
 
 def _center(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c a b"]:
-    """The middle of an image, where the object is; of rays and of pixels the same part."""
+    """The center of an image, where the object is: the same part for rays and for pixels."""
     height, width = (min(size, side) for size in x.shape[2:])
-    # In whole rays: `side` is a multiple of a ray's pixels, and so are both sizes.
+    # Offsets are whole rays: `side` and both sizes are multiples of the pixels per ray.
     pixels = side // WINDOW_RAYS
     top = (x.shape[2] - height) // pixels // 2 * pixels
     left = (x.shape[3] - width) // pixels // 2 * pixels
@@ -189,42 +191,40 @@ def _center(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c a b"]:
 
 @dataclass
 class _Range:
-    """What is known of the values in one place."""
+    """Range and samples of the activations of one tensor."""
 
     low: float = math.inf
     high: float = -math.inf
     samples: list[Tensor] = field(default_factory=list)
 
-    def see(self, values: Tensor) -> None:
-        self.low, self.high = (
-            min(self.low, float(values.min())),
-            max(self.high, float(values.max())),
-        )
+    def add(self, values: Tensor) -> None:
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
         flat = values.flatten()
         self.samples.append(flat[:: max(1, len(flat) // SAMPLES)].clone())
 
     def grid(self) -> Grid:
-        """The grid with the least squared error on the samples."""
+        """The grid with the smallest squared error on the samples."""
         values = torch.cat(self.samples)
-        grids = [Grid.between(share * self.low, share * self.high) for share in CLIPPED_TO]
+        grids = [Grid.between(share * self.low, share * self.high) for share in CLIPPING_SHARES]
         return min(
             grids, key=lambda grid: float(torch.square(grid.rounded(values) - values).mean())
         )
 
 
 @contextlib.contextmanager
-def _watched(
+def _recorded(
     module: nn.Conv2d | nn.ConvTranspose2d,
-    place: str,
+    layer: str,
     ranges: dict[str, _Range],
     pixels: dict[str, int],
 ) -> Iterator[None]:
-    def see(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        ranges.setdefault(f"{place}.input", _Range()).see(inputs[0])
-        ranges.setdefault(place, _Range()).see(output)
-        pixels[place] = math.prod(inputs[0].shape[2:])
+    def record(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        ranges.setdefault(f"{layer}.input", _Range()).add(inputs[0])
+        ranges.setdefault(layer, _Range()).add(output)
+        pixels[layer] = math.prod(inputs[0].shape[2:])
 
-    handle = module.register_forward_hook(see)
+    handle = module.register_forward_hook(record)
     try:
         yield
     finally:
@@ -232,8 +232,8 @@ def _watched(
 
 
 @contextlib.contextmanager
-def _carried_out(module: nn.Conv2d | nn.ConvTranspose2d, quantized: Quantized) -> Iterator[None]:
-    """A convolution that computes with int8 numbers, in float."""
+def _fake_quantized(module: nn.Conv2d | nn.ConvTranspose2d, quantized: Quantized) -> Iterator[None]:
+    """Let a convolution compute, in float, with values that int8 can hold."""
     original, handles = module.weight.data, []
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
     levels, steps = quantized_weight(original.numpy(), axis)

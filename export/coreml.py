@@ -1,13 +1,12 @@
-"""The student as a CoreML program for iOS 16 and later: fp16 weights and arithmetic.
+"""CoreML packages of the student for iOS 16 and later, with fp16 weights and arithmetic.
 
     <Scene>.mlpackage         input [1, C, H, W] fp16  ->  output [1, 3, sH, sW] fp16
     <Scene>_fused.mlpackage   pose [1, 3, 4] fp32      ->  rgb [1, 3, sH, sW] fp16
 
-A package is written, read back, and held against the operators and the kind of GELU that the student
-may have. CoreML itself runs on Apple's systems only, so elsewhere `replay` executes the package's own
-program in PyTorch with every result rounded to the type the program gives it. Accumulation inside an
-operator is fp32 there, which a Neural Engine need not do: the figure is what the program means, not
-what one chip makes of it.
+A package is written, read back, and checked for the operators and the kind of GELU of its student.
+CoreML itself runs on Apple's systems only. On other systems `evaluate_package` executes the program
+in PyTorch and rounds every result to the type that the program declares. It accumulates in fp32,
+which a Neural Engine need not do, so that its result can differ slightly from that of a device.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
 from export.graph import ANY_RANK, LARGEST_MESSAGE, Shape
+from export.mil_evaluator import evaluate
 from export.mil_graph import fused_program, student_program
-from export.mil_replay import replayed
 from export.ray_graphs import point_map
 from lightfield.errors import ExportError, described, first_line
 from lightfield.files import read_json
@@ -40,32 +39,32 @@ from lightfield.light_field import LightField, ray_grid
 from lightfield.student import Student, folded
 
 SPECIFICATION_VERSION = 7
-"""CoreML's own number for iOS 16."""
+"""CoreML's specification version for iOS 16."""
 
 STUDENT_OPERATORS = {"conv", "conv_transpose", "pixel_shuffle", "gelu", "relu", "sigmoid", "add"}
-"""What a student may consist of: no gather, no free-standing batch_norm."""
+"""Operators that a student may have. There must be no gather and no separate batch_norm."""
 
 RAY_OPERATORS = {"matmul", "real_div", "mul", "sin", "cos", "concat", "cast"} | {
     *("slice_by_size", "slice_by_index", "expand_dims", "reshape")
 }
-"""What the fused program may use besides."""
+"""Further operators that the fused program may have."""
 
 UNCOUNTED = re.compile("conv|matmul|attention|lstm|gru|rnn|einsum|classify")
-"""In the names of MIL's operations that multiply and accumulate."""
+"""Matches the names of MIL operations with multiply-accumulates that `_macs` cannot count."""
 
 MANIFEST = "Manifest.json"
-"""Lists the parts of a package."""
+"""The file of a package that lists the package's parts."""
 
 GELU_MODES = {"gelu": "EXACT", "sigmoid_gelu": "SIGMOID_APPROXIMATION"}
 
 
 def write_coreml(light_field: LightField, path: Path, *, fused: bool = False) -> dict[str, int]:
-    """Write the student, or the whole chain from the pose, and check the package as written.
+    """Write the student, or the fused graph from the pose, and check the written package.
 
-    `path` is a folder and must not exist yet. Returns how often each operator occurs.
+    `path` is a folder that must not exist yet. Returns how often each operator occurs.
 
     Raises:
-        ExportError: when coremltools cannot convert on this machine, or converts to something else.
+        ExportError: when coremltools cannot convert the student, or the package fails the check.
     """
     ct = import_coremltools()
     student = folded(light_field.student).cpu()
@@ -81,13 +80,13 @@ def write_coreml(light_field: LightField, path: Path, *, fused: bool = False) ->
                 program,
                 source="milinternal",
                 minimum_deployment_target=ct.target.iOS16,
-                compute_precision=ct.precision.FLOAT32,  # as the program says, which is mostly fp16
+                compute_precision=ct.precision.FLOAT32,  # keeps the program's types, mostly fp16
                 skip_model_load=True,
                 package_dir=str(path),
             )
     except ExportError:
         raise
-    except Exception as error:  # the converter raises whatever its operators raise
+    except Exception as error:  # the converter passes on the exceptions of its operators
         shutil.rmtree(path, ignore_errors=True)
         raise ExportError(
             f"coremltools {ct.__version__} cannot convert this student ({described(error)})",
@@ -97,15 +96,18 @@ def write_coreml(light_field: LightField, path: Path, *, fused: bool = False) ->
 
 
 def check_package(path: Path, student: Student, *, fused: bool) -> dict[str, int]:
-    """Operators of a written package, held against what a student may consist of.
+    """Operators of a written package, after a check of what a student may contain.
 
     Raises:
-        ExportError: on another specification version, operator, or kind of GELU.
+        ExportError: on an unexpected specification version, operator, or kind of GELU.
     """
     ct = import_coremltools()
     version = ct.utils.load_spec(str(path)).specificationVersion
     if version != SPECIFICATION_VERSION:
-        raise ExportError(f"CoreML specification {version}, not for iOS 16", where=path)
+        raise ExportError(
+            f"the package has CoreML specification {version}, iOS 16 needs {SPECIFICATION_VERSION}",
+            where=path,
+        )
     operations = [op for op in load_program(path).operations if op.op_type != "const"]
     allowed = STUDENT_OPERATORS | RAY_OPERATORS if fused else STUDENT_OPERATORS
     if strange := {op.op_type for op in operations} - allowed:
@@ -113,7 +115,8 @@ def check_package(path: Path, student: Student, *, fused: bool) -> dict[str, int
     modes = {op.mode.val for op in operations if op.op_type == "gelu"}
     if modes - {GELU_MODES.get(student.spec.activation)}:
         raise ExportError(
-            f"a {student.spec.activation} student became gelu of mode {', '.join(sorted(modes))}",
+            f"the converter turned {student.spec.activation} into gelu of mode "
+            f"{', '.join(sorted(modes))}",
             where=path,
         )
     return dict(sorted(Counter(op.op_type for op in operations).items()))
@@ -121,14 +124,14 @@ def check_package(path: Path, student: Student, *, fused: bool) -> dict[str, int
 
 @dataclass(frozen=True)
 class CoremlFacts:
-    """What a CoreML model says of itself; None where it cannot be told."""
+    """Signature, operators and weights of a CoreML model; None where they are unknown."""
 
     kind: str
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
     operators: dict[str, int] | None
     weights: dict[str, int] | None
-    """How many numbers of each type it stores."""
+    """Number of stored weights by element type."""
     macs: int | None
     """Multiply-accumulates of one run; None when a size is symbolic."""
 
@@ -136,22 +139,22 @@ class CoremlFacts:
 def coreml_facts(path: Path) -> CoremlFacts:
     """Tensors, operators and weights of a package with one program, or of an older `.mlmodel`.
 
-    Of other kinds of model (trees, pipelines) only the inputs and outputs are told.
+    For other kinds of model (trees, pipelines) only inputs and outputs are known.
 
     Raises:
-        ExportError: when it is missing or no such model, or coremltools is not installed.
+        ExportError: when the path is missing or holds no such model, or coremltools is missing.
     """
     if (path / "coremldata.bin").exists():
         raise ExportError(
-            "a compiled CoreML model, which cannot be looked into",
+            "a compiled CoreML model, which cannot be inspected",
             where=path,
-            remedy="give the .mlpackage that it was compiled from",
+            remedy="inspect the .mlpackage that the model was compiled from",
         )
     if path.is_file() and (package := _package_around(path)):
         raise ExportError(
-            "a part of a CoreML package, whose weights lie in another file of it",
+            "a part of a CoreML package; the weights are in another file of the package",
             where=path,
-            remedy=f"give the package, {package.name}",
+            remedy=f"inspect the package, {package.name}",
         )
     ct = import_coremltools()
     try:
@@ -164,7 +167,7 @@ def coreml_facts(path: Path) -> CoremlFacts:
             if kind == "mlProgram"
             else _network_facts(getattr(specification, kind), kind)
         )
-    except Exception as reason:  # a native parser that raises many types
+    except Exception as reason:  # a native parser that raises many types of exceptions
         raise ExportError(
             f"not a readable CoreML package ({first_line(reason)})", where=path
         ) from reason
@@ -178,22 +181,24 @@ def coreml_facts(path: Path) -> CoremlFacts:
 
 
 def _package_around(path: Path) -> Path | None:
-    """The package that a file is a part of; None for a file by itself."""
+    """The package that contains a file; None if no package does."""
     data = (each for each in path.resolve().parents if each.name == "Data")
     return next((each.parent for each in data if (each.parent / MANIFEST).is_file()), None)
 
 
 def _require_enclosed(package: Path) -> None:
-    """Refuse a package with files that are missing, lead out of it, or are none: those that lie in it,
-    and those that its manifest names."""
+    """Refuse a package with files that are missing, outside of the package, or not regular files.
+
+    All files in the package and all files that the manifest lists are checked.
+    """
     items = read_json(package / MANIFEST, ExportError).get("itemInfoEntries", {})
     named = [package / "Data" / item["path"] for item in items.values()]
     for each in (*package.rglob("*"), *named):
-        place = each.relative_to(package)
+        name = each.relative_to(package)
         if not each.resolve().is_relative_to(package.resolve()):
-            raise ExportError(f"{place} leads out of it, and is not read")
+            raise ExportError(f"{name} is outside of the package, and is not read")
         if not (each.is_file() or each.is_dir()):
-            raise ExportError(f"{place} is missing, or no file")
+            raise ExportError(f"{name} is missing, or is not a regular file")
 
 
 Counts = tuple[dict[str, int] | None, dict[str, int] | None, int | None]
@@ -214,7 +219,7 @@ def _program_facts(path: Path) -> Counts:
 
 
 def _network_facts(network: Any, kind: str) -> Counts:
-    """Of a neural network in the form before programs: layers, whose arithmetic is not counted."""
+    """Layers and weights of a network in the format before programs; MACs are not counted."""
     if not kind.startswith("neuralNetwork"):
         return None, None, None
     layers = Counter(layer.WhichOneof("layer") or "unknown" for layer in network.layers)
@@ -228,7 +233,7 @@ def _network_facts(network: Any, kind: str) -> Counts:
 
 
 def _messages_in(message: Any) -> Iterator[Any]:
-    """A protobuf message and all those within it."""
+    """A protobuf message and all messages inside it."""
     yield message
     for description, value in message.ListFields():
         if description.message_type is None or description.message_type.GetOptions().map_entry:
@@ -238,7 +243,7 @@ def _messages_in(message: Any) -> Iterator[Any]:
 
 
 def _shape_of(feature: Any) -> Shape:
-    """Sizes of an input or output; ranges and choices as text."""
+    """Sizes of an input or output; ranges and alternatives are given as text."""
     kind = feature.WhichOneof("Type")
     if kind == "imageType":
         channels = 1 if "GRAYSCALE" in str(feature.imageType) else 3
@@ -265,7 +270,7 @@ def _range(sizes: Any) -> int | str:
 
 
 def is_coreml_file(path: Path) -> bool:
-    """Whether a file holds a CoreML model; by its name where coremltools is not installed."""
+    """Whether a file holds a CoreML model; without coremltools the file's name decides."""
     if not path.is_file() or not 0 < path.stat().st_size <= LARGEST_MESSAGE:
         return False
     try:
@@ -280,9 +285,10 @@ def is_coreml_file(path: Path) -> bool:
 
 
 def _macs(op: Any) -> int | None:
-    """Of one operation; a transposed convolution does kernel^2 * in * out per input pixel.
+    """Multiply-accumulates of one operation.
 
-    None when a size is symbolic, and for operations of which the arithmetic is not known here.
+    A transposed convolution does kernel^2 * in * out per input pixel. None when a size is symbolic,
+    and for operations that this function cannot count.
     """
     if op.op_type not in ("conv", "conv_transpose", "matmul", "linear"):
         return None if op.blocks or UNCOUNTED.search(op.op_type) else 0
@@ -300,7 +306,7 @@ def _macs(op: Any) -> int | None:
 
 
 def load_program(path: Path) -> Any:
-    """The main function of a package, as coremltools' in-memory program."""
+    """The main function of a package, as a program in coremltools' memory format."""
     ct = import_coremltools()
     from coremltools.converters.mil.frontend.milproto import load
 
@@ -311,25 +317,25 @@ def load_program(path: Path) -> Any:
     return program.functions["main"]
 
 
-def replay(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh sw"]:
-    """A package's output for these inputs, by executing its program in PyTorch.
+def evaluate_package(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh sw"]:
+    """Output of a package for these inputs, by executing its program in PyTorch.
 
     Raises:
-        ExportError: when the program holds an operator that the replay does not know.
+        ExportError: when the MIL evaluator does not support an operator of the program.
     """
-    return replayed(load_program(path), inputs, where=path)
+    return evaluate(load_program(path), inputs, where=path)
 
 
 def coreml_runs_here() -> bool:
-    """Whether this is a system with CoreML itself."""
+    """Whether this system has CoreML."""
     return sys.platform == "darwin"
 
 
-def predicted(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh sw"]:
-    """A package's output for these inputs, by CoreML (macOS only) on whatever units it chooses.
+def predict(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh sw"]:
+    """Output of a package for these inputs, by CoreML (macOS only), on units that CoreML chooses.
 
     Raises:
-        ExportError: when CoreML cannot load or run it.
+        ExportError: when CoreML cannot load or run the package.
     """
     ct = import_coremltools()
     try:
@@ -337,23 +343,23 @@ def predicted(path: Path, **inputs: np.ndarray) -> Float[np.ndarray, "1 rgb sh s
         (output,) = model.predict(
             {name: np.float32(values) for name, values in inputs.items()}
         ).values()
-    except Exception as reason:  # a native framework behind a bridge
-        raise ExportError(f"CoreML cannot run it ({reason})", where=path) from reason
+    except Exception as reason:  # CoreML raises many types of exceptions
+        raise ExportError(f"CoreML cannot run the package ({reason})", where=path) from reason
     return np.asarray(output, np.float32)
 
 
 def import_coremltools() -> Any:
-    """Import coremltools without the warnings that it logs wherever it is not on a Mac.
+    """Import coremltools without the warnings that it logs outside of macOS.
 
     Raises:
-        ExportError: when it, or its native library for weights, cannot be imported.
+        ExportError: when coremltools, or its native library for weights, cannot be imported.
     """
     logging.getLogger("coremltools").setLevel(logging.CRITICAL)
     try:
         with _quiet():
             import coremltools as ct
             import coremltools.libmilstoragepython  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # its imports fail in as many ways as its dependencies
+    except Exception as error:  # each of its dependencies can fail in its own way
         raise ExportError(
             f"coremltools cannot be imported ({type(error).__name__}: {error})",
             remedy="install coremltools 9 for this Python, or export without CoreML",
@@ -363,8 +369,7 @@ def import_coremltools() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep coremltools' progress bars, and the temporary folder it leaves to the garbage collector,
-    from being announced."""
+    """Hide coremltools' progress bars, and its warnings about temporary folders left open."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore", ResourceWarning)
         yield

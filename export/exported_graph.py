@@ -1,4 +1,4 @@
-"""One exported file: written beside its name, checked, compared with PyTorch, published, recorded."""
+"""One exported file: writing under a temporary name, checking, publishing, recording."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ import onnx
 from onnx import helper
 
 from export.coreml import SPECIFICATION_VERSION, coreml_runs_here, write_coreml
-from export.graph import Contract, check_file, operators_of, save_model, simplified
+from export.graph import (
+    Contract,
+    check_file,
+    operators_of,
+    save_model,
+    simplified,
+    with_inferred_shapes,
+)
 from export.parity import ALLOWED_LOSS_DB, FP16_FLOOR_DB, FP32_FLOOR_DB, Parity, require
 from lightfield.files import atomic_path, sha256_of, temporary_folder
 from lightfield.light_field import LightField
 
-Precision = Literal["fp32", "fp16", "int8"]
+WeightPrecision = Literal["fp32", "fp16", "int8"]
 
 Measure = Callable[[Path], Parity]
 """Compares the file at a temporary path with PyTorch."""
 
-FLOORS_DB = {"fp32": FP32_FLOOR_DB, "fp16": FP16_FLOOR_DB}
+PARITY_FLOORS_DB = {"fp32": FP32_FLOOR_DB, "fp16": FP16_FLOOR_DB}
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A written graph and what is known of it; None where a figure does not apply."""
+    """The record of an exported file; None where a figure does not apply."""
 
     path: Path
     purpose: str
@@ -38,16 +45,16 @@ class ExportedGraph:
     ops: dict[str, int]
     """How often each operator occurs."""
     psnr_db: float | None
-    """Against PyTorch, on the worst of the poses."""
+    """PSNR against PyTorch, on the worst pose."""
     max_error: float | None
     note: str = ""
-    """What else to know: how it was checked, or why it is not available."""
-    precision: Precision = "fp32"
-    """Of its weights; arithmetic may be finer, which the note then says."""
+    """How the file was checked, or why the file is not available."""
+    precision: WeightPrecision = "fp32"
+    """Precision of the weights. Arithmetic may be more precise; the note states where it is."""
     lost_db: float | None = None
-    """Of the PSNR against the real images, on the mean of the poses; None where there were none."""
+    """PSNR against the real images that the graph loses, as the mean; None without images."""
     fit: bool | None = None
-    """Of int8: whether it loses no more than allowed. It is published all the same, but so marked."""
+    """Whether an int8 graph loses at most the allowed PSNR. An unfit graph is published too."""
 
     @classmethod
     def missing(cls, path: Path, purpose: str, reason: str) -> ExportedGraph:
@@ -60,7 +67,7 @@ class ExportedGraph:
         return self.size_bytes > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the path reduced to the file's name."""
+        """The record as plain data, with the file's name in place of its path."""
         return {**asdict(self), "path": self.path.name}
 
 
@@ -72,19 +79,25 @@ def write_onnx(
     *,
     purpose: str,
     note: str = "",
-    precision: Precision = "fp32",
+    precision: WeightPrecision = "fp32",
+    simplify: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> ExportedGraph:
-    """Simplify a graph, write it, hold it against its contract and its floor, and publish it.
+    """Write a graph, check the file against contract and parity floor, and publish the file.
 
-    An int8 graph is left as it was built, and held against what it may lose: see `ExportedGraph.fit`.
-    `metadata` becomes the model's own key-value pairs.
+    The file stores the shapes of all inner values. With `simplify` onnxsim adds them, otherwise
+    ONNX's shape inference does. An int8 graph is written as it was built; instead of a parity floor
+    it has an allowed loss, see `ExportedGraph.fit`. `metadata` becomes the model's key-value pairs.
 
     Raises:
-        ExportError: when the file is not what the contract says.
-        ParityError: when `measure` finds it too far from PyTorch.
+        ExportError: when the file breaks the contract.
+        ParityError: when the graph differs from PyTorch by more than the parity floor allows.
     """
-    model, refusal = (model, "") if precision == "int8" else simplified(model)
+    refusal = ""
+    if simplify:
+        model, refusal = simplified(model)
+    elif precision != "int8":
+        model = with_inferred_shapes(model)
     helper.set_model_props(model, metadata or {})
     fit = None
     with atomic_path(path) as temporary:
@@ -94,9 +107,9 @@ def write_onnx(
         if precision == "int8":
             fit = parity.lost_db is not None and parity.lost_db <= ALLOWED_LOSS_DB
         else:
-            require(parity, FLOORS_DB[precision], where=path)
+            require(parity, PARITY_FLOORS_DB[precision], where=path)
     unfit = (
-        "" if fit is not False else f"unfit: may lose {ALLOWED_LOSS_DB} dB, loses {lost(parity)}"
+        "" if fit is not False else f"unfit: may lose {ALLOWED_LOSS_DB} dB, loses {_loss(parity)}"
     )
     return ExportedGraph(
         path,
@@ -115,8 +128,8 @@ def write_onnx(
     )
 
 
-def lost(parity: Parity) -> str:
-    """What a graph loses against the real images, for people."""
+def _loss(parity: Parity) -> str:
+    """The PSNR in dB that a graph loses against the real images, as text."""
     return "an unknown amount" if parity.lost_db is None else f"{parity.lost_db:.2f}"
 
 
@@ -128,20 +141,21 @@ def write_package(
     purpose: str,
     fused: bool,
 ) -> ExportedGraph:
-    """Convert to CoreML beside the final name, hold it against the fp16 floor, and publish it.
+    """Convert to CoreML, check the package against the fp16 parity floor, and publish the package.
 
     Raises:
-        ExportError: when coremltools cannot convert it.
-        ParityError: when `measure` finds it too far from PyTorch.
+        ExportError: when coremltools cannot convert the light field.
+        ParityError: when the package differs from PyTorch by more than the parity floor allows.
     """
-    with temporary_folder(path) as place:
-        package = place / path.name
+    with temporary_folder(path) as folder:
+        package = folder / path.name
         operators = write_coreml(light_field, package, fused=fused)
         parity = require(measure(package), FP16_FLOOR_DB, where=path)
         if path.exists():
-            path.rename(place / "replaced")
+            path.rename(folder / "replaced")
         package.rename(path)
-    how = "checked by replaying its program" + (" and by CoreML" if coreml_runs_here() else "")
+    how = "checked by executing its program in PyTorch"
+    how += " and by CoreML" if coreml_runs_here() else ""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     digest = hashlib.sha256()
     for file in files:

@@ -1,4 +1,4 @@
-"""What a file is that is no ONNX graph, told from its first bytes."""
+"""File type detection from the first bytes, for files that are not ONNX graphs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MAGICS = (
     (0, b"\x7fELF", "a program"),
     (4, b"\0\0\0\0{", "a safetensors file"),
     (257, b"ustar", "a tar archive"),
-    (0, b"version https://git-lfs", "a pointer of Git LFS; run `git lfs pull`"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
 )
-"""Offset, bytes, and the name of what has these bytes there."""
+"""Offset, bytes at this offset, and the type of a file with these bytes."""
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 ZIPPED = (
     ("data.pkl", "a PyTorch checkpoint"),
@@ -35,14 +35,14 @@ ZIPPED = (
     (".npy", "NumPy arrays"),
     (".tflite", "a zip archive with a TensorFlow Lite model; unpack it first"),
 )
-"""How the name of a member ends, and what an archive with such a member is."""
+"""End of a member's name, and the type of an archive with such a member."""
 
 
 def kind_of_file(path: Path) -> str:
-    """What a file seems to be, in words that follow "it is".
+    """The apparent type of a file, as words that follow "it is".
 
     Raises:
-        OSError: when it cannot be read.
+        OSError: when the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -55,7 +55,7 @@ def kind_of_file(path: Path) -> str:
             return name
     if head.startswith(PICKLES):
         return "a Python pickle, as older PyTorch checkpoints are"
-    return "text" if _is_text(head) else "truncated, or of another kind"
+    return "text" if _is_text(head) else "truncated, or of an unknown type"
 
 
 def _kind_of_zip(path: Path) -> str:

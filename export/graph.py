@@ -1,9 +1,9 @@
-"""ONNX graphs under construction, and what a graph must be before it becomes a file.
+"""ONNX graphs: building them, saving and loading them, and checking them against a contract.
 
-Graphs are built node by node rather than traced: names, opset and IR version are ours, no exporter
-can quietly choose others, and writing one takes milliseconds, which pruning does dozens of times.
-Every value and weight is named after the module it comes from. A file is written beside its name,
-read back, held against its `Contract`, and only then published.
+Graphs are built node by node instead of traced, so that this package alone decides on names, opset
+and IR version. Writing a graph takes milliseconds, and pruning writes dozens of them. Every value
+and weight is named after the module that it comes from. A file is written under a temporary name,
+read back, checked against its `Contract`, and only then published.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from export.onnx_tensors import all_nodes
 from lightfield.errors import ExportError
 
 IR_VERSIONS = {11: 6, 17: 8, 20: 9}
-"""The IR version that came with each opset we write; a newer stamp is refused by older runtimes."""
+"""IR version by opset: the version that came with the opset. Older runtimes refuse newer ones."""
 
 GEMM_FUSIONS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
-"""Passes of onnxsim that we skip: they buy one Add less with a Reshape on each side."""
+"""Passes of onnxsim that are skipped: they replace one Add by two Reshapes."""
 
 FOREIGN_OPERATORS = frozenset({"GeluSnap"})
-"""Operators in the default domain that ONNX does not define, so that its checker refuses them."""
+"""Operators in the default domain that ONNX does not define and ONNX's checker refuses."""
 
 NARROW_TYPES = ("int8", "int32", "float16")
-"""Types that weights keep when they come in one; all others become float32 or int64."""
+"""Element types that `GraphBuilder.constant` keeps; other types become float32 or int64."""
 
 LARGEST_MESSAGE = 2**31 - 1
-"""Bytes of the largest protobuf message, which an ONNX file is."""
+"""Bytes of the largest protobuf message. An ONNX file is one message."""
 
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 Shape = tuple[int | str, ...]
-"""Sizes of an input or output; a string names a symbolic one."""
+"""Sizes of an input or output; a string is the name of a symbolic size."""
 ANY_SIZE, ANY_RANK = "?", "..."
-"""In place of a size that a graph does not state, and of all where it does not state how many."""
+"""Stand for a size that a graph leaves open, and for the sizes of a tensor of unknown rank."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a graph promises to those who load it."""
+    """Input and output signature, opset and permitted operators of an exported graph."""
 
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, Shape]
@@ -77,9 +77,9 @@ class GraphBuilder:
     def constant(self, name: str, values: Any) -> str:
         """Add a weight and return its name.
 
-        It becomes float32, or int64 for shapes and indices, but narrow types stay as they are. Float32
-        numbers too small to be normal become zero: two thousand of them made a student 1.6 times as
-        slow on x86 (docs/log.md).
+        Floats become float32 and integers int64, except for `NARROW_TYPES`, which stay as they are.
+        Denormal float32 values become zero: two thousand denormal weights made a student 1.6 times
+        as slow on x86 (docs/log.md).
 
         Raises:
             ExportError: when a value is NaN or infinite.
@@ -91,7 +91,7 @@ class GraphBuilder:
             raise ExportError(
                 "weights hold NaN or infinity",
                 where=name,
-                remedy="go back to an earlier checkpoint; the training diverged",
+                remedy="the training diverged; go back to an earlier checkpoint",
             )
         if array.dtype == np.float32:
             array = np.where(np.abs(array) < SMALLEST_NORMAL, np.float32(0), array)
@@ -100,13 +100,15 @@ class GraphBuilder:
         return name
 
     def add(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:
-        """Add a node whose one output carries the node's name, and return that name."""
+        """Add a node with one output. Node and output have the same name, which is returned."""
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
-    def split(self, x: str, sizes: str, *, axis: int, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Add a Split node with one named output per size, and return the names."""
-        self.nodes.append(helper.make_node("Split", [x, sizes], names, axis=axis))
+    def split(
+        self, x: str, sizes: str, *, axis: int, names: tuple[str, ...], name: str
+    ) -> tuple[str, ...]:
+        """Add a Split node with one output per size, and return the names of the outputs."""
+        self.nodes.append(helper.make_node("Split", [x, sizes], names, name=name, axis=axis))
         return names
 
     def model(self, contract: Contract, *, title: str) -> onnx.ModelProto:
@@ -132,33 +134,42 @@ def _float_tensor(name: str, shape: Shape) -> onnx.ValueInfoProto:
 
 
 def operators_of(model: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator occurs, in branches and local functions as well."""
+    """How often each operator occurs, including branches and local functions."""
     return dict(sorted(Counter(map(operator_name, all_nodes(model))).items()))
 
 
 def operator_name(node: onnx.NodeProto) -> str:
-    """A node's operator, with its domain unless that is ONNX's own."""
+    """A node's operator, prefixed with the domain unless the domain is ONNX's own."""
     own = node.domain in ("", "ai.onnx")
     return node.op_type if own else f"{node.domain}.{node.op_type}"
 
 
 def simplified(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """The model after onnxsim, or the model itself and onnxsim's reason for refusing it."""
+    """The model simplified by onnxsim, or the model itself with the error that onnxsim raised.
+
+    Among the exported graphs, onnxsim changes only the GELUs of opset 17. The other graphs are
+    minimal as built: `with_inferred_shapes` gives the same bytes (tests/export/test_onnxsim.py).
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints when it meets GeluSnap
+        with contextlib.redirect_stdout(io.StringIO()):  # onnxsim prints a warning about GeluSnap
             result, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=GEMM_FUSIONS)
-    except Exception as error:  # a native library that raises many types
+    except Exception as error:  # onnxsim is a native library that raises many types
         reason = str(error).strip().splitlines()
         return model, f"onnxsim refused it ({reason[0] if reason else type(error).__name__})"
-    del result.metadata_props[:]  # a record of onnxsim's own settings, larger than some graphs
+    del result.metadata_props[:]  # onnxsim's own settings, which are larger than some graphs
     return result, ""
+
+
+def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes of its inner values stored, as far as ONNX can infer them."""
+    return shape_inference.infer_shapes(model)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Serialize a model.
 
     Raises:
-        ExportError: when it is beyond the 2 GB of one protobuf message.
+        ExportError: when the model exceeds 2 GB, the limit of one protobuf message.
     """
     try:
         path.write_bytes(model.SerializeToString())
@@ -167,24 +178,24 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 
 
 def load_model(path: Path) -> onnx.ModelProto:
-    """Parse an ONNX file; weights that lie in other files stay there.
+    """Parse an ONNX file; weights in other files are not loaded.
 
     Raises:
-        ExportError: when it is missing or no ONNX.
+        ExportError: when the file is missing or is not an ONNX file.
     """
     if not path.exists():
-        raise ExportError("graph is missing", where=path)
+        raise ExportError("the graph is missing", where=path)
     if not path.is_file():
-        raise ExportError("neither a file nor a folder, and is not read", where=path)
+        raise ExportError("neither a regular file nor a folder", where=path)
     model = onnx.ModelProto()
     try:
         if path.stat().st_size > LARGEST_MESSAGE:
-            raise ExportError("not a readable ONNX file: it has more than 2 GB", where=path)
+            raise ExportError("not a readable ONNX file: the file exceeds 2 GB", where=path)
         model.ParseFromString(path.read_bytes())
         if not model.HasField("graph"):
             raise DecodeError
         if not _is_text_sound(model):
-            raise ExportError("not a readable ONNX file: a name is no UTF-8 text", where=path)
+            raise ExportError("not a readable ONNX file: a name is not valid UTF-8", where=path)
         return model
     except DecodeError:
         raise ExportError(
@@ -195,7 +206,7 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def _is_text_sound(message: Message) -> bool:
-    """Whether all names within a message are text; protobuf hands out bytes for those that are not."""
+    """Whether all strings of a message are valid UTF-8; protobuf gives invalid ones as bytes."""
     for description, value in message.ListFields():
         if description.type not in (description.TYPE_STRING, description.TYPE_MESSAGE):
             continue
@@ -206,11 +217,12 @@ def _is_text_sound(message: Message) -> bool:
 
 
 def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
-    """The model in a file, read back and held against its contract.
+    """Read a file back and check the model against its contract.
 
     Raises:
-        ExportError: on another opset or IR version, unexpected operators, other inputs or outputs,
-            inner shapes of a static graph that are not, or anything ONNX's own checker finds.
+        ExportError: when opset, IR version, operators, inputs or outputs differ from the contract,
+            when an inner shape of a static graph is not static, or when ONNX's checker refuses the
+            model.
     """
     model = load_model(path)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -222,12 +234,12 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
         )
     if strange := operators_of(model).keys() - contract.operators:
         raise ExportError(f"unexpected operators {', '.join(sorted(strange))}", where=path)
-    for kind, values, promised in (
+    for kind, values, expected in (
         ("inputs", model.graph.input, contract.inputs),
         ("outputs", model.graph.output, contract.outputs),
     ):
-        if (found := {value.name: _shape_of(value) for value in values}) != dict(promised):
-            raise ExportError(f"{kind} {found} instead of {dict(promised)}", where=path)
+        if (found := {value.name: _shape_of(value) for value in values}) != dict(expected):
+            raise ExportError(f"{kind} {found} instead of {dict(expected)}", where=path)
     try:
         shapes = shapes_by_onnx(model)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
@@ -240,9 +252,9 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
 
 
 def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes of all values, after the full checker has passed the model.
+    """Shapes of all values, after ONNX's full check of the model.
 
-    Operators foreign to ONNX are checked as Relu, which has their shape.
+    Operators foreign to ONNX are checked as Relu, which keeps the shape as they do.
     """
     plain = _without_foreign_operators(model)
     checker.check_model(plain, full_check=True)
@@ -250,7 +262,7 @@ def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
 
 
 def inferred_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes of all values as far as they follow from the inputs, without the checker."""
+    """Shapes of all values as far as they follow from the inputs; the model is not checked."""
     return _inferred(_without_foreign_operators(model))
 
 
@@ -275,8 +287,10 @@ def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
 
 
 def _require_matching_channels(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> None:
-    """Hold the channels of a convolution's input, weights and bias against each other, which ONNX's own
-    shape inference does not do."""
+    """Check that input, weights and bias of a convolution agree in their channels.
+
+    ONNX's own shape inference does not check this.
+    """
     x, weight, bias = (shapes.get(name, ()) for name in (*node.input, "", "", "")[:3])
     first, second = (*weight, "", "")[:2]
     if not (isinstance(first, int) and isinstance(second, int)):
@@ -286,13 +300,13 @@ def _require_matching_channels(node: onnx.NodeProto, shapes: Mapping[str, Shape]
     for what, sizes, wanted in (("input", x[1:2], taken), ("bias", bias, made)):
         if sizes and isinstance(sizes[0], int) and sizes[0] != wanted:
             raise shape_inference.InferenceError(
-                f"{node.op_type} {' '.join(node.output)}: {sizes[0]} channels of {what}, and weights "
-                f"for {wanted}"
+                f"{node.op_type} {' '.join(node.output)}: the {what} has {sizes[0]} channels, the "
+                f"weights expect {wanted}"
             )
 
 
 def values_of(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Inputs and outputs by name; weights that a file also lists as inputs are none."""
+    """Shapes of inputs and outputs by name; weights that a file lists as inputs are left out."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = {v.name: _shape_of(v) for v in model.graph.input if v.name not in weights}
     return inputs, {value.name: _shape_of(value) for value in model.graph.output}

@@ -1,7 +1,6 @@
-"""What is in an exported file: tensors, operators, arithmetic, and whether SnapML takes it.
+"""Inspection of ONNX files and CoreML models: tensors, operators, MACs, SnapML compatibility.
 
-Works on any ONNX file and any CoreML model, not only on ours. What does not follow from a file is None,
-never a number.
+Works on any ONNX file and any CoreML model. A figure that does not follow from the file is None.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from lightfield.errors import ExportError, first_line
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds; None where it cannot be told."""
+    """Contents of an inspected file; None where the file does not state a figure."""
 
     path: Path
     kind: str
@@ -50,28 +49,28 @@ class Inspection:
     operators: dict[str, int] | None
     """How often each operator occurs."""
     weights: dict[str, int] | None
-    """How many numbers of each type it stores, sizes and indices aside."""
+    """Number of stored weights by element type, without sizes and indices."""
     macs: int | None
     macs_unknown: str
-    """Why the multiply-accumulates cannot be told; empty when they can."""
+    """Why the multiply-accumulates are unknown; empty when they are known."""
     snapml_faults: list[str]
-    """Why SnapML would not run it; empty when it would."""
+    """Why SnapML cannot run the file; empty when SnapML can."""
 
     @property
     def parameters(self) -> int | None:
-        """All weights."""
+        """Number of all weights."""
         return None if self.weights is None else sum(self.weights.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The inspection as plain data."""
         return {**asdict(self), "path": str(self.path), "parameters": self.parameters}
 
 
 def inspect(path: Path) -> Inspection:
-    """Look into an ONNX file or a CoreML model.
+    """Inspect an ONNX file or a CoreML model.
 
     Raises:
-        ExportError: when it is missing, neither, or damaged; it says what else a file seems to be.
+        ExportError: when the file is missing, damaged, or of another type, which the error names.
     """
     if path.is_dir():
         return _inspect_coreml(path, coreml_facts(path))
@@ -109,13 +108,13 @@ def _inspect_coreml(path: Path, facts: CoremlFacts) -> Inspection:
     return Inspection(
         path, facts.kind, sum(file.stat().st_size for file in files), None, None,
         facts.inputs, facts.outputs, facts.operators, facts.weights, facts.macs,
-        "" if facts.macs is not None else "a size is not in the model, or an operator is not known",
-        ["a CoreML model, and SnapML reads ONNX"],
+        "" if facts.macs is not None else "the model lacks a size, or an operator is unknown",
+        ["a CoreML model; SnapML reads ONNX only"],
     )  # fmt: skip
 
 
 def _weights_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Integers of 32 and 64 bits are biases on int8 grids, and sizes: the latter do not count."""
+    """Number of weights by element type, without int64, which holds sizes and indices."""
     counted = Counter[str]()
     for tensor in stored_tensors(model):
         kind = type_name(tensor.data_type)
@@ -124,11 +123,11 @@ def _weights_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _snapml_faults(path: Path, model: onnx.ModelProto) -> Iterator[str]:
-    """What the file breaks of the rules that hold for all models of a lens."""
+    """Rules for all models of a lens that the file breaks."""
     inputs, outputs = values_of(model)
     yield from graph_faults(model, RAY_OPERATORS if _is_ray_graph(inputs) else STUDENT_OPERATORS)
     if not (inputs and outputs and model.graph.node):
-        yield "it has no inputs, no outputs or no operators"
+        yield "the graph has no inputs, no outputs or no operators"
     for value in (*model.graph.input, *model.graph.output):
         is_float = value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         if value.name in inputs | outputs and not is_float:
@@ -139,13 +138,18 @@ def _snapml_faults(path: Path, model: onnx.ModelProto) -> Iterator[str]:
         elif len(shape) != 4 or shape[0] != 1:
             yield f"{name} {list(shape)} is not [1, channels, height, width]"
     if (size := imported_bytes(path)) > LARGEST_BYTES:
-        yield f"about {size / 1e6:.1f} MB after import, over Snap's {LARGEST_BYTES / 1e6:.0f} MB"
+        yield (
+            f"about {size / 1e6:.1f} MB after import, more than Snap's limit of "
+            f"{LARGEST_BYTES / 1e6:.0f} MB"
+        )
     yield from _inner_faults(model)
 
 
 def _inner_faults(model: onnx.ModelProto) -> Iterator[str]:
-    """The checker's first words, or values within the graph that nothing can hold; nothing of what
-    cannot be checked: functions, weights elsewhere."""
+    """The first error of ONNX's checker, or inner values with impossible sizes.
+
+    Graphs with local functions or external weights cannot be checked and yield nothing.
+    """
     if model.functions or any(is_external(tensor) for tensor in stored_tensors(model)):
         return
     try:
@@ -160,5 +164,5 @@ def _inner_faults(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _is_ray_graph(inputs: dict[str, Shape]) -> bool:
-    """Whether it is a Sampler or an Embedder by its inputs, which a lens runs on the CPU."""
+    """Whether the inputs are those of a Sampler or an Embedder, which a lens runs on the CPU."""
     return bool(inputs) and inputs.keys() <= {"c2w33", "c2w13", "rays"}

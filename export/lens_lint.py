@@ -1,7 +1,8 @@
-"""What can be checked of a Lens Studio project without the editor.
+"""Linter for Lens Studio projects, which works without the editor.
 
-The text files among themselves (`export.lens_yaml`), the controller script's numbers against the
-ONNX files, and the ONNX files against their `.meta`, which tells SnapML how to read them.
+It checks that the text files agree with each other (`export.lens_yaml`), that the numbers in the
+controller script fit the ONNX files, and that the `.meta` files, by which SnapML reads the ONNX
+files, fit them as well.
 """
 
 from __future__ import annotations
@@ -24,48 +25,50 @@ from export.lens_models import (
     model_faults,
     scales_by_255,
 )
-from export.lens_places import ASSETS, MODELS, SCRIPT, moved_assets, scene_of_project
+from export.lens_paths import ASSETS, MODELS, SCRIPT, moved_assets, scene_of_project
 from export.lens_vocabulary import KNOWN_EDITOR
 from export.lens_yaml import ProjectFiles, compose, entry, fault_of, holds_items, items, scalar
 from lightfield.errors import ExportError
 from lightfield.files import read_json
 
 SCENE_PREFIX = "const SCENE = "
-"""Starts the one line of the controller script that holds the scene's numbers, as JSON."""
-MOST_NAMES = 20
-"""How many keys of another editor are named."""
+"""Start of the line of the controller script that holds the scene's numbers as JSON."""
+MAX_NAMES = 20
+"""Largest number of unknown keys that a note lists."""
 PLUGINS = "Plugins"
-"""Lens Studio loads every plugin in here together with the project."""
+"""Folder of a project from which Lens Studio loads plugins."""
 
 
 @dataclass(frozen=True)
-class LensFindings:
-    """What was found in a project, one line each."""
+class LintResult:
+    """Faults of a lens project and notes about it, one line each."""
 
     faults: list[str]
-    """What keeps the lens from working, or is nothing that Lens Studio writes."""
+    """Reasons why the lens would not work, and text that Lens Studio would not write."""
     notes: list[str]
-    """What could not be checked, because another editor than the one known here saved the project."""
+    """What could not be checked, because an unknown version of Lens Studio saved the project."""
 
 
 def lint_lens_project(folder: Path) -> list[str]:
-    """Everything found wrong with a project, one line each; empty when it is clean.
+    """The faults of a project, one line each.
 
     Raises:
-        ExportError: when the folder holds no project.
+        ExportError: when the folder contains no project.
     """
-    return lens_findings(folder).faults
+    return lint_result(folder).faults
 
 
-def lens_findings(folder: Path) -> LensFindings:
-    """Faults of a project, and what of it was not checked.
+def lint_result(folder: Path) -> LintResult:
+    """The faults of a project, and notes about parts that could not be checked.
 
     Raises:
-        ExportError: when the folder holds no project.
+        ExportError: when the folder contains no project.
     """
     projects = sorted(folder.glob("*.esproj"))
     if not projects:
-        raise ExportError("no .esproj file", where=folder, remedy="generate the lens first")
+        raise ExportError(
+            "the folder has no .esproj file", where=folder, remedy="run `nelf lens` first"
+        )
     files = ProjectFiles(folder)
     if len(projects) > 1:
         files.faults.append(f"more than one project: {', '.join(p.name for p in projects)}")
@@ -74,42 +77,42 @@ def lens_findings(folder: Path) -> LensFindings:
         if not path.is_dir() and not path.name.startswith("."):
             _read_asset(path, files)
     if root is not None and files.types.get(scalar(entry(root, "sceneId"))) != "Scene":
-        files.faults.append(f"{projects[0].name}: sceneId is not a scene of this project")
-    if not (folder / "Packages").exists():  # packages are archives; what they define is not seen
+        files.faults.append(f"{projects[0].name}: sceneId names no scene of this project")
+    if not (folder / "Packages").exists():  # packages are archives whose definitions are not read
         files.check_references()
     faults = [*files.faults, *_plugin_faults(folder), *_chain_faults(folder)]
-    return LensFindings(list(dict.fromkeys(faults)), list(_notes(files)))
+    return LintResult(list(dict.fromkeys(faults)), list(_notes(files)))
 
 
 def _notes(files: ProjectFiles) -> Iterator[str]:
-    if files.novelties:
-        names = sorted(files.novelties)
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    if files.unlisted:
+        names = sorted(files.unlisted)
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         yield (
-            f"saved by Lens Studio {files.other_editor}; what it writes beyond what is known of it was "
-            f"not checked: {', '.join(names[:MOST_NAMES])}{more}"
+            f"saved by Lens Studio {files.other_editor}, whose keys and values are not all known; "
+            f"not checked: {', '.join(names[:MAX_NAMES])}{more}"
         )
 
 
 def _read_asset(path: Path, files: ProjectFiles) -> None:
-    place = path.relative_to(files.folder).as_posix()
+    name = path.relative_to(files.folder).as_posix()
     if not path.is_file():
-        what = "a link that leads nowhere" if path.is_symlink() else "neither a file nor a folder"
-        files.faults.append(f"{place}: {what}")
+        what = "a broken link" if path.is_symlink() else "neither a file nor a folder"
+        files.faults.append(f"{name}: {what}")
         return
     if path.suffix == ".meta":
         if not path.with_suffix("").exists():
-            files.faults.append(f"{place}: describes a file that is not there")
+            files.faults.append(f"{name}: describes a file that does not exist")
         files.read(path)
         return
     if not path.with_name(f"{path.name}.meta").exists():
-        files.faults.append(f"{place}: has no .meta")
+        files.faults.append(f"{name}: has no .meta")
     if holds_items(path):
         files.read(path)
 
 
 def _read_project(path: Path, files: ProjectFiles) -> yaml.Node | None:
-    """The project's own file, with its keys and values checked; None when it is not readable."""
+    """The .esproj file, with its keys and values checked; None when the file is not readable."""
     try:
         root = compose(path)
     except ExportError as error:
@@ -124,7 +127,7 @@ def _read_project(path: Path, files: ProjectFiles) -> yaml.Node | None:
 
 
 def _other_editor(root: yaml.Node) -> str | None:
-    """The version that saved a project, when it is not the one whose keys are known in full."""
+    """The Lens Studio version that saved a project; None for `KNOWN_EDITOR`."""
     numbers = [scalar(entry(root, "studioVersion", key)) for key in ("major", "minor", "patch")]
     try:
         version = tuple(int(number) for number in numbers)
@@ -134,21 +137,21 @@ def _other_editor(root: yaml.Node) -> str | None:
 
 
 def _plugin_faults(folder: Path) -> Iterator[str]:
-    """What keeps the editor from loading a plugin."""
+    """Reasons why the editor could not load a plugin."""
     for plugin in sorted(path for path in (folder / PLUGINS).glob("*") if path.is_dir()):
-        place = plugin.relative_to(folder).as_posix()
+        name = plugin.relative_to(folder).as_posix()
         try:
             if not (plugin / "module.json").is_file():
-                raise ExportError("there is no such file")
+                raise ExportError("the file does not exist")
             main = read_json(plugin / "module.json", ExportError)["main"]
             if not (plugin / main).is_file():
-                yield f"{place}/module.json: {main} is not there"
+                yield f"{name}/module.json: {main} does not exist"
         except (ExportError, OSError, KeyError, TypeError, ValueError) as error:
-            yield f"{place}/module.json: names no main file ({error})"
+            yield f"{name}/module.json: names no main file ({error})"
 
 
 def _chain_faults(folder: Path) -> Iterator[str]:
-    """What keeps script, models and their descriptions from working together."""
+    """Contradictions between the script, the models and the .meta files of the models."""
     moved = moved_assets(folder, scene_of_project(folder))
     try:
         models = _models_of_script(folder / moved.get(SCRIPT, SCRIPT))
@@ -157,8 +160,8 @@ def _chain_faults(folder: Path) -> Iterator[str]:
         return
     total_bytes = 0
     for model in models:
-        name = f"{MODELS}/{model.file_name}"
-        path = folder / moved.get(name, name)
+        generated = f"{MODELS}/{model.file_name}"
+        path = folder / moved.get(generated, generated)
         try:
             for fault in model_faults(path, model):
                 yield f"{path.name}: {fault}"
@@ -168,64 +171,67 @@ def _chain_faults(folder: Path) -> Iterator[str]:
         except ExportError as error:
             yield fault_of(error, folder)
     if total_bytes > LARGEST_BYTES:
-        yield f"the models take {total_bytes / 1e6:.1f} MB, Snap allows {LARGEST_BYTES / 1e6:.0f} MB"
+        yield (
+            f"the models take {total_bytes / 1e6:.1f} MB, Snap allows {LARGEST_BYTES / 1e6:.0f} MB"
+        )
 
 
 def _models_of_script(path: Path) -> tuple[LensModel, ...]:
     try:
         if not path.is_file():
-            raise FileNotFoundError("there is no such file")
+            raise FileNotFoundError("the file does not exist")
         lines = path.read_text(encoding="utf-8").splitlines()
         (line,) = (line for line in lines if line.startswith(SCENE_PREFIX))
         scene = json.loads(line.removeprefix(SCENE_PREFIX).rstrip().rstrip(";"))
         sizes = (*scene["rays"], *scene["image"], scene["points"], scene["frequencies"])
         if not all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes):
-            raise ValueError("a size is not a positive whole number")
+            raise ValueError("a size is not a positive integer")
         return lens_models(
             tuple(scene["rays"]), tuple(scene["image"]), scene["points"], scene["frequencies"]
         )
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
-            f"no line {SCENE_PREFIX}{{...}} with the scene's numbers ({error})", where=path
+            f"the script lacks the line {SCENE_PREFIX}{{...}} with the scene's numbers ({error})",
+            where=path,
         ) from error
 
 
 def _meta_faults(meta: yaml.Node | None, path: Path, model: LensModel) -> Iterator[str]:
-    """What a model's .meta says that the model does not."""
+    """Differences between a model and its .meta."""
     settings = entry(items(meta)[0], "ImporterSettings") if items(meta) else None
     for kind, expected in (("Inputs", model.inputs), ("Outputs", model.outputs)):
         tensors = {scalar(entry(node, "Name")): node for node in items(entry(settings, kind))}
-        place = f"{path.name}.meta: {kind[:-1].lower()}"
+        where = f"{path.name}.meta: {kind[:-1].lower()}"
         if tensors.keys() != expected.keys():
-            yield f"{place}s {sorted(tensors)} instead of {sorted(expected)}"
+            yield f"{where}s {sorted(tensors)} instead of {sorted(expected)}"
             continue
         for name, size in expected.items():
-            yield from _tensor_faults(tensors[name], size, f"{place} {name}")
+            yield from _tensor_faults(tensors[name], size, f"{where} {name}")
     if model.role == "student":
         outputs = items(entry(settings, "Outputs"))
         in_meta = any(scale == COLOR_SCALE for node in outputs for scale, _ in normalizations(node))
         if in_meta + scales_by_255(path) != 1:
-            yield f"{path.name}: colors must be scaled by 255 once, by the graph or its .meta"
+            yield f"{path.name}: colors must be scaled by 255 once, by the graph or by its .meta"
 
 
-def _tensor_faults(node: yaml.Node, size: Size, place: str) -> Iterator[str]:
+def _tensor_faults(node: yaml.Node, size: Size, where: str) -> Iterator[str]:
     shape = [entry(node, "Shape", axis) for axis in "xyz"]
     if tuple(_number(count) for count in shape) != size:
         found = ", ".join(scalar(count)[:60] for count in shape)
-        yield f"{place}: shape {found} instead of {', '.join(map(str, size))}"
+        yield f"{where}: shape {found} instead of {', '.join(map(str, size))}"
     channels = normalizations(node)
     if len(channels) != size[2]:
-        yield f"{place}: {len(channels)} normalizations for {size[2]} channels"
+        yield f"{where}: {len(channels)} normalizations for {size[2]} channels"
     if len(set(channels)) > 1:
-        yield f"{place}: channels are scaled differently"
-    allowed = {1.0, COLOR_SCALE} if place.endswith("output output") else {1.0}
+        yield f"{where}: channels are scaled differently"
+    allowed = {1.0, COLOR_SCALE} if where.endswith("output output") else {1.0}
     for scale, bias in sorted(set(channels)):
         if scale not in allowed or bias != 0:
-            yield f"{place}: values would become {scale:g} x + {bias:g}"
+            yield f"{where}: values would become {scale:g} x + {bias:g}"
 
 
 def normalizations(tensor: yaml.Node) -> list[tuple[float, float]]:
-    """Scale and bias of each channel of a tensor in a .meta; NaN for what is no number."""
+    """Scale and bias of each channel of a tensor in a .meta; NaN for text that is not a number."""
     return [
         (_number(entry(node, "scale")), _number(entry(node, "bias")))
         for node in items(entry(tensor, "Normalizations"))

@@ -1,7 +1,7 @@
-"""The three models of a lens as SnapML sees them: tensors, operators, sizes.
+"""The three models of a lens in SnapML's terms: tensors, operators, sizes.
 
-SnapML drops the batch axis and names sizes x = width, y = height, z = channels; a tensor [1, C, H, W]
-is (x, y, z) = (W, H, C), and its data are channel-last.
+SnapML has no batch axis and names the sizes x = width, y = height, z = channels. A tensor [1, C, H,
+W] has (x, y, z) = (W, H, C), and its data are channel-last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightfield.encoding import encodings_per_coordinate
 
 LENS_OPSET = 11
 COLOR_SCALE = 255.0
-"""SnapML's textures hold 0 to 255, the student's colors 0 to 1."""
+"""Factor from the student's colors (0 to 1) to SnapML's textures (0 to 255)."""
 LARGEST_BYTES = 10_000_000
 """Snap's limit for the SnapML assets of one lens, after import."""
 
@@ -33,18 +33,18 @@ RAY_OPERATORS = frozenset(
     {"Add", "Concat", "Constant", "Cos", "Div", "MatMul", "Mul", "Reshape", "Sin", "Slice", "Sub"}
     | {"Transpose"}
 )
-"""What SnapML runs on the CPU, where the Sampler and the Embedder run for float32's sake."""
+"""Operators that SnapML runs on the CPU, where Sampler and Embedder get float32."""
 STUDENT_OPERATORS = frozenset(
     {"Add", "Conv", "ConvTranspose", "GeluSnap", "Mul", "Relu", "Sigmoid"}
 )
-"""What SnapML runs on every backend, and GeluSnap, which some refuse."""
+"""Operators that SnapML runs on every backend, and GeluSnap, which some backends refuse."""
 
 Size = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class LensModel:
-    """Inputs and outputs of one model by name, as (x, y, z)."""
+    """One model of a lens: its inputs and outputs by name, as (x, y, z)."""
 
     role: str
     inputs: dict[str, Size]
@@ -53,19 +53,19 @@ class LensModel:
 
     @property
     def file_name(self) -> str:
-        """Its file within a project."""
+        """Name of the model's file in a project."""
         return f"{self.role.capitalize()}.onnx"
 
     @property
     def operators(self) -> frozenset[str]:
-        """What its graph may use."""
+        """Operators that the model's graph may use."""
         return STUDENT_OPERATORS if self.role == "student" else RAY_OPERATORS
 
 
 def lens_models(
     rays: tuple[int, int], image: tuple[int, int], points: int, frequencies: int
 ) -> tuple[LensModel, LensModel, LensModel]:
-    """The Sampler, the Embedder and the student of a lens; sizes are (height, width)."""
+    """Sampler, Embedder and student of a lens; sizes are (height, width)."""
     (ray_height, ray_width), (height, width) = rays, image
     n, d, k = ray_height * ray_width, 3 * points, encodings_per_coordinate(frequencies)
     return (
@@ -81,10 +81,10 @@ def lens_models(
 
 
 def model_faults(path: Path, expected: LensModel) -> list[str]:
-    """Why SnapML, or the rest of the chain, could not use an ONNX file; empty when it can.
+    """Why SnapML, or the other models of the lens, cannot use an ONNX file; empty when they can.
 
     Raises:
-        ExportError: when the file is missing, no ONNX, or holds other weights than it says.
+        ExportError: when the file is missing or not ONNX, or its weights contradict their sizes.
     """
     model = load_model(path)
     require_sound_tensors(model, path)
@@ -97,16 +97,16 @@ def model_faults(path: Path, expected: LensModel) -> list[str]:
 
 
 def graph_faults(model: onnx.ModelProto, operators: frozenset[str]) -> Iterator[str]:
-    """Why Lens Studio could not read a graph of these operators, or not all backends could run it."""
+    """Why Lens Studio cannot read a graph, or some of SnapML's backends cannot run the graph."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": LENS_OPSET} or len(model.opset_import) > 1:
-        yield f"opsets {opsets}, SnapML reads {LENS_OPSET}"
+        yield f"opsets {opsets}, SnapML reads opset {LENS_OPSET}"
     if model.ir_version > IR_VERSIONS[LENS_OPSET]:
-        yield f"IR version {model.ir_version}, newer than {IR_VERSIONS[LENS_OPSET]}"
+        yield f"IR version {model.ir_version} is newer than {IR_VERSIONS[LENS_OPSET]}"
     if any(is_external(tensor) for tensor in stored_tensors(model)):
-        yield "weights lie outside the file"
+        yield "weights are stored in another file"
     if model.functions:
-        yield "it has functions of its own"
+        yield "the graph has local functions"
     for strange in sorted({operator_name(node) for node in all_nodes(model)} - operators):
         yield f"operator {strange} does not run on all of SnapML's backends"
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -116,12 +116,12 @@ def graph_faults(model: onnx.ModelProto, operators: frozenset[str]) -> Iterator[
 
 
 def _convolution_faults(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """What of a convolution only some of SnapML's backends run."""
+    """Settings of a convolution that only some of SnapML's backends support."""
     settings = {each.name: each for each in node.attribute}
     name = f"{node.op_type} {node.name or ' '.join(node.output)}"
     shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
     if len(shape) != 4:
-        yield f"{name} is not a convolution of images with stored weights"
+        yield f"{name} is not a 2D convolution with stored weights"
     sizes = {key: list(each.ints) for key, each in settings.items()}
     sizes["kernel_shape"] = sizes.get("kernel_shape") or list(shape[2:])
     for key in ("kernel_shape", "strides", "pads", "output_padding"):
@@ -132,13 +132,13 @@ def _convolution_faults(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]
     if "group" in settings and settings["group"].i != 1:
         yield f"{name} has {settings['group'].i} groups"
     if "auto_pad" in settings and settings["auto_pad"].s != b"NOTSET":
-        yield f"{name} pads by {settings['auto_pad'].s.decode(errors='replace')}"
+        yield f"{name} uses auto_pad {settings['auto_pad'].s.decode(errors='replace')}"
     if "output_shape" in settings:
-        yield f"{name} pads to an output_shape"
+        yield f"{name} uses output_shape"
 
 
 def shape_fault(name: str, shape: Shape) -> str | None:
-    """Why no tensor of SnapML can have this shape."""
+    """Why a SnapML tensor cannot have this shape; None when it can."""
     sizes = [size for size in shape if isinstance(size, int)]
     if len(sizes) < len(shape):
         return f"{name} {list(shape)} has a dynamic axis"
@@ -159,7 +159,7 @@ def _tensor_faults(kind: str, found: dict[str, Shape], expected: dict[str, Size]
 
 
 def scales_by_255(path: Path) -> bool:
-    """Whether a graph itself ends in a multiplication by 255."""
+    """Whether the last node of a graph multiplies by 255."""
     model = load_model(path)
     outputs = {value.name for value in model.graph.output}
     weights = {tensor.name: tensor for tensor in model.graph.initializer if not is_external(tensor)}
@@ -175,7 +175,7 @@ def scales_by_255(path: Path) -> bool:
 
 
 def imported_bytes(path: Path) -> int:
-    """Estimated size of a model in a lens: Lens Studio halves float32 weights to float16."""
+    """Estimated size of a model in a lens, where Lens Studio stores float32 weights as float16."""
     size = path.stat().st_size
     for tensor in stored_tensors(load_model(path)):
         size += size_in_bytes(tensor) if is_external(tensor) else 0

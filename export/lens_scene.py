@@ -1,9 +1,9 @@
-"""What a lens knows about its scene: sizes of the models, and where the camera may go.
+"""Scene description of a lens: sizes of the models, and the range of the camera.
 
-World scenes are seen from an orbit: azimuth turns about `orbit_up` from `orbit_east`, elevation rises
-above the plane of both horizontal axes, and the camera looks at `orbit_center`. NDC scenes are seen
-from `mean_pose`, moved by x and y along its own right and up axes. Angles are in degrees, lengths in
-the world's units, poses as in `lightfield.camera`.
+The camera of a world scene moves on an orbit and looks at `orbit_center`. Azimuth turns about
+`orbit_up` and starts at `orbit_east`; elevation is the angle above the horizontal plane. The camera
+of an NDC scene starts at `mean_pose` and moves by x and y along the right and up axes of this pose.
+Angles are in degrees, lengths in the world's units, and poses as in `lightfield.camera`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Range = tuple[float, float]
 
 HIGHEST_ELEVATION = 89.5
 DEGREES_PER_SCREEN = (-180.0, 120.0)
-"""Azimuth for a drag across the screen's width, elevation for one down its height."""
+"""Change of azimuth per drag across the screen's width, of elevation per drag down its height."""
 NAME_LENGTH = 60
 
 
 @dataclass(frozen=True)
 class LensScene:
-    """The numbers that are baked into a lens's controller script."""
+    """The numbers that the generator writes into a lens's controller script."""
 
     scene_name: str
     ray_height: int
@@ -58,14 +58,14 @@ class LensScene:
     orbit_east: Vector = (1.0, 0.0, 0.0)
     orbit_up: Vector = (0.0, 0.0, 1.0)
     mean_pose: tuple[Row, Row, Row] | None = None
-    """NDC scenes only, as are the two ranges below."""
+    """The center of the camera's range; NDC scenes only, as the two ranges below."""
     x_range: Range = (0.0, 0.0)
     y_range: Range = (0.0, 0.0)
     transform: SceneTransform = field(default_factory=SceneTransform)
-    """From the coordinates of the user's own poses to the scene's."""
+    """Map from the coordinates of the user's poses to those of the scene."""
     drift: float = 0.0
-    """Speed at which an untouched image moves by itself: degrees of azimuth (NDC: units of x) per
-    second; 0 for rest, which also rests the phone."""
+    """Speed of the camera without a touch, in degrees of azimuth per second (NDC: in units of x per
+    second). With 0 the camera rests and the phone renders nothing."""
 
     def __post_init__(self) -> None:
         counts = (self.ray_height, self.ray_width, self.points, self.frequencies, self.factor)
@@ -90,7 +90,9 @@ class LensScene:
     def _check_orbit(self) -> None:
         low, high = self.elevation_min, self.elevation_max
         if self.orbit_radius <= 0:
-            raise ConfigError(f"an orbit of radius {self.orbit_radius}", where="lens")
+            raise ConfigError(
+                f"the orbit's radius must be positive (got {self.orbit_radius})", where="lens"
+            )
         if not -HIGHEST_ELEVATION <= low <= self.start_elevation <= high <= HIGHEST_ELEVATION:
             raise ConfigError(
                 f"elevations {low} <= {self.start_elevation} <= {high} must be ordered "
@@ -107,23 +109,23 @@ class LensScene:
 
     def _check_shift(self) -> None:
         if self.mean_pose is None:
-            raise ConfigError("an NDC lens needs its mean pose", where="lens")
+            raise ConfigError("a lens of an NDC scene needs a mean pose", where="lens")
         if not (
             self.x_range[0] <= 0 <= self.x_range[1] and self.y_range[0] <= 0 <= self.y_range[1]
         ):
-            raise ConfigError("the ranges of x and y must hold the mean pose", where="lens")
+            raise ConfigError("the ranges of x and y must contain 0, the mean pose", where="lens")
 
     @property
     def file_name(self) -> str:
-        """The scene's name as files carry it: ASCII letters, digits, `-` and `_`.
+        """The scene's name reduced to ASCII letters, digits, `-` and `_`, for file names.
 
         Raises:
-            ConfigError: when nothing of the name is left.
+            ConfigError: when the name has no such character.
         """
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", self.scene_name).strip("_-")[:NAME_LENGTH]
         if not name:
             raise ConfigError(
-                f"the scene's name {self.scene_name!r} has no letter or digit a file could carry",
+                f"the scene's name {self.scene_name!r} has no letter or digit for a file name",
                 where="lens",
                 remedy="rename the scene",
             )
@@ -131,16 +133,16 @@ class LensScene:
 
     @property
     def image_height(self) -> int:
-        """Rows of pixels that come out."""
+        """Rows of the image, in pixels."""
         return self.ray_height * self.factor
 
     @property
     def image_width(self) -> int:
-        """Columns of pixels that come out."""
+        """Columns of the image, in pixels."""
         return self.ray_width * self.factor
 
     def script_numbers(self) -> dict[str, Any]:
-        """The script's SCENE constant."""
+        """The value of the script's SCENE constant."""
         return {
             "name": self.file_name,
             "rays": [self.ray_height, self.ray_width],
@@ -170,8 +172,8 @@ class LensScene:
 
     def _shift_numbers(self) -> dict[str, Any]:
         assert self.mean_pose is not None
-        # The scene follows the finger, so the camera goes the other way: left and, as a touch's y
-        # points down, up.
+        # The scene follows the finger, so the camera moves against the finger: left for a drag to
+        # the right, and up for a drag down (y of a touch points down).
         return {
             "path": "shift",
             "pose": [_rounded(row) for row in self.mean_pose],
@@ -189,7 +191,7 @@ def _axis(start: float, span: Range | None, per_screen: float) -> dict[str, Any]
 
 
 def _rounded(value: Any) -> Any:
-    """Floats at 7 decimals: far below a pixel, and the same text on every machine."""
+    """Floats rounded to 7 decimals: far below a pixel, and the same text on every machine."""
     if isinstance(value, float | int):
         return round(float(value), 7) + 0.0  # + 0.0 turns -0.0 into 0.0
     return [_rounded(x) for x in value]
@@ -198,18 +200,20 @@ def _rounded(value: Any) -> Any:
 def lens_scene_from(
     light_field: LightField, poses: Float[np.ndarray, "n 3 4"], scene_name: str
 ) -> LensScene:
-    """Describe a light field's lens; the camera stays where the training poses were.
+    """Describe a light field's lens; the camera stays within the range of the training poses.
 
-    It starts at the training pose of median elevation, or in the middle of a forward-facing capture.
+    The camera starts at the training pose of median elevation, or at the center of a forward-facing
+    capture.
 
     Raises:
-        ConfigError: when the image is not a multiple of the up-sampling factor, or the student
-            gives more than three channels, which a lens cannot show.
+        ConfigError: when the image is not a multiple of the up-sampling factor, or the student does
+            not have three output channels.
     """
     spec, space = light_field.student.spec, light_field.space
     if spec.output_channels != 3:
         raise ConfigError(
-            f"a lens shows RGB, this student gives {spec.output_channels} channels", where="lens"
+            f"a lens shows three channels (RGB), this student has {spec.output_channels}",
+            where="lens",
         )
     grid = ray_grid(light_field.intrinsics, spec)
     view = _orbit(poses) if space.kind == "world" else _shift(poses)

@@ -1,20 +1,21 @@
-"""A Lens Studio project: models, controller script and the scene around them, ready to open.
+"""Generator of Lens Studio projects: models, controller script, scene and editor plugin.
 
-The project is text in Lens Studio 5.15.4's own form, filled in from the files of `lens_template`;
-newer versions migrate it. What a reader should know of its shape:
+The project is text in the format of Lens Studio 5.15.4, filled in from the files of
+`lens_template`; newer versions migrate the project. Its design:
 
-- The MLComponents are made by the script at run time, as Snap's own samples do; the scene holds none.
-- The image is the clear texture of the render target. An Image would need a material, whose shader
-  graph is a binary only the editor writes. The script prefers an Image when the user adds one.
-- A plugin for the editor puts the same scene together from the assets: it can add the Image, and it is
-  the way out when the editor does not take the text.
-- Every uuid follows from the scene's name and the thing's role (`export.lens_places`), so generating
-  twice gives the same bytes and references survive. Cache, Support and Workspaces are the editor's to
-  make.
+- The scene has no MLComponents. The script creates them at run time, as Snap's own samples do.
+- The image is the clear texture of the render target. An Image would need a material with a shader
+  graph, which is a binary file that only the editor can write. If the user adds an Image, the
+  script uses the Image.
+- An editor plugin assembles the same scene from the assets. The plugin can add the Image, and it
+  replaces the generated scene if the editor does not accept the text.
+- Every uuid is derived from the scene's name and the object's role (`export.lens_paths`), so that a
+  second generation gives the same bytes and references stay valid. The editor creates Cache,
+  Support and Workspaces.
 
-A project may be generated again over itself. Files are written, never deleted: an asset that the user
-moved or renamed is written where it lies now, and a generated file that was edited since is kept, while
-its new version goes under `Regenerated/`, which the editor ignores.
+A project can be generated again in the same folder. No file is deleted. An asset that the user
+moved or renamed is written to its new path. A generated file that the user edited is kept; its new
+version is written to `Regenerated/`, which the editor ignores.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from export.lens_lint import PLUGINS, SCENE_PREFIX, lens_findings, lint_lens_project
+from export.lens_lint import PLUGINS, SCENE_PREFIX, lint_lens_project, lint_result
 from export.lens_models import (
     LARGEST_BYTES,
     LensModel,
@@ -39,7 +40,7 @@ from export.lens_models import (
     model_faults,
     scales_by_255,
 )
-from export.lens_places import (
+from export.lens_paths import (
     MANIFEST,
     MODELS,
     RENDER_TARGET,
@@ -60,41 +61,41 @@ __all__ = [
     "WrittenLens",
     "carry_lens_projects",
     "generated_hashes",
-    "lens_findings",
     "lens_scene_from",
     "lint_lens_project",
+    "lint_result",
     "write_lens_project",
 ]
 
 REGENERATED = "Regenerated"
 MANIFEST_VERSION = 1
 EDITOR_MADE = "Cache"
-"""The folder of a project that Lens Studio makes again when it opens the project."""
+"""The folder of a project that Lens Studio creates whenever it opens the project."""
 STAGE_FILES = {run.MANIFEST, run.KEY}
-"""What lies beside the project and is the stage's own."""
+"""Files of the stage itself, next to the project."""
 
 
 @dataclass(frozen=True)
 class WrittenLens:
-    """The generated files of a project, as they now stand."""
+    """The generated files of a project."""
 
     files: list[Path]
     kept_edits: list[Path]
-    """Those of them that stand under `Regenerated/`, beside a version of the user's."""
+    """Files that were written to `Regenerated/`, because the user edited the earlier version."""
     restored: list[Path]
-    """Those of them that the user had deleted, and that are there again."""
+    """Files that the user had deleted and that were written again."""
 
 
 def write_lens_project(
     folder: Path, lens: LensScene, sampler: Path, embedder: Path, student: Path
 ) -> WrittenLens:
-    """Write a project that opens in Lens Studio 5.15.4 or newer.
+    """Write a project for Lens Studio 5.15.4 or newer.
 
     Nothing is written unless all three models fit the lens and Snap's limits.
 
     Raises:
-        ExportError: when a model is missing, does not fit, or is too large; when the folder holds
-            another project; when files cannot be written.
+        ExportError: when a model is missing, does not fit, or is too large; when the folder
+            contains another project; when files cannot be written.
     """
     paths = {"sampler": sampler, "embedder": embedder, "student": student}
     models = lens_models(
@@ -106,7 +107,7 @@ def write_lens_project(
     for model in models:
         if faults := model_faults(paths[model.role], model):
             raise ExportError(
-                f"not a {model.role} this lens can use: {faults[0]}",
+                f"the lens cannot use this {model.role}: {faults[0]}",
                 where=paths[model.role],
                 remedy="export the student again for Lens Studio",
             )
@@ -123,49 +124,51 @@ def write_lens_project(
     project = f"{lens.file_name}.esproj"
     moved = moved_assets(folder, lens.scene_name)
     moved |= moved_project(folder, lens.scene_name, project)
-    places = {name: moved.get(name, name) for name in contents}
-    gone = [name for name, place in places.items() if name in known and _is_free(folder / place)]
+    paths_now = {name: moved.get(name, name) for name in contents}
+    deleted = [name for name, now in paths_now.items() if name in known and _is_free(folder / now)]
 
-    def place(name: str) -> Path:
-        return _place(folder, places[name], contents[name], known.get(name))
+    def write(name: str) -> Path:
+        return _write_beside_edits(folder, paths_now[name], contents[name], known.get(name))
 
     try:
-        written = {name: place(name) for name in sorted(contents) if name != project}
+        written = {name: write(name) for name in sorted(contents) if name != project}
         write_json(folder / MANIFEST, listing)
-        written[project] = place(project)  # last, so that a folder that can be opened is whole
+        written[project] = write(project)  # last, so that a project that opens is complete
     except OSError as reason:
         raise ExportError(
-            f"cannot be written ({reason.strerror})", where=reason.filename or folder
+            f"the file cannot be written ({reason.strerror})", where=reason.filename or folder
         ) from reason
     return WrittenLens(
         [*written.values(), folder / MANIFEST],
-        [path for name, path in written.items() if path != folder / places[name]],
-        [written[name] for name in sorted(gone)],
+        [path for name, path in written.items() if path != folder / paths_now[name]],
+        [written[name] for name in sorted(deleted)],
     )
 
 
 def carry_lens_projects(earlier: Path, folder: Path) -> None:
-    """Copy what an earlier lens stage holds into the folder where the stage is written again.
+    """Copy the projects of an earlier lens stage into the folder of a new one.
 
-    All that a user did comes along, in the project and beside it. Links stay links.
+    The copy includes all changes by the user, in the project and next to it. Links stay links.
 
     Raises:
-        ExportError: when it cannot be copied.
+        ExportError: when a file cannot be copied.
     """
     if not earlier.is_dir():
         return
-    for path in folder.iterdir():  # of an earlier attempt
+    for path in folder.iterdir():  # left by an interrupted stage
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name not in STAGE_FILES:
             path.unlink()
 
     def left_out(parent: str, names: list[str]) -> set[str]:
-        place = Path(parent)
-        if place == earlier:
+        source_folder = Path(parent)
+        if source_folder == earlier:
             return STAGE_FILES & set(names)
-        cache = place / EDITOR_MADE
-        is_project = place.parent == earlier and any(name.endswith(".esproj") for name in names)
+        cache = source_folder / EDITOR_MADE
+        is_project = source_folder.parent == earlier and any(
+            name.endswith(".esproj") for name in names
+        )
         return {EDITOR_MADE} if is_project and cache.is_dir() and not cache.is_symlink() else set()
 
     failures: list[OSError] = []
@@ -173,7 +176,7 @@ def carry_lens_projects(earlier: Path, folder: Path) -> None:
     def copy(source: str, target: str) -> None:
         try:
             shutil.copy2(source, target, follow_symlinks=False)
-        except OSError as reason:  # of which copytree keeps no more than the words
+        except OSError as reason:  # copytree keeps only the text of the error
             failures.append(reason)
             raise
 
@@ -198,25 +201,29 @@ def _check_size(paths: dict[str, Path]) -> None:
             f"the models would take {total / 1e6:.1f} MB in the lens, "
             f"Snap allows {LARGEST_BYTES / 1e6:.0f} MB",
             where=paths[largest],
-            remedy="prune the student further, or train a narrower one",
+            remedy="prune the student further, or train a narrower student",
         )
 
 
 def generated_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
-    """Hashes of the files of a project as they were last generated; none where there is no project.
+    """Hashes of the files of a project as last generated; empty when there is no project yet.
 
     Raises:
-        ExportError: when the folder holds something else, or the project of another scene.
+        ExportError: when the folder contains something else, or the project of another scene.
     """
     manifest = folder / MANIFEST
     if folder.is_symlink():
-        raise ExportError("is a link, not a folder", where=folder, remedy="put the folder there")
+        raise ExportError(
+            "the path is a link, not a folder",
+            where=folder,
+            remedy="replace the link by the folder",
+        )
     if not manifest.exists():
         if folder.is_file():
-            raise ExportError("is a file, not a folder", where=folder)
+            raise ExportError("the path is a file, not a folder", where=folder)
         if strangers := sorted(folder.glob("*.esproj")):
             raise ExportError(
-                f"the folder holds the project {strangers[0].name}, which was not generated here",
+                f"the folder contains the project {strangers[0].name}, which nelf did not generate",
                 where=folder,
                 remedy="move it away, or choose another folder",
             )
@@ -226,48 +233,48 @@ def generated_hashes(folder: Path, lens: LensScene) -> dict[str, str]:
         scene, files = data["scene"], {k: str(v) for k, v in data["files"].items()}
         if data["version"] != MANIFEST_VERSION:
             raise ExportError(
-                "comes from another version of this tool",
+                "an incompatible version of nelf generated the project",
                 where=manifest,
                 remedy="move it away, or choose another folder",
             )
     except (AttributeError, KeyError, TypeError) as error:
         raise ExportError(
-            f"not a list of generated files ({error})",
+            f"the manifest is not a list of generated files ({error})",
             where=manifest,
             remedy="move it away, or choose another folder",
         ) from error
     if scene != lens.scene_name:
         raise ExportError(
-            f"the folder holds the lens of scene {scene!r}, not {lens.scene_name!r}",
+            f"the folder contains the lens of scene {scene!r}, not {lens.scene_name!r}",
             where=folder,
             remedy="move it away, or choose another folder",
         )
     return files
 
 
-def _place(folder: Path, name: str, data: bytes, known: str | None) -> Path:
-    """Write one file at the first of its places where nothing of the user's is."""
+def _write_beside_edits(folder: Path, name: str, data: bytes, known: str | None) -> Path:
+    """Write a file under the first root where its path holds nothing by the user."""
     new = _sha256(data)
     for path in (root / name for root in _roots(folder)):
-        if not _is_ours(path, folder, {known, new}):
+        if not _is_replaceable(path, folder, {known, new}):
             continue
         if _is_free(path) or _sha256(path.read_bytes()) != new:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(data)
         return path
-    raise AssertionError("there is always another place")
+    raise AssertionError("_roots never ends")
 
 
 def _roots(folder: Path) -> Iterator[Path]:
-    """The project, `Regenerated` within it, and further ones should that hold a file of the user's."""
+    """The project folder, then `Regenerated`, `Regenerated-2` and so on inside the project."""
     yield folder
     yield folder / REGENERATED
     for number in itertools.count(2):
         yield folder / f"{REGENERATED}-{number}"
 
 
-def _is_ours(path: Path, folder: Path, hashes: set[str | None]) -> bool:
-    """Whether a place is free or holds what was generated, and is not reached through a link."""
+def _is_replaceable(path: Path, folder: Path, hashes: set[str | None]) -> bool:
+    """Whether a path is free or holds a generated file, and leads through no link."""
     for parent in path.relative_to(folder).parents:
         above = folder / parent
         if above != folder and (above.is_symlink() or (above.exists() and not above.is_dir())):
@@ -286,7 +293,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _texts(lens: LensScene, models: tuple[LensModel, ...], *, scaled: bool) -> dict[str, bytes]:
-    """All text files of a project by their path within it."""
+    """All text files of a project by their path in the project."""
     texts = {
         f"{lens.file_name}.esproj": _filled(lens, "project.esproj", name=lens.file_name),
         SCENE: _filled(lens, "Scene.scene"),
@@ -313,7 +320,7 @@ def _template(name: str) -> str:
 
 
 def _filled(lens: LensScene, template: str, **values: str) -> str:
-    """A template with the given values; every other name in it is a role and becomes its uuid."""
+    """A filled template; every name without a given value is a role and becomes the role's uuid."""
     text = Template(_template(template))
     roles = set(text.get_identifiers()) - {"none", *values}
     uuids = {role: _uuid(lens, role) for role in roles}
@@ -347,7 +354,7 @@ def _model_meta(lens: LensScene, model: LensModel, scale: float) -> str:
 
 def _tensor(lens: LensScene, kind: str, name: str, size: Size, scale: float) -> str:
     x, y, z = (f"{count:.6f}" for count in size)
-    # One normalization per channel: value * scale + bias.
+    # Each channel has its normalization: value * scale + bias.
     channel = f"          - scale: {scale:.6f}\n            bias: 0.000000"
     channels = "\n".join([channel] * size[2])
     text = _filled(lens, f"model_{kind}.part", name=name, x=x, y=y, z=z, normalizations=channels)

@@ -1,10 +1,10 @@
-"""The vocabulary of Lens Studio's text files: which keys a type has, and which values a key.
+"""The vocabulary of Lens Studio's text files: the keys of each type, and the values of each key.
 
-Keys stand in a fixed order per type (`lens_template/ordered_keys.json`, read off projects saved by
-Lens Studio 5.15.4, with each order that was seen); `newer_keys.json` lists what 5.16 to 5.24 add. The
-values (`vocabulary.json`) are those of Lens Studio's own declarations for editor plugins, and those seen
-in saved projects. A type without a tag of its own is named by the keys that lead to it:
-`esproj/metaInfo`, `MLInput/Transformer`.
+Each type has its keys in a fixed order. `lens_template/ordered_keys.json` lists every order that
+occurs in projects saved by Lens Studio 5.15.4, and `newer_keys.json` lists the keys that 5.16 to
+5.24 add. `vocabulary.json` lists the values of Lens Studio's declarations for editor plugins and
+the values that occur in saved projects. The name of a type without a tag is the path of keys that
+leads to it: `esproj/metaInfo`, `MLInput/Transformer`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 
 KNOWN_EDITOR = (5, 15)
-"""The version of Lens Studio, major and minor, whose keys and their order are known in full."""
+"""Major and minor version of Lens Studio whose keys and orders are known in full."""
 KINDS = {
     "<integer>": re.compile(r"[-+]?\d+"),
     "<empty>": re.compile(""),
@@ -26,7 +26,7 @@ KINDS = {
 
 @cache
 def ordered_keys() -> dict[str, list[list[str]]]:
-    """The keys of each known type in their order, the usual order first."""
+    """The possible orders of keys of each known type, the most frequent order first."""
     orders = _table("ordered_keys.json")
     return {name: [keys.split() for keys in each] for name, each in orders.items()}
 
@@ -46,12 +46,12 @@ def _table(name: str) -> dict:
 
 
 def unknown_keys(name: str, found: list[str]) -> list[str]:
-    """The keys of a known type that no editor is known to write; none for other types."""
+    """Keys of a known type that no known editor writes; empty for unknown types."""
     return [key for key in found if key not in _known_keys(name)] if name in ordered_keys() else []
 
 
 def order_fault(name: str, found: list[str]) -> str | None:
-    """What the keys of a type lack of those that the known editor writes, or their wrong order."""
+    """Missing keys or a wrong order, compared with the known editor; None when neither applies."""
     orders = ordered_keys().get(name)
     if orders is None:
         return None
@@ -64,18 +64,18 @@ def order_fault(name: str, found: list[str]) -> str | None:
 
 
 def allowed_values(name: str, key: str) -> list[str] | None:
-    """What a key of a type may be, as words or one of `KINDS`; None when that is not known."""
+    """The possible values of a key, as words or as names of `KINDS`; None when unknown."""
     words = _vocabulary()
     return words.get(f"{name}.{key}") or (words.get(key) if key in _known_keys(name) else None)
 
 
 def is_allowed(value: str, allowed: list[str]) -> bool:
-    """Whether a value is one of the words, or of the kind that they name."""
+    """Whether a value is one of the words, or matches one of the kinds."""
     return any(KINDS[word].fullmatch(value) if word in KINDS else word == value for word in allowed)
 
 
 def choices(allowed: list[str]) -> str:
-    """The allowed values for people; long lists are counted."""
+    """The allowed values as text; long lists are summarized by their length."""
     return " or ".join(allowed) if len(allowed) <= 8 else f"one of {len(allowed)} known values"
 
 

@@ -1,10 +1,11 @@
-"""Lens Studio's text files: items, their keys and values, and what refers to what.
+"""Parser and checks for Lens Studio's text files: items, keys, values and references.
 
-The files are YAML. An `.esproj` is one map; the others are sequences of items tagged `!<Type/uuid>`.
-A scalar tagged `!<own>` names an item of the same file, one tagged `!<reference>` or
-`!<reference.Type>` an item or imported asset anywhere in the project; the all-zero uuid is null.
-Keys and values are held against `export.lens_vocabulary`; of types that it does not know only the
-references are checked. What another version of the editor wrote beyond that is noted, and no fault.
+The files are YAML. An `.esproj` is one map; the other files are sequences of items with the tag
+`!<Type/uuid>`. A scalar with the tag `!<own>` names an item of the same file. A scalar with the tag
+`!<reference>` or `!<reference.Type>` names an item or an imported asset anywhere in the project.
+The all-zero uuid means null. Keys and values are checked against `export.lens_vocabulary`. For
+types that the vocabulary does not list, only the references are checked. Unknown keys and values of
+another version of the editor are noted and are not faults.
 """
 
 from __future__ import annotations
@@ -25,29 +26,31 @@ NO_UUID = str(uuid.UUID(int=0))
 ITEM_TAG = re.compile(r"(\w+)/([0-9a-f-]{36})")
 ITEM_START = b"- !<"
 PLAIN_TAG = "tag:yaml.org,2002:"
-"""Starts the tags of what a file leaves untagged."""
+"""Start of the tags that YAML gives to untagged nodes."""
 NO_LINE_BREAKS = str.maketrans("\x85\u2028\u2029", "   ")
-"""Line breaks to YAML 1.1, which the parser follows, and plain characters to 1.2 and Lens Studio."""
+"""Line breaks in YAML 1.1 (the parser's version), plain characters in YAML 1.2 (Lens Studio's)."""
 LARGEST_TEXT_BYTES = 16_000_000
-"""The largest scene of the public samples has 1.8 MB."""
+"""Limit for a text file; the largest scene of the public samples has 1.8 MB."""
 DEEPEST_NESTING = 50
-"""Lens Studio's own files stay below 15."""
+"""Limit for the nesting of a file; Lens Studio's own files stay below 15."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The parser in C where PyYAML has been built with it, which is ten times as fast."""
+"""PyYAML's parser in C if it is available, which is ten times as fast."""
 
 
 def compose(path: Path) -> yaml.Node | None:
-    """A file as nodes with tags and line numbers; nothing is constructed from them.
+    """A file as nodes with tags and line numbers; no objects are constructed.
 
     Raises:
-        ExportError: when it is no YAML text, or one that Lens Studio would not write: with aliases,
-            which can stand for any amount of text, nested deeply, or very large.
+        ExportError: when the file is not YAML, or Lens Studio would not write it: it has aliases,
+            which can expand to any amount of text, is deeply nested, or is very large.
     """
     if not path.is_file():
         raise ExportError("not a readable file", where=path)
     try:
         if (size := path.stat().st_size) > LARGEST_TEXT_BYTES:
-            raise ExportError(f"not read: {size / 1e6:.0f} MB is no text of a lens", where=path)
+            raise ExportError(
+                f"not read: a text file of {size / 1e6:.0f} MB is too large for a lens", where=path
+            )
         text = path.read_text(encoding="utf-8").translate(NO_LINE_BREAKS)
         _require_plain(text, path)
         return yaml.compose(text, Loader=LOADER)
@@ -58,22 +61,22 @@ def compose(path: Path) -> yaml.Node | None:
 def _require_plain(text: str, path: Path) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
-        place = f"{path}:{event.start_mark.line + 1}"
+        where = f"{path}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
             raise ExportError(
-                f"not read: the YAML alias *{event.anchor} is nothing that Lens Studio writes",
-                where=place,
+                f"not read: it has the YAML alias *{event.anchor}, Lens Studio writes none",
+                where=where,
             )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEEPEST_NESTING:
-            raise ExportError(f"not read: nested more than {DEEPEST_NESTING} deep", where=place)
+            raise ExportError(f"not read: more than {DEEPEST_NESTING} nested levels", where=where)
 
 
 def entry(node: yaml.Node | None, *keys: str) -> yaml.Node | None:
-    """The node under a path of keys, or None."""
+    """The node at a path of keys, or None."""
     for key in keys:
         if not isinstance(node, yaml.MappingNode):
             return None
@@ -82,79 +85,79 @@ def entry(node: yaml.Node | None, *keys: str) -> yaml.Node | None:
 
 
 def items(node: yaml.Node | None) -> list[yaml.Node]:
-    """The entries of a sequence node; none for anything else."""
+    """The entries of a sequence node; empty for any other node."""
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def scalar(node: yaml.Node | None) -> str:
-    """The text of a scalar node; empty for anything else."""
+    """The text of a scalar node; empty for any other node."""
     return node.value if isinstance(node, yaml.ScalarNode) else ""
 
 
 @dataclass
 class ProjectFiles:
-    """Everything that the files of a project define and refer to."""
+    """The definitions, references and faults of all files of a project."""
 
     folder: Path
     other_editor: str | None = None
-    """The version that saved the project, when its keys are not known in full."""
+    """The editor version that saved the project, if its keys are not known in full."""
     types: dict[str, str] = field(default_factory=dict)
     """Type of each item and imported asset by uuid."""
     references: list[tuple[str, str]] = field(default_factory=list)
-    """Place and uuid of each reference to elsewhere."""
+    """File with line, and uuid, of each reference to another file."""
     faults: list[str] = field(default_factory=list)
-    novelties: set[str] = field(default_factory=set)
-    """Keys and values of another version that are not in the vocabulary."""
+    unlisted: set[str] = field(default_factory=set)
+    """Keys and values of another editor version that the vocabulary does not list."""
 
     def read(self, path: Path) -> None:
-        """Take in a sequence of items."""
-        place = path.relative_to(self.folder).as_posix()
+        """Read a file with a sequence of items."""
+        where = path.relative_to(self.folder).as_posix()
         try:
             root = compose(path)
         except ExportError as error:
             self.faults.append(fault_of(error, self.folder))
             return
         if not isinstance(root, yaml.SequenceNode):
-            self.faults.append(f"{place}: not a sequence of items")
+            self.faults.append(f"{where}: not a sequence of items")
             return
         tags = [match for node in _walk(root) if (match := ITEM_TAG.fullmatch(node.tag))]
         own = {match[2]: match[1] for match in tags}
         if repeated := own.keys() & self.types.keys():
-            self.faults.append(f"{place}: {', '.join(sorted(repeated))} is defined twice")
+            self.faults.append(f"{where}: {', '.join(sorted(repeated))} is defined twice")
         self.types |= own
         if not _describes_native_asset(path):
             self.types |= imported_assets(root)
-        self._check_references(root, place, own)
-        self.check_maps(root, "", place)
+        self._check_references(root, where, own)
+        self.check_maps(root, "", where)
 
-    def _check_references(self, root: yaml.Node, place: str, own: dict[str, str]) -> None:
+    def _check_references(self, root: yaml.Node, where: str, own: dict[str, str]) -> None:
         for node in _walk(root):
             if not isinstance(node, yaml.ScalarNode) or node.value == NO_UUID:
                 continue
-            line = f"{place}:{node.start_mark.line + 1}"
+            line = f"{where}:{node.start_mark.line + 1}"
             if node.tag == "own" and node.value not in own:
                 self.faults.append(f"{line}: owns {node.value}, which the file does not define")
             elif node.tag.startswith("reference"):
                 self.references.append((line, node.value))
 
-    def check_maps(self, root: yaml.Node, name: str, place: str) -> None:
-        """Hold all keys and values below a node of the named type against the vocabulary."""
+    def check_maps(self, root: yaml.Node, name: str, where: str) -> None:
+        """Check all keys and values below a node of the named type against the vocabulary."""
         for map_name, node in _named_maps(root, name):
-            self._check_keys(node, map_name, f"{place}:{node.start_mark.line + 1}")
+            self._check_keys(node, map_name, f"{where}:{node.start_mark.line + 1}")
             for key, value in node.value:
-                self._check_value(value, map_name, scalar(key), place)
+                self._check_value(value, map_name, scalar(key), where)
 
-    def _check_keys(self, node: yaml.MappingNode, name: str, place: str) -> None:
+    def _check_keys(self, node: yaml.MappingNode, name: str, where: str) -> None:
         found = [scalar(key) for key, _ in node.value]
         unknown = unknown_keys(name, found)
         if self.other_editor is not None:
-            self.novelties |= {f"{name}.{key}" for key in unknown}
+            self.unlisted |= {f"{name}.{key}" for key in unknown}
         elif fault := order_fault(name, found):
-            self.faults.append(f"{place}: {fault}")
+            self.faults.append(f"{where}: {fault}")
         elif unknown:
-            self.faults.append(f"{place}: {name} has unknown {', '.join(unknown)}")
+            self.faults.append(f"{where}: {name} has unknown {', '.join(unknown)}")
 
-    def _check_value(self, value: yaml.Node, name: str, key: str, place: str) -> None:
+    def _check_value(self, value: yaml.Node, name: str, key: str, where: str) -> None:
         allowed = allowed_values(name, key)
         for node in items(value) or [value]:
             if allowed is None or not isinstance(node, yaml.ScalarNode):
@@ -162,27 +165,27 @@ class ProjectFiles:
             if is_allowed(node.value, allowed):
                 continue
             if self.other_editor is not None:
-                self.novelties.add(f"{name}.{key} {node.value[:60]!r}")
+                self.unlisted.add(f"{name}.{key} {node.value[:60]!r}")
             else:
                 self.faults.append(
-                    f"{place}:{node.start_mark.line + 1}: {key} of {name} is {node.value[:60]!r}, "
+                    f"{where}:{node.start_mark.line + 1}: {key} of {name} is {node.value[:60]!r}, "
                     f"not {choices(allowed)}"
                 )
 
     def check_references(self) -> None:
-        """Find the references that lead nowhere, once all files are read."""
-        for place, target in self.references:
+        """Add a fault for each reference without a target; call this after all files are read."""
+        for where, target in self.references:
             if target not in self.types:
-                self.faults.append(f"{place}: refers to {target}, which nothing defines")
+                self.faults.append(f"{where}: refers to {target}, which nothing defines")
 
 
 def fault_of(error: ExportError, folder: Path) -> str:
-    """What is wrong with a file of a project, with its path within the project."""
+    """The text of an error, with the file's path relative to the project."""
     return str(error).removeprefix(f"{folder}/")
 
 
 def holds_items(path: Path) -> bool:
-    """Whether a file is one of Lens Studio's own sequences of items."""
+    """Whether a file is a sequence of items in Lens Studio's format."""
     with path.open("rb") as file:
         return file.read(len(ITEM_START)) == ITEM_START
 
@@ -193,9 +196,9 @@ def _describes_native_asset(path: Path) -> bool:
 
 
 def imported_assets(root: yaml.Node | None) -> dict[str, str]:
-    """Slots by the ids of the assets that a .meta imports into them.
+    """Slots of a .meta by the ids of the assets that it imports into them.
 
-    The assets of native files are items of these files as well.
+    The assets of native files are also items of these files.
     """
     slots = [entry(item, "ImportedAssetIds") for item in items(root)]
     return {
@@ -208,7 +211,7 @@ def imported_assets(root: yaml.Node | None) -> dict[str, str]:
 
 
 def _named_maps(node: yaml.Node, name: str) -> Iterator[tuple[str, yaml.MappingNode]]:
-    """All maps with their types: that of the tag, else the keys that lead here from the last tag."""
+    """All maps with their types: the tag, or the path of keys from the last tag."""
     if not node.tag.startswith(PLAIN_TAG):
         name = node.tag.split("/")[0]
     if isinstance(node, yaml.MappingNode):

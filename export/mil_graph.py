@@ -1,12 +1,13 @@
-"""The student, and the whole chain from the pose, as programs in CoreML's intermediate language (MIL).
+"""Student and fused graph as programs in CoreML's intermediate language (MIL).
 
     student   input [1, C, H, W] fp16  ->  output [1, 3, sH, sW] fp16
     fused     pose [1, 3, 4] fp32      ->  rgb [1, 3, sH, sW] fp16
 
-Programs are built operator by operator from folded weights, like the ONNX graphs: a traced student
-depends on which PyTorch the converter knows, and the way through torch.export has turned one GELU
-silently into another. In the fused program everything before the first convolution is fp32: at a
-distance of 4 a coordinate in fp16 is off by 0.002, which the sixth octave multiplies by 32.
+Programs are built operator by operator from folded weights, like the ONNX graphs. Tracing would
+depend on the PyTorch versions that the converter supports, and conversion through torch.export has
+silently replaced one kind of GELU by another. In the fused program everything before the first
+convolution is fp32: in fp16 a coordinate near 4 is off by 0.002, which the highest of six
+frequencies multiplies by 32.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def student_program(ct: Any, student: Student, height: int, width: int) -> Any:
     """The program of a folded student on height x width rays; `ct` is the coremltools package.
 
     Raises:
-        ExportError: when a weight is NaN or beyond fp16's range.
+        ExportError: when a weight is NaN or exceeds the range of fp16.
     """
     shape = (1, student.spec.input_channels, height, width)
 
@@ -41,7 +42,7 @@ def fused_program(ct: Any, student: Student, points: PointMap, height: int, widt
     """The program from a pose to a folded student's image; `ct` is the coremltools package.
 
     Raises:
-        ExportError: when a weight is NaN or beyond fp16's range.
+        ExportError: when a weight is NaN or exceeds the range of fp16.
     """
 
     def image(mb: Any, pose: Any) -> Any:
@@ -60,7 +61,7 @@ def _program(
     dtype: str,
     body: Callable[[Any, Any], Any],
 ) -> Any:
-    """A program with one input, whose operators `body` adds and whose result `body` returns."""
+    """A program with one input; `body` adds the operators and returns the result."""
     mil, mb = ct.converters.mil.mil, ct.converters.mil.Builder
     source = mb.placeholder(shape=shape, dtype=getattr(mil.types, dtype))
     with mil.Function({name: source}, opset_version=ct.target.iOS16) as function:
@@ -71,7 +72,7 @@ def _program(
 
 
 def _encoded(mb: Any, points: PointMap, frequencies: int, pose: Any) -> Any:
-    """The encodings [1, D, K, H*W] of all points: the point map transposed, rays last."""
+    """The encodings [1, D, K, H*W] of all points, by the transposed point map."""
 
     def columns(values: np.ndarray) -> np.ndarray:
         return values.T.reshape(1, values.shape[-1], -1).astype(np.float32)
@@ -92,15 +93,15 @@ def _encoded(mb: Any, points: PointMap, frequencies: int, pose: Any) -> Any:
     if points.shift_bias.any():
         shift = mb.add(x=shift, y=columns(points.shift_bias), name="shift_of_coordinate")
     coordinates = mb.expand_dims(x=mb.add(x=along, y=shift, name="points"), axes=[2])
-    octaves = 2.0 ** np.arange(frequencies, dtype=np.float32).reshape(1, 1, -1, 1)
-    phases = mb.mul(x=coordinates, y=octaves, name="phases")
+    powers = 2.0 ** np.arange(frequencies, dtype=np.float32).reshape(1, 1, -1, 1)
+    phases = mb.mul(x=coordinates, y=powers, name="phases")
     sines, cosines = mb.sin(x=phases, name="sines"), mb.cos(x=phases, name="cosines")
     return mb.concat(values=[sines, cosines, coordinates], axis=2, name="encoded")
 
 
 @dataclass(frozen=True)
 class _Network:
-    """Adds modules of a student to the program under construction, in fp16."""
+    """Adds the modules of a student to a program, in fp16."""
 
     mb: Any
     student: Student
@@ -115,39 +116,39 @@ class _Network:
 
     def blocks(self, chain: Chain, x: Any) -> Any:
         for name, block in chain.blocks.items():
-            place = name.replace(".", "_")
-            hidden = self.pointwise(block.expand, x, f"{place}_expand")
-            hidden = self.activation(hidden, f"{place}_activation")
-            change = self.pointwise(block.contract, hidden, f"{place}_contract")
-            x = self.mb.add(x=x, y=change, name=place)
+            layer = name.replace(".", "_")
+            hidden = self.pointwise(block.expand, x, f"{layer}_expand")
+            hidden = self.activation(hidden, f"{layer}_activation")
+            change = self.pointwise(block.contract, hidden, f"{layer}_contract")
+            x = self.mb.add(x=x, y=change, name=layer)
         return x
 
     def upsample(self, stage: TailChain, x: Any) -> Any:
-        upsample, place = stage.entry, stage.entry_name.replace(".", "_")
+        upsample, layer = stage.entry, stage.entry_name.replace(".", "_")
         if isinstance(upsample, ShuffledUpsample):
-            phases = self.pointwise(upsample.convolution, x, f"{place}_phases")
-            return self.mb.pixel_shuffle(x=phases, upscale_factor=upsample.factor, name=place)
+            phases = self.pointwise(upsample.convolution, x, f"{layer}_phases")
+            return self.mb.pixel_shuffle(x=phases, upscale_factor=upsample.factor, name=layer)
         return self.mb.conv_transpose(
             x=x,
-            **_weights(upsample, place),
+            **_weights(upsample, layer),
             strides=list(upsample.stride),
             pad_type="custom",
             pad=[int(upsample.padding[0])] * 4,
-            name=place,
+            name=layer,
         )
 
-    def pointwise(self, conv: nn.Conv2d, x: Any, place: str) -> Any:
-        return self.mb.conv(x=x, **_weights(conv, place), pad_type="valid", name=place)
+    def pointwise(self, conv: nn.Conv2d, x: Any, layer: str) -> Any:
+        return self.mb.conv(x=x, **_weights(conv, layer), pad_type="valid", name=layer)
 
-    def activation(self, x: Any, place: str) -> Any:
+    def activation(self, x: Any, layer: str) -> Any:
         kind = self.student.spec.activation
         if kind == "relu":
-            return self.mb.relu(x=x, name=place)
+            return self.mb.relu(x=x, name=layer)
         mode = "EXACT" if kind == "gelu" else "SIGMOID_APPROXIMATION"
-        return self.mb.gelu(x=x, mode=mode, name=place)
+        return self.mb.gelu(x=x, mode=mode, name=layer)
 
 
-def _weights(conv: nn.Conv2d | nn.ConvTranspose2d, place: str) -> dict[str, np.ndarray]:
+def _weights(conv: nn.Conv2d | nn.ConvTranspose2d, layer: str) -> dict[str, np.ndarray]:
     assert conv.bias is not None
     with np.errstate(over="ignore"):
         weights = {
@@ -155,5 +156,5 @@ def _weights(conv: nn.Conv2d | nn.ConvTranspose2d, place: str) -> dict[str, np.n
             for kind, values in (("weight", conv.weight), ("bias", conv.bias))
         }
     if not all(np.isfinite(values).all() for values in weights.values()):
-        raise ExportError("weights are NaN or beyond fp16's range", where=place)
+        raise ExportError("weights are NaN or exceed the range of fp16", where=layer)
     return weights

@@ -1,7 +1,7 @@
-"""Multiply-accumulates of any ONNX graph, or the reason why they cannot be told from it.
+"""Multiply-accumulates (MACs) of any ONNX graph, or the reason why they are unknown.
 
-They are counted as `lightfield.student` counts them: a transposed convolution does
-kernel^2 * in * out of them per *input* pixel. Only convolutions and matrix products count.
+The rules are those of `lightfield.student`: only convolutions and matrix products count, and a
+transposed convolution does kernel^2 * in * out MACs per *input* pixel.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from export.onnx_tensors import nodes_of, subgraphs_of
 from lightfield.errors import ExportError
 
 LARGEST_SIZE = 2**31 - 1
-"""Of one axis; shape inference computes with 64 bits and says nothing when a product exceeds them."""
+"""Largest size of one axis; shape inference does not report overflows of 64-bit products."""
 PRODUCTS = re.compile("Conv|MatMul|Gemm|Attention|LSTM|GRU|RNN|Einsum")
-"""In the names of all of ONNX's operators that multiply and accumulate."""
+"""Matches the names of all ONNX operators that multiply and accumulate."""
 FREE_ELSEWHERE = {f"com.microsoft.{name}" for name in ("Gelu", "FastGelu", "QuickGelu", "BiasGelu")}
+"""Operators of other domains that have no MACs."""
 
 
 class UnknownMacsError(ExportError):
-    """The arithmetic of a graph does not follow from the graph."""
+    """The multiply-accumulates of a graph cannot be counted."""
 
 
 def macs_of(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of convolutions and matrix products in one run.
+    """Multiply-accumulates of the convolutions and matrix products of one run.
 
     Raises:
-        UnknownMacsError: when they depend on a size that is not in the graph, on values (branches,
-            loops), or on an operator whose arithmetic is not known here.
+        UnknownMacsError: when they depend on a size that the graph does not state, on values
+            (branches, loops), or on an operator that is not in `COUNTED`.
     """
     if model.functions:
-        raise UnknownMacsError("the graph has functions of its own")
+        raise UnknownMacsError("the graph has local functions")
     for node in model.graph.node:
         inner = [each for graph in subgraphs_of(node) for each in nodes_of(graph)]
         if any(_multiplies(each) for each in inner):
-            raise UnknownMacsError(f"what {node.op_type} runs depends on values")
+            raise UnknownMacsError(f"values decide which operators {node.op_type} runs")
         if _multiplies(node) and operator_name(node) not in COUNTED:
-            raise UnknownMacsError(f"the arithmetic of {operator_name(node)} is not known")
+            raise UnknownMacsError(f"the multiply-accumulates of {operator_name(node)} are unknown")
     counted = [node for node in model.graph.node if operator_name(node) in COUNTED]
     shapes = _shapes(model) if counted else {}
     try:
@@ -55,7 +56,7 @@ def macs_of(model: onnx.ModelProto) -> int:
 
 
 def _multiplies(node: onnx.NodeProto) -> bool:
-    """Whether an operator does, or may do, what is counted."""
+    """Whether an operator has, or may have, multiply-accumulates."""
     name = operator_name(node)
     if name != node.op_type:
         return name not in FREE_ELSEWHERE
@@ -72,7 +73,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     try:
         return inferred_shapes(model) | inputs | stored
     except shape_inference.InferenceError:
-        raise UnknownMacsError("the sizes in the graph contradict each other") from None
+        raise UnknownMacsError("sizes in the graph contradict each other") from None
 
 
 def _conv(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
@@ -100,8 +101,8 @@ COUNTED: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
 
 
 def _product(shapes: dict[str, Shape], name: str, axes: slice = slice(None)) -> int:
-    """The product of a tensor's sizes, all known and possible."""
+    """The product of a tensor's sizes."""
     sizes = [size for size in shapes.get(name, ("?",)) if isinstance(size, int) and size >= 0]
     if len(sizes) < len(shapes.get(name, ("?",))):
-        raise UnknownMacsError("a size is not in the graph")
+        raise UnknownMacsError("the graph does not state a size")
     return math.prod(sizes[axes])

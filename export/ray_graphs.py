@@ -3,12 +3,13 @@
     Sampler.onnx    c2w33 [1, 1, 3, 3], c2w13 [1, 1, 1, 3]  ->  pts [1, 1, H*W, D]
     Embedder.onnx   rays [1, 1, H*W, D]                     ->  embbrays [1, K, H*W, D]
 
-Names and shapes are those of the published lenses: c2w33 and c2w13 are a pose's rotation and center,
-D = points * 3 coordinates j = point * 3 + axis, K encodings in the order of `lightfield.encoding`.
-The Embedder's output becomes the student's input by `lightfield.encoding.embedder_to_student`.
+Names and shapes are those of the published lenses. c2w33 and c2w13 are the rotation and the center
+of a pose. D is points * 3; coordinate j is point * 3 + axis. The K encodings have the order of
+`lightfield.encoding`. `lightfield.encoding.embedder_to_student` turns the Embedder's output into
+the student's input.
 
-All points of an image follow from the pose by `PointMap`, a few small matrix products; the pixels'
-directions are the only large constant.
+`PointMap` computes all points of an image from the pose by a few small matrix products. The
+directions of the pixels are its only large constant.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class PointMap:
 
         points[r, j] = (d @ spread)[r, j] * (o @ gain + gain_bias)[j] + (o @ shift + shift_bias)[j]
 
-    In world space the gain is 1 and left out. In NDC with depth t, near plane n and scale s, the
+    In world space the gain is 1 and is left out. In NDC with depth t, near plane n and scale s, the
     projection of NeRF's appendix C reduces to
-    x = s_x ((1 - t) o_x / n - (1 + (1 - t) o_z / n) d_x), likewise y, and z = 2 t - 1,
-    because the origin has first been moved onto the near plane, where its z is -n.
+    x = s_x ((1 - t) o_x / n - (1 + (1 - t) o_z / n) d_x), the same formula for y, and z = 2 t - 1,
+    because the origin is first moved onto the near plane, where its z is -n.
     """
 
     directions: Float[np.ndarray, "hw 3"]
@@ -52,7 +53,7 @@ class PointMap:
 
 
 def point_map(light_field: LightField) -> PointMap:
-    """The point map of a light field (float64 apart from the directions)."""
+    """The point map of a light field; the directions are float32, all other arrays float64."""
     spec, space = light_field.student.spec, light_field.space
     directions = camera_directions(ray_grid(light_field.intrinsics, spec)).reshape(-1, 3).numpy()
     depths = np.linspace(space.near, space.far, spec.points)
@@ -79,7 +80,7 @@ def _ndc_point_map(
 def emit_sampler(
     graph: GraphBuilder, points: PointMap, turned_axes: str, center: str, *, name: str
 ) -> str:
-    """Add the Sampler's nodes; `turned_axes` is R^T [N, 1, 3, 3], `center` is o [N, 1, 1, 3]."""
+    """Add the Sampler's nodes; `turned_axes` is R^T [N, 1, 3, 3] and `center` is o [N, 1, 1, 3]."""
     directions = graph.constant("directions", points.directions[None, None])
     rays = graph.add("MatMul", directions, turned_axes, name="rays_in_world")
     if points.gain is not None:
@@ -100,30 +101,30 @@ def emit_sampler(
 
 
 def emit_embedder(graph: GraphBuilder, points: str, frequencies: int, *, name: str) -> str:
-    """Add the Embedder's nodes: [N, 1, H*W, D] to [N, K, H*W, D]."""
-    octaves = graph.constant("octaves", 2.0 ** np.arange(frequencies).reshape(1, -1, 1, 1))
-    phases = graph.add("Mul", points, octaves, name="phases")
+    """Add the Embedder's nodes, from points [N, 1, H*W, D] to encodings [N, K, H*W, D]."""
+    powers = 2.0 ** np.arange(frequencies).reshape(1, -1, 1, 1)
+    phases = graph.add("Mul", points, graph.constant("frequencies", powers), name="phases")
     sines = graph.add("Sin", phases, name="sines")
     cosines = graph.add("Cos", phases, name="cosines")
     return graph.add("Concat", sines, cosines, points, axis=1, name=name)
 
 
 def sampler_contract(light_field: LightField) -> Contract:
-    """What Sampler.onnx promises."""
+    """The contract of Sampler.onnx."""
     _, rays, coordinates = _sizes(light_field)
     inputs = {"c2w33": (1, 1, 3, 3), "c2w13": (1, 1, 1, 3)}
     return Contract(inputs, {"pts": (1, 1, rays, coordinates)}, RAY_OPSET, SAMPLER_OPERATORS)
 
 
 def embedder_contract(light_field: LightField) -> Contract:
-    """What Embedder.onnx promises."""
+    """The contract of Embedder.onnx."""
     encodings, rays, coordinates = _sizes(light_field)
     inputs, outputs = (1, 1, rays, coordinates), (1, encodings, rays, coordinates)
     return Contract({"rays": inputs}, {"embbrays": outputs}, RAY_OPSET, EMBEDDER_OPERATORS)
 
 
 def sampler_model(light_field: LightField) -> onnx.ModelProto:
-    """Sampler.onnx: the points along all rays of a pose."""
+    """The graph of Sampler.onnx, from a pose to the points along all rays."""
     graph = GraphBuilder(RAY_OPSET)
     axes = graph.add("Transpose", "c2w33", perm=[0, 1, 3, 2], name="turned_axes")
     emit_sampler(graph, point_map(light_field), axes, "c2w13", name="pts")
@@ -131,7 +132,7 @@ def sampler_model(light_field: LightField) -> onnx.ModelProto:
 
 
 def embedder_model(light_field: LightField) -> onnx.ModelProto:
-    """Embedder.onnx: the positional encoding of all points."""
+    """The graph of Embedder.onnx, from points to their positional encodings."""
     graph = GraphBuilder(RAY_OPSET)
     emit_embedder(graph, "rays", light_field.student.spec.frequencies, name="embbrays")
     return graph.model(embedder_contract(light_field), title="Embedder")

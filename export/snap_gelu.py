@@ -1,9 +1,10 @@
-"""The student for SnapML, whose exact GELU is an operator of its own: `GeluSnap`, default domain.
+"""`GeluSnap`, SnapML's operator for exact GELU, and evaluators for graphs that contain it.
 
-Lens Studio reads opset 11 with static shapes and batch 1. No other runtime knows GeluSnap and ONNX's
-checker refuses it, so a shipped file is verified twice: as it is, by ONNX's reference evaluator
-taught the operator, and by ONNX Runtime with the operator renamed to its own exact GELU. Students
-with sigmoid-GELU or ReLU need no such operator, and their file names say so.
+Lens Studio reads opset 11 with static shapes and batch 1. GeluSnap is in the default domain, but no
+other runtime has the operator and ONNX's checker refuses it. An exported file is therefore verified
+twice: as shipped, by ONNX's reference evaluator with an implementation of GeluSnap, and by ONNX
+Runtime with GeluSnap renamed to ONNX Runtime's exact GELU. Students with sigmoid-GELU or ReLU do
+not need the operator. The file name states the activation.
 """
 
 from __future__ import annotations
@@ -28,22 +29,18 @@ FILE_SUFFIXES: dict[Activation, str] = {
     "sigmoid_gelu": "SnapSigmoidGELU",
     "relu": "SnapReLU",
 }
-
-
-def snap_file_name(scene_name: str, activation: Activation) -> str:
-    """The name of a scene's file for Lens Studio."""
-    return f"{scene_name}_{FILE_SUFFIXES[activation]}.onnx"
+"""Suffixes of the Lens Studio file's name, by activation."""
 
 
 def with_runtime_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with every GeluSnap renamed to ONNX Runtime's Gelu."""
+    """A copy of the model with every GeluSnap renamed to ONNX Runtime's Gelu."""
     result = _renamed(model, "Gelu", "com.microsoft")
     result.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return result
 
 
 def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same weights behind Relu, which must be seen to be wrong: a comparison's negative control."""
+    """A copy of the model with Relu for GeluSnap, as a negative control."""
     return _renamed(model, "Relu", "")
 
 
@@ -57,7 +54,7 @@ def _renamed(model: onnx.ModelProto, operator: str, domain: str) -> onnx.ModelPr
 
 
 class GeluSnap(OpRun):
-    """x Phi(x), as SnapML computes it, for ONNX's reference evaluator."""
+    """GeluSnap for ONNX's reference evaluator: x Phi(x), as SnapML computes it."""
 
     op_domain = ""
 
@@ -67,7 +64,7 @@ class GeluSnap(OpRun):
 
 
 class ConvTranspose(OpRun):
-    """The evaluator's own transposed convolution takes minutes on a phone-sized image."""
+    """A fast transposed convolution; the evaluator's own takes minutes on a large image."""
 
     op_domain = ""
 
@@ -80,9 +77,9 @@ class ConvTranspose(OpRun):
 def evaluate_by_reference(
     model: onnx.ModelProto, rays: Float[np.ndarray, "1 c h w"]
 ) -> Float[np.ndarray, "1 rgb sh sw"]:
-    """A SnapML graph's output by ONNX's reference evaluator, from the graph as it is shipped."""
+    """Output of a SnapML graph, as shipped, by ONNX's reference evaluator."""
     evaluator = ReferenceEvaluator(model, new_ops=[GeluSnap, ConvTranspose])
-    # Its sigmoid computes both of its forms everywhere, and of each the part that overflows is dropped.
+    # The evaluator's sigmoid computes two formulas for all values and drops what overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         outputs = evaluator.run(None, {"input": rays})
     assert isinstance(outputs, list)

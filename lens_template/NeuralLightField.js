@@ -1,14 +1,15 @@
-// Shows a neural light field: touches move a camera, the camera's pose becomes an image.
+// Controller of a neural light field: touches move a camera, and three models render the camera's view.
 //
-// Three models run in a chain, once per image:
+// The models run one after the other, once per image:
 //     Sampler    pose (c2w33, c2w13) -> points along every ray (pts)
 //     Embedder   points (rays) -> their positional encoding (embbrays)
 //     student    encoding (input) -> image (output)
-// SnapML's buffers are channel-last, data[(row * width + column) * channels + channel]. Laid out so,
-// each output has the very order that the next input wants, and is copied unchanged.
+// SnapML's buffers are channel-last, data[(row * width + column) * channels + channel]. In this layout
+// each output has the order that the next input needs, so the script copies it unchanged.
 //
-// Frame: poses are camera-to-world; the camera's x axis points right, y up, and it looks along -z.
-// An orbit is given by azimuth (about `up`, from `east` towards `north`) and elevation, in degrees.
+// Poses are camera-to-world. The camera's x axis points right, its y axis points up, and the camera
+// looks along -z. A position on an orbit is azimuth (about `up`, from `east` towards `north`) and
+// elevation, both in degrees.
 
 //@input Asset.MLAsset sampler
 //@input Asset.MLAsset embedder
@@ -20,49 +21,50 @@
  * @typedef {"sampler" | "embedder" | "student"} Role
  * @typedef {"CPU" | "GPU" | "Accelerator" | "Auto"} Mode
  * @typedef {{start: number, range: number[] | null, per_screen: number}} AxisNumbers
- *     range: [lowest, highest], or null where it wraps around; per_screen: change for a drag across
- *     the whole screen
+ *     range: [lowest, highest], or null for a full circle; per_screen: change for a drag across the
+ *     whole screen
  * @typedef {{value: number, range: number[] | null, perScreen: number, drag: number, speed: number}} ViewAxis
- *     drag: dragged since the last frame, in screens; speed: screens per second
+ *     drag: distance dragged since the last frame, in screens; speed: in screens per second
  * @typedef {{name: string, rays: number[], image: number[], points: number, frequencies: number,
  *     near: number, far: number, drift: number, source: SourceFrame, horizontal: AxisNumbers,
  *     vertical: AxisNumbers}} Numbers
  *     rays, image: [height, width]
  * @typedef {{center: number[], unit: number, rotation: number[][]}} SourceFrame
- *     where your own poses lie: rotation * (position - center) / unit is a position of this scene
+ *     frame of your own poses: rotation * (position - center) / unit is a position in this scene
  * @typedef {{path: "orbit", center: number[], radius: number, east: number[], north: number[],
  *     up: number[]}} Orbit
  * @typedef {{path: "shift", pose: number[][]}} Shift
  * @typedef {{rotation: number[], position: number[]}} Pose
  */
 
-// this scene's numbers, written when the project is generated
+// The numbers of this scene. The generator of the project writes this line.
 /** @type {Numbers & (Orbit | Shift)} */
 const SCENE = {};
 
 const RADIANS = Math.PI / 180;
-const GLIDE_SECONDS = 0.4; // a released drag slows down by 1/e in this time
-const GRIP_SECONDS = 0.06; // the speed of a drag is averaged over this time
-const REST_SCREENS_PER_SECOND = 0.01; // a glide slower than this has ended
-const LONGEST_FRAME_SECONDS = 0.1; // a frame longer than this (a stall) counts as this long
-const DRIFT_AFTER_SECONDS = 3; // automatic motion waits this long after the last touch
+const GLIDE_SECONDS = 0.4; // time in which a released drag slows down to 1/e of its speed
+const GRIP_SECONDS = 0.06; // time over which the speed of a drag is averaged
+const REST_SCREENS_PER_SECOND = 0.01; // a slower glide ends
+const LONGEST_FRAME_SECONDS = 0.1; // a longer frame (a stall) counts as this long
+const DRIFT_AFTER_SECONDS = 3; // time from the last touch to the start of the drift
 
-// Sines of coordinates times 2^5 need float32, which only the CPU promises. The student tries
-// faster backends first, and falls back when its activation is refused there.
+// Sampler and Embedder run on the CPU: sines of coordinates times 2^5 need float32, which other backends
+// do not guarantee. The student tries faster backends first, and the next one when a backend refuses
+// its activation.
 /** @type {Mode[]} */
 const RAY_MODES = ["CPU"];
 /** @type {Mode[]} */
 const STUDENT_MODES = ["Auto", "GPU", "CPU"];
 
 /** @type {Partial<Record<Role, MLComponent>>} */
-const models = {}; // those that are loaded
+const models = {}; // the models that are loaded
 const horizontal = axisOf(SCENE.horizontal); // azimuth, or the camera's shift to the right
 const vertical = axisOf(SCENE.vertical); // elevation, or the camera's shift upwards
 /** @type {{id: number, x: number, y: number} | null} */
 let touch = null; // the finger that moves the camera
 let restSeconds = 0;
 let driftSign = 1;
-let stale = true; // the image on screen is not the one for the present pose
+let stale = true; // whether the image on screen is older than the current pose
 let shown = false;
 let stopped = false;
 
@@ -84,7 +86,7 @@ function poseAt(x, y) {
     return SCENE.path === "orbit" ? orbitPose(SCENE, x, y) : shiftedPose(SCENE, x, y);
 }
 
-// rotation: row-major 3x3 with the camera's right, up and back axes as columns
+// The rotation is a row-major 3x3 matrix with the camera's right, up and back axes as columns.
 /** @param {Orbit} orbit @param {number} azimuth @param {number} elevation @returns {Pose} */
 function orbitPose(orbit, azimuth, elevation) {
     const a = azimuth * RADIANS;
@@ -101,7 +103,7 @@ function orbitPose(orbit, azimuth, elevation) {
     return { rotation: rotation, position: position };
 }
 
-// the mean pose moved within its own image plane
+// The mean pose, moved by x and y along its right and up axes.
 /** @param {Shift} mean @param {number} x @param {number} y @returns {Pose} */
 function shiftedPose(mean, x, y) {
     const rotation = [];
@@ -116,7 +118,8 @@ function shiftedPose(mean, x, y) {
 
 // ---- motion
 
-// the latest finger leads: an end that never came (the app was left) cannot block the next touch
+// The latest finger moves the camera. A touch without an end event (the app was left) therefore does
+// not block the next touch.
 /** @param {TouchStartEvent} event */
 function onTouchStart(event) {
     const position = event.getTouchPosition();
@@ -157,7 +160,7 @@ function move(seconds) {
     }
 }
 
-// follows the finger, or glides on; true while there is motion
+// Moves an axis with the finger, or lets it glide on after a release. Returns whether the axis moved.
 /** @param {ViewAxis} axis @param {number} seconds */
 function follow(axis, seconds) {
     const held = touch !== null || axis.drag !== 0;
@@ -179,7 +182,7 @@ function follow(axis, seconds) {
     return screens !== 0;
 }
 
-// moves an axis within its range; false when it met the end
+// Changes an axis within its range. Returns false when the range limited the change.
 /** @param {ViewAxis} axis @param {number} change */
 function shift(axis, change) {
     let value = axis.value + change;
@@ -196,7 +199,7 @@ function shift(axis, change) {
     return free;
 }
 
-// ---- the chain of models
+// ---- models
 
 /** @returns {Record<Role, {inputs: Record<string, number>, outputs: Record<string, number>}>} */
 function tensorSizes() {
@@ -287,7 +290,7 @@ function render(sampler, embedder, student) {
     sampler.getInput("c2w13").data.set(pose.position);
     sampler.runImmediate(true);
     if (stopped) {
-        return; // its onRunningFailed has spoken
+        return; // onRunningFailed has shown the reason
     }
     embedder.getInput("rays").data.set(sampler.getOutput("pts").data);
     embedder.runImmediate(true);
@@ -300,9 +303,9 @@ function render(sampler, embedder, student) {
     student.runScheduled(false, late, late);
 }
 
-// The output texture is not reliable before the first run, so it is put on screen after it: on this
-// object's Image where there is one with a material, which keeps the image's proportions, else
-// behind everything on the render target, which stretches it over the screen.
+// Shows the student's output texture, after the first run, because the texture is not valid before. If
+// this object has an Image with a material, the Image shows the texture in its own proportions.
+// Otherwise the texture becomes the background of the render target and fills the screen.
 /** @param {Texture} texture */
 function show(texture) {
     if (shown) {
@@ -320,7 +323,7 @@ function show(texture) {
     say("");
 }
 
-// ---- life
+// ---- start, messages and errors
 
 /** @param {string} text */
 function say(text) {
@@ -339,7 +342,7 @@ function fail(text) {
 /**
  * @template {any[]} A
  * @param {(...event: A) => void} action
- * @returns {(...event: A) => void} the same, with an error shown on screen instead of only logged
+ * @returns {(...event: A) => void} the action; its errors are shown on screen, not only logged
  */
 function guarded(action) {
     return function (...event) {
@@ -350,7 +353,7 @@ function guarded(action) {
             action(...event);
         } catch (error) {
             const reason = /** @type {any} */ (error);
-            fail("The light field stopped: " + (reason.message || reason));
+            fail("The light field script stopped: " + (reason.message || reason));
         }
     };
 }

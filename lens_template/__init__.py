@@ -1,1 +1,1 @@
-"""The files that a generated Lens Studio project starts from; read with importlib.resources."""
+"""Template files of a generated Lens Studio project; read with importlib.resources."""

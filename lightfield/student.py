@@ -1,17 +1,18 @@
 """The student network: a MobileR2L neural light field (Cao et al., CVPR 2023, section 3).
 
-Letters: H x W rays go in as [N, C, H, W] with C = points * 3 * (2 * frequencies + 1) channels in the
-order of `lightfield.encoding`; [N, 3, sH, sW] colors in (0, 1) come out, s the up-sampling factor.
+Letters: the input is [N, C, H, W] for H x W rays, with C = points * 3 * (2 * frequencies + 1)
+channels in the order of `lightfield.encoding`. The output is [N, 3, sH, sW], colors in (0, 1),
+where s is the up-sampling factor.
 
     head    conv1x1 C -> stream, activation
-    body    residual blocks: conv1x1 stream -> inner, norm, activation, conv1x1 -> stream, norm, + x;
-            and one skip around all of them
+    body    residual blocks (conv1x1 stream -> inner, norm, activation, conv1x1 -> stream, norm,
+            + x), and one skip around all blocks
     tail    per stage an up-sampling operator, then residual blocks of its width
-    color  conv1x1 -> output channels, sigmoid
+    color   conv1x1 -> output channels, sigmoid
 
-Only the up-sampling operators look at neighbors, so a patch with `halo_rays` extra rays on each
-side computes exactly what the whole image computes there. `StudentSpec` says everything about the
-shape; a spec and a state dict rebuild the network.
+Only the up-sampling operators read neighboring rays. A patch that is computed with `halo_rays`
+extra rays on each side therefore equals the same patch of the whole image. `StudentSpec` describes
+the architecture completely; a spec and a state dict rebuild the network.
 
 `Student.chains` lists the layers between the encoded rays and the colors. The forward pass, the
 export to ONNX and CoreML, the packing of weights for the GPU kernels, and pruning all read it.
@@ -79,21 +80,22 @@ class TailStage:
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """The shape of a student; data, so that pruning returns a new one."""
+    """The architecture of a student as data; pruning returns a new spec."""
 
     points: int
     """Points per ray."""
     frequencies: int
-    """Octaves of the positional encoding."""
+    """Number of frequencies of the positional encoding."""
     stream_width: int
     """Channels of the residual stream."""
     inner_widths: tuple[int, ...]
-    """Inner width of each body block; as many blocks as entries."""
+    """Inner widths of the body blocks, one per block."""
     tail: tuple[TailStage, ...]
     """Up-sampling stages."""
     activation: Activation = "gelu"
     norm: Norm = "batch"
-    """`none` is also what every student becomes for export: batch norms fold into convolutions."""
+    """Norm after every convolution of a block. Every exported student has `none`, because export
+    folds batch norms into the convolutions."""
     output_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -105,17 +107,17 @@ class StudentSpec:
 
     @property
     def input_channels(self) -> int:
-        """C, the channels of the encoded points."""
+        """C, the number of channels of the encoded points."""
         return self.points * 3 * encodings_per_coordinate(self.frequencies)
 
     @property
     def factor(self) -> int:
-        """Output pixels per ray, along each side."""
+        """Output pixels per ray along each side."""
         return math.prod(stage.factor for stage in self.tail)
 
     @property
     def halo_pixels(self) -> int:
-        """Pixels next to each side of a patch that depend on rays beyond it."""
+        """Width in pixels of the border of a patch that depends on rays outside of the patch."""
         margin = 0
         for stage in self.tail:
             margin = margin * stage.factor + stage.padding
@@ -123,7 +125,7 @@ class StudentSpec:
 
     @property
     def halo_rays(self) -> int:
-        """Rays beyond a patch, on each side, on which its pixels depend."""
+        """Number of rays outside of a patch, on each side, on which its pixels depend."""
         return -(-self.halo_pixels // self.factor)
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +161,9 @@ def mobile_r2l_spec(
     activation: Activation = "gelu",
     norm: Norm = "batch",
 ) -> StudentSpec:
-    """The published network, or one of its uniform relatives: inner widths equal stream widths.
+    """The architecture of the published network, or a variant of it.
+
+    The inner width of every block equals the width of its stream.
 
     `factors` (2, 2, 2) is the 8x network of synthetic scenes, (2, 2, 3) the 12x one of LLFF scenes.
     """
@@ -175,7 +179,7 @@ def mobile_r2l_spec(
 
 
 class SigmoidGelu(nn.Module):
-    """x * sigmoid(1.702 x), the form of GELU that every runtime can execute."""
+    """x * sigmoid(1.702 x), an approximation of GELU that every runtime can execute."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x * torch.sigmoid(1.702 * x)
@@ -212,7 +216,10 @@ class ResidualBlock(nn.Module):
 
 
 class TransposedUpsample(nn.ConvTranspose2d):
-    """Up-sampling by a transposed convolution: kernel 4, stride 2, padding 1, or kernel 3, stride 3."""
+    """Up-sampling by a transposed convolution.
+
+    The kernel is 4 with stride 2 and padding 1, or 3 with stride 3.
+    """
 
     def __init__(self, width_in: int, stage: TailStage):
         super().__init__(
@@ -250,9 +257,9 @@ Upsample = TransposedUpsample | ShuffledUpsample
 
 @dataclass(frozen=True)
 class Chain(ABC):
-    """The layers of one stream: an entry, and the residual blocks behind the entry.
+    """The layers of one stream: an entry, and the residual blocks after the entry.
 
-    Names are those of the modules in the student.
+    All names are names of modules in the student.
     """
 
     name: str
@@ -270,16 +277,16 @@ class Chain(ABC):
 
     @property
     def convolution_name(self) -> str:
-        """Where the entry's weights are in the student's state dict."""
+        """Name of the module with the entry's weights in the student's state dict."""
         shuffled = isinstance(self.entry, ShuffledUpsample)
         return f"{self.entry_name}.0" if shuffled else self.entry_name
 
     @abstractmethod
     def enter(self, x: Tensor) -> Tensor:
-        """The stream ahead of the residual blocks."""
+        """The stream before the residual blocks."""
 
     def through_blocks(self, stream: Tensor) -> Tensor:
-        """The stream behind the residual blocks."""
+        """The stream after the residual blocks."""
         for block in self.blocks.values():
             stream = block(stream)
         return stream
@@ -334,10 +341,10 @@ def _upsample(width_in: int, stage: TailStage) -> Upsample:
 
 
 class Student(nn.Module):
-    """The network of a StudentSpec, freshly initialized with torch's current random state.
+    """The network of a StudentSpec, initialized with torch's current random state.
 
-    Without norms the last convolution of each residual block starts small enough that the sum of all
-    blocks keeps the stream's variance (Fixup-style), which stands in for what batch norm does.
+    Without norms, the last convolution of each residual block is scaled down at initialization, so
+    that the blocks together keep the variance of the stream (as in Fixup).
     """
 
     def __init__(self, spec: StudentSpec):
@@ -374,7 +381,7 @@ class Student(nn.Module):
                     nn.init.zeros_(convolution.bias)
 
     def chains(self) -> tuple[BodyChain, *tuple[TailChain, ...]]:
-        """All layers but the last convolution: head and body, then the stages of the tail.
+        """All layers except the last convolution: head and body, then the stages of the tail.
 
         The chains refer to the student's modules and copy nothing.
         """
@@ -390,15 +397,15 @@ class Student(nn.Module):
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Trainable parameters."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def mac_count(spec: StudentSpec, height: int, width: int) -> int:
-    """Multiply-accumulates of one forward pass over height x width rays, convolutions only.
+    """Multiply-accumulates of the convolutions in one forward pass over height x width rays.
 
-    A transposed convolution does kernel^2 * in * out of them per *input* pixel; counting per output
-    pixel, as some tools do, over-states it by the stride squared.
+    A transposed convolution has kernel^2 * in * out multiply-accumulates per *input* pixel. Some
+    tools count them per output pixel, which overstates them by the square of the stride.
     """
     pixels = height * width
     total = pixels * spec.input_channels * spec.stream_width
@@ -414,7 +421,7 @@ def mac_count(spec: StudentSpec, height: int, width: int) -> int:
 
 @torch.no_grad()
 def folded(student: Student) -> Student:
-    """The same function (in evaluation mode) with every batch norm folded into its convolution."""
+    """The student in evaluation mode with every batch norm folded into its convolution."""
     with torch.device("meta"):  # no initialization, which would draw from torch's random state
         result = Student(replace(student.spec, norm="none"))
     state = student.state_dict()

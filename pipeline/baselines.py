@@ -36,7 +36,7 @@ from prune.measurement import one_round, ratio_runs
 from prune.reconstruction import Original, reconstructed
 from prune.surgery import sliced
 from prune.workbench import Workbench
-from train.distil import DistilConfig
+from train.distillation import DistillConfig
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
 
@@ -65,7 +65,7 @@ def make_baseline(
     run: Run,
     config: BaselineConfig,
     measurement: MeasurementConfig,
-    distilling: DistilConfig,
+    distilling: DistillConfig,
     fine_tuning: FineTuneConfig,
     target: Target,
     console: Console,
@@ -79,9 +79,9 @@ def make_baseline(
         CheckpointError: when ratio or steps are to be the pruned student's, and there is none.
         BudgetError: when no student of this kind is fast enough.
     """
-    source, scene = scene_of(run)
+    source, teachers_scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    scene = students_scene(pseudo, scene, dense)
+    scene = students_scene(pseudo, teachers_scene, dense)
     ratio, steps = config.latency_ratio, config.steps
     if ratio is None or steps is None:
         found = run.artifact("prune")
@@ -90,7 +90,7 @@ def make_baseline(
         "kind": config.kind,
         "latency_ratio": ratio,
         "steps": steps,
-        "distil": asdict(distilling),
+        "distill": asdict(distilling),
         "fine_tune": asdict(fine_tuning),
         "target": asdict(target.identity),
     }
@@ -101,7 +101,7 @@ def make_baseline(
         with (
             scratch_folder("baseline") as place,
             console.progress(f"baseline {config.kind}") as progress,
-            leading_distiller(run, distilling, console, ranks) as distiller,
+            leading_distiller(run, teachers_scene, distilling, console, ranks) as distiller,
         ):
             bench = PruningWorkbench(
                 run=run, field=field, distiller=distiller, target=target,

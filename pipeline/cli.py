@@ -39,14 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     with _ending_when_interrupted():
         from pipeline.commands.command_line import perform
         from pipeline.mishaps import in_one_line
-        from train.distributed import AnotherRankFailedError, leads, started_by_torchrun
+        from train.distributed import AnotherRankFailedError, is_first_rank, started_by_torchrun
     many = started_by_torchrun()
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if many else signal.default_int_handler)
         perform([word for word in words if word != "--debug"])
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would garble the way out
-        code = _refuse(INTERRUPTED) if leads() else 2
+        code = _refuse(INTERRUPTED) if is_first_rank() else 2
         # Python would die of the signal after all, had it come while a library ran code from a string.
         if many or arguments is None:
             _leave()

@@ -1,4 +1,4 @@
-"""The stages that hand a student over: exported graphs, a lens project, measurements."""
+"""The export and lens stages: exported graphs, and a Lens Studio project."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from export.exported_graph import ExportedGraph
 from export.lens_studio import (
     carry_lens_projects,
     generated_hashes,
-    lens_findings,
     lens_scene_from,
+    lint_result,
     write_lens_project,
 )
 from lightfield.errors import CheckpointError, ExportError
@@ -33,22 +33,22 @@ from pipeline.training import ingredient, scene_of
 
 PARITY_VIEWS = 4
 CALIBRATION_VIEWS = 6
-EXPORT_FORMS = 2
-"""Counts up when the export writes other files, so that an older run's are written again."""
+EXPORT_VERSION = 3
+"""Version of the exported files. A run with files of an older version exports them again."""
 GRAPHS, LATENCIES = "graphs.json", "latencies.json"
 CPU = torch.device("cpu")
-MOST_FAULTS = 20
-"""Of a lens project; how many are told."""
+MAX_FAULTS = 20
+"""Largest number of faults of a lens project that are printed."""
 PORTS = ("COM", "LPT")
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in PORTS for n in range(10))}
-"""Names of devices, which no file may have on Windows."""
+"""Device names, which Windows does not allow for files."""
 
 
 def newest_student(run: Run) -> tuple[str, Artifact]:
-    """The pruned student when there is one, else the dense one, with the stage's name.
+    """The pruned student if the run has one, else the dense student, with the name of its stage.
 
     Raises:
-        CheckpointError: when neither has been made, or that one is older than what it was made from.
+        CheckpointError: when the run has no student, or the student is older than its inputs.
     """
     stage = "student" if run.find("prune") is None else "prune"
     return stage, ingredient(run, stage)
@@ -58,12 +58,12 @@ def newest_export(run: Run) -> Artifact:
     """The exported graphs of the newest student.
 
     Raises:
-        CheckpointError: when there are none, or they are older than the student.
+        CheckpointError: when the run has no exported graphs, or they are older than the student.
     """
     graphs, newest = ingredient(run, "export"), newest_student(run)[0]
     if graphs.manifest["inputs"].keys() != {"scene", newest}:
         raise CheckpointError(
-            f"these graphs are not those of the run's newest student, that of `nelf {newest}`",
+            f"the graphs were not exported from the newest student, the result of `nelf {newest}`",
             where=graphs.path,
             remedy=f"run `nelf export --run {run.path}` again",
         )
@@ -79,10 +79,10 @@ def scene_file_name(name: str) -> str:
 
 
 def make_export(run: Run, console: Console) -> Artifact:
-    """Write every graph of the newest student, each compared with PyTorch on test poses."""
+    """Export the newest student and compare every graph with PyTorch on test poses."""
     source, scene = scene_of(run)
     stage_name, student = newest_student(run)
-    settings = {"student": stage_name, "parity_views": PARITY_VIEWS, "forms": EXPORT_FORMS}
+    settings = {"student": stage_name, "parity_views": PARITY_VIEWS, "version": EXPORT_VERSION}
 
     def work(stage: StageWriter) -> None:
         field = load_light_field(student, CPU)
@@ -108,27 +108,28 @@ def _images(views: Views, indices: Iterable[int]) -> Float[np.ndarray, "n h w 3"
 
 
 def _calibration(scene: Scene) -> Calibration:
-    """Training views, evenly spread."""
+    """Evenly spaced training views."""
     last = len(scene.train) - 1
     chosen = np.linspace(0, last, min(CALIBRATION_VIEWS, last + 1)).round().astype(int).tolist()
     return Calibration(scene.train.poses[chosen], _images(scene.train, chosen))
 
 
 def _summary(graphs: list[ExportedGraph]) -> dict[str, float | int | list[str]]:
-    """int8 is left out of the lowest parity: it is judged by what it loses, not by a floor."""
-    held = [graph for graph in graphs if graph.precision != "int8"]
+    """Metrics of the stage. The lowest parity excludes int8 graphs, which have no parity floor."""
+    floored = [graph for graph in graphs if graph.precision != "int8"]
     return {
         "graphs": len(graphs),
-        "lowest_parity_db": min(graph.psnr_db for graph in held if graph.psnr_db is not None),
+        "lowest_parity_db": min(graph.psnr_db for graph in floored if graph.psnr_db is not None),
         "unavailable": [graph.path.name for graph in graphs if not graph.available],
         "unfit": [graph.path.name for graph in graphs if graph.fit is False],
     }
 
 
 def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
-    """Write the Lens Studio project of the exported graphs, and lint it.
+    """Write the Lens Studio project of the exported graphs, and lint the project.
 
-    What a user did in an earlier project of the run stays. `drift` is that of `LensScene`.
+    Changes that the user made to an earlier project of the run are kept. `drift` is that of
+    `LensScene`.
     """
     source, scene = scene_of(run)
     stage_name, student = newest_student(run)
@@ -138,29 +139,31 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
         field = load_light_field(student, CPU)
         name = scene_file_name(scene.name)
         lens = replace(lens_scene_from(field, scene.train.poses, name), drift=drift)
-        models = [_only(graphs, form) for form in ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")]
+        patterns = ("Sampler.onnx", "Embedder.onnx", "*_Snap*.onnx")
+        models = [_only(graphs, pattern) for pattern in patterns]
         project = stage.path / name
-        generated_hashes(run.path / "lens" / name, lens)  # refuses what is not ours where it lies
+        # An earlier project of the run is replaced only if nelf generated it.
+        generated_hashes(run.path / "lens" / name, lens)
         carry_lens_projects(run.path / "lens", stage.path)
         carried = project.is_dir()
         written = write_lens_project(project, lens, *models)
         for path in written.kept_edits:
-            place = path.relative_to(stage.path)
-            console.say(f"lens: your edit is kept; the new version is lens/{place}")
+            file = path.relative_to(stage.path)
+            console.say(f"lens: your edit is kept; the new version is lens/{file}")
         for path in written.restored:
-            place = path.relative_to(stage.path)
-            console.say(f"lens: lens/{place} was deleted and is there again")
-        findings = lens_findings(project)
-        if findings.faults and not carried:
+            file = path.relative_to(stage.path)
+            console.say(f"lens: lens/{file} was deleted and has been written again")
+        lint = lint_result(project)
+        if lint.faults and not carried:
             raise ExportError(
-                f"the generated lens project has {len(findings.faults)} faults, the first: "
-                f"{findings.faults[0]}",
+                f"the generated lens project has {len(lint.faults)} faults, the first: "
+                f"{lint.faults[0]}",
                 where=stage.path,
             )
-        # the user's or the editor's making
-        for finding in (*findings.faults[:MOST_FAULTS], *findings.notes):
-            console.say(f"lens: {finding}")
-        if more := len(findings.faults[MOST_FAULTS:]):
+        # Faults of an earlier project come from changes by the user or by the editor.
+        for line in (*lint.faults[:MAX_FAULTS], *lint.notes):
+            console.say(f"lens: {line}")
+        if more := len(lint.faults[MAX_FAULTS:]):
             console.say(f"lens: and {more} more faults of the project")
         stage.metrics |= {
             "files": len(written.files),
@@ -173,11 +176,13 @@ def make_lens(run: Run, console: Console, drift: float = 0.0) -> Artifact:
     return run.perform("lens", {"drift": drift}, inputs, work)[0]
 
 
-def _only(graphs: Artifact, form: str) -> Path:
-    """The one exported file whose name has this form."""
-    names = fnmatch.filter(graphs.manifest["files"], form)
+def _only(graphs: Artifact, pattern: str) -> Path:
+    """The only exported file whose name matches the pattern."""
+    names = fnmatch.filter(graphs.manifest["files"], pattern)
     if len(names) != 1:
-        raise ExportError(f"{len(names)} exported graphs are called {form}", where=graphs.path)
+        raise ExportError(
+            f"{len(names)} exported graphs match {pattern}, instead of one", where=graphs.path
+        )
     return graphs.file(names[0])
 
 
@@ -190,6 +195,6 @@ def exported_fused(graphs: Artifact) -> Path:
     ]
     if len(names) != 1:
         raise ExportError(
-            f"{len(names)} exported graphs are called *_fused.onnx", where=graphs.path
+            f"{len(names)} exported graphs match *_fused.onnx, instead of one", where=graphs.path
         )
     return graphs.file(names[0])

@@ -226,7 +226,7 @@ def find_triton() -> Found:
     """Triton, which torch's CUDA builds bring, by the kernels' own probe."""
     import torch
 
-    from train.gpu import availability
+    from train.kernels import availability
 
     state, version = find_package("triton")
     if state == "absent":

@@ -1,14 +1,15 @@
-"""The stage of the pseudo images, and where students get their training images from.
+"""The pseudo stage, and the training images that it gives to students.
 
-The stage draws the poses, and the ray space in which students see the scene. The images themselves
-are files, unless the kernels can render them: a thousand a second, faster than a disk reads them. Then
-whoever trains on them has them rendered straight into the GPU's memory, each process its share.
+The stage stores the poses, and the ray space of the students: the scene's space with near and far fitted
+to the teacher. It writes image files, unless the kernels can render the images. In that case every
+command that trains a student renders its images into GPU memory (about a thousand per second, faster
+than a disk reads them), on each rank its shard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from lightfield.names import checked_folder
 from lightfield.rays import RaySpace
 from lightfield.run import Artifact, Run, StageWriter
 from lightfield.scenes.scene import Scene
-from lightfield.student import StudentSpec
 from pipeline.console import Console
 from pipeline.together import perform_together
 from pipeline.training import (
@@ -35,8 +35,7 @@ from pipeline.training import (
 )
 from train.depth_range import occupied_space
 from train.distributed import ALONE, Ranks
-from train.image_pool import ImagePool
-from train.posed_images import IMAGES, load_images, load_poses, save_poses
+from train.posed_images import IMAGES, PosedImages, load_images, load_poses, save_poses
 from train.pseudo import (
     PseudoConfig,
     fits_on_device,
@@ -48,58 +47,42 @@ from train.pseudo import (
 from train.published_pseudo import load_published_pseudo, published_camera
 from train.teacher import Teacher
 
-POSES_LOOKED_AT = 1000
-"""Poses by which near and far are set."""
-SAME_CAMERA = 1e-3
-"""Relative difference of two cameras' numbers that counts as none: published folders round theirs."""
-
-
-@dataclass(frozen=True)
-class TrainingImages:
-    """Posed images of a scene whose space is the students'; a tensor holds this process's share."""
-
-    scene: Scene
-    poses: Float[np.ndarray, "n 3 4"]
-    images: UInt8[np.ndarray, "n h w 3"] | UInt8[Tensor, "share h w 3"]
-    windows: int | None = None
-    """Windows of a step, by which several processes share the images."""
-
-    def pool(self, spec: StudentSpec, device: torch.device, ranks: Ranks = ALONE) -> ImagePool:
-        """The images as training windows for a student."""
-        return ImagePool(
-            self.poses, self.images, self.scene.intrinsics, self.scene.space, spec,
-            device=device, rank=ranks.rank, ranks=ranks.count, windows=self.windows,
-        )  # fmt: skip
+DEPTH_RANGE_POSES = 1000
+"""Number of pseudo poses that near and far are fitted to."""
+CAMERA_TOLERANCE = 1e-3
+"""Largest relative difference of the parameters of equal cameras; published folders round theirs."""
 
 
 def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
-    """Take pseudo images that the published code made in place of a teacher's.
+    """Use pseudo images of MobileR2L's published code instead of rendering a teacher.
 
     Raises:
-        SceneError: when they are of another camera than the run's scene, or the scene faces forward:
-            the published code centers such scenes by rules that its folders do not tell.
+        SceneError: when their camera is not the scene's camera, or the scene is forward-facing: the
+            published code centers such scenes, and its folders do not contain the center.
         CheckpointError: when the folder is damaged.
     """
     source, scene = scene_of(run)
     if scene.space.kind != "world":
         raise SceneError(
-            "published pseudo images of a forward-facing scene do not say where they are in it",
+            "published pseudo images of a forward-facing scene do not contain the scene's center, so "
+            "their poses are unknown",
             where=folder,
-            remedy=f"render new ones: `nelf pseudo --run {run.path}`",
+            remedy=f"render new images: `nelf pseudo --run {run.path}`",
         )
 
-    camera, ours = published_camera(folder), scene.intrinsics
-    same_size = (camera.width, camera.height) == (ours.width, ours.height)
+    camera, expected = published_camera(folder), scene.intrinsics
+    same_size = (camera.width, camera.height) == (expected.width, expected.height)
     if not same_size or not np.allclose(
         (camera.fx, camera.fy, camera.cx, camera.cy),
-        (ours.fx, ours.fy, ours.cx, ours.cy),
-        rtol=SAME_CAMERA,
+        (expected.fx, expected.fy, expected.cx, expected.cy),
+        rtol=CAMERA_TOLERANCE,
     ):
         longest = max(camera.width, camera.height)
         load_again = f"load the scene at that size: `nelf scene --resolution {longest}`"
         raise SceneError(
-            f"images of {camera.width}x{camera.height} pixels with a focal length of "
-            f"{camera.fx:.1f}, but the run's scene has {ours.width}x{ours.height} and {ours.fx:.1f}",
+            f"the images have {camera.width}x{camera.height} pixels and a focal length of "
+            f"{camera.fx:.1f}, but the run's scene has {expected.width}x{expected.height} and "
+            f"{expected.fx:.1f}",
             where=folder,
             remedy="give pseudo images of this scene" if same_size else load_again,
         )
@@ -118,10 +101,12 @@ def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
 
 
 def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks = ALONE) -> Artifact:
-    """Draw poses in the scene's viewing range, and render the teacher there; each process its share.
+    """Draw poses in the scene's viewing range, and render the teacher's images of them.
+
+    Each rank renders its shard.
 
     Raises:
-        ConfigError: when the images shall be kept in a GPU's memory that cannot hold them.
+        ConfigError: when `config.keep` is `gpu` and the kernels or the GPU's memory do not allow it.
     """
     source, scene = scene_of(run)
     device = compute_device()
@@ -130,10 +115,10 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks =
     camera = scene.intrinsics
     batches = batch_renderer(teacher, scene)
     kept = "gpu" if _kept_on_gpu(config, scene, batches, ranks, device) else "disk"
-    on_gpu = ranks.spread_text(kept) == "gpu"  # the leader's word: memory may differ
+    on_gpu = ranks.broadcast_text(kept) == "gpu"  # free memory can differ between the ranks
 
     def work(stage: StageWriter) -> None:
-        if on_gpu and ranks.leads:
+        if on_gpu and ranks.is_first:
             save_poses(poses, stage.path)
         elif not on_gpu:
             with console.progress("pseudo images") as progress:
@@ -142,8 +127,8 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks =
                     render_pseudo_in_batches(batches, poses, *size)
                 else:
                     render_pseudo(teacher_renderer(teacher, scene, device), poses, *size)
-        looked_at = np.concatenate([scene.train.poses, poses[:POSES_LOOKED_AT]])
-        space = occupied_space(teacher, scene.space, looked_at)
+        seen_from = np.concatenate([scene.train.poses, poses[:DEPTH_RANGE_POSES]])
+        space = occupied_space(teacher, scene.space, seen_from)
         stage.details |= {"space": space.to_json(), "rendered": "on demand" if on_gpu else "files"}
         stage.metrics["images"] = config.images
         stage.discard |= {path.name for path in stage.path.glob("done*.json")}
@@ -155,11 +140,12 @@ def make_pseudo(run: Run, config: PseudoConfig, console: Console, ranks: Ranks =
 def _kept_on_gpu(
     config: PseudoConfig, scene: Scene, batches: object, ranks: Ranks, device: torch.device
 ) -> bool:
-    share, camera = -(-config.images // ranks.count), scene.intrinsics
-    fits = batches is not None and fits_on_device(share, camera.height, camera.width, device)
+    """Whether the images are rendered into GPU memory on demand instead of into files."""
+    shard, camera = -(-config.images // ranks.world_size), scene.intrinsics
+    fits = batches is not None and fits_on_device(shard, camera.height, camera.width, device)
     if config.keep == "gpu" and not fits:
         raise ConfigError(
-            f"{share} images cannot be rendered into the memory of {device}",
+            f"{shard} images cannot be rendered into the memory of {device}",
             where="pseudo.keep",
             remedy="choose auto or disk",
         )
@@ -169,7 +155,7 @@ def _kept_on_gpu(
 def batch_renderer(
     teacher: Teacher, scene: Scene
 ) -> Callable[[Float[Tensor, "n 3 4"]], UInt8[Tensor, "n h w 3"]] | None:
-    """Poses to the teacher's images by the kernels, or None where they cannot."""
+    """Function from poses to the teacher's images by kernels, or None when they do not support it."""
     if (fused := fused_renderer(teacher)) is None:
         return None
     view = (scene.intrinsics, scene.space, scene.background)
@@ -177,8 +163,11 @@ def batch_renderer(
 
 
 def students_scene(pseudo: Artifact, scene: Scene, dense: Artifact | None = None) -> Scene:
-    """The scene in the ray space that students see it in: that of a dense student, if there is one,
-    since a brought one may have been trained in another space than the teacher found."""
+    """The scene in the students' ray space.
+
+    The space is that of the dense student if there is one, because an imported student may have another
+    space than the pseudo stage found. Otherwise it is that of the pseudo stage.
+    """
     source = dense or pseudo
     space = source.manifest["details"].get("space")
     try:
@@ -189,35 +178,35 @@ def students_scene(pseudo: Artifact, scene: Scene, dense: Artifact | None = None
 
 def training_images(
     run: Run,
+    scene: Scene,
+    space: RaySpace,
     pseudo: Artifact,
     console: Console,
+    *,
     windows: int,
     ranks: Ranks = ALONE,
-    dense: Artifact | None = None,
-) -> TrainingImages:
-    """The images of the `pseudo` stage, rendered now where they are not in its files, for steps of
-    `windows` windows; for training from scratch, or to go on from a dense student.
+) -> PosedImages:
+    """The images of the `pseudo` stage, as training data of students whose ray space is `space`.
+
+    Images without files are rendered now, in the space of `scene`: this rank's shard for steps of
+    `windows` windows.
 
     Raises:
-        CheckpointError: when they are not, and this machine cannot render them.
-        ConfigError: when there are fewer windows than processes.
+        CheckpointError: when there are no files and this machine cannot render the images.
+        ConfigError: when there are fewer windows than ranks.
     """
-    _, scene = scene_of(run)
-    seen = students_scene(pseudo, scene, dense)
     if (pseudo.path / IMAGES).exists():
-        stored = load_images(pseudo.path)
-        return TrainingImages(seen, stored.poses, stored.images, windows)
-    poses, camera, device = load_poses(pseudo.path), scene.intrinsics, compute_device()
+        return load_images(pseudo.path, scene.intrinsics, space)
+    device = compute_device()
     batches = batch_renderer(load_teacher(run, scene, device)[1], scene)
     if batches is None:
         raise CheckpointError(
-            "its images were to be rendered by a GPU, and there is none",
+            "the images are rendered by a GPU on demand, and this machine has no usable GPU",
             where=pseudo.path,
             remedy=f"run `nelf pseudo --run {run.path} --keep disk` here",
         )
-    share = ImagePool.needed(len(poses), ranks.rank, ranks.count, windows)
     with console.progress("pseudo images") as progress:
-        images = render_pseudo_on_device(
-            batches, poses[share], camera.height, camera.width, device, progress
-        )
-    return TrainingImages(seen, poses, images, windows)
+        return render_pseudo_on_device(
+            batches, load_poses(pseudo.path), scene.intrinsics, space, device, progress,
+            ranks=ranks, windows=windows,
+        )  # fmt: skip

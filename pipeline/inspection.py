@@ -1,4 +1,4 @@
-"""`nelf inspect`: what an exported file holds, for people and for programs."""
+"""`nelf inspect`: the contents of an exported file, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.console import Console
 
 
 def print_inspection(path: Path, console: Console, *, as_json: bool) -> None:
-    """A table of a file's facts and SnapML's verdict, or JSON on one line.
+    """Print the contents of a file, as a table or as one line of JSON.
 
     Raises:
-        ExportError: when it is missing, or neither ONNX nor CoreML.
+        ExportError: when the file is missing, or is neither ONNX nor CoreML.
     """
     found = inspect(path)
     if as_json:
@@ -46,10 +46,10 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
     return rows
 
 
-def _counts(counts: dict[str, int] | None, form: str) -> str:
+def _counts(counts: dict[str, int] | None, template: str) -> str:
     if counts is None:
         return "unknown"
-    return ", ".join(form.format(name, count) for name, count in counts.items()) or "none"
+    return ", ".join(template.format(name, count) for name, count in counts.items()) or "none"
 
 
 def _unknown(found: Inspection) -> str:

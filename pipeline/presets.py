@@ -13,7 +13,7 @@ from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.scenes.background import parsed_color
 from lightfield.student import Activation, Norm, StudentSpec, mac_count, mobile_r2l_spec
 from prune.config import MeasurementConfig, PruneConfig, SearchConfig, SearchSpaceConfig
-from train.distil import DistilConfig
+from train.distillation import DistillConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
@@ -136,9 +136,9 @@ class Preset:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
-    recovery: DistilConfig | None = None
-    """Settings of recovery distillation; None for the settings of `distil`."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    recovery: DistillConfig | None = None
+    """Settings of recovery distillation; None for the settings of `distill`."""
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     bench: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -181,7 +181,7 @@ def _tiny(kind: SceneKind) -> Preset:
         pseudo=PseudoConfig(2000),
         # Deep, so that pruning has something to take: head and up-sampling cost what they cost.
         network=NetworkConfig(blocks=12),
-        distil=DistilConfig(steps=3000),
+        distill=DistillConfig(steps=3000),
         fine_tune=FineTuneConfig(steps=400),
         prune=PruneConfig(
             search=SearchConfig(
@@ -208,7 +208,7 @@ def _tiny(kind: SceneKind) -> Preset:
         ),
         pseudo=PseudoConfig(1500),
         network=NetworkConfig(factors=(2, 2, 2), tail_widths=(48, 32, 16)),
-        distil=DistilConfig(steps=7000),
+        distill=DistillConfig(steps=7000),
         prune=replace(
             embedded.prune, search=replace(embedded.prune.search, final_recovery_steps=3000)
         ),
@@ -223,7 +223,7 @@ def _small(kind: SceneKind) -> Preset:
         teacher=TeacherConfig(steps=10_000, distortion=1e-3 if kind == "forward" else 0.0),
         pseudo=PseudoConfig(2000),
         network=NetworkConfig((2, 2, 2), 128, 14, (64, 32, 16)),
-        distil=DistilConfig(steps=40_000, windows=64, window_rays=14),
+        distill=DistillConfig(steps=40_000, windows=64, window_rays=14),
         fine_tune=FineTuneConfig(steps=2000, evaluate_every=200),
         prune=PruneConfig(
             search=SearchConfig(
@@ -237,7 +237,7 @@ def _small(kind: SceneKind) -> Preset:
 def _paper(kind: SceneKind) -> Preset:
     """The published size: 800 x 800, or 1008 x 756 for forward-facing scenes."""
     forward = kind == "forward"
-    distil = DistilConfig(
+    distill = DistillConfig(
         steps=360_000,
         windows=108,
         window_rays=25,
@@ -261,8 +261,8 @@ def _paper(kind: SceneKind) -> Preset:
         network=NetworkConfig(
             (2, 2, 3) if forward else (2, 2, 2), 256, 29, (64, 64, 16), points=24, frequencies=5
         ),
-        distil=distil,
-        recovery=replace(distil, learning_rate=1.5e-3, muon_learning_rate=0.003),
+        distill=distill,
+        recovery=replace(distill, learning_rate=1.5e-3, muon_learning_rate=0.003),
         fine_tune=FineTuneConfig(steps=1000),
         prune=PruneConfig(
             search=SearchConfig(

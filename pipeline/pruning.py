@@ -43,7 +43,7 @@ from prune.importance import Batch
 from prune.search import PruneConfig, SearchResult, Start, search
 from prune.state import HISTORY, STATE, SearchState, read_search
 from prune.workbench import Measurer
-from train.distil import DistilConfig, mean_psnr, recalibrate_norms
+from train.distillation import DistillConfig, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import FineTuneConfig
 
@@ -63,7 +63,7 @@ CALIBRATION_PIXELS = 1 << 18
 def make_pruned(
     run: Run,
     config: PruneConfig,
-    distilling: DistilConfig,
+    distilling: DistillConfig,
     fine_tuning: FineTuneConfig,
     target: Target | RecordedTarget,
     console: Console,
@@ -92,13 +92,13 @@ def make_pruned(
         CheckpointError: when `start_from` was made of another student than this run's.
         BudgetError: when a budget is out of reach.
     """
-    source, scene = scene_of(run)
+    source, teachers_scene = scene_of(run)
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    scene = students_scene(pseudo, scene, dense)
+    scene = students_scene(pseudo, teachers_scene, dense)
     field = load_light_field(dense, compute_device())
     settings: dict[str, Any] = {
         "prune": asdict(config),
-        "distil": asdict(distilling),
+        "distill": asdict(distilling),
         "fine_tune": asdict(fine_tuning),
         "target": asdict(target.identity),
     }
@@ -119,7 +119,7 @@ def make_pruned(
         with (
             scratch_folder("prune") as place,
             console.progress("prune") as progress,
-            leading_distiller(run, distilling, console, ranks) as distiller,
+            leading_distiller(run, teachers_scene, distilling, console, ranks) as distiller,
         ):
             bench = PruningWorkbench(
                 run=run, field=field, distiller=distiller, target=measured,
@@ -275,8 +275,8 @@ class PruningWorkbench:
 
     def recalibrate(self, student: Student) -> None:
         """Recompute batch-norm statistics in place."""
-        pool = self.distiller.pool(student.spec)
-        recalibrate_norms(student, pool, windows=8, batches=4, seed=0)
+        sampler = self.distiller.sampler(student.spec)
+        recalibrate_norms(student, sampler, windows=8, batches=4, seed=0)
 
     def score(self, student: Student) -> float:
         """PSNR in dB over the held-out real images."""
@@ -298,11 +298,13 @@ class PruningWorkbench:
         return self._batches[key]
 
     def _calibration_batches(self, spec: StudentSpec) -> Iterator[Batch]:
-        images, device, space = self.distiller.images, self.distiller.device, self._scene.space
+        images, device = self.distiller.images, self.distiller.device
         # One rank may have fewer images.
         count = min(self.measurement.calibration_images, len(images.images))
         rays = [
-            encoded_rays(torch.from_numpy(pose).to(device), self.field.intrinsics, space, spec)
+            encoded_rays(
+                torch.from_numpy(pose).to(device), self.field.intrinsics, images.space, spec
+            )
             for pose in images.poses[:count]
         ]
         truths = [
@@ -318,8 +320,8 @@ class PruningWorkbench:
         images = self.distiller.images
         chosen = np.linspace(0, len(images.poses) - 1, RAY_POSES).round().astype(int)
         poses = torch.from_numpy(np.array(images.poses[chosen])).to(self.distiller.device)
-        camera, space = self.field.intrinsics, self._scene.space
-        return scattered_rays(poses, camera, space, spec, each=RAYS_PER_POSE)
+        camera = self.field.intrinsics
+        return scattered_rays(poses, camera, images.space, spec, each=RAYS_PER_POSE)
 
     def fits(self, spec: StudentSpec) -> bool:
         """Whether the image size is a multiple of a student's rays, with enough rays per side."""
@@ -331,7 +333,7 @@ class PruningWorkbench:
 
     @property
     def _scene(self) -> Scene:
-        return self.distiller.images.scene
+        return self.distiller.scene
 
     @functools.cached_property
     def _held_out(self) -> Views:

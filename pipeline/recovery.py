@@ -16,14 +16,16 @@ import torch
 
 from lightfield.progress import Progress, silent
 from lightfield.run import Run, StageWriter
+from lightfield.scenes.scene import Scene
 from lightfield.student import Student, StudentSpec
 from pipeline.console import Console
-from pipeline.images import TrainingImages, training_images
+from pipeline.images import students_scene, training_images
 from pipeline.together import assist
-from pipeline.training import compute_device, ingredient
-from train.distil import DistilConfig, distil
+from pipeline.training import compute_device, ingredient, scene_of
+from train.distillation import DistillConfig, distill
 from train.distributed import ALONE, Ranks
-from train.image_pool import ImagePool
+from train.posed_images import PosedImages
+from train.window_sampler import WindowSampler
 
 WARMUP_STEPS = 50
 
@@ -36,8 +38,9 @@ class RecoveryDistiller:
     factors see equally many pixels.
     """
 
-    images: TrainingImages
-    settings: DistilConfig
+    scene: Scene
+    images: PosedImages
+    settings: DistillConfig
     device: torch.device
     factor: int
     ranks: Ranks = ALONE
@@ -55,20 +58,23 @@ class RecoveryDistiller:
             folder.mkdir(parents=True, exist_ok=True)
         where = None if folder is None else str(folder.resolve())
         request = {"spec": student.spec.to_json(), "steps": steps, "seed": seed, "folder": where}
-        self.ranks.spread_text(json.dumps(request))
+        self.ranks.broadcast_text(json.dumps(request))
         return self._trained(student, steps, seed, progress or silent, folder)
 
     def follow(self) -> None:
         """Train with rank 0 until it sends an empty text; called by the other ranks."""
-        while text := self.ranks.spread_text():
+        while text := self.ranks.broadcast_text():
             request = json.loads(text)
             student = Student(StudentSpec.from_json(request["spec"])).to(self.device)
             folder = None if request["folder"] is None else Path(request["folder"])
             self._trained(student, request["steps"], request["seed"], silent, folder)
 
-    def pool(self, spec: StudentSpec) -> ImagePool:
-        """This rank's images as training windows."""
-        return self.images.pool(spec, self.device, self.ranks)
+    def sampler(self, spec: StudentSpec) -> WindowSampler:
+        """Sampler of this rank's training windows for students of `spec`."""
+        return WindowSampler(
+            self.images, spec,
+            device=self.device, ranks=self.ranks, windows=self.settings.windows,
+        )  # fmt: skip
 
     def _trained(
         self, student: Student, steps: int, seed: int, progress: Progress, folder: Path | None
@@ -79,14 +85,16 @@ class RecoveryDistiller:
             self.settings,
             steps=max(steps, 1),
             windows=equal_windows(
-                self.settings.windows, self.factor, student.spec.factor, self.ranks.count
+                self.settings.windows, self.factor, student.spec.factor, self.ranks.world_size
             ),
             warmup_steps=min(WARMUP_STEPS, steps // 4),
             ema_decay=min(self.settings.ema_decay, 1 - 10 / max(steps, 20)),
             seed=seed,
         )
-        pool = self.pool(student.spec)
-        return distil(student, pool, settings, progress=progress, folder=folder, ranks=self.ranks)
+        sampler = self.sampler(student.spec)
+        return distill(
+            student, sampler, settings, progress=progress, folder=folder, ranks=self.ranks
+        )
 
 
 def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
@@ -102,27 +110,33 @@ def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
 
 @contextlib.contextmanager
 def leading_distiller(
-    run: Run, settings: DistilConfig, console: Console, ranks: Ranks
+    run: Run, scene: Scene, settings: DistillConfig, console: Console, ranks: Ranks
 ) -> Iterator[RecoveryDistiller]:
-    """The distiller of rank 0; the other ranks are released when the body ends without an error."""
-    distiller = _distiller(run, settings, console, ranks)
+    """The distiller of rank 0 for a run with the teacher's `scene`.
+
+    The other ranks are released when the body ends without an error.
+    """
+    distiller = _distiller(run, scene, settings, console, ranks)
     yield distiller
-    ranks.spread_text("")
+    ranks.broadcast_text("")
 
 
-def assist_recovery(run: Run, settings: DistilConfig, console: Console, ranks: Ranks) -> None:
+def assist_recovery(run: Run, settings: DistillConfig, console: Console, ranks: Ranks) -> None:
     """The part of the other ranks in a stage that rank 0 performs with a `leading_distiller`."""
 
     def work(_: StageWriter) -> None:
-        _distiller(run, settings, console, ranks).follow()
+        _distiller(run, scene_of(run)[1], settings, console, ranks).follow()
 
     assist(work, ranks)
 
 
 def _distiller(
-    run: Run, settings: DistilConfig, console: Console, ranks: Ranks
+    run: Run, teachers_scene: Scene, settings: DistillConfig, console: Console, ranks: Ranks
 ) -> RecoveryDistiller:
     dense, pseudo = ingredient(run, "student"), ingredient(run, "pseudo")
-    images = training_images(run, pseudo, console, settings.windows, ranks, dense)
+    scene = students_scene(pseudo, teachers_scene, dense)
+    images = training_images(
+        run, teachers_scene, scene.space, pseudo, console, windows=settings.windows, ranks=ranks
+    )
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
-    return RecoveryDistiller(images, settings, compute_device(), factor, ranks)
+    return RecoveryDistiller(scene, images, settings, compute_device(), factor, ranks)

@@ -16,7 +16,7 @@ from lightfield.scenes.scene import Scene, Views
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from lightfield.transform import SceneTransform
 from pipeline.console import Console
-from pipeline.images import TrainingImages, students_scene, training_images
+from pipeline.images import students_scene, training_images
 from pipeline.presets import NetworkConfig
 from pipeline.together import perform_together
 from pipeline.training import (
@@ -29,11 +29,12 @@ from pipeline.training import (
     scene_of,
     score,
 )
-from train.distil import CHECKPOINT, DistilConfig, distil, mean_psnr, recalibrate_norms
+from train.distillation import CHECKPOINT, DistillConfig, distill, mean_psnr, recalibrate_norms
 from train.distributed import ALONE, Ranks
 from train.fine_tuning import STATE as FINE_TUNING
 from train.fine_tuning import FineTuneConfig, fine_tune, held_out_split
-from train.image_pool import shared_out
+from train.posed_images import PosedImages, window_shard
+from train.window_sampler import WindowSampler
 
 HELD_OUT_EVERY = 8
 
@@ -41,33 +42,35 @@ HELD_OUT_EVERY = 8
 def make_student(
     run: Run,
     network: NetworkConfig,
-    config: DistilConfig,
+    config: DistillConfig,
     tuning: FineTuneConfig,
     console: Console,
     ranks: Ranks = ALONE,
 ) -> Artifact:
-    """Distil a student from the pseudo images, then fine-tune it on the real ones.
+    """Distill a student from the pseudo images, then fine-tune it on the real ones.
 
-    Several processes distil together; the first one does the rest.
+    Several processes distill together; the first one does the rest.
 
     Raises:
         ConfigError: when a step has fewer windows than there are processes.
     """
-    shared_out(config.windows, ranks.rank, ranks.count)
-    source, scene = scene_of(run)
+    window_shard(config.windows, ranks)  # refuses too few windows
+    source, teachers_scene = scene_of(run)
     pseudo = ingredient(run, "pseudo")
-    scene = students_scene(pseudo, scene)
+    scene = students_scene(pseudo, teachers_scene)
     device, spec = compute_device(), network.spec()
     if config.warmup_steps > config.steps:
         console.say(
             f"student: a warm-up of {config.warmup_steps} steps is longer than the {config.steps} steps "
             "of the training, so the learning rate never reaches its peak"
         )
-    settings = {"network": spec.to_json(), "distil": asdict(config), "fine_tune": asdict(tuning)}
+    settings = {"network": spec.to_json(), "distill": asdict(config), "fine_tune": asdict(tuning)}
 
     def work(stage: StageWriter) -> None:
-        images = training_images(run, pseudo, console, config.windows, ranks)
-        pool = images.pool(spec, device, ranks)
+        images = training_images(
+            run, teachers_scene, scene.space, pseudo, console, windows=config.windows, ranks=ranks
+        )
+        sampler = WindowSampler(images, spec, device=device, ranks=ranks, windows=config.windows)
         torch.manual_seed(config.seed)
         student = Student(spec).to(device)
         held = real_split(scene)[1]
@@ -77,13 +80,13 @@ def make_student(
             return mean_psnr(field, held.poses, held.images)
 
         with console.progress("student") as progress:
-            student = distil(
-                student, pool, config, progress=progress, log=stage.log, folder=stage.path,
+            student = distill(
+                student, sampler, config, progress=progress, log=stage.log, folder=stage.path,
                 ranks=ranks, held_out=held_out,
             )  # fmt: skip
-        if not ranks.leads:
+        if not ranks.is_first:
             return
-        recalibrate_norms(student, pool, windows=8, batches=8, seed=config.seed)
+        recalibrate_norms(student, sampler, windows=8, batches=8, seed=config.seed)
         student = tune_on_real_images(stage, student, scene, tuning, config, console)
         save_student(stage, student, scene, console)
         stage.discard.add(CHECKPOINT)
@@ -94,8 +97,8 @@ def make_student(
 
 def _carried(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Distillation's checkpoint serves more steps, and any fine-tuning after them."""
-    distils = "distil" in before and before["network"] == now["network"]
-    return [CHECKPOINT] if distils and of_more_steps(before["distil"], now["distil"]) else []
+    distills = "distill" in before and before["network"] == now["network"]
+    return [CHECKPOINT] if distills and of_more_steps(before["distill"], now["distill"]) else []
 
 
 def tune_on_real_images(
@@ -103,16 +106,17 @@ def tune_on_real_images(
     student: Student,
     scene: Scene,
     tuning: FineTuneConfig,
-    config: DistilConfig,
+    config: DistillConfig,
     console: Console,
 ) -> Student:
     """The student after fine-tuning on real images, or as it was where that did not help."""
     kept, held = real_split(scene)
     device = next(student.parameters()).device
+    images = PosedImages(kept.poses, kept.images, scene.intrinsics, scene.space)
     with console.progress("real images") as progress:
         tuned = fine_tune(
             student,
-            TrainingImages(scene, kept.poses, kept.images).pool(student.spec, device),
+            WindowSampler(images, student.spec, device=device),
             lambda s: mean_psnr(
                 LightField(s, scene.intrinsics, scene.space), held.poses, held.images
             ),

@@ -37,14 +37,14 @@ def perform_together(
     Raises:
         RunLockedError: in the leader, when another job works in this run.
     """
-    if ranks.leads:
+    if ranks.is_first:
 
         def leading(writer: StageWriter) -> None:
-            ranks.spread_text(str(writer.path.resolve()))
+            ranks.broadcast_text(str(writer.path.resolve()))
             work(writer)
 
         artifact = run.perform(stage, config, inputs, leading, say=say, carried=carried)[0]
-        ranks.spread_text("")
+        ranks.broadcast_text("")
         return artifact
     assist(work, ranks)
     return run.artifact(stage)
@@ -53,6 +53,6 @@ def perform_together(
 def assist(work: Callable[[StageWriter], None], ranks: Ranks) -> None:
     """The others' part of a stage that the leader performs: `work` in its folder, unless the stage is
     current; all have the result when this ends."""
-    if folder := ranks.spread_text():
+    if folder := ranks.broadcast_text():
         work(Helper(Path(folder), resumed=False))
-        ranks.spread_text()
+        ranks.broadcast_text()

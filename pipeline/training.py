@@ -21,7 +21,7 @@ from lightfield.run import WEIGHTS, Artifact, Run, StageWriter, load_into, save_
 from lightfield.scenes.scene import Scene, Views, load_scene
 from lightfield.student import parameter_count
 from pipeline.console import Console
-from train.gpu.availability import usable
+from train.kernels.availability import usable
 from train.teacher import Teacher, TeacherConfig, render_image
 from train.teacher_training import CHECKPOINT, train_teacher
 
@@ -181,7 +181,7 @@ def fused_renderer(teacher: Teacher) -> Any:
     """The kernels' renderer of a teacher, or None where they cannot serve it."""
     if not usable(teacher.device):
         return None
-    from train.gpu.rendering.renderer import renderer_for  # imports Triton
+    from train.fused_renderer import renderer_for  # imports Triton
 
     return renderer_for(teacher)
 

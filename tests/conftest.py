@@ -22,7 +22,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 
-PACKAGES = ("lightfield", "train", "prune", "export", "device", "pipeline")
+PACKAGES = ("lightfield", "train", "prune", "export", "device", "pipeline", "tools")
 
 ROOT = Path(__file__).resolve().parent.parent
 

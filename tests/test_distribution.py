@@ -8,6 +8,8 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,14 @@ def test_name_means_the_same_outside_the_checkout(name, tmp_path):
 def test_every_package_is_found_by_the_build():
     for module in MODULES:
         assert (module.parent / "__init__.py").is_file(), f"{module.parent} is no package"
+
+
+def test_tools_are_not_in_the_wheel():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "tools").rglob("*.py")}
+    assert packages == {"tools", "tools/bench_gpu"}
+    assert not [p for p in packages for pattern in patterns if fnmatch(p, pattern)]
 
 
 def test_no_module_is_named_after_nothing():

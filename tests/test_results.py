@@ -274,7 +274,7 @@ def run(tmp_path) -> Run:
         stage.metrics.update(latency_ms=2.5, ratio=0.5, clock="quiet", size_bytes=10)
         stage.details["device"] = {"kind": "host", "name": "x", "emulated": False}
 
-    made.perform("student", {"distil": {"seed": 3}}, {}, student)
+    made.perform("student", {"distill": {"seed": 3}}, {}, student)
     made.perform("prune", {"seed": 3}, {}, pruned)
     edited(made, "student", started="2026-11-30T10:00:00+00:00")
     edited(made, "prune", started="2026-11-30T10:00:01+00:00")

@@ -1,7 +1,7 @@
-"""The whole state of an interrupted training, in one atomic safetensors file.
+"""Checkpoint of a training: its whole state in one safetensors file, which is written atomically.
 
-Tensors are named `<kind>/<owner>/...`; everything that is not a tensor is JSON in the file's metadata.
-Nothing is pickled. What is written must be read back by the same owners, in the same shapes.
+Tensors are named `<kind>/<owner>/...`. Other values are JSON in the file's metadata. Nothing is pickled.
+A checkpoint is loaded into the same owners (modules, optimizers, generators), with the same shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def save_checkpoint(
     generators: Mapping[str, torch.Generator],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the state of a training after `step` steps; `extra` is any JSON."""
+    """Write the state of a training after `step` steps; `extra` holds further JSON values."""
     tensors: dict[str, Tensor] = {}
     optimizer_data: dict[str, Any] = {}
     for owner, module in modules.items():
@@ -64,11 +64,11 @@ def load_checkpoint(
     optimizers: Mapping[str, Optimizer],
     generators: Mapping[str, torch.Generator],
 ) -> tuple[int, dict[str, Any]] | None:
-    """Restore a training in place; its step and `extra`, or None when there is no file.
+    """Restore a training in place; return its step and `extra`, or None when there is no file.
 
     Raises:
-        CheckpointError: when the file is damaged, foreign, or belongs to other shapes; what was to
-            be restored is then in no defined state.
+        CheckpointError: when the file is damaged, incompatible, or has other shapes. The modules,
+            optimizers and generators are then in an undefined state.
     """
     if not path.exists():
         return None
@@ -99,26 +99,30 @@ def load_checkpoint(
         OverflowError,
     ) as reason:
         raise _refusal(
-            f"checkpoint does not fit this training ({quoted(first_line(reason))})", path
+            f"the checkpoint does not fit this training ({quoted(first_line(reason))})", path
         ) from reason
 
 
 def _restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict; settings that are tensors, as CUDA graphs need them, stay such."""
+    """Load a state dict; settings that are tensors for CUDA graphs stay the same tensors."""
     before = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, old in zip(optimizer.param_groups, before, strict=True):
         for key, value in old.items():
             if isinstance(value, Tensor):
                 group[key] = value.fill_(group[key])
-            elif key in ("fused", "foreach", "capturable"):  # this machine's ways, not the file's
+            elif key in (
+                "fused",
+                "foreach",
+                "capturable",
+            ):  # this machine decides
                 group[key] = value
 
 
 def _state_dict(
     optimizer: Optimizer, data: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What the optimizer's `state_dict` gave; its shapes are checked here, torch does not."""
+    """The optimizer's saved state dict; shapes are checked here because torch does not check them."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {
         int(index): dict(entries) for index, entries in data["plain"].items()

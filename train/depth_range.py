@@ -1,7 +1,7 @@
-"""The part of the rays of a scene that matters, from what its teacher holds.
+"""Depth range of a scene: near and far, fitted to the occupied cells of its teacher.
 
-A student's points lie between the ray space's near and far. Images come with a range that is sure to
-be wide enough; the nearer it fits the object, the finer are the points.
+A student's points lie between the ray space's near and far. The range of a loaded scene is wide; a range
+that fits the object closely gives denser points.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from train.teacher import Teacher
 
 CELLS_AT_ONCE = 1 << 14
 MARGIN = 0.01
-"""Added on both sides, as a share of the range: the occupancy grid lags behind the field."""
+"""Margin on both sides as a fraction of the range, because the occupancy grid lags behind the field."""
 
 
 @torch.no_grad()
 def occupied_space(
     teacher: Teacher, space: RaySpace, poses: Float[np.ndarray, "n 3 4"]
 ) -> RaySpace:
-    """`space` with near and far moved in to where some of the poses see an occupied cell.
+    """`space` with near and far moved to the depth range of the occupied cells over all poses.
 
-    A ray's parameter is its depth along the optical axis, so the range of a pose's depths holds for
-    all rays of its image. NDC spaces stay as they are: theirs end at infinity.
+    A ray's parameter is its depth along the optical axis, so the range of a pose's depths is valid for
+    all rays of its image. NDC spaces are not changed, because they end at infinity.
     """
     grid, box = teacher.occupancy, teacher.box
     cells = grid.occupied.nonzero()

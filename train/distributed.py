@@ -1,12 +1,12 @@
-"""Several processes that train as one, started by `torchrun`, on one machine or several.
+"""Distributed training: the ranks of a job that `torchrun` started, on one machine or several.
 
-Each process has a rank; rank 0 leads, and alone writes. What is computed together is a function of
-the settings, never of how many processes there are. Gradients go between GPUs through NCCL; small
-words and waiting go through gloo, whose connections break at once when a process ends. The run's
-folder must be the same one for all of them.
+Each process has a rank. Rank 0 alone writes files. Results are functions of the settings and do not
+depend on the number of ranks, except for the order of floating-point sums. Gradients are averaged
+between GPUs through NCCL; texts and barriers use gloo, whose connections break as soon as a process
+exits. All ranks need the run's folder, so several machines need a shared folder.
 
-No connection asks who is there. So processes of one machine talk over its loopback interface, and
-`pipeline.processes` starts them so that nothing else listens either.
+The connections are not authenticated. Ranks of one machine therefore use its loopback interface, and
+`pipeline.processes` starts ranks that open no other port either.
 """
 
 from __future__ import annotations
@@ -26,72 +26,77 @@ from torch.distributed.rendezvous import rendezvous
 
 from lightfield.errors import ConfigError, NelfError, first_line
 
-PATIENCE = datetime.timedelta(days=7)
-"""How long processes wait for the leader's own work, for example for scoring; a process that ends
-is noticed at once."""
-
-MEETING = datetime.timedelta(minutes=10)
-"""How long processes wait for each other to start."""
+COLLECTIVE_TIMEOUT = datetime.timedelta(days=7)
+"""Longest wait for another rank. It is long because ranks wait during rank 0's own work, such as
+scoring; the exit of a process is noticed immediately."""
+START_TIMEOUT = datetime.timedelta(minutes=10)
+"""Longest wait for all ranks to start."""
 STORE = "NELF_STORE"
-"""Environment variable: a file in which processes of one machine find each other, in place of the ports
-that torchrun opens to the network."""
+"""Environment variable: path of a file through which ranks of one machine find each other, instead of
+the ports that torchrun opens to the network."""
 
 
 class RanksError(NelfError):
-    """The processes of a job lost each other."""
+    """A distributed worker exited or timed out."""
 
 
 class AnotherRankFailedError(RanksError):
-    """Another process of the job failed first, and has said why."""
+    """Another rank failed first and reported its error."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its job; by default alone."""
+    """This process's rank and the number of ranks of its job; by default a single process."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     _gradients: Any = None
-    """The process group that tensors on the training device go through."""
+    """Process group for tensors on the training device."""
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes files."""
         return self.rank == 0
 
-    def average_(self, tensor: Tensor) -> None:
-        """Replace a tensor, which all processes have, by its mean over them."""
-        if self.count == 1:
-            return
-        with _losing_nobody():
-            dist.all_reduce(tensor, group=self._gradients)
-        tensor.div_(self.count)
+    def shard(self, count: int) -> slice:
+        """This rank's consecutive part of `count` items; two parts differ by at most one item."""
+        return slice(
+            count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size
+        )
 
-    def spread_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by the leader's."""
-        if self.count == 1:
+    def average_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its mean over all ranks."""
+        if self.world_size == 1:
             return
-        with _losing_nobody():
+        with _ranks_errors():
+            dist.all_reduce(tensor, group=self._gradients)
+        tensor.div_(self.world_size)
+
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of rank 0."""
+        if self.world_size == 1:
+            return
+        with _ranks_errors():
             for tensor in tensors:
                 dist.broadcast(tensor, 0, group=self._gradients)
 
-    def spread_text(self, text: str = "") -> str:
-        """The leader's text; the others wait for it."""
-        if self.count == 1:
+    def broadcast_text(self, text: str = "") -> str:
+        """The text of rank 0, for which the other ranks wait."""
+        if self.world_size == 1:
             return text
-        words = torch.tensor(list(text.encode()) if self.leads else [], dtype=torch.uint8)
-        size = torch.tensor([len(words)])
-        with _losing_nobody():
+        data = torch.tensor(list(text.encode()) if self.is_first else [], dtype=torch.uint8)
+        size = torch.tensor([len(data)])
+        with _ranks_errors():
             dist.broadcast(size, 0)
-            words = words if self.leads else torch.zeros(int(size), dtype=torch.uint8)
-            if len(words):
-                dist.broadcast(words, 0)
-        return bytes(words.tolist()).decode()
+            data = data if self.is_first else torch.zeros(int(size), dtype=torch.uint8)
+            if len(data):
+                dist.broadcast(data, 0)
+        return bytes(data.tolist()).decode()
 
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.count > 1:
-            with _losing_nobody():
+    def barrier(self) -> None:
+        """Wait until all ranks have called this."""
+        if self.world_size > 1:
+            with _ranks_errors():
                 dist.barrier()
 
 
@@ -99,22 +104,22 @@ ALONE = Ranks()
 
 
 def started_by_torchrun() -> bool:
-    """Whether this is one of several processes of a job."""
+    """Whether this process is one of several ranks of a job."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def leads() -> bool:
-    """Whether this process is the only one of its job, or the first."""
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of its job, or its only process."""
     return not started_by_torchrun() or int(os.environ["RANK"]) == 0
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """This process among those that `torchrun` started, with a GPU of its own where there are any.
+def joined_ranks() -> Iterator[Ranks]:
+    """This process among the ranks that `torchrun` started, each on a GPU of its own if there are any.
 
     Raises:
-        ConfigError: when there are fewer GPUs than processes.
-        AnotherRankFailedError: instead of any error that came after another process's.
+        ConfigError: when there are fewer GPUs than ranks.
+        AnotherRankFailedError: in place of any error that followed another rank's error.
     """
     if not started_by_torchrun():
         yield ALONE
@@ -123,31 +128,31 @@ def joined() -> Iterator[Ranks]:
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback_interface())
     try:
-        store, rank, count = _store()
+        store, rank, world_size = _store()
     except (RuntimeError, ValueError) as reason:
         raise RanksError(
-            f"the processes do not find each other ({first_line(reason)})",
+            f"the ranks of this job cannot reach each other ({first_line(reason)})",
             remedy="start them with torchrun",
         ) from reason
     failures = dist.PrefixStore("nelf failures", store)
     try:
         device = _choose_gpu()
-        with _losing_nobody():
+        with _ranks_errors():
             dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE
+                "gloo", store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
             )
             group = None if device is None else dist.new_group(backend="nccl", device_id=device)
-        yield Ranks(rank, count, group)
-        dist.destroy_process_group()  # after an error it could wait for those that have ended
+        yield Ranks(rank, world_size, group)
+        dist.destroy_process_group()  # not after an error: it could wait for ranks that have exited
     except Exception as error:
-        with contextlib.suppress(RuntimeError):  # the store has gone: nobody else can tell
+        with contextlib.suppress(RuntimeError):  # the process with the store has exited
             if failures.add("first", 1) > 1:
-                raise AnotherRankFailedError("another process failed first") from error
+                raise AnotherRankFailedError("another rank failed first") from error
         raise
 
 
 def _on_one_machine() -> bool:
-    """Whether all processes of the job are on this machine."""
+    """Whether all ranks of the job are on this machine."""
     return os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
 
 
@@ -157,13 +162,13 @@ def _loopback_interface() -> str:
 
 
 def _store() -> tuple[dist.Store, int, int]:
-    """The store in which the processes find each other, this one's rank, and how many they are."""
+    """The store through which ranks find each other, this process's rank, and the number of ranks."""
     if STORE not in os.environ:
-        return next(iter(rendezvous("env://", timeout=MEETING)))
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.FileStore(os.environ[STORE], count)
-    store.set_timeout(MEETING)
-    return store, rank, count
+        return next(iter(rendezvous("env://", timeout=START_TIMEOUT)))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.FileStore(os.environ[STORE], world_size)
+    store.set_timeout(START_TIMEOUT)
+    return store, rank, world_size
 
 
 def _choose_gpu() -> torch.device | None:
@@ -172,20 +177,21 @@ def _choose_gpu() -> torch.device | None:
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= gpus:
         raise ConfigError(
-            f"process {local + 1} of this machine finds only {gpus} GPU(s)",
+            f"process {local + 1} of this machine has no GPU: there are only {gpus}",
             where="torchrun",
-            remedy=f"start at most {gpus} with --nproc-per-node",
+            remedy=f"start at most {gpus} processes with --nproc-per-node",
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
 @contextlib.contextmanager
-def _losing_nobody() -> Iterator[None]:
+def _ranks_errors() -> Iterator[None]:
+    """Raise errors of torch.distributed as RanksError."""
     try:
         yield
     except RuntimeError as reason:
         raise RanksError(
-            f"another process of this job ended or cannot be reached ({first_line(reason)})",
-            remedy="look at the other processes' output; the same command goes on from here",
+            f"a distributed worker exited or timed out ({first_line(reason)})",
+            remedy="read the output of the other processes; the same command resumes from here",
         ) from reason

@@ -1,7 +1,7 @@
-"""Fine-tuning: a distilled student goes on with the real images, as long as that helps.
+"""Fine-tuning of a distilled student on photographs, with early stopping on held-out photographs.
 
-It trains in rounds of `train.distil`, at a share of its rates, and after each looks at images that
-were held out.
+The student trains in rounds of `train.distillation` with smaller learning rates. After each round it is
+scored on the held-out photographs.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from lightfield.progress import Progress
 from lightfield.ranges import STEPS, Range, check_ranges, later_seed
 from lightfield.student import Student
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.distil import DistilConfig, distil
-from train.image_pool import ImagePool
+from train.distillation import DistillConfig, distill
+from train.window_sampler import WindowSampler
 
 STATE = "fine-tuning.safetensors"
-"""Where a fine-tuning stands after its last whole round."""
+"""File with the state of a fine-tuning after its last finished round."""
 ROUND = "fine-tuning-"
-"""Folders of rounds under way."""
+"""Prefix of the folders of unfinished rounds."""
 
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """Fine-tuning on the real images, kept only while it helps on held-out ones."""
+    """Settings of the fine-tuning on photographs. It is kept only if the held-out PSNR rises."""
 
     steps: Annotated[int, Range(0, 100_000_000)] = 600
-    """Most optimizer steps."""
+    """Largest number of optimizer steps. 0 skips the fine-tuning."""
     evaluate_every: Annotated[int, STEPS] = 100
-    """Steps between two looks at the held-out images."""
+    """Number of steps between two evaluations on the held-out photographs."""
     patience: Annotated[int, Range(1, 1_000_000)] = 2
-    """Looks without an improvement after which it stops."""
+    """Number of evaluations without a better PSNR after which the fine-tuning stops."""
     rate_share: Annotated[float, Range(1e-6, 1)] = 0.1
-    """Constant share of distillation's peak learning rates."""
+    """Factor of the distillation's peak learning rates. It is constant over the fine-tuning."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "fine_tune")
@@ -45,7 +45,10 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The better of before and after, with both held-out scores."""
+    """The best student of a fine-tuning, its number of steps, and the held-out PSNR before and after.
+
+    `steps` is 0 when the student is unchanged.
+    """
 
     student: Student
     steps: int
@@ -54,7 +57,7 @@ class FineTuned:
 
 
 class _Rounds:
-    """Where a fine-tuning stands after some rounds; in a folder it survives an interruption."""
+    """State of a fine-tuning between rounds, which is stored in a folder if there is one."""
 
     def __init__(self, student: Student, held_out: Callable[[Student], float], folder: Path | None):
         self.current, self.best = copy.deepcopy(student), copy.deepcopy(student)
@@ -72,11 +75,11 @@ class _Rounds:
 
     @property
     def round_folder(self) -> Path | None:
-        """Where the round under way keeps its checkpoint."""
+        """Folder of the current round's checkpoint."""
         return None if self.folder is None else self.folder / f"{ROUND}{self.done}"
 
     def add(self, averaged: Student, steps: int, score: float) -> None:
-        """Take account of a round of some steps, which ended with `averaged`."""
+        """Record the result and the held-out PSNR of a round of `steps` steps."""
         self.done += steps
         if score > self.figures["best_db"]:
             self.best, self.best_steps, self.worse = averaged, self.done, 0
@@ -101,22 +104,22 @@ class _Rounds:
 
 def fine_tune(
     student: Student,
-    pool: ImagePool,
+    sampler: WindowSampler,
     held_out: Callable[[Student], float],
     config: FineTuneConfig,
-    distil_config: DistilConfig,
+    distill_config: DistillConfig,
     *,
     progress: Progress,
     folder: Path | None = None,
 ) -> FineTuned:
-    """Train on the pool's real images in rounds, and return the best student by `held_out` (dB).
+    """Train on the sampler's photographs in rounds; return the best student by `held_out` (PSNR in dB).
 
-    The student that came in, which stays as it is, is one of the candidates, so the score never gets
-    worse. With a folder, whose file `STATE` is left behind, an interrupted fine-tuning goes on where it
-    was, and ends as an uninterrupted one does.
+    The given student is one of the candidates and stays unchanged, so the PSNR never gets worse. With a
+    folder, an interrupted fine-tuning resumes from the folder's file `STATE`, and its result equals that
+    of an uninterrupted one.
 
     Raises:
-        CheckpointError: when the folder's checkpoint is damaged, or of another student's shape.
+        CheckpointError: when the folder's checkpoint is damaged or belongs to another architecture.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     rounds = _Rounds(student, held_out, folder)
@@ -124,17 +127,17 @@ def fine_tune(
         done = rounds.done
         steps = min(config.evaluate_every, config.steps - done)
         settings = replace(
-            distil_config,
+            distill_config,
             steps=steps,
-            learning_rate=config.rate_share * distil_config.learning_rate,
-            muon_learning_rate=config.rate_share * distil_config.muon_learning_rate,
+            learning_rate=config.rate_share * distill_config.learning_rate,
+            muon_learning_rate=config.rate_share * distill_config.muon_learning_rate,
             final_share=1.0,
             warmup_steps=10,
             ema_decay=0.98,
-            seed=later_seed(distil_config.seed, 1 + done),
+            seed=later_seed(distill_config.seed, 1 + done),
         )
-        averaged = distil(
-            rounds.current, pool, settings,
+        averaged = distill(
+            rounds.current, sampler, settings,
             progress=_shifted(progress, done, config.steps), folder=rounds.round_folder,
         )  # fmt: skip
         rounds.add(averaged, steps, held_out(averaged))
@@ -150,9 +153,9 @@ def _shifted(progress: Progress, start: int, total: int) -> Progress:
 
 
 def held_out_split(count: int, every: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices of `count` views as (kept, held out), every `every`-th being held out.
+    """Indices of the training views and of the held-out views, which are every `every`-th of `count`.
 
-    At least one is held out, unless there is only one view.
+    At least one view is held out, unless there is only one view.
     """
     held = set(range(min(every // 2, count - 1), count, every)) if count > 1 else set()
     return [i for i in range(count) if i not in held], sorted(held)

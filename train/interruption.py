@@ -1,5 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: they take effect between two steps, so that a checkpoint can be
-written first."""
+"""Delay of Ctrl-C and SIGTERM during a training, until a step is finished and a checkpoint written."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Interruption:
-    """Whether somebody has asked this process to stop."""
+    """Whether a signal has requested that this process stop."""
 
     requested: bool = False
 
@@ -26,14 +25,14 @@ class Interruption:
 def interruptible() -> Iterator[Interruption]:
     """Note the first SIGINT or SIGTERM of the block, and raise KeyboardInterrupt when the block ends.
 
-    The block has to look at `requested` after each step, write what it wants to keep, and end. A second
-    signal raises KeyboardInterrupt at once, except in a process that torchrun started: torchrun passes
-    one Ctrl-C on as two signals. Signals that the process ignores stay ignored; outside the main thread,
-    which alone hears signals, nothing changes.
+    The block must check `requested` after each step, write its checkpoint, and end. A second signal
+    raises KeyboardInterrupt immediately, except in a process that torchrun started, because torchrun
+    turns one Ctrl-C into two signals. Ignored signals stay ignored. Outside the main thread the block
+    runs unchanged, because only the main thread receives signals.
 
     Raises:
-        KeyboardInterrupt: when a signal came, also in place of a RanksError that followed it, because
-            the other processes of the job have stopped as well.
+        KeyboardInterrupt: after a signal, also in place of a RanksError that followed the signal,
+            because the other ranks have received the signal too.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():

@@ -1,11 +1,10 @@
-"""Marching: where along its rays a field is asked.
+"""Ray marching: samples of rays in the occupied cells of the box.
 
-Letters: rays are given in the box's own coordinates, where the box is [0, 1]^3; lengths are in sides
-of the box. Sample k of a ray lies at t = t0 + (k + offset) dt, with t0 where the ray enters the box
-(or its nearest t), and dt such that a step has the grid's step length. Samples outside occupied cells
-are left out.
+Letters: rays are in the box's coordinates, in which the box is [0, 1]^3; lengths are in sides of the
+box. Sample k of a ray lies at t = t0 + (k + offset) dt. The ray enters the box at t0, or starts there at
+the near bound, and dt is one step length of the grid. Samples outside occupied cells are skipped.
 
-Samples of all rays are packed into one array: ray after ray, near to far.
+The samples of all rays are packed into one array, ray after ray, near to far.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from train.occupancy import SEGMENT, OccupancyGrid
 
 @dataclass(frozen=True)
 class Samples:
-    """Packed samples: the number of each one's ray, ascending, and its ray parameter."""
+    """Packed samples: the ray index of each sample, in ascending order, and its ray parameter."""
 
     ray: Int[Tensor, "m"]
     t: Float[Tensor, "m"]
@@ -35,7 +34,7 @@ class Samples:
 def rays_in_box(
     origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], box: Box
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
-    """Rays in the box's coordinates; the ray parameter stays the same."""
+    """Rays in the box's coordinates; ray parameters do not change."""
     side = 2 * box.half_extent
     corner = torch.tensor(box.center, device=origins.device) - box.half_extent
     return (origins - corner) / side, directions / side
@@ -44,7 +43,7 @@ def rays_in_box(
 def box_interval(
     origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], near: float, far: float
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """The t between which rays are inside [0, 1]^3 and [near, far]; start >= stop where never."""
+    """Interval of t in which rays are inside [0, 1]^3 and [near, far]; start >= stop if it is empty."""
     inverse = 1 / torch.where(directions == 0, 1e-20, directions)
     a, b = -origins * inverse, (1 - origins) * inverse
     start = torch.minimum(a, b).amax(-1).clamp(min=near)
@@ -62,8 +61,8 @@ def march(
 ) -> Samples:
     """The samples of rays in occupied cells between `near` and `far`.
 
-    `offset`, in [0, 1), shifts all samples of a ray by that part of a step. Whole segments of steps
-    are skipped first, where the middle is too far from any occupied cell; this loses no sample.
+    `offset`, in [0, 1), shifts all samples of a ray by a fraction of a step. Whole segments of steps are
+    skipped first if their middle is too far from any occupied cell; no sample is lost.
     """
     start, stop = box_interval(origins, directions, near, far)
     dt = grid.step_length / directions.norm(dim=-1)
@@ -94,7 +93,7 @@ def cells_at(
     directions: Float[Tensor, "n 3"],
     t: Float[Tensor, "n k"],
 ) -> Bool[Tensor, "n k"]:
-    """The cells at points of rays; a point outside the box takes the cell nearest to it."""
+    """Values of the cells at points of rays; points outside the box take the nearest cell."""
     r = len(cells)
     number = torch.zeros((), dtype=torch.int32, device=t.device)
     for axis in range(3):

@@ -1,4 +1,4 @@
-"""The exponential moving average of a student's weights, which is what a training keeps."""
+"""Exponential moving average of a student's weights, which is the result of a training."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from lightfield.student import Student
 
 
 class MovingAverage:
-    """Exponential moving average of a student's weights and buffers, with a short memory at first.
+    """Exponential moving average of a student's weights and buffers, with a smaller decay at first.
 
-    Follows the parameters and buffers that the student has now.
+    The average refers to the tensors that the student has at construction.
     """
 
     def __init__(self, student: Student, decay: float):
         self.student, self.decay = copy.deepcopy(student).eval(), decay
-        mine, theirs = ([*s.parameters(), *s.buffers()] for s in (self.student, student))
-        pairs = list(zip(mine, theirs, strict=True))
+        averages, values = ([*s.parameters(), *s.buffers()] for s in (self.student, student))
+        pairs = list(zip(averages, values, strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    def share(self, step: int) -> float:
-        """What the student's state after step n, counted from 0, counts for: 1 - min(decay,
-        (1 + n) / (10 + n))."""
+    def weight(self, step: int) -> float:
+        """Weight of the student's state after step n, from 0: 1 - min(decay, (1 + n) / (10 + n))."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, share: float | Float[Tensor, ""]) -> None:
-        """Take in a share of the student's state; a tensor lets a CUDA graph hold this."""
-        mine, theirs = zip(*self._averaged, strict=True)
-        if isinstance(share, Tensor):
-            steps = torch._foreach_sub(theirs, mine)
-            torch._foreach_mul_(steps, share)
-            torch._foreach_add_(mine, steps)
+    def update(self, weight: float | Float[Tensor, ""]) -> None:
+        """Move the average to the student's state by `weight`, which is a tensor in a CUDA graph."""
+        averages, values = zip(*self._averaged, strict=True)
+        if isinstance(weight, Tensor):
+            steps = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(steps, weight)
+            torch._foreach_add_(averages, steps)
         else:
-            torch._foreach_lerp_(mine, theirs, share)
+            torch._foreach_lerp_(averages, values, weight)
         for counter, current in self._copied:
             counter.copy_(current)

@@ -1,9 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised before they are applied (Jordan et al. 2024).
+"""Muon optimizer: momentum with orthogonalized updates of matrices (Jordan et al. 2024).
 
-For the residual blocks' 1x1 convolutions, which are matrices, and on demand for the head and the
-up-sampling kernels. Everything else is left to AdamW. The
-orthogonalisation is five Newton-Schulz iterations of the quintic a X + b (X X^T) X + c (X X^T)^2 X,
-which pushes all singular values near 1; matrices of one shape go through it as one batch.
+Muon updates the 1x1 convolutions of the residual blocks, whose weights are matrices, and optionally the
+head and the up-sampling layers. AdamW updates all other parameters. The orthogonalization is five
+Newton-Schulz iterations of the quintic a X + b (X X^T) X + c (X X^T)^2 X, which brings all singular
+values near 1. Matrices of one shape are orthogonalized as one batch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightfield.student import Student
-from train.gpu.graphs import side_by_side
+from train.kernels.cuda_graph import run_in_parallel
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalised(
+def orthogonalized(
     matrices: Float[Tensor, "n a b"], *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "n a b"]:
     """Matrices with the same singular vectors and nearly equal singular values, computed in `dtype`.
 
-    Those above 1/500 of the matrix's Frobenius norm come to lie in [0.68, 1.21] (in bfloat16 up to
-    1.3); smaller ones grow 484-fold at most, and zero stays zero.
+    Singular values above 1/500 of the matrix's Frobenius norm are mapped to [0.68, 1.21] (in bfloat16 up
+    to 1.3). Smaller values grow at most 484-fold, and zero stays zero.
     """
     a, b, c = QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -44,12 +44,12 @@ def orthogonalised(
 
 
 class Muon(Optimizer):
-    """Stochastic gradient descent with Nesterov momentum and orthogonalised updates.
+    """Stochastic gradient descent with Nesterov momentum and orthogonalized updates.
 
-    A weight is taken as the matrix of its first dimension and all others; an update is an
-    orthogonalised matrix times the learning rate and sqrt(max(1, rows / columns)), whatever the
-    gradient's size. `weight_decay` is decoupled. Where the learning rate is a tensor, a step can be
-    captured in a CUDA graph. GPUs orthogonalise in bfloat16.
+    The rows of a weight's matrix are its first dimension, and the columns are all other dimensions. An
+    update is the orthogonalized matrix times the learning rate and sqrt(max(1, rows / columns)),
+    independent of the gradient's size. `weight_decay` is decoupled. If the learning rate is a tensor, a
+    CUDA graph can capture a step. On GPUs the orthogonalization is computed in bfloat16.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Apply one update to every parameter that has a gradient; closures are not supported."""
+        """Update every parameter that has a gradient; closures are not supported."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
@@ -79,8 +79,8 @@ class Muon(Optimizer):
                 functools.partial(self._update, parameters, group["lr"], group["momentum"])
                 for parameters in by_shape.values()
             ]
-            # The matrices of each shape keep a GPU busy for a while, but little of it.
-            side_by_side(updates, group["params"][0].device)
+            # The matrices of one shape use only a part of a GPU.
+            run_in_parallel(updates, group["params"][0].device)
 
     def _update(self, parameters: list[Tensor], lr: float | Tensor, momentum: float) -> None:
         for parameter in parameters:
@@ -92,7 +92,7 @@ class Muon(Optimizer):
         torch._foreach_add_(velocities, gradients)
         nesterov = torch._foreach_add(gradients, velocities, alpha=momentum)
         dtype = torch.bfloat16 if parameters[0].is_cuda else torch.float32
-        updates = orthogonalised(torch.stack([n.flatten(1) for n in nesterov]), dtype=dtype)
+        updates = orthogonalized(torch.stack([n.flatten(1) for n in nesterov]), dtype=dtype)
         rows, columns = updates.shape[1:]
         updates = updates * (-lr * max(1.0, rows / columns) ** 0.5)
         torch._foreach_add_(
@@ -111,5 +111,5 @@ def block_matrices(student: Student) -> list[Tensor]:
 
 
 def end_matrices(student: Student) -> list[Tensor]:
-    """The weights of the head and of the up-sampling operators, whose kernels' taps are columns."""
+    """The weights of the head and of the up-sampling layers; kernel taps become matrix columns."""
     return [chain.convolution.weight for chain in student.chains()]

@@ -1,9 +1,9 @@
-"""The occupancy grid: which cells of the box hold anything, so that rays can skip the others.
+"""Occupancy grid: the cells of the box that are not empty; marching skips the empty ones.
 
-Letters: the box is [0, 1]^3, cut into R^3 cells; cell (i, j, k) covers [i, i+1) x [j, j+1) x
-[k, k+1) / R and is number (i R + j) R + k. Lengths and densities are per side of the box.
+Letters: the box is [0, 1]^3 and has R^3 cells; cell (i, j, k) covers [i, i+1) x [j, j+1) x [k, k+1) / R
+and has index (i R + j) R + k. Lengths and densities are per side of the box.
 
-Invariants: an occupied cell is a candidate; a cell that is no candidate never becomes occupied.
+Invariant: only candidate cells are or become occupied.
 Source: Instant-NGP (Mueller et al. 2022), appendix E.1.
 """
 
@@ -18,17 +18,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 DECAY = 0.95
-OPACITY_OF_A_STEP = 0.01
-"""A cell counts as occupied when one marching step through it is about this opaque."""
+STEP_OPACITY = 0.01
+"""Opacity of one marching step from which a cell counts as occupied."""
 SEGMENT = 8
-"""Marching steps that are skipped at once where no occupied cell is near."""
+"""Number of marching steps that are skipped at once if no occupied cell is near."""
 
 
 class OccupancyGrid(nn.Module):
-    """Cells with a running maximum of their density; at first every cell is occupied.
+    """Cells with a decaying maximum of their density. At first every cell is occupied.
 
-    The state dict holds all state; `near` is derived from it: cells within half a segment of
-    marching, `step_length` a step, of an occupied one.
+    The state dict holds the whole state. `near` is derived from it: the cells within half a segment of
+    marching steps, each of `step_length`, from an occupied cell.
     """
 
     density: Tensor
@@ -48,7 +48,7 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def restrict(self, candidates: Bool[Tensor, "r r r"]) -> None:
-        """Exclude all other cells for good."""
+        """Remove all other cells from the candidates permanently."""
         self.candidates &= candidates
         self.occupied &= candidates
         self.density *= candidates
@@ -62,13 +62,13 @@ class OccupancyGrid(nn.Module):
         everywhere: bool,
         generator: torch.Generator,
     ) -> None:
-        """Look at the field again, at one random point in each chosen cell.
+        """Evaluate the field at one random point in each of some cells.
 
         Args:
-            density_at: the field, on points of the box.
-            everywhere: look at all candidates; else at a quarter of their number drawn from them, and
-                as many drawn from the occupied cells.
-            generator: on the grid's device.
+            density_at: density of the field at points of the box.
+            everywhere: evaluate all candidates. Otherwise draw cells at random: a quarter of the number
+                of candidates from the candidates, and as many from the occupied cells.
+            generator: random generator on the grid's device.
         """
         cells = self._chosen_cells(everywhere, generator)
         corner = torch.stack(torch.unravel_index(cells, self.density.shape), dim=-1)
@@ -80,18 +80,18 @@ class OccupancyGrid(nn.Module):
         self.derive_near()
 
     def threshold(self) -> Float[Tensor, ""]:
-        """The density above which a cell is occupied: at most the mean over cells that hold any."""
+        """Density above which a cell is occupied: the mean over positive cells, at most `ceiling`."""
         ceiling = torch.full((), self.ceiling(), device=self.density.device)
         positive = self.density[self.density > 0]
         return torch.minimum(positive.mean(), ceiling) if len(positive) else ceiling
 
     def ceiling(self) -> float:
-        """The density at which one marching step is about as opaque as counts."""
-        return OPACITY_OF_A_STEP / self.step_length
+        """Density at which the opacity of one marching step is about `STEP_OPACITY`."""
+        return STEP_OPACITY / self.step_length
 
     def derive_near(self) -> None:
-        """Bring `near` up to date with `occupied`."""
-        # A sample of a segment is at most this many cells away, on every axis, from its middle.
+        """Compute `near` from `occupied`."""
+        # Largest distance in cells, on each axis, of a segment's samples from its middle.
         reach = math.floor(0.5 * (SEGMENT - 1) * self.step_length * self.resolution) + 1
         grid = self.occupied[None, None].float()
         for axis in range(3):

@@ -1,8 +1,8 @@
-"""Pseudo images: what the teacher sees from random poses, the student's training data.
+"""Pseudo images: the teacher's images of random poses, on which students train.
 
-In GPU memory where there is room, else the files of `train.posed_images`. Several processes share
-the work by the poses, which depend on the seed and their number alone: whatever the number of
-processes, the images together are the same.
+The images are rendered into GPU memory if they fit, otherwise into the files of `train.posed_images`.
+Several ranks render shards of the poses. The poses depend on the seed and the number of images alone,
+so the images are the same for any number of ranks.
 """
 
 from __future__ import annotations
@@ -17,46 +17,48 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lightfield.camera import Intrinsics
 from lightfield.errors import ConfigError
 from lightfield.progress import Progress
 from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.rays import RaySpace
 from lightfield.viewpoints import sample_forward, sample_orbit
 from train.distributed import ALONE, Ranks
-from train.posed_images import PosedImages, write_images
+from train.posed_images import PosedImages, image_shard, write_images
 
 Keep = Literal["auto", "disk", "gpu"]
 BatchRenderer = Callable[[Float[Tensor, "n 3 4"]], UInt8[Tensor, "n h w 3"]]
-"""Poses to images, on whatever device they are rendered."""
+"""Function from poses to images, on the device of the renderer."""
 
 PIXELS_AT_ONCE = 1 << 23
-"""Pixels of a batch of images."""
-ROOM_SHARE = 0.5
-"""Share of a GPU's free memory that images may take; the student needs some too."""
+"""Largest number of pixels of a batch of images."""
+GPU_MEMORY_FRACTION = 0.5
+"""Fraction of the GPU's free memory that images may take; the student needs the rest."""
 
 
 @dataclass(frozen=True)
 class PseudoConfig:
-    """How many pseudo images, and from where."""
+    """Settings of the pseudo images."""
 
     images: Annotated[int, Range(1, 1_000_000)] = 400
-    """Images to render; the paper uses 10,000 at 800x800."""
+    """Number of images to render. The MobileR2L paper uses 10,000 of 800x800 pixels."""
     seed: Annotated[int, SEED] = 0
     """Seed of the random poses."""
     keep: Keep = "auto"
-    """Where the images are: files on the disk, or in the GPU's memory, into which they are rendered
-    anew by whoever needs them; auto is the GPU where its kernels can render and its memory has room."""
+    """Where the images are kept. `disk` writes files. `gpu` writes no files: each later command renders
+    the images into GPU memory again. `auto` uses the GPU if its kernels support the teacher and its
+    memory is large enough, because the kernels render faster than a disk reads."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "pseudo")
         if self.keep not in get_args(Keep):
-            raise ConfigError(f"{self.keep!r} is none of {get_args(Keep)}", where="pseudo.keep")
+            raise ConfigError(f"{self.keep!r} is not one of {get_args(Keep)}", where="pseudo.keep")
 
 
 def pseudo_poses(
     poses: Float[np.ndarray, "n 3 4"], space: RaySpace, count: int, *, seed: int
 ) -> Float[np.ndarray, "{count} 3 4"]:
-    """Random poses inside the viewing range of real ones."""
+    """Random poses inside the viewing range of the photographs' poses."""
     sample = sample_forward if space.kind == "ndc" else sample_orbit
     return sample(poses, count, seed=seed)
 
@@ -69,14 +71,14 @@ def render_pseudo(
     folder: Path,
     progress: Progress,
     ranks: Ranks = ALONE,
-) -> PosedImages:
-    """Render every pose with `render` ([3, 4] -> [H, W, 3] in [0, 1]) into `folder`.
+) -> UInt8[np.ndarray, "n {height} {width} 3"]:
+    """Render every pose into `folder` by `render`, from [3, 4] to [H, W, 3] with values in [0, 1].
 
-    Goes on where an interrupted call with the same poses and size stopped. Several processes render
-    their shares into one file, each progress being of its own, and end together.
+    Returns a memory map of all images (`train.posed_images.write_images`). Each rank's `progress` counts
+    its own shard, and all ranks return together.
 
     Raises:
-        OSError: when the disk has no room for all images; what the folder held is as it was.
+        OSError: when the disk has no room for all images; earlier files of the folder stay unchanged.
     """
 
     def render_one(pose: Tensor) -> Tensor:
@@ -97,14 +99,14 @@ def render_pseudo_in_batches(
     ranks: Ranks = ALONE,
     *,
     images_at_once: int | None = None,
-) -> PosedImages:
-    """Render poses into `folder`, batch after batch; a batch is copied while the next is rendered.
+) -> UInt8[np.ndarray, "n {height} {width} 3"]:
+    """Render poses into `folder` in batches; a batch is copied while the next one is rendered.
 
-    Goes on where an interrupted call with the same poses and size stopped. Several processes render
-    their shares into one file, each progress being of its own, and end together.
+    Returns a memory map of all images (`train.posed_images.write_images`). Each rank's `progress` counts
+    its own shard, and all ranks return together.
 
     Raises:
-        OSError: when the disk has no room for all images; what the folder held is as it was.
+        OSError: when the disk has no room for all images; earlier files of the folder stay unchanged.
     """
 
     def images(start: int, stop: int) -> Tensor:
@@ -119,19 +121,25 @@ def render_pseudo_in_batches(
 def render_pseudo_on_device(
     render: BatchRenderer,
     poses: Float[np.ndarray, "n 3 4"],
-    height: int,
-    width: int,
+    intrinsics: Intrinsics,
+    space: RaySpace,
     device: torch.device,
     progress: Progress,
     *,
+    ranks: Ranks = ALONE,
+    windows: int | None = None,
     images_at_once: int | None = None,
-) -> UInt8[Tensor, "n {height} {width} 3"]:
-    """Render poses into the memory of `device`, without a file.
+) -> PosedImages:
+    """Render this rank's shard of the images of all poses into the memory of `device`.
+
+    The shard has the images that the rank's windows can show (`train.posed_images.image_shard`).
 
     Raises:
-        ConfigError: when there is no room (ask `fits_on_device` before).
+        ConfigError: when the images do not fit (see `fits_on_device`), or when there are fewer windows
+            than ranks.
     """
-    count = len(poses)
+    shard = image_shard(len(poses), ranks, windows)
+    count, height, width = shard.stop - shard.start, intrinsics.height, intrinsics.width
     at_once = images_at_once or max(1, PIXELS_AT_ONCE // (height * width))
     try:
         images = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
@@ -141,17 +149,18 @@ def render_pseudo_on_device(
             where="pseudo.images",
             remedy="render them into a folder",
         ) from None
+    own_poses = torch.from_numpy(poses[shard])
     for start in range(0, count, at_once):
         stop = min(start + at_once, count)
-        images[start:stop] = render(torch.from_numpy(poses[start:stop]))
-        if device.type == "cuda":  # progress tells what is done, not what is asked for
+        images[start:stop] = render(own_poses[start:stop])
+        if device.type == "cuda":  # otherwise progress would count launches instead of images
             torch.cuda.current_stream(device).synchronize()
         progress(stop, count)
-    return images
+    return PosedImages(poses, images, intrinsics, space, shard.start)
 
 
 def fits_on_device(count: int, height: int, width: int, device: torch.device) -> bool:
-    """Whether so many images are best kept in the memory of `device`: a GPU with room for them."""
+    """Whether `device` is a GPU with enough free memory for `count` images."""
     if device.type != "cuda":
         return False
-    return 3 * count * height * width <= ROOM_SHARE * torch.cuda.mem_get_info(device)[0]
+    return 3 * count * height * width <= GPU_MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]

@@ -1,17 +1,17 @@
-"""Checkpoints of MobileR2L's published code, read into students of ours.
+"""Importer of students from checkpoints of MobileR2L's published code.
 
-A checkpoint is what `torch.save` writes, a zip of tensors and one pickle, whatever its suffix `.tar`
-says. It holds `network_fn_state_dict` beside the optimizer's state and the pickled network itself. The
-names of the state dict, with i a body block and j a position in the tail:
+A checkpoint has the suffix `.tar` but is a zip of tensors and one pickle, as `torch.save` writes it. It
+contains `network_fn_state_dict`, the optimizer's state, and the pickled network. The names of the state
+dict, with i a body block and j a position in the tail, are:
 
     head.0, body.{i}.conv_block.{0, 1, 3, 4}            convolution, norm, convolution, norm
     tail.{j}                                            transposed convolutions, and the last 1x1
-    tail.{j}.conv_block.{0, 1, 3, 4}                    the residual blocks behind each of them
+    tail.{j}.conv_block.{0, 1, 3, 4}                    residual blocks behind a transposed convolution
 
-Its channels have the order of `lightfield.encoding`, so weights are taken over as they are.
+The channels have the order of `lightfield.encoding`, so weights are copied unchanged.
 
-Nothing in a file is run (`train.torch_archive`). The pickle may name tensors, containers, NumPy's arrays
-and the published network's own classes; any other name refuses the file.
+No code of a file is run (`train.torch_archive`). The pickle may name tensors, containers, NumPy arrays
+and the published network's classes. A file with any other name is refused.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from train.torch_archive import (
 WEIGHTS = "network_fn_state_dict"
 
 NUMPY = ("core", "_core")
-"""NumPy's inner package, before version 2 and since."""
-HARMLESS = frozenset(
+"""NumPy's internal package before version 2, and since."""
+ALLOWED_NAMES = frozenset(
     {"collections.OrderedDict", "__builtin__.set", "torch.Size", "torch.device"}
     | {f"torch._utils._rebuild_{kind}" for kind in ("tensor_v2", "parameter")}
     | {f"numpy.{part}.multiarray.{kind}" for part in NUMPY for kind in ("scalar", "_reconstruct")}
     | {"numpy.dtype", "numpy.ndarray", "_codecs.encode"}
     | DTYPES.keys()
 )
-"""What PyTorch makes of a state dict, and NumPy of scores beside it; none of these names is called."""
-ITS_OWN = re.compile(r"model\.R2L\.\w+|torch\.nn\.modules\.[\w.]+|easydict\.EasyDict")
-"""Classes of the network that the published code pickles beside its weights."""
+"""Names in pickled state dicts, and in NumPy scores stored with them; none of them is called."""
+NETWORK_CLASSES = re.compile(r"model\.R2L\.\w+|torch\.nn\.modules\.[\w.]+|easydict\.EasyDict")
+"""Classes of the network, which the published code pickles with the weights."""
 
-MOST_TENSORS, MOST_FREQUENCIES, MOST_STAGES = 4096, 32, 8
-"""Of a network; the published one has about 500 tensors, 6 frequencies and 3 up-sampling stages."""
+MAX_TENSORS, MAX_FREQUENCIES, MAX_STAGES = 4096, 32, 8
+"""Limits on a network; the published one has about 500 tensors, 6 frequencies and 3 stages."""
 
 BLOCK = {
     "conv_block.0": "expand", "conv_block.1": "expand_norm",
     "conv_block.3": "contract", "conv_block.4": "contract_norm",
 }  # fmt: skip
 KERNELS = {4: 2, 3: 3}
-"""Of a transposed convolution: the kernel, and how many times it up-samples."""
+"""Up-sampling factors of transposed convolutions, by the side of their kernels."""
 ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.modules.activation.ReLU": "relu",
     "torch.nn.modules.activation.GELU": "gelu",
@@ -69,45 +69,47 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """What a published checkpoint does not say of itself."""
+    """Settings of a published network that its checkpoint does not contain."""
 
     points: Annotated[int, Range(2, 1024)] = 8
-    """Points per ray (`n_sample_per_ray`)."""
+    """Number of points per ray (`n_sample_per_ray` of the published code)."""
     activation: Activation | None = None
-    """Activation (`activation_fn`); by default what the file names beside its weights, or gelu."""
+    """Activation (`activation_fn` of the published code). By default it is read from the checkpoint; a
+    checkpoint with weights only gives gelu."""
     near: Annotated[float, Range(0, 1_000_000)] = 2.0
-    """Depth of the first point; forward-facing scenes have their own."""
+    """Depth of the first point of a ray. Forward-facing scenes do not use it."""
     far: Annotated[float, Range(0, 1_000_000)] = 6.0
-    """Depth of the last point."""
+    """Depth of the last point of a ray. Forward-facing scenes do not use it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "published_network")
         if not self.near < self.far:
             raise ConfigError(
-                f"near {self.near:g} is not before far {self.far:g}", where="published_network"
+                f"near must be smaller than far (got {self.near:g} and {self.far:g})",
+                where="published_network",
             )
 
 
 def read_published_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a published checkpoint; nothing else of it is used, and nothing is run.
+    """The state dict of a published checkpoint; nothing else of the file is used, and no code is run.
 
     Raises:
-        CheckpointError: when the file is missing, no such checkpoint, names anything but tensors and
-            the published network, or holds tensors that are larger than itself.
+        CheckpointError: when the file is missing or not such a checkpoint, when it names anything but
+            tensors and the published network, or when its tensors are larger than the file.
     """
     root = _contents(path).root
     state = root.get(WEIGHTS) if isinstance(root, dict) else None
     if not isinstance(state, dict) or not state:
-        raise _refusal(path, f"holds no `{WEIGHTS}`")
-    if len(state) > MOST_TENSORS:
+        raise _refusal(path, f"contains no `{WEIGHTS}`")
+    if len(state) > MAX_TENSORS:
         raise _refusal(path, f"is not the published network ({len(state)} tensors)")
     tensors: dict[str, StoredTensor] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            raise _refusal(path, f"{WEIGHTS}: {quoted(str(name))} is no tensor")
+            raise _refusal(path, f"{WEIGHTS}: {quoted(str(name))} is not a tensor")
         plain = name.removeprefix("module.")
         if plain in tensors:
-            raise _refusal(path, f"{WEIGHTS}: {quoted(plain)} is there twice")
+            raise _refusal(path, f"{WEIGHTS}: {quoted(plain)} occurs twice")
         tensors[plain] = value
     try:
         weights = read_tensors(path, tensors)
@@ -121,16 +123,18 @@ def read_published_weights(path: Path) -> dict[str, Tensor]:
 
 def _contents(path: Path) -> Contents:
     try:
-        return read_contents(path, lambda name: name in HARMLESS or bool(ITS_OWN.fullmatch(name)))
+        return read_contents(
+            path, lambda name: name in ALLOWED_NAMES or bool(NETWORK_CLASSES.fullmatch(name))
+        )
     except ArchiveError as reason:
         raise _refusal(path, str(reason)) from reason
 
 
 def published_activation(path: Path) -> Activation:
-    """The activation that a checkpoint names, or the published default where it holds weights alone.
+    """The activation that a checkpoint names, or gelu, the published default, if it names none.
 
     Raises:
-        CheckpointError: when it is missing or no checkpoint.
+        CheckpointError: when the file is missing or not a checkpoint.
     """
     names = _contents(path).names
     named: list[Activation] = [kind for name, kind in ACTIVATIONS.items() if name in names]
@@ -140,10 +144,10 @@ def published_activation(path: Path) -> Activation:
 def published_student(
     weights: dict[str, Tensor], network: PublishedNetwork, *, where: Path
 ) -> Student:
-    """The student of a published state dict, with its batch norms, in evaluation mode.
+    """The student of a published state dict, with batch norms, in eval mode.
 
     Raises:
-        CheckpointError: when names or shapes are not those of the published network.
+        CheckpointError: when names or shapes differ from those of the published network.
     """
     try:
         spec, names = _layout(weights, network)
@@ -156,10 +160,10 @@ def published_student(
     given = {names[name]: value for name, value in weights.items()}
     for name, value in weights.items():
         if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
-            raise _refusal(where, f"holds weights of the type {value.dtype} ({quoted(name)})")
+            raise _refusal(where, f"contains weights of the type {value.dtype} ({quoted(name)})")
     if any(not value.isfinite().all() for value in weights.values()):
-        raise _refusal(where, "holds weights that are NaN or infinite")
-    with torch.device("meta"):  # shapes alone: what a file claims may be larger than the memory
+        raise _refusal(where, "contains weights that are NaN or infinite")
+    with torch.device("meta"):  # shapes only: a file may claim more than fits memory
         student = Student(spec)
     for name, expected in student.state_dict().items():
         found = given[name].shape if name in given else None
@@ -178,7 +182,7 @@ def _refusal(path: Path, what: str) -> CheckpointError:
 def _layout(
     weights: dict[str, Tensor], network: PublishedNetwork
 ) -> tuple[StudentSpec, dict[str, str]]:
-    """The specification of a state dict, and our name of each of its tensors."""
+    """The specification of a state dict, and the name in `Student` of each published tensor."""
     names: dict[str, str] = {}
 
     def take(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> Tensor:
@@ -206,7 +210,9 @@ def _layout(
             kernel = take(theirs, f"tail.{len(stages)}.0")
             block_widths = []
             if kernel.ndim != 4 or kernel.shape[2] not in KERNELS:
-                raise ConfigError(f"{theirs} is no up-sampling of {tuple(kernel.shape)}")
+                raise ConfigError(
+                    f"{theirs} of shape {tuple(kernel.shape)} is not an up-sampling layer"
+                )
             stages.append(TailStage(KERNELS[kernel.shape[2]], kernel.shape[1], ()))
         else:
             ours = f"tail.{len(stages) - 1}.{len(block_widths) + 1}"
@@ -218,10 +224,14 @@ def _layout(
         raise ConfigError(f"head.0 has the shape {tuple(head.shape)}")
     per_coordinate, rest = divmod(head.shape[1], 3 * network.points)
     if rest or per_coordinate % 2 == 0:
-        raise ConfigError(f"{head.shape[1]} input channels are not {network.points} points")
+        raise ConfigError(
+            f"{head.shape[1]} input channels do not fit {network.points} points per ray"
+        )
     frequencies = (per_coordinate - 1) // 2
-    if frequencies > MOST_FREQUENCIES or len(stages) > MOST_STAGES:
-        raise ConfigError(f"{frequencies} frequencies, {len(stages)} up-sampling stages")
+    if frequencies > MAX_FREQUENCIES or len(stages) > MAX_STAGES:
+        raise ConfigError(
+            f"too many frequencies ({frequencies}) or up-sampling stages ({len(stages)})"
+        )
     assert encodings_per_coordinate(frequencies) == per_coordinate
     spec = StudentSpec(
         network.points, frequencies, len(head), inner, tuple(stages),
@@ -231,8 +241,8 @@ def _layout(
 
 
 def _last(weights: dict[str, Tensor], prefix: str) -> int:
-    """The highest number of a part whose names begin like this."""
+    """The highest index of the layers whose names start with `prefix`."""
     numbers = [int(name.split(".")[1]) for name in weights if name.startswith(prefix)]
     if not numbers:
-        raise ConfigError(f"nothing is called {prefix}")
+        raise ConfigError(f"there is no layer {prefix}")
     return max(numbers)

@@ -1,4 +1,4 @@
-"""The teacher's field: a density and a view-dependent color at every point of the box.
+"""Radiance field of the teacher: density and view-dependent color at every point of the box.
 
 Letters: x in [0, 1]^3 a point in the box's coordinates, d a unit direction, h the geometry features.
 
@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from train.grid_layout import GridShape
 from train.hash_grid.grid import Backend, hash_grid
-from train.hash_grid.layout import GridShape
 from train.spherical_harmonics import COUNT
 
 LARGEST_EXPONENT = 15.0
@@ -28,7 +28,7 @@ POINTS_AT_ONCE = 1 << 18
 
 
 class RadianceField(nn.Module):
-    """Hash grid and two small networks, initialized from `generator`; at first it is even fog."""
+    """Hash grid and two small networks, initialized from `generator` to a nearly constant density."""
 
     initial_density: Tensor
 
@@ -43,7 +43,7 @@ class RadianceField(nn.Module):
         device: torch.device | str,
     ):
         super().__init__()
-        # A buffer, because it is part of what the weights mean.
+        # A buffer, because the density depends on it as on the weights.
         self.register_buffer("initial_density", torch.ones(()))
         self.grid = hash_grid(shape, backend, generator, device)
         self.density_mlp = _mlp((shape.width, hidden_width, geometry_features), generator)
@@ -59,7 +59,7 @@ class RadianceField(nn.Module):
         return self.initial_density * bounded_exp(features[:, 0]), features
 
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-        """Density at points, however many, without gradients."""
+        """Density at points without gradients, computed in parts to save memory."""
         with torch.no_grad():
             parts = [self.geometry(part)[0] for part in points.split(POINTS_AT_ONCE)]
         return torch.cat(parts)
@@ -67,12 +67,12 @@ class RadianceField(nn.Module):
     def color(
         self, features: Float[Tensor, "n h"], harmonics: Float[Tensor, "n 16"]
     ) -> Float[Tensor, "n 3"]:
-        """Color at points with these geometry features, seen along these directions."""
+        """Color at points from their geometry features and the harmonics of the view directions."""
         return torch.sigmoid(self.color_mlp(torch.cat([harmonics, features], dim=-1)))
 
 
 def bounded_exp(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """exp of x held within +-15, whose gradient does not vanish at the bounds."""
+    """exp of x clamped to +-15, with a gradient that does not vanish at the bounds."""
     return _BoundedExp.apply(x)  # pyright: ignore[reportReturnType]
 
 
@@ -91,7 +91,7 @@ class _BoundedExp(torch.autograd.Function):
 def _mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        # Not torch's initialization, which would draw from the process's global generator.
+        # torch's initialization would draw from the global generator.
         linear = skip_init(nn.Linear, fan_in, fan_out, bias=False)
         assert isinstance(linear.weight, Tensor)
         nn.init.xavier_uniform_(linear.weight, generator=generator)

@@ -1,7 +1,7 @@
-"""Rendering a field along rays: all samples at once with gradients, or in rounds without.
+"""Rendering of rays through a field: with gradients from all samples, or without gradients in rounds.
 
-Rays are in the box's coordinates (`train.marching`); the letters are those of
-`train.volume_rendering`. Both ways see the same samples when the marching offset is the same.
+Rays are in the box's coordinates (`train.marching`). The letters are those of `train.volume_rendering`.
+Both functions use the same samples if the marching offset is the same.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from train.marching import Samples, march
 from train.occupancy import OccupancyGrid
 from train.radiance_field import RadianceField
 from train.spherical_harmonics import spherical_harmonics
-from train.volume_rendering import render_weights, sums_per_ray
+from train.volume_rendering import (
+    FINAL_TRANSMITTANCE,
+    NEGLIGIBLE_WEIGHT,
+    render_weights,
+    sums_per_ray,
+)
 
-HIDDEN = 1e-4
-"""Samples of less transmittance (training) or weight (rounds) are not asked for their color."""
-RAY_ENDS = 1e-3
-"""Transmittance under which rounds leave a ray: a quarter of a step of an 8-bit image."""
 FIRST_ROUND = 8
 
 
 @dataclass(frozen=True)
 class RenderedRays:
-    """What rays see: color without background, opacity, and the mean t of what is opaque."""
+    """Color without background, opacity, and mean t of rays; the mean is weighted by opacity."""
 
     color: Float[Tensor, "n 3"]
     opacity: Float[Tensor, "n"]
     t: Float[Tensor, "n"]
 
     def over(self, background: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
-        """The color in front of a background."""
+        """The color over a background."""
         return self.color + (1 - self.opacity[:, None]) * background
 
 
@@ -47,17 +48,17 @@ def render_samples(
     directions: Float[Tensor, "n 3"],
     step_length: float,
 ) -> tuple[RenderedRays, Float[Tensor, "m"]]:
-    """Rays rendered from all their samples, and the samples' weights; differentiable."""
+    """Render rays from all their samples; return the samples' weights too. Differentiable."""
     rays, ray = len(origins), samples.ray
     density, features = field.geometry(_points(origins, directions, ray, samples.t))
     weights, transmittance = render_weights(density * step_length, ray)
-    seen = (transmittance > HIDDEN).nonzero()[:, 0]
+    seen = (transmittance > NEGLIGIBLE_WEIGHT).nonzero()[:, 0]
     ray_seen, weights_seen = ray[seen], weights.index_select(0, seen)
     harmonics = spherical_harmonics(F.normalize(directions, dim=-1))[ray_seen]
     emitted = field.color(features.index_select(0, seen), harmonics)
     color = sums_per_ray(weights_seen[:, None] * emitted, ray_seen, rays)
     opacity = sums_per_ray(weights, ray, rays)
-    t = sums_per_ray(weights * samples.t, ray, rays) / opacity.clamp(min=HIDDEN)
+    t = sums_per_ray(weights * samples.t, ray, rays) / opacity.clamp(min=NEGLIGIBLE_WEIGHT)
     return RenderedRays(color, opacity, t), weights
 
 
@@ -70,9 +71,10 @@ def render_in_rounds(
     near: float,
     far: float,
 ) -> RenderedRays:
-    """Rays rendered near to far in rounds of a few samples, each round only for rays still clear.
+    """Render rays near to far in rounds of a few samples; later rounds skip rays that are opaque.
 
-    A color is off by at most `RAY_ENDS`, plus `HIDDEN` for each sample of its ray.
+    The error of a color is at most `FINAL_TRANSMITTANCE`, plus `NEGLIGIBLE_WEIGHT` for each sample
+    of its ray.
     """
     samples = march(origins, directions, grid, near, far)
     rays = len(origins)
@@ -90,16 +92,16 @@ def render_in_rounds(
         density, features = field.geometry(_points(origins, directions, ray, t))
         thickness = density * grid.step_length
         weights = render_weights(thickness, row)[0] * torch.exp(-depth[ray])
-        seen = (weights > HIDDEN).nonzero()[:, 0]
+        seen = (weights > NEGLIGIBLE_WEIGHT).nonzero()[:, 0]
         ray, weights, t = ray[seen], weights[seen], t[seen]
         emitted = field.color(features[seen], harmonics[ray])
         color.index_add_(0, ray, weights[:, None] * emitted)
         weighted_t.index_add_(0, ray, weights * t)
         depth[alive] += sums_per_ray(thickness, row, len(alive))
         done, size = done + size, 2 * size
-        alive = alive[(depth[alive] < -math.log(RAY_ENDS)) & (count[alive] > done)]
+        alive = alive[(depth[alive] < -math.log(FINAL_TRANSMITTANCE)) & (count[alive] > done)]
     opacity = -torch.expm1(-depth)
-    return RenderedRays(color, opacity, weighted_t / opacity.clamp(min=HIDDEN))
+    return RenderedRays(color, opacity, weighted_t / opacity.clamp(min=NEGLIGIBLE_WEIGHT))
 
 
 def _points(origins: Tensor, directions: Tensor, ray: Tensor, t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Real spherical harmonics of degrees 0 to 3, in tiny-cuda-nn's order and signs ("degree 4").
 
-Letters: (x, y, z) is a unit vector; harmonic l, m sits at l^2 + l + m and is orthonormal over the
-sphere.
+Letters: (x, y, z) is a unit vector; harmonic l, m has index l^2 + l + m. The harmonics are orthonormal
+over the sphere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ COUNT = 16
 
 
 def spherical_harmonics(unit: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
-    """All sixteen harmonics of unit vectors; a vector of another length gives no harmonic."""
+    """All sixteen harmonics of unit vectors; the vectors are not normalized here."""
     x, y, z = unit.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     xy, yz, xz = x * y, y * z, x * z

@@ -1,8 +1,8 @@
-"""The teacher: an Instant-NGP style radiance field of a scene, and what it sees.
+"""Teacher: an Instant-NGP style radiance field of a scene, and its rendering.
 
-Rays are given in the scene's ray space (`lightfield.rays.camera_rays`); `world` and `ndc` are treated
-alike: the box becomes [0, 1]^3 and is marched in equal steps of t. A TeacherConfig, a Box and a state
-dict rebuild a teacher: the occupancy grid is part of the state. `train.teacher_training` trains it.
+Rays are in the scene's ray space (`lightfield.rays.camera_rays`), `world` or `ndc`. In both, the box
+becomes [0, 1]^3 and rays are marched in equal steps of t. A TeacherConfig, a Box and a state dict
+rebuild a teacher, because the state includes the occupancy grid. `train.teacher_training` trains it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lightfield.camera import Intrinsics
 from lightfield.ranges import SEED, STEPS, Range, check_ranges
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.scenes.scene import Box
+from train.grid_layout import GridShape
 from train.hash_grid.grid import Backend
-from train.hash_grid.layout import GridShape
 from train.marching import rays_in_box
 from train.occupancy import OccupancyGrid
 from train.radiance_field import RadianceField
@@ -31,54 +31,55 @@ RAYS_AT_ONCE_CPU, RAYS_AT_ONCE = 1 << 14, 1 << 18
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher's size and training; the defaults are ngp_pl's for synthetic scenes."""
+    """Size and training of the teacher. The defaults are those of ngp_pl for synthetic scenes."""
 
     levels: Annotated[int, Range(1, 64)] = 16
-    """Levels of the hash grid."""
+    """Number of levels of the hash grid."""
     features_per_level: Annotated[int, Range(1, 64)] = 2
-    """Features of each level."""
+    """Number of features per level and point."""
     log2_table_size: Annotated[int, Range(3, 24)] = 19
-    """log2 of the entries of a level's table."""
+    """Binary logarithm of the largest number of entries of a level's table."""
     base_resolution: Annotated[int, Range(2, 65_536)] = 16
-    """Resolution of the coarsest level."""
+    """Resolution of the coarsest level, in cells along a side of the box."""
     finest_resolution: Annotated[int, Range(2, 65_536)] = 1024
-    """Resolution of the finest level."""
+    """Resolution of the finest level, in cells along a side of the box."""
     hidden_width: Annotated[int, Range(1, 4096)] = 64
     """Width of the hidden layers of both networks."""
     geometry_features: Annotated[int, Range(1, 4096)] = 16
-    """Outputs of the density network, all of which the color network reads."""
+    """Number of outputs of the density network, which are inputs of the color network."""
     occupancy_resolution: Annotated[int, Range(4, 512)] = 128
-    """Cells along each side of the occupancy grid."""
+    """Number of cells along a side of the occupancy grid."""
     max_samples_per_ray: Annotated[int, Range(1, 65_536)] = 1024
-    """Marching steps along the box's diagonal; about two per pixel of the images are enough."""
+    """Number of marching steps along the box's diagonal. Two per pixel of an image's side suffice."""
     steps: Annotated[int, STEPS] = 30_000
-    """Optimization steps."""
+    """Number of optimizer steps."""
     samples_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 18
-    """Samples to aim at in each step; the number of rays follows."""
+    """Target number of samples per step. The number of rays is adapted to it."""
     max_rays_per_step: Annotated[int, Range(1, 1 << 26)] = 1 << 16
-    """Most rays of a step, however few their samples."""
+    """Largest number of rays per step."""
     learning_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-2
-    """Adam's learning rate at the start; falls to a thirtieth along a cosine."""
+    """Learning rate of Adam at the start. It decays along a cosine to a thirtieth."""
     opacity_entropy: Annotated[float, Range(0, 100)] = 1e-3
-    """Weight of the loss that drives each ray's opacity to 0 or 1."""
+    """Weight of the loss term that drives the opacity of each ray to 0 or 1."""
     distortion: Annotated[float, Range(0, 100)] = 0.0
-    """Weight of the loss that gathers each ray's weight in one place; 1e-3 suits real captures."""
+    """Weight of the distortion loss (Mip-NeRF 360), which makes surfaces thin; 1e-3 suits photos."""
     occupancy_every: Annotated[int, STEPS] = 16
-    """Steps between updates of the occupancy grid."""
+    """Number of steps between updates of the occupancy grid."""
     occupancy_warmup: Annotated[int, Range(0, 100_000_000)] = 256
-    """Steps during which an update looks at every cell."""
+    """Number of first steps in which an update of the occupancy grid evaluates all cells."""
     grid: Backend = "auto"
-    """Implementation of the hash grid; auto takes triton on a GPU that can, else tcnn, else torch."""
+    """Implementation of the hash grid. `auto` is triton if the GPU supports it, otherwise tcnn if it is
+    installed, otherwise torch."""
     seed: Annotated[int, SEED] = 0
-    """Seed of the initial weights and of all sampling."""
+    """Seed of the initial weights and of all random draws."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "teacher")
-        _ = self.grid_shape  # refuses impossible grids
+        _ = self.grid_shape  # raises for invalid grids
 
     @property
     def grid_shape(self) -> GridShape:
-        """The hash grid's part."""
+        """The sizes of the hash grid."""
         return GridShape(
             self.levels, self.features_per_level, self.log2_table_size,
             self.base_resolution, self.finest_resolution,
@@ -104,7 +105,7 @@ class Teacher(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher is."""
+        """The device of the teacher."""
         return self.occupancy.density.device
 
 
@@ -115,7 +116,7 @@ def render_rays(
     space: RaySpace,
     background: tuple[float, float, float],
 ) -> RenderedRays:
-    """What rays of `space` see, their colors in front of the background; without gradients."""
+    """Color over the background, opacity and mean t of rays of `space`, without gradients."""
     at_once = RAYS_AT_ONCE_CPU if teacher.device.type == "cpu" else RAYS_AT_ONCE
     behind = torch.tensor(background, device=teacher.device)
     parts = []
@@ -133,7 +134,7 @@ def render_image(
     space: RaySpace,
     background: tuple[float, float, float],
 ) -> Float[Tensor, "h w 3"]:
-    """One image, values in [0, 1], on the teacher's device; without gradients."""
+    """The image of a pose with values in [0, 1], on the teacher's device, without gradients."""
     rays = camera_rays(pose.to(teacher.device), intrinsics, space)
     origins, directions = (x.reshape(-1, 3) for x in rays)
     color = render_rays(teacher, origins, directions, space, background).color

@@ -1,8 +1,8 @@
-"""The teacher's training on a scene's images.
+"""Training loop of the teacher on a scene's images.
 
-It draws random pixels of all images. The number of rays of a step follows the number of their samples,
-so that steps cost about the same from first to last. The steps themselves are taken by `PlainSteps`, in
-ordinary PyTorch, or by `train.gpu.teacher.steps` where the kernels can.
+Each step draws random pixels of all training images. `PlainSteps` computes the steps in ordinary
+PyTorch, `train.gpu_steps` in Triton kernels where they support the device and the configuration.
+`train.teacher_schedule` holds the learning rate and the number of rays of a step.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from lightfield.rays import RaySpace
 from lightfield.scenes.scene import Scene
 from lightfield.scenes.visual_hull import candidate_cells
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.gpu import availability
 from train.interruption import interruptible
+from train.kernels import availability
 from train.marching import march, rays_in_box
-from train.pixels import PixelPool
+from train.pixel_sampler import PixelSampler
+from train.posed_images import PosedImages
 from train.rendering import render_samples
 from train.teacher import Teacher, TeacherConfig
+from train.teacher_schedule import FIRST_RAYS, annealing, next_ray_count
 from train.volume_rendering import distortion, opacity_entropy
 
 CHECKPOINT = "checkpoint.safetensors"
-FIRST_RAYS, FEWEST_RAYS, MOST_GROWTH = 1024, 64, 1.25
-FINAL_LEARNING_RATE = 1 / 30
 CARVED_DENSITY = 10.0
-"""Density, per side of the box, at which the training starts inside silhouettes. At Instant-NGP's 1
-the little that is left after carving is so faint that darkening its color explains the images
-faster than thickening it, and the training can stay in black fog. Without silhouettes 1 is better."""
+"""Initial density inside silhouettes, per side of the box. With Instant-NGP's 1 the carved volume is
+so faint that darkening its color lowers the loss faster than raising its density, and the training
+can converge to black fog. Without silhouettes 1 is better."""
 LOG_EVERY = 100
 
 
 @runtime_checkable
 class Steps(Protocol):
-    """Whoever takes the steps of a training, and goes on from where it is."""
+    """Implementation of the training steps, with the state that a checkpoint stores."""
 
     report_every: int
-    """Steps after which it is worth looking at the figures."""
+    """Steps of one call of `take`; the loop logs and saves between calls."""
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold (`train.checkpoint`)."""
+        """Modules, optimizers and generators for `train.checkpoint`."""
         ...
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What it has to hold beside that, as JSON."""
+        """Further state of a checkpoint, as JSON values."""
         ...
 
     def resume(self, step: int, extra: dict[str, Any]) -> None:
-        """Go on after `step` steps, whose state has been loaded."""
+        """Continue after `step` steps, once the checkpoint's state is loaded."""
         ...
 
     def take(self, first: int, count: int) -> tuple[float, int, int]:
-        """Take `count` steps from number `first`: mean squared error, rays and samples of a step."""
+        """Take `count` steps from number `first`; mean squared error, rays and samples per step."""
         ...
 
 
@@ -81,8 +81,8 @@ def train_teacher(
 ) -> Teacher:
     """Train a teacher on the scene's training views.
 
-    Goes on from the checkpoint in `folder`, and then ends with the weights of a training that was
-    not interrupted (bit for bit on a CPU with the same number of threads). The checkpoint may come from
+    The training resumes from the checkpoint in `folder` and reaches the weights of an uninterrupted
+    training (bit for bit on a CPU with the same number of threads). The checkpoint may come from
     a training of fewer steps: the learning rate then follows the schedule of `config.steps` from the
     checkpoint's step on. Ctrl-C and SIGTERM take effect after a step, once a checkpoint is written.
 
@@ -121,7 +121,7 @@ def train_teacher(
 
 def _steps(teacher: Teacher, scene: Scene, device: torch.device) -> Steps:
     if availability.reason(device) is None:
-        from train.gpu.teacher.steps import GpuSteps, supports  # imports Triton
+        from train.gpu_steps import GpuSteps, supports  # imports Triton
 
         if supports(teacher, scene) is None:
             return GpuSteps(teacher, scene)
@@ -138,7 +138,8 @@ class PlainSteps:
         self.teacher, self.rays = teacher, FIRST_RAYS
         self._optimizer = torch.optim.Adam(teacher.parameters(), eps=1e-15, fused=True)
         self._generator = torch.Generator(device).manual_seed(teacher.config.seed)
-        self._pixels = PixelPool(scene.train, scene.intrinsics, scene.space, device=device)
+        images = PosedImages(scene.train.poses, scene.train.images, scene.intrinsics, scene.space)
+        self._pixels = PixelSampler(images, device=device)
         self._space = scene.space
         self._background = torch.tensor(scene.background, device=device)
 
@@ -163,7 +164,12 @@ class PlainSteps:
         for step in range(first, first + count):
             rays = self.rays
             mse, samples = self._take(step)
-            self.rays = next_rays(rays, samples, self.teacher.config)
+            self.rays = next_ray_count(
+                rays,
+                samples,
+                target_samples=self.teacher.config.samples_per_step,
+                max_rays=self.teacher.config.max_rays_per_step,
+            )
         return float(mse), rays, samples
 
     def _take(self, step: int) -> tuple[Tensor, int]:
@@ -179,13 +185,13 @@ class PlainSteps:
         loss, mse, samples = training_loss(
             teacher, *batch, self._space, self._background, self._generator
         )
-        if samples:  # else these rays passed through empty space alone
+        if samples:  # otherwise all rays passed through empty space
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
         elif not teacher.occupancy.occupied.any():
             raise SceneError(
-                "the teacher holds nothing any more: the images show nothing in its box",
+                "the teacher became empty: no cell of its box is occupied any more",
                 where="teacher",
                 remedy="check --background, --box and --center of `nelf scene`, and the poses",
             )
@@ -201,7 +207,7 @@ def training_loss(
     background: Float[Tensor, "3"],
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
-    """The loss of some rays, its mean squared error alone, and the number of samples marched."""
+    """Loss of a batch of rays, its mean squared error, and its number of samples."""
     config, rays = teacher.config, len(origins)
     step_length = teacher.occupancy.step_length
     origins, directions = rays_in_box(origins, directions, teacher.box)
@@ -218,16 +224,11 @@ def training_loss(
     return loss, mse.detach(), len(samples)
 
 
-def annealing(done: float) -> float:
-    """The learning rate's factor when the part `done` of all steps is done: a cosine from 1 down."""
-    return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def carve(teacher: Teacher, scene: Scene) -> None:
-    """Leave only the cells that the images do not rule out.
+    """Restrict the occupancy grid to the visual hull of the training images.
 
     Raises:
-        SceneError: when that is none.
+        SceneError: when the visual hull is empty.
     """
     cells = candidate_cells(
         scene.train, scene.intrinsics, scene.space, scene.box,
@@ -235,7 +236,7 @@ def carve(teacher: Teacher, scene: Scene) -> None:
     )  # fmt: skip
     if not cells.any():
         raise SceneError(
-            "no part of the box is seen by a camera and inside all silhouettes",
+            "no part of the box is both seen by a camera and inside all silhouettes",
             where=scene.name,
             remedy="check the poses and the alpha channels, or set --box and --center of `nelf scene`",
         )
@@ -244,17 +245,11 @@ def carve(teacher: Teacher, scene: Scene) -> None:
         teacher.field.initial_density.fill_(CARVED_DENSITY)
 
 
-def next_rays(rays: int, samples: int, config: TeacherConfig) -> int:
-    """How many rays the next step draws."""
-    wanted = rays * config.samples_per_step / max(samples, 1)
-    return int(min(max(wanted, FEWEST_RAYS), MOST_GROWTH * rays, config.max_rays_per_step))
-
-
 def _finite_psnr_db(mse: float) -> float:
     if not math.isfinite(mse):
         raise ConfigError(
-            "the teacher's training diverged",
+            "the teacher's training diverged: its error is not finite",
             where="teacher.learning_rate",
-            remedy="choose a lower one",
+            remedy="choose a lower learning rate",
         )
     return mse_to_psnr(mse)

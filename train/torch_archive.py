@@ -1,11 +1,11 @@
-"""Reader of the archives that `torch.save` writes, for files that nobody vouches for.
+"""Safe reader of untrusted archives that `torch.save` wrote.
 
-An archive is a zip without compression: `NAME/data.pkl` is one pickle, `NAME/data/KEY` are the bytes of
-a storage, on which tensors are views. The pickle is interpreted here, and nothing in it is run: of its
-operations those that describe tensors, containers, numbers and texts are known, whatever a class or a
-function would make is an empty dictionary, and any other operation refuses the file. What a file can
-cost is bounded: its size, its directory, its pickle, the number of operations, and each dictionary's
-keys, which are short to hash. No message holds more than a short text of the file.
+An archive is a zip without compression: `NAME/data.pkl` is one pickle, and `NAME/data/KEY` are the bytes
+of a storage. Tensors are views of storages. This module interprets the pickle and runs none of its code:
+it supports the operations for tensors, containers, numbers and texts, replaces the result of any class
+or function by an empty dictionary, and refuses files with other operations. The cost of a file is
+bounded by limits on its size, its directory, its pickle, the number of operations, and the keys of
+dictionaries, whose hashes must be fast. Error messages quote only short texts of the file.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from lightfield.errors import CheckpointError, quoted
 from lightfield.files import require_regular_file
 
 LARGEST_FILE_BYTES = 1 << 29
-"""Ten times the size of a published checkpoint with its optimizer's state. The limits on its parts are
-as generous."""
+"""Ten times the size of a published checkpoint with its optimizer's state."""
 LARGEST_READ_BYTES = 1 << 20
-"""Limit on one read; a zip's directory is read at once."""
+"""Limit on one read; zipfile reads a zip's directory in one read."""
 LARGEST_PICKLE_BYTES = 1 << 22
-MOST_OPERATIONS = 1 << 18
-MOST_DIMENSIONS = 8
+MAX_OPERATIONS = 1 << 18
+MAX_DIMENSIONS = 8
 LARGEST_KEY, LARGEST_SIZE = 1 << 32, 1 << 62
-"""Limits on a dictionary's whole numbers as keys, and on a tensor's sizes and strides."""
+"""Limits on integer keys of dictionaries, and on sizes and strides of tensors."""
 
 DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
@@ -48,20 +47,20 @@ DTYPES = {
 DAMAGE = (
     zipfile.BadZipFile, ValueError, LookupError, EOFError, OverflowError, RuntimeError, struct.error,
 )  # fmt: skip
-"""What the standard library's readers raise at damaged bytes."""
+"""Exceptions of the standard library's readers for damaged bytes."""
 
 
 OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of what torch.save wrote before PyTorch 1.6: a pickled magic number."""
+"""First bytes of files of torch.save before PyTorch 1.6: a pickled magic number."""
 
 
 class ArchiveError(Exception):
-    """What is wrong with an archive, as a clause whose subject is the file."""
+    """The fault of an archive, as a clause whose subject is the file."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a pickle names, which is not looked up."""
+    """The name of a class or function in a pickle; it is never looked up."""
 
     text: str
 
@@ -82,7 +81,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A view on a storage, in numbers of the storage, checked to lie within it."""
+    """A view of a storage; offset and strides count numbers and are checked to stay inside it."""
 
     storage: Storage
     offset: int
@@ -91,43 +90,44 @@ class StoredTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the tensor by itself."""
+        """Bytes of a contiguous copy of the tensor."""
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What an archive's pickle describes."""
+    """The contents of an archive's pickle."""
 
     root: Any
-    """Dictionaries, lists, tuples, numbers, texts, `Name` and `StoredTensor`."""
+    """Nested dictionaries, lists, tuples, numbers, texts, `Name` and `StoredTensor`."""
     names: frozenset[str]
-    """All classes and functions that it names."""
+    """Names of all classes and functions in the pickle."""
 
 
 def read_contents(path: Path, allowed: Callable[[str], bool]) -> Contents:
-    """What an archive describes, without the numbers of its tensors.
+    """The contents of an archive, without the numbers of its tensors.
 
     Args:
         path: the file.
-        allowed: whether a checkpoint may name this class or function.
+        allowed: whether the pickle may contain the name of a class or function.
 
     Raises:
         CheckpointError: when there is no such file, or it is a pipe, a device or a folder.
-        ArchiveError: when the file is no archive, damaged, too large, or asks for what is not allowed.
+        ArchiveError: when the file is not an archive, is damaged or too large, or contains a name that
+            is not allowed.
     """
     with _opened(path) as (archive, entry):
         data = _bytes_of(archive, entry)
-    machine = _Machine(allowed)
+    machine = _PickleInterpreter(allowed)
     try:
         root = machine.run(data)
     except DAMAGE as reason:
-        raise ArchiveError(f"holds a damaged pickle ({quoted(str(reason))})") from reason
+        raise ArchiveError(f"contains a damaged pickle ({quoted(str(reason))})") from reason
     return Contents(root, frozenset(machine.names))
 
 
 def read_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """The numbers of an archive's tensors, each in memory of its own.
+    """The tensors of an archive, each with memory of its own.
 
     Raises:
         CheckpointError: when there is no such file, or it is a pipe, a device or a folder.
@@ -142,7 +142,7 @@ def read_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, T
         folder = entry.filename.removesuffix("data.pkl")
         order = f"{folder}byteorder"
         if order in archive.namelist() and _bytes_of(archive, archive.getinfo(order)) != b"little":
-            raise ArchiveError("was written by a machine of another byte order")
+            raise ArchiveError("was written on a machine with another byte order")
         numbers = {each: _numbers(archive, f"{folder}data/{each.key}", each) for each in storages}
     return {
         name: numbers[each.storage].as_strided(each.shape, each.strides, each.offset).clone()
@@ -154,47 +154,45 @@ def _sum_bytes(parts: Iterable[Storage | StoredTensor]) -> int:
     return sum(part.size_bytes for part in parts)
 
 
-class _Careful(io.FileIO):
-    """A file of which only so much is read at a time; zipfile reads a whole directory at one go."""
+class _LimitedFile(io.FileIO):
+    """A file with a limit on each read, because zipfile reads a whole directory in one read."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         most = LARGEST_READ_BYTES + 1
         data = super().read(most if size is None or size < 0 else min(size, most))
         if data is None or len(data) > LARGEST_READ_BYTES:
-            raise ArchiveError("has a directory that is larger than any checkpoint's")
+            raise ArchiveError("has a larger directory than any checkpoint")
         return data
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
-    """The archive, and the entry of its pickle."""
+    """The open archive, and the entry of its pickle."""
     require_regular_file(path, CheckpointError)
     size = path.stat().st_size
     if size > LARGEST_FILE_BYTES:
         raise ArchiveError("is larger than any published checkpoint")
     try:
-        with _Careful(path) as file:
+        with _LimitedFile(path) as file:
             if file.read(len(OLD_FORMAT)) == OLD_FORMAT:
-                raise ArchiveError("was saved by PyTorch before 1.6, or in its format")
+                raise ArchiveError("has the format of PyTorch before 1.6")
             with zipfile.ZipFile(file) as archive:
                 yield archive, _pickle_of(archive.infolist(), size)
     except (OSError, *DAMAGE) as reason:
-        raise ArchiveError(
-            f"is no checkpoint as torch.save writes it ({quoted(str(reason))})"
-        ) from reason
+        raise ArchiveError(f"is not a checkpoint of torch.save ({quoted(str(reason))})") from reason
 
 
 def _pickle_of(entries: list[zipfile.ZipInfo], size: int) -> zipfile.ZipInfo:
     pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ArchiveError("is compressed, which torch.save never does")
+        raise ArchiveError("is compressed, unlike files of torch.save")
     if sum(entry.file_size for entry in entries) > size:
-        raise ArchiveError("claims to hold more bytes than it has")
+        raise ArchiveError("claims to contain more bytes than it has")
     if len(pickles) != 1:
-        raise ArchiveError("is no checkpoint as torch.save writes it")
+        raise ArchiveError("is not a checkpoint of torch.save")
     if pickles[0].file_size > LARGEST_PICKLE_BYTES:
         raise ArchiveError(
-            f"holds a pickle of {pickles[0].file_size} bytes, more than any checkpoint"
+            f"contains a pickle of {pickles[0].file_size} bytes, more than any checkpoint"
         )
     return pickles[0]
 
@@ -203,7 +201,7 @@ def _numbers(archive: zipfile.ZipFile, name: str, storage: Storage) -> Tensor:
     entry = archive.getinfo(name)
     if entry.file_size != storage.size_bytes:
         raise ArchiveError(
-            f"has {entry.file_size} bytes where {storage.count} numbers of {storage.dtype} should be"
+            f"has {entry.file_size} bytes instead of {storage.count} numbers of {storage.dtype}"
         )
     return torch.frombuffer(_bytes_of(archive, entry), dtype=storage.dtype)
 
@@ -216,8 +214,8 @@ def _bytes_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytearray:
     return data
 
 
-class _Machine:
-    """Interprets a pickle of protocol 2, as far as torch.save writes one."""
+class _PickleInterpreter:
+    """Interpreter of the part of pickle protocol 2 that torch.save uses."""
 
     def __init__(self, allowed: Callable[[str], bool]):
         self.names: set[str] = set()
@@ -228,8 +226,8 @@ class _Machine:
 
     def run(self, data: bytes | bytearray) -> Any:
         for count, (operation, argument, _) in enumerate(pickletools.genops(bytes(data))):
-            if count == MOST_OPERATIONS:
-                raise ArchiveError(f"holds a pickle of more than {MOST_OPERATIONS} operations")
+            if count == MAX_OPERATIONS:
+                raise ArchiveError(f"contains a pickle of more than {MAX_OPERATIONS} operations")
             name = operation.name
             if name in PUSHES:
                 self._stack.append(argument)
@@ -240,7 +238,7 @@ class _Machine:
             elif name == "STOP":
                 break
             elif name != "PROTO":
-                raise ArchiveError(f"uses the pickle operation {name}, which torch.save never does")
+                raise ArchiveError(f"uses the pickle operation {name}, unlike files of torch.save")
         return self._stack.pop()
 
     def _mark(self, _: Any) -> None:
@@ -258,7 +256,7 @@ class _Machine:
     def _global(self, argument: str) -> None:
         name = argument.replace(" ", ".")
         if not self._allowed(name):
-            raise ArchiveError(f"asks for {quoted(name)}, which no published checkpoint needs")
+            raise ArchiveError(f"names {quoted(name)}, which no published checkpoint needs")
         self.names.add(name)
         self._stack.append(Name(name))
 
@@ -274,27 +272,26 @@ class _Machine:
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, list):
-            raise ArchiveError("appends to what is no list")
+            raise ArchiveError("appends to an object that is not a list")
         target.extend(items)
 
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise ArchiveError("sets items of what is no dictionary")
+            raise ArchiveError("sets items of an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) and not (
-                isinstance(key, int) and abs(key) < LARGEST_KEY  # large ones may share their hash
+                isinstance(key, int)
+                and abs(key) < LARGEST_KEY  # many large integers have equal hashes
             ):
-                raise ArchiveError(
-                    "has a dictionary whose keys are neither texts nor small numbers"
-                )
+                raise ArchiveError("has dictionary keys that are neither texts nor small integers")
             target[key] = value
 
     def _make(self, _: Any) -> None:
-        """What calling a class or function gives."""
+        """Push the result of calling a class or function."""
         called, arguments = self._last(2)
         if not isinstance(called, Name) or not isinstance(arguments, tuple):
-            raise ArchiveError("calls what is no class or function")
+            raise ArchiveError("calls an object that is not a class or function")
         if called.text == "torch._utils._rebuild_tensor_v2":
             self._stack.append(_tensor(arguments))
         elif called.text == "torch._utils._rebuild_parameter":
@@ -307,7 +304,7 @@ class _Machine:
             case ("storage", Name(kind), str(key), str(), int(count)) if kind in DTYPES:
                 self._stack.append(Storage(DTYPES[kind], key, count))
             case _:
-                raise ArchiveError("refers to what is no storage")
+                raise ArchiveError("refers to an object that is not a storage")
 
 
 def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
@@ -318,8 +315,8 @@ def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
             raise ArchiveError("describes a tensor without a storage")
     numbers = (offset, *shape, *strides)
     whole = all(isinstance(number, int) and 0 <= number < LARGEST_SIZE for number in numbers)
-    if not whole or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise ArchiveError("describes a tensor of impossible sizes")
+    if not whole or len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+        raise ArchiveError("describes a tensor with invalid sizes")
     steps = zip(shape, strides, strict=True)
     last = offset + sum((size - 1) * stride for size, stride in steps) if all(shape) else offset - 1
     if last >= storage.count:
@@ -334,15 +331,15 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
 }  # fmt: skip
-METHODS: dict[str, Callable[[_Machine, Any], object]] = {
-    "MARK": _Machine._mark,
-    "GLOBAL": _Machine._global,
-    "BINPERSID": _Machine._persistent,
-    "REDUCE": _Machine._make,
-    "NEWOBJ": _Machine._make,
-    "BUILD": lambda machine, _: machine._last(1),  # a state that nobody asks for
-    "BINPUT": _Machine._put, "LONG_BINPUT": _Machine._put,
-    "BINGET": _Machine._get, "LONG_BINGET": _Machine._get,
+METHODS: dict[str, Callable[[_PickleInterpreter, Any], object]] = {
+    "MARK": _PickleInterpreter._mark,
+    "GLOBAL": _PickleInterpreter._global,
+    "BINPERSID": _PickleInterpreter._persistent,
+    "REDUCE": _PickleInterpreter._make,
+    "NEWOBJ": _PickleInterpreter._make,
+    "BUILD": lambda machine, _: machine._last(1),  # the state is not used
+    "BINPUT": _PickleInterpreter._put, "LONG_BINPUT": _PickleInterpreter._put,
+    "BINGET": _PickleInterpreter._get, "LONG_BINGET": _PickleInterpreter._get,
     "TUPLE": lambda machine, _: machine._push_tuple(machine._marked()),
     "TUPLE1": lambda machine, _: machine._push_tuple(machine._last(1)),
     "TUPLE2": lambda machine, _: machine._push_tuple(machine._last(2)),

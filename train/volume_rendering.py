@@ -1,9 +1,9 @@
-"""Volume rendering of packed samples, without knowing what field they came from.
+"""Volume rendering of packed samples, independent of the field.
 
 Letters, for sample i of a ray: x_i = density_i * length_i its optical thickness,
 T_i = exp(-sum_{j<i} x_j) the transmittance up to it, w_i = T_i (1 - exp(-x_i)) its weight (Max 1995;
 NeRF, equation 3). Samples are packed ray after ray, near to far (`train.marching`); `ray` is the
-number of the ray of each sample, in ascending order. All functions are differentiable.
+ray index of each sample, in ascending order. All functions are differentiable.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+NEGLIGIBLE_WEIGHT = 1e-4
+"""The color of a sample is not computed below this transmittance (training) or weight (rendering)."""
+FINAL_TRANSMITTANCE = 1e-3
+"""Rendering ends a ray below this transmittance: a quarter of a step of an 8-bit image."""
+
 
 @functools.lru_cache(maxsize=1)
 def scatter_library() -> Any:
-    """torch_scatter, or None where it does not import for whatever reason."""
+    """torch_scatter, or None when its import fails for any reason."""
     try:
         return importlib.import_module("torch_scatter")
     except Exception:  # a build for another torch raises OSError or RuntimeError
@@ -29,9 +34,9 @@ def scatter_library() -> Any:
 def sums_per_ray(
     values: Float[Tensor, "m *c"], ray: Int[Tensor, "m"], rays: int
 ) -> Float[Tensor, "{rays} *c"]:
-    """The sum of the samples of each ray; zero for rays that have none."""
+    """The sum of the samples of each ray; zero for rays without samples."""
     library = scatter_library()
-    if library is not None and len(values):  # it divides by the number of samples, and crashes
+    if library is not None and len(values):  # torch_scatter crashes without samples
         return library.segment_coo(values, ray, dim_size=rays, reduce="sum")
     return values.new_zeros((rays, *values.shape[1:])).index_add(0, ray, values)
 
@@ -39,8 +44,8 @@ def sums_per_ray(
 def sums_before(values: Float[Tensor, "m"], ray: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
     """For each sample the sum over the samples before it on the same ray.
 
-    One running sum over all rays, minus its value at the ray's start. It runs in float64: thousands
-    of opaque rays may lie before the one whose small differences matter.
+    The result is one running sum over all rays, minus its value at the ray's start. The running sum is
+    float64, because it adds up thousands of opaque rays before a ray with small differences.
     """
     if not len(values):
         return values
@@ -67,7 +72,7 @@ def distortion(
     ray: Int[Tensor, "m"],
     rays: int,
 ) -> Float[Tensor, "{rays}"]:
-    """How spread out each ray's weights are (Mip-NeRF 360, equation 15).
+    """Distortion loss of each ray, the spread of its weights (Mip-NeRF 360, equation 15).
 
     sum_ij w_i w_j |s_i - s_j| + 1/3 sum_i w_i^2 length_i, with intervals of `length` around `middle`.
     """
@@ -76,6 +81,6 @@ def distortion(
 
 
 def opacity_entropy(opacity: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """-o log o, which is least for rays that hit something for certain, or nothing."""
+    """-o log o, which is smallest for rays of opacity 0 or 1."""
     opacity = opacity.clamp(min=1e-5)
     return -opacity * opacity.log()

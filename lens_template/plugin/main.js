@@ -1,24 +1,25 @@
-// Puts the light field's scene together from the project's assets, with a right click > Rebuild Neural
-// Light Field in the Scene Hierarchy or the Asset Browser. Two uses:
-// - it adds an Image, with a material that only the editor can make, so that the image keeps its
-//   proportions instead of filling the screen;
-// - it is the way out when Lens Studio did not take the generated scene.
-// What is there already is kept and completed; nothing is removed. One undo takes it all back.
+// Editor plugin that assembles the light field's scene from the project's assets: right click > Rebuild
+// Neural Light Field in the Scene Hierarchy or the Asset Browser. It has two uses:
+// - It adds an Image with a material, which only the editor can create, so that the image keeps its
+//   proportions instead of filling the screen.
+// - It replaces the generated scene if Lens Studio does not accept that scene.
+// Existing objects are kept and completed; nothing is removed. One undo reverts all changes.
 
 import { CoreService } from "LensStudio:CoreService";
 
 const LIGHT_FIELD = "Neural Light Field";
 const CAPTION = "Rebuild Neural Light Field";
 const SCRIPT = { name: "NeuralLightField", file: "NeuralLightField.js", type: "JavaScriptAsset" };
-// by the script's input; files as they lie in the generated project's Assets
+// The models by the name of the script's input. Paths are relative to the generated project's Assets.
 const MODELS = {
     sampler: { name: "Sampler", file: "Models/Sampler.onnx", type: "MLAsset" },
     embedder: { name: "Embedder", file: "Models/Embedder.onnx", type: "MLAsset" },
     student: { name: "Student", file: "Models/Student.onnx", type: "MLAsset" },
 };
-const IMAGE_MATERIAL = "Com.Snap.MaterialPreset.ImageMaterialPreset"; // comes with Lens Studio
+const IMAGE_MATERIAL = "Com.Snap.MaterialPreset.ImageMaterialPreset"; // a part of Lens Studio
 
-// The camera stands 40 in front of the image, which is 28 wide, as wide as a phone's screen there.
+// The camera is 40 units in front of the image. The image is 28 wide, the width of a phone's screen at
+// this distance.
 const CAMERA_DISTANCE = 40;
 const FIELD_OF_VIEW_DEGREES = 63.541019;
 const IMAGE_SIZE = 28;
@@ -29,14 +30,14 @@ export class RebuildNeuralLightField extends CoreService {
         return {
             id: "nelf.RebuildNeuralLightField",
             name: CAPTION,
-            description: "Puts the neural light field's scene together from the project's assets.",
+            description: "Assembles the neural light field's scene from the project's assets.",
             dependencies: [Editor.Model.IModel, Editor.IContextActionRegistry],
         };
     }
 
     start() {
         const registry = this.pluginSystem.findInterface(Editor.IContextActionRegistry);
-        // An action lives as long as its guard is held.
+        // The editor removes an action when its guard is garbage collected.
         this.guards = [registry.registerAction((context) => this.action(context))];
     }
 
@@ -52,7 +53,7 @@ export class RebuildNeuralLightField extends CoreService {
         }
         action.id = "nelf.Action.RebuildNeuralLightField";
         action.caption = CAPTION;
-        action.description = "Adds what is missing of the light field's scene";
+        action.description = "Adds the missing objects of the light field's scene";
         action.group = [];
         action.apply = () => {
             this.rebuild().then(
@@ -81,7 +82,8 @@ export class RebuildNeuralLightField extends CoreService {
         });
     }
 
-    // The project's own asset of that name, else the one of the generated project that holds the plugin.
+    // The project's asset of this name. If there is none, the asset is imported from the generated project
+    // that contains the plugin.
     /** @param {Editor.Model.AssetManager} manager @param {AssetFile} asked */
     async assetOf(manager, asked) {
         const present = manager.assets.find(
@@ -99,26 +101,26 @@ export class RebuildNeuralLightField extends CoreService {
         }
         if (imported === null || Editor.isNull(imported.primary)) {
             throw new Error(
-                "There is no asset " + asked.name + ". Copy Assets/" + asked.file +
+                "The project has no asset " + asked.name + ". Copy Assets/" + asked.file +
                     " and its .meta from the generated project into this project's Assets.",
             );
         }
         if (asked === MODELS.student) {
             console.warn(
                 "[NeuralLightField] Student was imported without its .meta: select it and set the " +
-                    "scale of its output to 255 on all three channels, or the image stays black.",
+                    "scale of its output to 255 on all three channels. Otherwise the image stays black.",
             );
         }
         return imported.primary;
     }
 
-    // Made by Lens Studio's own preset, since a shader is a file that only the editor writes.
+    // Creates the material with Lens Studio's preset, because only the editor can write a shader.
     async imageMaterial() {
         const descriptor = this.pluginSystem.descriptors.find((each) => each.id === IMAGE_MATERIAL);
         if (!descriptor) {
             console.warn(
-                "[NeuralLightField] This Lens Studio has no preset " + IMAGE_MATERIAL + ": the " +
-                    "image will fill the screen. Add an Image component to " + LIGHT_FIELD + ".",
+                "[NeuralLightField] This Lens Studio has no preset " + IMAGE_MATERIAL + ". The image " +
+                    "will fill the screen. Add an Image component to " + LIGHT_FIELD + ".",
             );
             return null;
         }
@@ -180,7 +182,7 @@ function renderTarget(project) {
     return scene.captureTarget;
 }
 
-// The object that runs our script, else one of its name; null when there is none.
+// The object that runs the controller script, or else the object named LIGHT_FIELD, or null.
 /** @param {Editor.Assets.Scene} scene @param {Editor.Assets.Asset} script */
 function lightFieldIn(scene, script) {
     const runs = scene.sceneObjects.find((object) => {

@@ -1,6 +1,7 @@
-"""Scenes: posed images of an object, whatever they were read from.
+"""Scenes: posed images of an object or a place, loaded from folders or rendered.
 
-`lightfield.scenes.scene` is the common form. A loader (`blender`, `llff`) describes a folder as a
-`capture`; `assembly` decodes its images, finds its background and its bounds, and moves its poses to
-normalized coordinates. `bricks` is the embedded scene.
+A loader (`transforms_json`, `llff`) reads a folder's poses and image headers into a
+`capture.Capture`. `assembly` decodes the images, finds background and bounds, and normalizes the
+coordinates; the result is a `scene.Scene`. `formats` picks the loader. `bricks` renders the
+embedded scene.
 """

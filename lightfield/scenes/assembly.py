@@ -1,4 +1,4 @@
-"""A scene made of a capture: images decoded, background and bounds found, coordinates normalized."""
+"""Assembly of a scene from a capture: images, background, bounds, normalized coordinates."""
 
 from __future__ import annotations
 
@@ -22,48 +22,50 @@ from lightfield.scenes.bounds import (
 from lightfield.scenes.capture import Capture
 from lightfield.scenes.frames import read_views
 from lightfield.scenes.images import Color, Resolution, fitted_size, resampling_notes
-from lightfield.scenes.region import ACCEPTED_SHARE
+from lightfield.scenes.region import ACCEPTED_FRACTION
 from lightfield.scenes.scene import Box, Scene, Views
 from lightfield.transform import SceneTransform
 
 NDC_NEAR = 1.0
 NOT_FOR_FORWARD = (
-    "--box, --center, --near, --far and --keep-units are not used: the bounds of a forward-facing "
-    "capture come from its frusta"
+    "--box, --center, --near, --far and --keep-units are not used, because the bounds of a "
+    "forward-facing capture come from its view frusta"
 )
 
 
 @dataclass(frozen=True)
 class SceneChoice:
-    """How a capture becomes a scene."""
+    """Settings with which a capture becomes a scene."""
 
     name: str | None = None
-    """The scene's name; the folder's by default."""
+    """The scene's name; None means the folder's name."""
     resolution: Resolution = None
-    """Longest side, or (width, height); the files' own by default."""
+    """Longest side, or (width, height), in pixels; None keeps the size of the files."""
     multiple: int = 1
-    """Both sides become multiples of it (a student's up-sampling factor)."""
+    """Both image sides become multiples of this number (the student's up-sampling factor)."""
     test_every: int = 1
     """Take every n-th test view."""
     background: Color | None = None
-    """What transparent images are composited on, and what lies behind the field; None chooses."""
+    """The color that transparent images are composited on and that is rendered behind the field;
+    None chooses it from the images."""
     bounds: BoundsChoice = field(default_factory=BoundsChoice)
     keep_units: bool = False
-    """Leave the source's coordinates as they are."""
+    """Keep the source's coordinates instead of normalizing them."""
 
 
 def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silent) -> Scene:
-    """Decode a capture's images and place it in normalized coordinates.
+    """Decode the images of a capture and move its poses to normalized coordinates.
 
     Args:
-        progress: counts images.
+        progress: receives the number of images decoded so far.
 
     Raises:
-        SceneError: when an image is damaged, nothing is visible, or the cameras see no common part.
-        ConfigError: when the size or the bounds are impossible.
+        SceneError: when an image is damaged, all images are blank, or the cameras do not look at a
+            common point.
+        ConfigError: when the image size or the bounds are impossible.
     """
     splits = {**capture.splits, "test": capture.splits["test"].every(choice.test_every)}
-    source = capture.format
+    source = capture.image_format
     size = fitted_size(source.width, source.height, choice.resolution, multiple=choice.multiple)
     camera = capture.camera.resized(*size)
     composited = choice.background or background.WHITE
@@ -101,10 +103,10 @@ def scene_from(capture: Capture, choice: SceneChoice, progress: Progress = silen
 
 
 def _check_distances(views: dict[str, Views], box: Box, capture: Capture) -> None:
-    """Refuse a camera so far away that its pose must be damaged.
+    """Refuse a camera that is so far away that its pose must be damaged.
 
     Raises:
-        SceneError: naming the first one.
+        SceneError: naming the first such camera.
     """
     center = np.array(box.center) if capture.kind == "object" else np.zeros(3)
     usual = np.median(np.linalg.norm(views["train"].poses[:, :, 3] - center, axis=-1))
@@ -113,27 +115,28 @@ def _check_distances(views: dict[str, Views], box: Box, capture: Capture) -> Non
         for index in np.flatnonzero(distances > FARTHEST_RATIO * max(usual, box.half_extent)):
             raise SceneError(
                 f"the camera of {view.names[index]} is {distances[index] / usual:.2g} times as far "
-                "away as most",
+                "away as the median camera",
                 where=capture.where,
                 remedy="correct its pose, or remove the frame",
             )
 
 
 def _background(capture: Capture, train: Views, choice: SceneChoice) -> tuple[Color, Color | None]:
-    """The scene's background, and the color of a plain backdrop when opaque images have one."""
+    """The scene's background, and the color of a uniform backdrop when opaque images have one."""
     if train.alpha is not None:
         if not train.alpha.any():
             raise SceneError(
-                "every image is transparent everywhere, so there is nothing to learn",
+                "every training image is fully transparent",
                 where=capture.folder,
-                remedy="was the object hidden while the images were rendered?",
+                remedy="check that the object was not hidden while the images were rendered",
             )
         return choice.background or background.WHITE, None
     plain = choice.background or background.backdrop(train.images)
-    if plain is not None and not background.shown_pixels(train.images, None, plain).any():
+    if plain is not None and not background.foreground_pixels(train.images, None, plain).any():
         raise SceneError(
-            "every image is of one color everywhere, so there is nothing to learn",
+            "every training image shows a single uniform color",
             where=capture.folder,
+            remedy="check that the images show the object",
         )
     if capture.kind == "forward":
         return choice.background or background.NAMED["black"], None
@@ -143,7 +146,7 @@ def _background(capture: Capture, train: Views, choice: SceneChoice) -> tuple[Co
 def _placed(
     capture: Capture, camera: Intrinsics, train: Views, plain: Color | None, choice: SceneChoice
 ) -> tuple[SceneTransform, RaySpace, Box, list[str]]:
-    """The transform to scene coordinates, ray space and box, and what to say about them."""
+    """The transform to scene coordinates, the ray space, the box, and notes for the user."""
     if capture.kind == "forward":
         transform = capture.forward_frame
         poses = transform.to_scene(train.poses)
@@ -153,19 +156,20 @@ def _placed(
         train,
         train.poses,
         camera,
-        background.shown_pixels(train.images, train.alpha, plain),
+        background.foreground_pixels(train.images, train.alpha, plain),
         choice.bounds,
         keep_units=choice.keep_units,
         where=capture.where,
     )
-    share = bounds.missing_share
+    missed = bounds.missed_fraction
     half = bounds.box.half_extent * bounds.transform.unit
     notes = [
-        f"the box has a half side of {half:.4g} in your units; {share:.1%} of the rays miss it"
+        f"half the side of the box is {half:.4g} in the units of the poses; {missed:.1%} of the "
+        "foreground rays miss the box"
     ]
-    if share > ACCEPTED_SHARE:
+    if missed > ACCEPTED_FRACTION:
         notes.append(
-            f"warning: {share:.1%} of the rays that show something miss the box and can only show the "
-            "background; set it with --box and --center"
+            f"warning: the {missed:.1%} of the foreground rays that miss the box can only show the "
+            "background; enlarge or move the box with --box and --center"
         )
     return bounds.transform, bounds.space, bounds.box, notes

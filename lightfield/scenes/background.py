@@ -1,4 +1,4 @@
-"""What lies behind a scene: the color that images are composited on, and the pixels that show more."""
+"""Background colors of scenes, and the separation of foreground pixels from the background."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ NAMED: dict[str, Color] = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 WHITE = NAMED["white"]
 HEX = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 TOLERANCE = 12
-"""Difference of 8-bit values up to which a pixel counts as background: JPEG files add as much noise."""
+"""Largest difference from the background, in 8-bit values, of a background pixel. JPEG compression
+adds as much noise."""
 FAINT = 32
-"""8-bit coverage that the noise of a JPEG mask can have."""
-UNIFORM_SHARE = 0.85
-"""Share of all border pixels that must have the same color for it to be a backdrop."""
+"""Largest 8-bit coverage that the noise of a JPEG mask can have."""
+UNIFORM_FRACTION = 0.85
+"""Fraction of all border pixels that must have the same color for it to be a uniform backdrop."""
 
 
 def parsed_color(text: str) -> Color | None:
-    """The color that a user names, or None for `auto`.
+    """The color that a text names, or None for `auto`.
 
     Raises:
-        ConfigError: when the text names no color.
+        ConfigError: when the text is not a color.
     """
     if text == "auto":
         return None
@@ -35,14 +36,14 @@ def parsed_color(text: str) -> Color | None:
         red, green, blue = (int(part, 16) / 255 for part in found.groups())
         return red, green, blue
     raise ConfigError(
-        f"{text!r} is no color",
+        f"{text!r} is not a color",
         where="scene.background",
         remedy="give auto, white, black or #rrggbb",
     )
 
 
 def backdrop(images: UInt8[np.ndarray, "n h w 3"]) -> Color | None:
-    """The one color of the borders of opaque images, or None where the borders vary."""
+    """The uniform color of the borders of opaque images, or None when the borders vary."""
     border = np.concatenate(
         [
             side.reshape(-1, 3)
@@ -51,27 +52,29 @@ def backdrop(images: UInt8[np.ndarray, "n h w 3"]) -> Color | None:
     )
     color = np.median(border, axis=0)
     same = (np.abs(border - color) <= TOLERANCE).all(-1).mean()
-    if same < UNIFORM_SHARE:
+    if same < UNIFORM_FRACTION:
         return None
     red, green, blue = (color / 255).tolist()
     return red, green, blue
 
 
 def mean_border(images: UInt8[np.ndarray, "n h w 3"]) -> Color:
-    """The mean color of the borders: what a field without end shows where it holds nothing."""
+    """The mean color of the borders, rendered where a field without a backdrop is empty."""
     sides = [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]]
     red, green, blue = (np.concatenate([s.reshape(-1, 3) for s in sides]).mean(0) / 255).tolist()
     return red, green, blue
 
 
-def shown_pixels(
+def foreground_pixels(
     images: UInt8[np.ndarray, "n h w 3"],
     alpha: UInt8[np.ndarray, "n h w"] | None,
     plain: Color | None,
 ) -> Bool[np.ndarray, "n h w"]:
-    """The pixels that show something: with coverage, or unlike the plain backdrop, or else all.
+    """The foreground pixels of images.
 
-    Coverage within the noise of JPEG masks counts only where no image has more.
+    These are the pixels with coverage when there is an alpha channel, else the pixels that differ
+    from the color of the plain backdrop, else all pixels. Coverage within the noise of JPEG masks
+    counts only when no image has more.
     """
     if alpha is not None:
         clear = alpha > FAINT

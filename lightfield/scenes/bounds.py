@@ -1,4 +1,4 @@
-"""The box in which a scene's field lives, near and far along the rays, and normalized coordinates.
+"""Scene bounds: the box of the field, near and far along the rays, and normalized coordinates.
 
 Poses are camera-to-world, looking along -z, in float64.
 """
@@ -14,33 +14,45 @@ from jaxtyping import Bool, Float
 from lightfield.camera import Intrinsics
 from lightfield.errors import ConfigError, SceneError
 from lightfield.rays import RaySpace, camera_directions, rays_in_space
-from lightfield.scenes.region import Region, depths_of, fitted, missing_share, seen_region
+from lightfield.scenes.region import (
+    Region,
+    depths_of,
+    fitted_region,
+    initial_region,
+    missed_fraction,
+)
 from lightfield.scenes.scene import Box, Views
 from lightfield.transform import SceneTransform, Vector
 
 OBJECT_RULE = (
-    "center: nearest point to the rays through the middles of the images' outlines; half extent: the "
-    "outlines' reach at that depth, then the visual hull of the silhouettes or outlines, or until at "
-    "most 1 % of the rays that show something miss the box; near and far: the box's depths in the "
-    "training views"
+    "center: point nearest to the rays through the middles of the foreground rectangles; half "
+    "extent: extent of the foreground rectangles at the depth of the center, then the visual hull "
+    "of the silhouettes or foreground rectangles, or grown until at most 1 % of the foreground "
+    "rays miss the box; near and far: depths of the box in the training views"
 )
-NDC_BOX_RULE = "1.1 x the farthest corner of the train frusta in NDC"
-NDC_MARGIN = 1.1  # pseudo views are drawn from a little more than the train views' range
+NDC_BOX_RULE = "1.1 x the farthest corner of the training frusta in NDC"
+NDC_MARGIN = 1.1
+"""Enlargement of the box in NDC. Poses of pseudo images are drawn from slightly beyond the range of
+the training poses."""
 
 FARTHEST_RATIO = 1000.0
-"""How many times as far away as most a camera may be."""
-NEAREST_SHARE = 0.05
-"""Nearest t, as a share of the least depth of the center, where cameras stand inside the box."""
+"""Largest distance of a camera from the center, in median distances."""
+NEAREST_FRACTION = 0.05
+"""Least near depth, as a fraction of the center's least depth. It applies to cameras inside the
+box."""
 STANDARD_HALF_EXTENT = 4 / 3
-"""Half side of a normalized box. It is that of the NeRF synthetic scenes' usual box."""
+"""Half extent of a normalized box, which is that of the usual box of the NeRF synthetic scenes."""
 STANDARD_RANGE = (0.8, 2.0)
-"""Scenes around the origin whose box is of such a size keep their coordinates: students that were
-published for the NeRF synthetic scenes see those scenes' own units."""
+"""Half extents with which a box around the origin keeps its coordinates. Published students of the
+NeRF synthetic scenes need the original units of these scenes."""
 
 
 @dataclass(frozen=True)
 class BoundsChoice:
-    """What the user sets by hand, in the source's own coordinates; None is found from the images."""
+    """Bounds that the user sets, in the source's coordinates.
+
+    A bound that is None is determined from the images.
+    """
 
     box: float | None = None
     """Half of the box's side."""
@@ -54,53 +66,55 @@ class BoundsChoice:
 
 @dataclass(frozen=True)
 class ObjectBounds:
-    """Where the field of an object lives, in scene coordinates, and how to get there."""
+    """Bounds of an object's field in scene coordinates, and the transform to scene coordinates."""
 
     transform: SceneTransform
     space: RaySpace
     box: Box
-    missing_share: float
-    """Share of the training rays that show something and miss the box."""
+    missed_fraction: float
+    """Fraction of the foreground rays of the training views that miss the box."""
 
 
 def object_bounds(
     views: Views,
     poses: Float[np.ndarray, "n 3 4"],
     intrinsics: Intrinsics,
-    shown: Bool[np.ndarray, "n h w"],
+    foreground: Bool[np.ndarray, "n h w"],
     choice: BoundsChoice,
     *,
     keep_units: bool,
     where: object,
 ) -> ObjectBounds:
-    """Bounds of something that cameras stand around, from the training views.
+    """Bounds of an object that cameras surround, determined from the training views.
 
     Args:
-        views: images and silhouettes; their poses are not used.
-        poses: the views' poses in the source's coordinates (float64).
-        intrinsics: of the images.
-        shown: the pixels that show something (`background.shown_pixels`).
-        choice: what the user set.
-        keep_units: leave the source's coordinates as they are.
-        where: what to name in errors.
+        views: images and silhouettes; the poses in `views` are not used.
+        poses: poses of the views in the source's coordinates (float64).
+        intrinsics: the camera of the images.
+        foreground: the foreground pixels (`background.foreground_pixels`).
+        choice: bounds that the user set.
+        keep_units: keep the source's coordinates.
+        where: the file that errors name.
 
     Raises:
-        SceneError: when the cameras stand at one place, or do not look at a common point in front of
-            them, or nothing is there.
-        ConfigError: when the chosen numbers bound nothing.
+        SceneError: when all cameras have the same position or do not look at a common point in
+            front of them, or when the silhouettes have no common volume.
+        ConfigError: when the chosen near depth is not less than the far depth.
     """
     directions = camera_directions(intrinsics).numpy().astype(np.float64)
-    region = _chosen(seen_region(poses, directions, shown, where=where), choice)
+    region = _chosen(initial_region(poses, directions, foreground, where=where), choice)
     if choice.box is None:
         placed = replace(views, poses=poses)
-        region = _chosen(fitted(region, placed, intrinsics, directions, shown, where), choice)
+        region = _chosen(
+            fitted_region(region, placed, intrinsics, directions, foreground, where), choice
+        )
     transform = SceneTransform() if keep_units else _normalizing(region)
     near, far = _depth_range(region, poses, choice, where=where)
     return ObjectBounds(
         transform,
         RaySpace("world", near / transform.unit, far / transform.unit),
         Box(transform.point_to_scene(_vector(region.center)), region.half_extent / transform.unit),
-        missing_share(region, poses, directions, shown),
+        missed_fraction(region, poses, directions, foreground),
     )
 
 
@@ -123,9 +137,13 @@ def _depth_range(
     support = region.half_extent * np.abs(poses[:, :, 2]).sum(-1)
     in_front = (depths > 0) & (depths <= FARTHEST_RATIO * np.median(np.abs(depths)))
     if not in_front.any():
-        raise SceneError("no camera looks towards the center of the box", where=str(where))
+        raise SceneError(
+            "no camera looks towards the center of the box",
+            where=str(where),
+            remedy="set --center to a point in front of the cameras, in the units of the poses",
+        )
     least = float(depths[in_front].min())
-    near = max(float((depths - support)[in_front].min()), NEAREST_SHARE * least)
+    near = max(float((depths - support)[in_front].min()), NEAREST_FRACTION * least)
     far = float((depths + support)[in_front].max())
     near = near if choice.near is None else choice.near
     far = far if choice.far is None else choice.far
@@ -133,13 +151,16 @@ def _depth_range(
         raise ConfigError(
             f"near {near:g} is not less than far {far:g}",
             where="scene.near",
-            remedy="give both in the coordinates of the poses",
+            remedy="give both depths in the units of the poses",
         )
     return near, far
 
 
 def _normalizing(region: Region) -> SceneTransform:
-    """The identity for a region of standard size around the origin, else what makes it one."""
+    """The transform that moves the region to the origin and gives it the standard size.
+
+    A region that already has a standard size around the origin gets the identity.
+    """
     low, high = STANDARD_RANGE
     centered = np.abs(region.center).max() <= 0.5 * region.half_extent
     if centered and low <= region.half_extent <= high:
@@ -150,10 +171,10 @@ def _normalizing(region: Region) -> SceneTransform:
 def forward_bounds(
     poses: Float[np.ndarray, "n 3 4"], intrinsics: Intrinsics, ndc_near: float, *, where: object
 ) -> tuple[RaySpace, Box]:
-    """NDC space of a forward-facing capture, and the box that holds its train frusta.
+    """NDC space of a forward-facing capture, and the box that contains its training frusta.
 
     Raises:
-        SceneError: when a frustum does not lie wholly in front of the near plane z = -ndc_near.
+        SceneError: when a frustum is not completely in front of the near plane z = -ndc_near.
     """
     scale = (2 * intrinsics.fx / intrinsics.width, 2 * intrinsics.fy / intrinsics.height)
     space = RaySpace("ndc", 0.0, 1.0, ndc_scale=scale, ndc_near=ndc_near)
@@ -164,9 +185,10 @@ def forward_bounds(
     origins = np.broadcast_to(poses[:, None, :, 3], directions.shape)
     if (directions[..., 2] >= 0).any() or (origins[..., 2] <= -ndc_near).any():
         raise SceneError(
-            "the views do not all face forward, so they have no NDC space",
+            "the views do not all face forward, so NDC cannot represent their rays",
             where=str(where),
-            remedy="convert the capture to transforms_train.json",
+            remedy="remove the views that face elsewhere, or convert the capture to "
+            "transforms_train.json",
         )
     o, d = rays_in_space(torch.tensor(origins), torch.tensor(directions), space)
     reach = max(float(o.abs().max()), float((o + d).abs().max()))  # a frustum's edges are straight

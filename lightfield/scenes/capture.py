@@ -1,7 +1,8 @@
-"""A capture: posed image files as a source describes them, before anything is normalized or decoded.
+"""A capture: posed image files as their source describes them, not yet decoded or normalized.
 
-Every loader (`blender`, `llff`) turns its files into a `Capture`; `lightfield.scenes.assembly` turns a
-capture into a `Scene`. So normalization, bounds and background are decided in one place.
+Every loader (`transforms_json`, `llff`) reads its files into a `Capture`, and
+`lightfield.scenes.assembly` turns a capture into a `Scene`. Therefore one place decides
+normalization, bounds and background.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lightfield.scenes.images import ImageFormat, Resolution
 from lightfield.transform import SceneTransform
 
 CaptureKind = Literal["object", "forward"]
-"""Cameras around something, or cameras side by side that all face forward."""
+"""Cameras around an object, or cameras side by side that all face forward."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,23 @@ class Capture:
     kind: CaptureKind
     folder: Path
     where: Path
-    """The file that holds the poses, for messages."""
+    """The file that holds the poses, which errors name."""
     splits: dict[str, Frames]
     """Frames of `train`, `val` (may be empty) and `test`."""
-    format: ImageFormat
+    image_format: ImageFormat
     camera: Intrinsics
-    """The one camera of all frames, at the files' own size."""
+    """The camera of all frames, at the size of the image files."""
     forward_frame: SceneTransform = field(default_factory=SceneTransform)
-    """Of a forward-facing capture: its mean camera and the unit in which its near plane is z = -1."""
+    """Transform to the mean camera of a forward-facing capture, in units that put the near plane at
+    z = -1; the identity for other captures."""
     described_by: tuple[Path, ...] = ()
-    """The files beside the images that were read: poses, cameras."""
+    """Files other than images that describe the capture: poses, cameras, masks."""
     notes: tuple[str, ...] = ()
-    """What the user should be told: one plain sentence each."""
+    """Notes for the user, one sentence each."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """How the source was converted, and hashes of its description."""
 
 
 Loader = Callable[[Path, Resolution], Capture]
-"""Reads a folder; the resolution tells which of several sizes of the same images to take."""
+"""Reads a scene folder; the resolution decides which of several sizes of the same images is
+read."""

@@ -1,4 +1,4 @@
-"""Frames: posed image files of a scene folder, before they are read."""
+"""Frames: posed image files of a scene folder, and decoding them into views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lightfield.progress import Progress, silent
 from lightfield.scenes.images import Color, ImageFormat, read_images
 from lightfield.scenes.scene import Views
 
-HELD_OUT_EVERY = 8  # the field's habit: NeRF, LLFF, Mip-NeRF 360
+HELD_OUT_EVERY = 8
+"""Every 8th view is a test view, as in NeRF, LLFF and Mip-NeRF 360."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Frames:
     paths: tuple[Path, ...]
     poses: Float[np.ndarray, "n 3 4"]
     masks: tuple[Path, ...] = ()
-    """One file per image whose white part shows the object, or none at all."""
+    """One mask file per image, white where the object is; empty when the images have no masks."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,7 +39,9 @@ class Frames:
     def every(self, step: int) -> Frames:
         """Every `step`-th frame, from the first."""
         if step < 1:
-            raise ConfigError(f"cannot take every {step}-th view", where="test_every")
+            raise ConfigError(
+                f"the step between test views is {step}, which is less than 1", where="test_every"
+            )
         return self.at(range(0, len(self), step))
 
     def held_out(self) -> tuple[Frames, Frames]:
@@ -56,7 +59,7 @@ def read_views(
     background: Color,
     progress: Progress = silent,
 ) -> tuple[dict[str, Views], str]:
-    """Views of all splits, read in one go, and the SHA-256 over all images and masks.
+    """The decoded views of all splits, and the SHA-256 over all images and masks.
 
     Raises:
         SceneError: when an image is damaged.
@@ -64,12 +67,12 @@ def read_views(
     root = folder.resolve()
     paths = [path for frames in splits.values() for path in frames.paths]
     masks = [path for frames in splits.values() for path in frames.masks]
-    images = read_images(paths, source, size, background, progress, masks=masks)
+    images, alpha, sha256 = read_images(paths, source, size, background, progress, masks=masks)
     views, start = {}, 0
     for split, frames in splits.items():
         span = slice(start, start + len(frames))
         names = tuple(path.relative_to(root).as_posix() for path in frames.paths)
-        alpha = None if images.alpha is None else images.alpha[span]
-        views[split] = Views(names, frames.poses, images.images[span], alpha)
+        coverage = None if alpha is None else alpha[span]
+        views[split] = Views(names, frames.poses, images[span], coverage)
         start += len(frames)
-    return views, images.sha256
+    return views, sha256

@@ -1,8 +1,8 @@
-"""Image files: measured, decoded and resampled, a few at a time.
+"""Common format, output size, decoding and resampling of a scene's images.
 
-Resampling takes exact area means: an output pixel is the mean of the (fractional) source pixels it
-covers, of color times coverage and of coverage itself. Compositing on a background is linear, so
-doing it after resampling gives the image that a composited source would give.
+Resampling takes exact area means. An output pixel is the mean over the (fractional) source pixels
+that it covers, of color times coverage and of coverage. Compositing on a background is linear, so
+compositing after resampling equals resampling composited images.
 """
 
 from __future__ import annotations
@@ -23,65 +23,60 @@ from lightfield.scenes.decoding import Header, decode, decode_mask, quiet_pillow
 
 MAX_THREADS = 4
 ASPECT_TOLERANCE = 0.01
-"""How far the shape of the images may be from the one that their poses describe."""
+"""Largest relative difference between the aspect ratio of the images and that of their poses."""
 STRETCHES = (0.01, 0.03, 0.05)
-"""Stretches that sides in whole multiples may cost: the least that keeps the size is taken."""
+"""Relative stretches that are tried in turn, so that both sides are multiples of a given number."""
 KEPT_SIZE = 0.9
-"""Share of the wanted longest side that is kept, where one of the stretches allows it."""
+"""A larger stretch is tried when the longest side would be less than this fraction of the wanted
+one."""
 
 Color = tuple[float, float, float]
+"""Red, green and blue as sRGB values in [0, 1]."""
 Resolution = int | tuple[int, int] | None
-"""The longest side, keeping the aspect ratio; or exactly (width, height); or as the files are."""
+"""The longest side, which keeps the aspect ratio; or (width, height); or None for the files'
+size."""
 
 
 class EnlargementError(ConfigError):
-    """A longest side was asked for that is beyond the images' own."""
+    """A requested longest side that exceeds the images' longest side."""
 
     def __init__(self, wanted: int, width: int, height: int):
         super().__init__(
-            f"a longest side of {wanted} pixels cannot be made of images of {width} x {height}",
+            f"images of {width} x {height} pixels cannot be enlarged to a longest side of {wanted}",
             where="resolution",
-            remedy="images are never enlarged",
+            remedy=f"give at most {max(width, height)}",
         )
         self.longest = max(width, height)
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What all images of a scene have in common."""
+    """The format that all images of a scene share."""
 
     width: int
     height: int
     has_alpha: bool
-    """Whether any image is transparent anywhere, or has a mask."""
+    """Whether any image has an alpha channel or a mask."""
     upright: bool = False
-    """Whether the EXIF rotations of the files are applied; the size is the one after them."""
+    """Whether the EXIF rotations of the files are applied; width and height are those after
+    rotation."""
     notes: tuple[str, ...] = ()
-    """What the user should be told: one plain sentence each."""
+    """Notes for the user, one sentence each."""
 
 
-@dataclass(frozen=True)
-class Images:
-    """Decoded images on their background; `alpha` is their coverage, if any is transparent."""
-
-    images: UInt8[np.ndarray, "n h w 3"]
-    alpha: UInt8[np.ndarray, "n h w"] | None
-    sha256: str
-    """Over the SHA-256 of all files, in their order."""
-
-
-def image_format_of(
+def read_image_format(
     paths: Sequence[Path], described: tuple[float, float] | None = None
 ) -> ImageFormat:
-    """Size and transparency from the files' headers; decodes nothing.
+    """Read the common format from the headers of the files, without decoding the images.
 
     Args:
-        described: width and height of the images that the poses describe, at any scale. They tell
-            whether EXIF rotations are to be applied: some programs that estimate cameras do, some do
-            not.
+        described: width and height of the images that the poses describe, at any scale. They decide
+            whether EXIF rotations are applied, because only some programs that estimate cameras
+            apply them.
 
     Raises:
-        SceneError: when a file is no image, is too large, or differs in size from the first.
+        SceneError: when a file is not an image, is too large, or differs in size from the first
+            one.
     """
     with quiet_pillow():
         headers = [read_header(path) for path in paths]
@@ -90,14 +85,15 @@ def image_format_of(
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise SceneError(
-                f"{size[0]} x {size[1]} pixels, but {paths[0].name} has "
+                f"the image has {size[0]} x {size[1]} pixels, but {paths[0].name} has "
                 f"{sizes[0][0]} x {sizes[0][1]}",
                 where=path,
-                remedy="all images of a scene must have one size",
+                remedy="give all images of a scene the same size",
             )
     if animated := sum(header.is_animated for header in headers):
         notes.append(
-            f"{animated} of {len(headers)} images are animations; the first image of each counts"
+            f"{animated} of {len(headers)} images are animations; only the first frame of each is "
+            "read"
         )
     has_alpha = any(header.has_alpha for header in headers)
     return ImageFormat(*sizes[0], has_alpha, upright, tuple(notes))
@@ -106,7 +102,11 @@ def image_format_of(
 def _applied_rotation(
     headers: Sequence[Header], described: tuple[float, float] | None
 ) -> tuple[bool, list[str]]:
-    """Whether EXIF rotations are applied, and what to say about it."""
+    """Whether EXIF rotations are applied, and notes for the user.
+
+    Rotations are applied only when the upright images, but not the stored ones, have one common
+    size of the described aspect ratio.
+    """
     rotated = sum(header.orientation != 1 for header in headers)
     if not rotated:
         return False, []
@@ -114,13 +114,13 @@ def _applied_rotation(
     turned = _fits({header.upright_size for header in headers}, described)
     upright = turned and not stored
     if upright and described is None:
-        reason = "because only then do all images have one size"
+        reason = "because all images have the same size only after the rotation"
     elif upright:
         reason = "because the poses describe images of the rotated size"
     elif stored and not turned:
-        reason = "because the poses describe the images as they are stored"
+        reason = "because the poses describe images of the stored size"
     else:
-        reason = "because most programs that estimate cameras do not apply it"
+        reason = "because most programs that estimate cameras ignore it"
     verb = "is applied" if upright else "is not applied"
     return upright, [
         f"{rotated} of {len(headers)} images have an EXIF rotation, which {verb}, {reason}"
@@ -128,15 +128,15 @@ def _applied_rotation(
 
 
 def _fits(sizes: set[tuple[int, int]], described: tuple[float, float] | None) -> bool:
-    """Whether images have one size, of the described shape."""
+    """Whether the sizes are one size of the described aspect ratio."""
     if len(sizes) > 1:
         return False
     width, height = next(iter(sizes))
-    return described is None or has_shape(width, height, *described)
+    return described is None or is_same_aspect(width, height, *described)
 
 
-def has_shape(width: float, height: float, other_width: float, other_height: float) -> bool:
-    """Whether two sizes have the same aspect ratio, but for rounding."""
+def is_same_aspect(width: float, height: float, other_width: float, other_height: float) -> bool:
+    """Whether two sizes have the same aspect ratio, up to rounding."""
     if min(width, height, other_width, other_height) <= 0:
         return False
     return abs((other_width * height) / (other_height * width) - 1) <= ASPECT_TOLERANCE
@@ -145,46 +145,52 @@ def has_shape(width: float, height: float, other_width: float, other_height: flo
 def fitted_size(
     width: int, height: int, resolution: Resolution, *, multiple: int = 1
 ) -> tuple[int, int]:
-    """The (width, height) that images of `width` x `height` are resampled to.
+    """The (width, height) to which images of `width` x `height` are resampled.
 
-    Sides are multiples of `multiple`. Given a longest side, the largest size within it is taken that
-    stretches the images by less than 1 % (or half a pixel); where that would lose more than a tenth of
-    the longest side, 3 % and then 5 % are allowed. The camera is adjusted exactly
-    (`Intrinsics.resized`), so a stretch costs no geometry. Nothing is ever cropped or enlarged.
+    Both sides are multiples of `multiple`. For a given longest side, this is the largest size up to
+    it that stretches the images by at most 1 % (or half a pixel). When that size would lose more
+    than a tenth of the longest side, a stretch of 3 % and then of 5 % is allowed. The camera is
+    stretched with the images (`Intrinsics.resized`), so the geometry stays exact. Images are never
+    cropped or enlarged.
 
     Raises:
         ConfigError: when there is no such size; an EnlargementError when the images are too small.
     """
     if multiple < 1:
-        raise ConfigError(f"sides cannot be multiples of {multiple}", where="resolution")
+        raise ConfigError(
+            f"the sides must be multiples of {multiple}, which is less than 1", where="resolution"
+        )
     longest = max(width, height)
     if isinstance(resolution, tuple):
         chosen = resolution
     else:
         wanted = longest if resolution is None else resolution
         if wanted < 1:
-            raise ConfigError(f"a longest side of {wanted} pixels", where="resolution")
+            raise ConfigError(
+                f"the longest side is {wanted} pixels, which is less than 1", where="resolution"
+            )
         if wanted > longest:
             raise EnlargementError(wanted, width, height)
         chosen = _largest_size(width, height, wanted, multiple)
         if chosen is None:
             raise ConfigError(
-                f"no size up to {wanted} pixels keeps the {width}:{height} shape of the images "
-                f"in multiples of {multiple}",
+                f"no size of at most {wanted} pixels keeps the aspect ratio {width}:{height} of "
+                f"the images in multiples of {multiple}",
                 where="resolution",
-                remedy="choose a larger one",
+                remedy="give a larger resolution",
             )
     if any(side < 1 or side % multiple for side in chosen):
         raise ConfigError(
-            f"{chosen[0]} x {chosen[1]} are not positive multiples of {multiple}",
+            f"the sides {chosen[0]} x {chosen[1]} are not positive multiples of {multiple}",
             where="resolution",
         )
     if chosen[0] > width or chosen[1] > height or not _keeps_aspect(width, height, *chosen):
         raise ConfigError(
-            f"{chosen[0]} x {chosen[1]} pixels cannot be made of images of {width} x {height}",
-            where="resolution",
-            remedy="images are neither enlarged, cropped nor stretched by more than "
+            f"images of {width} x {height} pixels cannot be resampled to {chosen[0]} x "
+            f"{chosen[1]}, because images are neither enlarged, cropped nor stretched by more than "
             f"{STRETCHES[-1]:.0%}",
+            where="resolution",
+            remedy="give a smaller size of the same aspect ratio, or only the longest side",
         )
     return chosen
 
@@ -219,7 +225,7 @@ def _keeps_aspect(
 def resampling_notes(
     source: ImageFormat, size: tuple[int, int], resolution: Resolution
 ) -> list[str]:
-    """What to tell of a size that is not simply the one asked for: a stretch, or a loss of size."""
+    """A note when resampling stretches the images, or makes them much smaller than requested."""
     width, height = size
     stretch = height / source.height / (width / source.width) - 1
     wanted = resolution if isinstance(resolution, int) else max(size)
@@ -227,10 +233,14 @@ def resampling_notes(
     if abs(stretch) > STRETCHES[0]:
         side = "height" if stretch > 0 else "width"
         factor = max(stretch, 1 / (1 + stretch) - 1)
-        return [f"{note}, which stretches them by {factor:.1%} in {side}; the camera is adjusted"]
+        return [
+            f"{note}, which stretches their {side} by {factor:.1%}; the camera is stretched with "
+            "them"
+        ]
     if max(size) < KEPT_SIZE * wanted:
         return [
-            f"{note}, the largest size up to {wanted} that keeps their shape in whole multiples"
+            f"{note}, the largest size up to {wanted} that keeps their aspect ratio and whose "
+            "sides are multiples of the student's up-sampling factor"
         ]
     return []
 
@@ -238,21 +248,21 @@ def resampling_notes(
 def area_means(
     plane: UInt8[np.ndarray, "h w"] | UInt32[np.ndarray, "h w"], width: int, height: int
 ) -> Float[np.ndarray, "{height} {width}"]:
-    """The means of a plane over the `height` x `width` equal rectangles that tile it (float64)."""
+    """The means of a plane over a grid of `height` x `width` equal rectangles (float64)."""
     if plane.shape == (height, width):
         return plane.astype(np.float64)
     return _interval_means(_interval_means(plane, height).T, width).T
 
 
 def _interval_means(values: np.ndarray, count: int) -> Float[np.ndarray, "{count} m"]:
-    """Means over `count` equal intervals of the first axis, by differences of the running integral."""
+    """Means over `count` equal intervals of the first axis, as differences of cumulative sums."""
     n = len(values)
     integers = np.issubdtype(values.dtype, np.integer)
     integral = np.zeros((n + 1, values.shape[1]), np.uint32 if integers else np.float64)
     np.cumsum(values, axis=0, out=integral[1:])
     whole, part = np.divmod(np.arange(count + 1) * n, count)
-    begun = (part / count)[:, None] * values[np.minimum(whole, n - 1)]
-    return np.diff(integral[whole] + begun, axis=0) * (count / n)
+    partial = (part / count)[:, None] * values[np.minimum(whole, n - 1)]
+    return np.diff(integral[whole] + partial, axis=0) * (count / n)
 
 
 def read_images(
@@ -263,16 +273,22 @@ def read_images(
     progress: Progress = silent,
     *,
     masks: Sequence[Path] = (),
-) -> Images:
+) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w"] | None, str]:
     """Decode the files in a small thread pool, resample them to `size`, and composite them.
 
-    Memory beyond the result is a few source images, whatever their number.
+    Besides the result, only a few source images are in memory at a time.
 
     Args:
-        masks: one file per image whose white part is covered, or none at all.
+        source: the format of the files.
+        size: width and height of the result.
+        masks: one mask file per image, whose white part is covered; empty for images without masks.
+
+    Returns:
+        The images, their coverage (None when all images are opaque), and the SHA-256 over the
+        SHA-256 of all files in their order.
 
     Raises:
-        SceneError: when a file is damaged or is not of the `source` format.
+        SceneError: when a file is damaged or does not have the `source` format.
     """
     width, height = size
     images = np.empty((len(paths), height, width, 3), np.uint8)
@@ -295,16 +311,16 @@ def read_images(
                 whole.update(digest)
                 progress(done, len(paths))
         finally:
-            pool.shutdown(cancel_futures=True)  # so that Ctrl-C or a bad file ends it at once
+            pool.shutdown(cancel_futures=True)  # Ctrl-C or a damaged file stops the pool at once
     if alpha is not None and alpha.min(initial=255) == 255:
-        alpha = None  # a channel that says nothing, as in screenshots
-    return Images(images, alpha, whole.hexdigest())
+        alpha = None  # a fully opaque alpha channel, as in screenshots
+    return images, alpha, whole.hexdigest()
 
 
 def _masked(
     path: Path, mask: Path | None, source: ImageFormat
 ) -> tuple[UInt8[np.ndarray, "h w c"], bytes]:
-    """An image whose alpha channel is its own times its mask, and the SHA-256 of its files."""
+    """An image whose alpha channel is multiplied by its mask, and the SHA-256 of its files."""
     size = (source.width, source.height)
     pixels, digest = decode(path, size, with_alpha=source.has_alpha, upright=source.upright)
     if mask is None:

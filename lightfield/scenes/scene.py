@@ -1,7 +1,7 @@
-"""The common form of a scene, and its place on disk.
+"""Scenes as the teacher and later stages read them, and their files.
 
-Images are uint8 sRGB, composited on the scene's background; `alpha` keeps the source's coverage
-when it has one. All views of a scene share one camera.
+Images are uint8 sRGB, composited on the scene's background. `alpha` is the coverage of images that
+are not opaque. All views of a scene share one camera.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Box:
-    """The axis-aligned cube of the ray space that holds everything visible."""
+    """The axis-aligned cube of the ray space that contains everything visible."""
 
     center: tuple[float, float, float]
     half_extent: float
@@ -52,7 +52,8 @@ class Box:
         x, y, z = self.center
         if not 0 < self.half_extent < LONGEST or not all(abs(c) < LONGEST for c in (x, y, z)):
             raise SceneError(
-                f"a box around {self.center} that reaches {self.half_extent} holds no scene",
+                "invalid box: its half extent must be positive, and all numbers finite (got "
+                f"center {self.center}, half extent {self.half_extent})",
                 where="box",
             )
 
@@ -61,9 +62,9 @@ class Box:
 class Scene:
     """A scene in the project's world frame, in normalized coordinates.
 
-    `box` bounds the teacher's field and lives in `space`, like the rays. `transform` leads from the
-    source's own coordinates to the scene's. `val` may be empty; then
-    whoever needs held-out views takes them from `train`.
+    `box` bounds the teacher's field; like the rays it is given in `space`. `transform` maps the
+    source's coordinates to the scene's coordinates. `val` may be empty; code that needs held-out
+    views then takes them from `train`.
     """
 
     name: str
@@ -78,14 +79,14 @@ class Scene:
     test: Views
     transform: SceneTransform = field(default_factory=SceneTransform)
     notes: tuple[str, ...] = ()
-    """What loading found that the user should be told: one plain sentence each."""
+    """Notes for the user about how the scene was loaded, one sentence each."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """How the source was converted, and hashes of what was read."""
+    """How the source was converted, and hashes of the files that were read."""
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
             if not len(getattr(self, split)):
-                raise SceneError(f"no {split} views", where=self.name)
+                raise SceneError(f"the scene has no {split} views", where=self.name)
 
 
 def save_scene(scene: Scene, folder: Path) -> None:
@@ -116,26 +117,26 @@ def save_scene(scene: Scene, folder: Path) -> None:
 
 
 def load_scene(folder: Path) -> Scene:
-    """Read what `save_scene` wrote, with images as memory maps.
+    """Read a scene that `save_scene` wrote; its images are memory maps.
 
     Raises:
-        CheckpointError: when a file is missing, truncated or foreign.
+        CheckpointError: when a file is missing, damaged or incompatible.
     """
     path = folder / "scene.json"
     data = read_json(path, CheckpointError)
     if isinstance(data, dict) and "box" in data and "transform" not in data:
         raise CheckpointError(
-            "was made by an earlier version, whose scenes are not normalized",
+            "the scene was made by an earlier version, which did not normalize coordinates",
             where=path,
-            remedy="make it again: `nelf scene --run RUN --data FOLDER`",
+            remedy="make it again with `nelf scene --run RUN --data FOLDER`",
         )
     try:
         intrinsics = Intrinsics.from_json(data["intrinsics"])
         red, green, blue = (float(value) for value in data["background"])
         if not all(0 <= value <= 1 for value in (red, green, blue)):
-            raise SceneError("the background is no color")
+            raise SceneError("the background is not a color with values from 0 to 1")
         views = {
-            split: _load_views(folder, split, _words(data["names"][split]), intrinsics)
+            split: _load_views(folder, split, _texts(data["names"][split]), intrinsics)
             for split in SPLITS
         }
         return Scene(
@@ -146,7 +147,7 @@ def load_scene(folder: Path) -> Scene:
             box=Box(tuple(data["box"]["center"]), data["box"]["half_extent"]),
             background=(red, green, blue),
             transform=SceneTransform.from_json(data["transform"]),
-            notes=_words(data["notes"]),
+            notes=_texts(data["notes"]),
             provenance=dict(data["provenance"]),
             **views,
         )
@@ -154,9 +155,9 @@ def load_scene(folder: Path) -> Scene:
         raise CheckpointError(f"not a scene of this tool ({error})", where=path) from error
 
 
-def _words(entries: Any) -> tuple[str, ...]:
+def _texts(entries: Any) -> tuple[str, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise TypeError("a list of words is wanted")
+        raise TypeError("names and notes must be lists of texts")
     return tuple(entries)
 
 
@@ -170,7 +171,7 @@ def _load_views(folder: Path, split: str, names: tuple[str, ...], intrinsics: In
     poses = np.array(read("poses", np.floating, (3, 4)))
     checked_poses(poses, where=folder / f"{split}_poses.npy")
     if not (np.abs(poses) < LONGEST).all():
-        raise SceneError(f"a camera of {split} is too far away to compute with")
+        raise SceneError(f"a {split} camera is farther than {LONGEST:g} from the origin")
     return Views(
         names,
         poses,

@@ -1,8 +1,9 @@
-"""What the training images rule out before training: cells unseen, or seen to be empty.
+"""Visual hull on a grid: the cells of a box that the training images do not rule out.
 
-Letters as in `train.occupancy`. A cell's outline in an image is the bounding rectangle of its eight
-projected corners. It contains the cell's true outline, and the outlines of the cells it is cut into,
-so nothing visible is ever ruled out, and whatever a coarse grid rules out need not be looked at finely.
+Letters as in `train.occupancy`. A cell is tested in an image by the bounding rectangle of its eight
+projected corners. This rectangle contains the projection of the cell and the rectangles of its
+sub-cells. Therefore the test never rules out a visible cell, and the sub-cells of a coarse cell
+that is ruled out need no test.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from lightfield.rays import RaySpace
 from lightfield.scenes.scene import Box, Views
 
 NEAREST_TO_CAMERA = 0.01
-"""Cells whose center is nearer to a camera than this, in sides of the box, cannot be occupied."""
+"""Least distance of an occupied cell's center from a camera, in sides of the box."""
 COARSE = 32
-"""Resolution up to which all cells are looked at."""
+"""Largest resolution of the first grid, whose cells are all tested."""
 
 
 @torch.no_grad()
@@ -32,7 +33,11 @@ def candidate_cells(
     *,
     device: torch.device | str = "cpu",
 ) -> Bool[Tensor, "r r r"]:
-    """Cells that some camera sees, none is in, and no silhouette (`views.alpha`) shows as empty."""
+    """The cells that can be occupied.
+
+    A candidate cell is visible to a camera, contains no camera, and is empty according to no
+    silhouette (`views.alpha`).
+    """
     r = resolution
     while r > COARSE and r % 2 == 0:
         r //= 2
@@ -44,7 +49,7 @@ def candidate_cells(
         cells = (2 * cells[:, None] + octants).view(-1, 3)
         cells = _kept(cells, r, views, intrinsics, space, box)
     if space.kind == "world":
-        cells = cells[~_in_a_camera(cells, r, views, box)]
+        cells = cells[~_contains_camera(cells, r, views, box)]
     candidates = torch.zeros((r, r, r), dtype=torch.bool, device=device)
     candidates[cells.unbind(-1)] = True
     return candidates
@@ -58,12 +63,12 @@ def _kept(
     space: RaySpace,
     box: Box,
 ) -> Int[Tensor, "k 3"]:
-    """The cells that some image shows and no silhouette rules out."""
+    """The cells that are visible in an image and ruled out by no silhouette."""
     points, corners = _corners(cells, resolution, space, box)
     seen = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
     size = torch.tensor([intrinsics.width, intrinsics.height], device=cells.device)
     for index, pose in enumerate(torch.from_numpy(np.array(views.poses)).to(cells.device)):
-        low, high = _outlines(points, corners, pose, intrinsics)
+        low, high = _bounding_rectangles(points, corners, pose, intrinsics)
         seen |= ((high > 0) & (low < size)).all(-1)
         if views.alpha is not None:
             alpha = torch.from_numpy(np.array(views.alpha[index])).to(cells.device)
@@ -76,7 +81,7 @@ def _kept(
 def _corners(
     cells: Int[Tensor, "n 3"], resolution: int, space: RaySpace, box: Box
 ) -> tuple[Float[Tensor, "p 4"], Int[Tensor, "n 8"]]:
-    """The cells' corners in the world, each once, and which eight of them each cell has.
+    """The distinct corners of the cells in the world, and the indices of each cell's eight corners.
 
     Points are homogeneous, with a weight of 0 or more.
     """
@@ -95,21 +100,24 @@ def _corners(
     return torch.stack([x / sx, y / sy, -torch.ones_like(x), weight], -1), corners
 
 
-def _outlines(
+def _bounding_rectangles(
     points: Float[Tensor, "p 4"],
     corners: Int[Tensor, "n 8"],
     pose: Float[Tensor, "3 4"],
     intrinsics: Intrinsics,
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
-    """Low and high (u, v) of each cell's outline: unbounded where a cell reaches behind the camera,
-    nowhere where it lies behind it altogether."""
+    """The lowest and highest (u, v) of each cell's bounding rectangle in an image.
+
+    The rectangle is unbounded when a part of the cell is behind the camera, and empty when the
+    whole cell is behind the camera.
+    """
     local = (points[:, :3] - points[:, 3:] * pose[:, 3]) @ pose[:, :3]
     depth = -local[:, 2]
     behind = depth <= 1e-6
     x, y = (local[:, :2] / depth.clamp(min=1e-6)[:, None]).unbind(-1)
     lows, highs = [], []
     for pixel in _pixels(x, -y, intrinsics):
-        # NaN wins over every number, so a cell with any corner behind the camera has no bounds.
+        # aminmax propagates NaN, so a cell with a corner behind the camera has no bounds.
         low, high = torch.where(behind, torch.nan, pixel)[corners].aminmax(dim=-1)
         lows.append(low.nan_to_num(nan=-torch.inf))
         highs.append(high.nan_to_num(nan=torch.inf))
@@ -118,7 +126,7 @@ def _outlines(
 
 
 def _pixels(x: Tensor, y: Tensor, intrinsics: Intrinsics) -> tuple[Tensor, Tensor]:
-    """Pixel coordinates of image-plane points (y down), through OpenCV's lens model."""
+    """Pixel coordinates of image-plane points (y down), with OpenCV's distortion model."""
     if any(intrinsics.distortion):
         k1, k2, p1, p2 = intrinsics.distortion
         r2 = x * x + y * y
@@ -133,7 +141,7 @@ def _pixels(x: Tensor, y: Tensor, intrinsics: Intrinsics) -> tuple[Tensor, Tenso
 def _any_coverage(
     alpha: UInt8[Tensor, "h w"], low: Float[Tensor, "n 2"], high: Float[Tensor, "n 2"]
 ) -> Bool[Tensor, "n"]:
-    """Whether any pixel that a rectangle touches has coverage, from a summed-area table."""
+    """Whether any pixel in each rectangle has coverage, computed with a summed-area table."""
     height, width = alpha.shape
     table = torch.zeros((height + 1, width + 1), dtype=torch.int32, device=alpha.device)
     table[1:, 1:] = (alpha > 0).to(torch.int32).cumsum(0).cumsum(1)
@@ -143,7 +151,7 @@ def _any_coverage(
     return table[v1, u1] - table[v0, u1] - table[v1, u0] + table[v0, u0] > 0
 
 
-def _in_a_camera(
+def _contains_camera(
     cells: Int[Tensor, "n 3"], resolution: int, views: Views, box: Box
 ) -> Bool[Tensor, "n"]:
     center = torch.tensor(box.center, device=cells.device)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from lightfield.run import Run
-from pipeline.commands.stage import RUNS, STAGES, Flat
+from pipeline.commands.stage import RUNS
 from pipeline.console import Console
 from pipeline.data import download_example_data
 from pipeline.doctor import examine, print_findings
-from pipeline.gpu_benchmark import GpuBenchConfig, bench_gpu
 from pipeline.inspection import print_inspection
 from pipeline.presets import (
     Preset,
 )
+from pipeline.stage_names import STAGES
 from pipeline.status import chain_status, print_status, runs_in
 
 
@@ -75,14 +75,3 @@ class Data:
         with console.progress("data") as progress:
             found = download_example_data(self.folder, progress=progress)
         console.say(f"data: {found.status}: {', '.join(str(scene) for scene in found.scenes)}")
-
-
-@dataclass(frozen=True)
-class BenchGpu:
-    """Measure this machine's GPU: the kernels beside its ceilings, and whole throughputs."""
-
-    config: Flat[GpuBenchConfig] = field(default_factory=GpuBenchConfig)
-
-    def perform(self, chosen: Preset, console: Console) -> None:
-        """Measure at the size of the paper preset."""
-        bench_gpu(self.config, console)

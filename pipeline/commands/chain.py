@@ -20,8 +20,8 @@ from pipeline.presets import (
 )
 from pipeline.published import bring_student
 from pipeline.report.report import make_report
-from train.distil import DistilConfig
-from train.distributed import joined, leads
+from train.distillation import DistillConfig
+from train.distributed import is_first_rank, joined_ranks
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.published_student import PublishedNetwork
@@ -99,12 +99,12 @@ class Pseudo(Stage):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Render the pseudo images, with all processes that torchrun started."""
         if self.published is not None:
-            if not leads():
+            if not is_first_rank():
                 return
             artifact = images.bring_pseudo(Run(self.run, console.progress), self.published, console)
             say(console, artifact, "{images} images")
             return
-        with joined() as ranks:
+        with joined_ranks() as ranks:
             artifact = images.make_pseudo(
                 Run(self.run, console.progress), self.config, console, ranks
             )
@@ -113,10 +113,10 @@ class Pseudo(Stage):
 
 @dataclass(frozen=True)
 class Student(Stage):
-    """Distil the student from the pseudo images, then fine-tune it on the real ones."""
+    """Distill the student from the pseudo images, then fine-tune it on the real ones."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     published: Path | None = None
     """Checkpoint (.tar) of MobileR2L's published code, to take in place of training a student."""
@@ -133,7 +133,7 @@ class Student(Stage):
     def perform(self, chosen: Preset, console: Console) -> None:
         """Train the student, with all processes that torchrun started."""
         if self.published is not None:
-            if leads():
+            if is_first_rank():
                 run, network = Run(self.run, console.progress), self.published_network
                 artifact = bring_student(run, self.published, network, console)
                 say(
@@ -142,11 +142,11 @@ class Student(Stage):
                     "{psnr_db:.2f} dB over {views} test views, {parameters} parameters",
                 )
             return
-        with joined() as ranks:
+        with joined_ranks() as ranks:
             artifact = students.make_student(
                 Run(self.run, console.progress),
                 self.network,
-                self.distil,
+                self.distill,
                 self.fine_tune,
                 console,
                 ranks,
@@ -183,7 +183,7 @@ class Lens(Stage):
 
 @dataclass(frozen=True)
 class Report(Stage):
-    """Write the HTML report."""
+    """Write the HTML report of all finished stages."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Write the report."""

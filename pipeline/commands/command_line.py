@@ -23,7 +23,7 @@ from lightfield.run import Run
 from lightfield.scenes.formats import folder_kind
 from lightfield.scratch import remove_abandoned
 from pipeline import scenes
-from pipeline.commands.around import BenchGpu, Data, Doctor, Inspect, Status
+from pipeline.commands.around import Data, Doctor, Inspect, Status
 from pipeline.commands.chain import Export, Lens, Pseudo, Report, Scene, Student, Teacher
 from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
 from pipeline.commands.option_help import (
@@ -39,7 +39,7 @@ from pipeline.presets import (
     default_preset_name,
     preset,
 )
-from train.distributed import leads
+from train.distributed import is_first_rank
 
 ABOUT = """\
 Images of an object in; a neural light field that runs in real time on a phone out.
@@ -66,7 +66,7 @@ def perform(words: list[str]) -> None:
         if not is_utf8(word):
             raise ConfigError("this word of the command line is not UTF-8", where=printable(word))
     chosen = preset_for(words)
-    if leads():
+    if is_first_rank():
         remove_abandoned()
         _parsed(words, chosen).perform(chosen, Console())
         return
@@ -126,14 +126,14 @@ def _help_of(command: str, chosen: Preset) -> str:
 def commands(chosen: Preset) -> dict[str, Any]:
     """All subcommands by name, with the preset's values as their options' defaults."""
     missing: Any = tyro.MISSING
-    recovery = chosen.recovery or chosen.distil
+    recovery = chosen.recovery or chosen.distill
     pruning = chosen.prune
     return {
         "scene": Scene(missing, config=chosen.scene),
         "teacher": Teacher(missing, config=chosen.teacher),
         "pseudo": Pseudo(missing, config=chosen.pseudo),
         "student": Student(
-            missing, network=chosen.network, distil=chosen.distil, fine_tune=chosen.fine_tune
+            missing, network=chosen.network, distill=chosen.distill, fine_tune=chosen.fine_tune
         ),
         "prune": Prune(
             missing,
@@ -142,13 +142,13 @@ def commands(chosen: Preset) -> dict[str, Any]:
             architecture=pruning.architecture,
             space=pruning.space,
             measurement=pruning.measurement,
-            distil=recovery,
+            distill=recovery,
             fine_tune=chosen.fine_tune,
         ),
         "baseline": Baseline(
             missing,
             measurement=pruning.measurement,
-            distil=recovery,
+            distill=recovery,
             fine_tune=chosen.fine_tune,
         ),
         "check-table": CheckTable(
@@ -163,7 +163,6 @@ def commands(chosen: Preset) -> dict[str, Any]:
         "doctor": Doctor(),
         "inspect": Inspect(missing),
         "data": Data(),
-        "bench-gpu": BenchGpu(),
     }
 
 

@@ -42,8 +42,8 @@ from prune.config import (
     SearchConfig,
     SearchSpaceConfig,
 )
-from train.distil import DistilConfig
-from train.distributed import joined
+from train.distillation import DistillConfig
+from train.distributed import joined_ranks
 from train.fine_tuning import FineTuneConfig
 
 
@@ -95,7 +95,7 @@ class Prune(Stage):
     space: Grouped[SearchSpaceConfig] = field(default_factory=SearchSpaceConfig)
     measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
@@ -104,9 +104,9 @@ class Prune(Stage):
         config = PruneConfig(
             self.budget, self.architecture, self.search, self.space, self.measurement
         )
-        with joined() as ranks:
-            if not ranks.leads:
-                assist_recovery(run, self.distil, console, ranks)
+        with joined_ranks() as ranks:
+            if not ranks.is_first:
+                assist_recovery(run, self.distill, console, ranks)
                 return
             if self.replay is None:
                 opened = self.on.opened(console)
@@ -114,7 +114,7 @@ class Prune(Stage):
                 opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
             with opened as target:
                 artifact = make_pruned(
-                    run, config, self.distil, self.fine_tune, target, console,
+                    run, config, self.distill, self.fine_tune, target, console,
                     start_from=self.start_from, ranks=ranks,
                 )  # fmt: skip
         say(
@@ -131,22 +131,22 @@ class Baseline(Stage):
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
     measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
     on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Make the student; all processes that torchrun started train together."""
         run = Run(self.run, console.progress)
-        with joined() as ranks:
-            if not ranks.leads:
-                assist_recovery(run, self.distil, console, ranks)
+        with joined_ranks() as ranks:
+            if not ranks.is_first:
+                assist_recovery(run, self.distill, console, ranks)
                 return
             with self.on.opened(console) as target:
                 artifact = make_baseline(
                     run,
                     self.config,
                     self.measurement,
-                    self.distil,
+                    self.distill,
                     self.fine_tune,
                     target,
                     console,

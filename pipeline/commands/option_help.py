@@ -95,14 +95,14 @@ def first_statement(box: str) -> str:
 
 
 def listed_options(page: str) -> list[str]:
-    """The options that a help page names, such as `--distil.steps`, each once."""
+    """The options that a help page names, such as `--distill.steps`, each once."""
     return list(dict.fromkeys(LONG_OPTION.findall(page)))
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """The beginning of a remedy that tells which known word was meant, or nothing when none is near.
 
-    The last part of an option stands for the whole of it: `--steps` for `--distil.steps`.
+    The last part of an option stands for the whole of it: `--steps` for `--distill.steps`.
     """
     spellings = {spelling for name in known for spelling in _spellings(name)}
     near = difflib.get_close_matches(word, sorted(spellings), n=1, cutoff=0.7)

@@ -20,9 +20,6 @@ Grouped = Annotated[T, tyro.conf.OmitArgPrefixes]
 """A part of a command whose options have no prefix either, and a section of their own in the help."""
 PresetChoice = Literal["auto", "tiny", "small", "paper"]
 RUNS = Path("runs")
-STAGES = (
-    "scene", "teacher", "pseudo", "student", "prune", "export", "lens", "bench", "report",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

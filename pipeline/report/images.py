@@ -1,45 +1,52 @@
-"""Images for the page: WebP inside the HTML, error maps, and what they cost in bytes.
+"""Images of the report: WebP inside the HTML, error maps, and a limit on their size in bytes.
 
-Images are uint8 [H, W, 3], sRGB. Errors are computed from them before anything is compressed.
+Images are uint8 [H, W, 3], sRGB. Errors are computed before any compression.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from pipeline.report.markup import Html, element
+from lightfield.metrics import psnr
 
 ERROR_FACTOR = 5
 COLOR_MAP = "magma"
 CELL_PIXELS = 300
-"""Widest an image is shown, in CSS pixels; small ones are enlarged by a whole factor."""
+"""Largest shown width in CSS pixels; small images are enlarged by a whole factor."""
 PAGE_BYTES = 1_800_000
-"""WebP bytes that all images of a page may take together, before base64."""
+"""Limit for the WebP bytes of all images of a page, before base64."""
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True)
+class PageImage:
+    """An `<img>` element; `source` is a data URI, the size is in CSS pixels."""
+
+    source: str
+    alt: str
+    width: int
+    height: int
+    crisp: bool
+    """Whether the image is enlarged so much that its pixels should stay sharp squares."""
+
+
+@dataclass(frozen=True)
 class Compression:
-    """How many views a page shows, and how their images are stored."""
+    """How many views a page shows, and how it stores their images."""
 
     views: int
     quality: int | None
     """WebP quality; None is lossless."""
-
-    @property
-    def note(self) -> str:
-        """What a caption says about it."""
-        return "lossless" if self.quality is None else f"WebP, quality {self.quality}"
 
 
 CHOICES = (
@@ -50,9 +57,8 @@ CHOICES = (
 
 def psnr_db(pixels: Pixels, truth: Pixels) -> float:
     """PSNR of two 8-bit images; infinite for equal ones."""
-    difference = (pixels.astype(np.float64) - truth.astype(np.float64)) / 255
-    mse = float(np.square(difference).mean())
-    return math.inf if mse == 0 else -10 * math.log10(mse)
+    image, reference = (torch.from_numpy(np.array(each)).double() / 255 for each in (pixels, truth))
+    return float(psnr(image, reference))
 
 
 def error_map(pixels: Pixels, truth: Pixels) -> Pixels:
@@ -72,38 +78,32 @@ def _colored(values: Float[np.ndarray, "h w"]) -> Pixels:
 
 
 def webp(pixels: Pixels, quality: int | None = None) -> bytes:
-    """The image as WebP; the same image gives the same bytes."""
+    """The image as WebP; equal images give equal bytes."""
     buffer = io.BytesIO()
-    lossless = quality is None
-    Image.fromarray(np.ascontiguousarray(pixels)).save(
-        buffer, "WEBP", lossless=lossless, quality=100 if quality is None else quality, method=4
-    )
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 100, method=4)
     return buffer.getvalue()
 
 
 def compression_for(sample: Sequence[Pixels]) -> Compression:
-    """The first choice that keeps a page within its bytes, judged by one view's images."""
+    """The first choice that keeps a page below PAGE_BYTES, judged by the images of one view."""
     for choice in CHOICES:
         if choice.views * sum(len(webp(p, choice.quality)) for p in sample) <= PAGE_BYTES:
             return choice
     return CHOICES[-1]
 
 
-def image_element(pixels: Pixels, alt: str, quality: int | None = None, *, width: int = 0) -> Html:
-    """An <img> that holds the image; shown `width` CSS pixels wide, or as `shown_width` says."""
-    height_pixels, width_pixels = pixels.shape[:2]
-    shown = width or shown_width(width_pixels)
+def page_image(
+    pixels: Pixels, alt: str, quality: int | None = None, *, width: int = 0
+) -> PageImage:
+    """The image for a page, `width` CSS pixels wide; by default as `shown_width` says."""
+    rows, columns = pixels.shape[:2]
+    shown = width or shown_width(columns)
     data = base64.b64encode(webp(pixels, quality)).decode("ascii")
-    return element(
-        "img",
-        src=f"data:image/webp;base64,{data}",
-        alt=alt,
-        width=shown,
-        height=round(shown * height_pixels / width_pixels),
-        class_="crisp" if shown >= 2 * width_pixels else None,
-    )
+    source = f"data:image/webp;base64,{data}"
+    return PageImage(source, alt, shown, round(shown * rows / columns), shown >= 2 * columns)
 
 
-def shown_width(width_pixels: int, most: int = CELL_PIXELS) -> int:
-    """CSS pixels for a pixels: a whole multiple of a small one, else the most there is room for."""
-    return most // width_pixels * width_pixels if 2 * width_pixels <= most else most
+def shown_width(columns: int, limit: int = CELL_PIXELS) -> int:
+    """CSS pixels for an image: a whole multiple of its width where the limit allows at least two."""
+    return limit // columns * columns if 2 * columns <= limit else limit

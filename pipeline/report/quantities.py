@@ -1,6 +1,6 @@
-"""Numbers as people read them: sensible digits, a unit, and `not available` instead of a guess.
+"""Formatting of numbers for the report's pages: few digits, a unit, `not available` for no number.
 
-Values come from files, so every function takes any object.
+Values come from files, so every function accepts any object. The templates use them as filters.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ DOES_NOT_APPLY = "–"
 
 
 def as_number(value: object) -> float | None:
-    """The value as a float; None when it is no number or NaN."""
+    """The value as a float; None when it is not a number or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
 
 
 def finite(value: object) -> float | None:
-    """The value as a float; None when it is no number, NaN or infinite."""
+    """The value as a float; None when it is not a number, NaN or infinite."""
     number = as_number(value)
     return None if number is None or math.isinf(number) else number
 
 
 def fixed(value: object, digits: int, unit: str = "") -> str:
-    """A number with that many digits after the point."""
+    """A number with this many digits after the decimal point."""
     number = as_number(value)
     if number is None:
         return NOT_AVAILABLE
     if math.isinf(number):
         return "∞" if number > 0 else "−∞"
-    text = f"{number:,.{digits}f}".replace("-", "−")
+    text = f"{number:z,.{digits}f}".replace("-", "−")
     return f"{text} {unit}" if unit else text
 
 
@@ -40,17 +40,17 @@ def decibels(value: object) -> str:
     return fixed(value, 2, "dB")
 
 
-def milliseconds(value: object, unit: str = "ms") -> str:
-    """Three significant digits, never more than three after the point: `0.412 ms`, `41.2 ms`."""
+def milliseconds(value: object) -> str:
+    """Three significant digits, at most three after the point: `0.412 ms`, `41.2 ms`."""
     number = finite(value)
     if number is None:
         return NOT_AVAILABLE
-    whole_digits = 1 if abs(number) < 1 else int(math.log10(abs(number))) + 1
-    return fixed(number, min(3, max(0, 3 - whole_digits)) if number >= 1 else 3, unit)
+    digits = max(0, 2 - int(math.log10(number))) if number >= 1 else 3
+    return fixed(number, digits, "ms")
 
 
-def share(value: object) -> str:
-    """A ratio with three digits: `0.489`."""
+def ratio(value: object) -> str:
+    """`0.489`."""
     return fixed(value, 3)
 
 
@@ -58,7 +58,7 @@ def interval(low: object, high: object) -> str:
     """`0.472 to 0.503`."""
     if as_number(low) is None or as_number(high) is None:
         return f"interval {NOT_AVAILABLE}"
-    return f"{share(low)} to {share(high)}"
+    return f"{ratio(low)} to {ratio(high)}"
 
 
 def whole(value: object) -> str:
@@ -78,20 +78,15 @@ def large(value: object) -> str:
         return NOT_AVAILABLE
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= factor:
-            return f"{number / factor:.3g} {letter}"
+            scaled = number / factor
+            return f"{scaled:.0f} {letter}" if scaled >= 100 else f"{scaled:.3g} {letter}"
     return whole(number)
 
 
 def size(value: object) -> str:
     """Bytes in decimal units: `412 kB`."""
     number = finite(value)
-    if number is None:
-        return NOT_AVAILABLE
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(number) >= factor:
-            scaled = number / factor
-            return f"{scaled:.0f} {unit}" if scaled >= 100 else f"{scaled:.3g} {unit}"
-    return f"{number:.0f} B"
+    return f"{large(value)}B" if number and abs(number) >= 1000 else fixed(number, 0, "B")
 
 
 def duration(value: object) -> str:
@@ -111,3 +106,10 @@ def scientific(value: object) -> str:
     if number is None:
         return NOT_AVAILABLE
     return "0" if number == 0 else f"{number:.1e}"
+
+
+def as_text(value: object) -> str:
+    """A value of a manifest or record in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    return NOT_AVAILABLE if value is None else str(value)

@@ -1,7 +1,7 @@
-"""Matplotlib figures as inline SVG that follows the page's colors and fonts.
+"""Matplotlib figures as inline SVG in the colors and fonts of the page.
 
-Figures are drawn in colors that stand for CSS variables (`PAINTS`), so a chart is right in the light
-and in the dark. The same data give the same text: no date, no random ids.
+Matplotlib draws in placeholder colors that become CSS variables (`PAINTS`), so a chart follows the
+light or dark page. Equal data give equal text: no date, no random ids.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.figure import Figure
-
-from pipeline.report.markup import Html, element, escaped
 
 PAINTS = {
     "ink": "#010101",
@@ -28,11 +27,11 @@ PAINTS = {
     "pruned": "#010107",
     "bad": "#010108",
 }
-"""CSS variable of style.css -> the color that stands for it while matplotlib draws."""
+"""CSS variable of style.css -> its placeholder color in matplotlib."""
 INK, MUTED, LINE, CARD, TEACHER, STUDENT, PRUNED, BAD = PAINTS.values()
 WIDTH_INCHES = 5.4
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "none",  # text stays text, in the browser's fonts
     "text.parse_math": False,  # a name from a file may hold dollar signs
     "font.size": 9,
     "axes.labelsize": 9,
@@ -55,13 +54,19 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
 }
+NOISE = re.compile(
+    r"<defs>\s*<style.*?</defs>"  # matplotlib's own style would apply to the whole page
+    r'|(?<=<g) id="[^"]*"|font-family: [^;"]*;?|(?<=\n)\s+',
+    re.DOTALL,
+)
+SVG = Markup('<svg viewBox="{}" role="img" aria-label="{}" class="chart">{}</svg>')
 
 
 @contextlib.contextmanager
 def drawing(name: str) -> Iterator[None]:
     """The style in which figures are made and written; `name` makes a chart's ids its own."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # the browser's fonts draw the text, whatever matplotlib's own lack
+        # the browser draws the text, so a glyph that matplotlib's font lacks does not matter
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -71,23 +76,17 @@ def new_figure(height_inches: float) -> Figure:
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
 
 
-def inline_svg(figure: Figure, *, label: str, tooltips: Mapping[str, str] | None = None) -> Html:
+def inline_svg(figure: Figure, *, label: str, tooltips: Mapping[str, str] | None = None) -> Markup:
     """The figure as an <svg> element; `tooltips` gives artists, by their gid, a <title>."""
     buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
-    box = re.search(r'viewBox="([^"]+)"', text)
-    assert box is not None
-    body = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
-    body = re.sub(r"<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", body)
     for gid, tooltip in (tooltips or {}).items():
-        title = element("title", tooltip).strip()
-        body = body.replace(f'<g id="{escaped(gid)}">', f"<g>{title}", 1)
-    body = re.sub(r'<g id="[^"]*"/>', "", body)  # ticks that lie outside
-    body = re.sub(r'<g id="[^"]*">', "<g>", body)
-    body = re.sub(r"font-family: [^;\"]*;?", "", body)
+        title = Markup("<g><title>{}</title>").format(tooltip)
+        text = text.replace(f'<g id="{gid}">', title, 1)
     for name, color in PAINTS.items():
-        body = body.replace(color, f"var(--{name})")
-    body = re.sub(r"\n\s*", "\n", body).strip()
-    return element("svg", Html(body), viewBox=box[1], role="img", aria_label=label, class_="chart")
+        text = text.replace(color, f"var(--{name})")
+    whole = re.search(r'viewBox="([^"]+)".*?>(.*)</svg>', NOISE.sub("", text), re.DOTALL)
+    assert whole is not None
+    return SVG.format(whole[1], label, Markup(whole[2]))  # noqa: S704

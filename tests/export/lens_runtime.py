@@ -1,4 +1,4 @@
-"""The real controller script, run by node against a stand-in for Lens Studio's runtime."""
+"""Runs the controller script by node against a mock of Lens Studio's runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.lens_lint import MODELS, normalizations
+from export.lens_lint import normalizations
+from export.lens_paths import MODELS
 from export.lens_scene import LensScene
 from export.lens_yaml import compose, entry, items, scalar
 from export.snap_gelu import with_runtime_gelu
@@ -26,7 +27,7 @@ PACKAGES = NODE_SIDE / "node_modules"
 NODE = shutil.which("node")
 FRAME = 1 / 64
 
-# `make test-lens` installs the packages and sets the variable: then what is missing is a failure.
+# `make test-lens` installs the packages and sets the variable, so that a missing one is a failure.
 OPTIONAL = "NELF_TEST_LENS" not in os.environ
 needs_node = pytest.mark.skipif(OPTIONAL and NODE is None, reason="node is not installed")
 needs_packages = pytest.mark.skipif(
@@ -35,7 +36,7 @@ needs_packages = pytest.mark.skipif(
 
 
 def run_node(program: str, order: dict[str, Any], *options: str) -> dict[str, Any]:
-    """What one of the programs of tests/lens answers."""
+    """The answer of one of the programs in tests/lens."""
     assert NODE is not None
     result = subprocess.run(
         [NODE, *options, str(NODE_SIDE / program)],
@@ -50,7 +51,7 @@ def run_node(program: str, order: dict[str, Any], *options: str) -> dict[str, An
 
 
 def run_script(lens, steps=(), *, script=None, **order):
-    """Start the script with `steps` and return its log, poses and touch blocking."""
+    """Run the script through `steps` and return its log, poses and touch blocking."""
     order = {
         "script": script or controller(lens),
         "scene": lens.script_numbers(),
@@ -80,7 +81,7 @@ def poses_rendered(log):
 
 
 def drag(start, end, frames=8, finger=0):
-    """A finger that goes from start to end, moving once per frame, and is lifted."""
+    """A finger that moves from start to end, once per frame, and is lifted."""
     points = np.linspace(start, end, frames + 1)
     steps = [["down", *points[0], finger]]
     for point in points[1:]:
@@ -100,7 +101,7 @@ def images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images [n, H, W, 3] that a project shows during `steps`, 0 to 255, and their poses.
 
-    Everything is the project's own: the script, the models, and their .meta.
+    Script, models and .meta files are those of the project.
     """
     file = folder / "images.bin"
     file.unlink(missing_ok=True)
@@ -117,9 +118,9 @@ def images(
 
 
 def described_models(project: Path, folder: Path) -> dict[str, Any]:
-    """The models of a project as its .meta files describe them, for ONNX Runtime.
+    """The models of a project with the sizes and scales of their .meta, for ONNX Runtime.
 
-    SnapML's GeluSnap is renamed to ONNX Runtime's exact GELU, in copies in `folder`.
+    Copies in `folder` have ONNX Runtime's exact GELU in place of GeluSnap.
     """
     described = {}
     for path in sorted((project / MODELS).glob("*.onnx")):

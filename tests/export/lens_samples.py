@@ -1,4 +1,4 @@
-"""The smallest lens whose numbers all differ, ONNX files that fit it, and a light field."""
+"""A tiny lens whose sizes all differ, ONNX files that fit the lens, and a light field."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def write_student(
 
 
 def model_paths(folder: Path) -> tuple[Path, Path, Path]:
-    """Good files for both lenses."""
+    """Valid model files for both lenses."""
     folder.mkdir(parents=True, exist_ok=True)
     return (
         write_sampler(folder / "Sampler.onnx"),

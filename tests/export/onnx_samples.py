@@ -1,4 +1,4 @@
-"""Small ONNX files that others could give: odd, damaged, or of another kind."""
+"""Small ONNX graphs from other sources: unusual, damaged, or of another type."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def saved(path: Path, made: onnx.ModelProto) -> Path:
 
 
 def stored_elsewhere(location="w.bin", shape=(3, 3, 1, 1), **entries):
-    """A weight that lies in another file."""
+    """A weight that is stored in another file."""
     weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=shape)
     weight.data_location = TensorProto.EXTERNAL
     for key, value in {"location": location, **entries}.items():
@@ -48,7 +48,7 @@ def stored_elsewhere(location="w.bin", shape=(3, 3, 1, 1), **entries):
 
 
 def branches(node):
-    """An If that runs a node in one branch and passes x on in the other."""
+    """An If that runs a node in one branch and returns x in the other."""
     given = [tensor("y")]
     return helper.make_node(
         "If",

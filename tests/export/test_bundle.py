@@ -12,7 +12,7 @@ from tiny_fields import NDC, TAILS, WORLD, light_field, poses, random_student
 from export import bundle, exported_graph
 from export.bundle import write_bundle
 from export.calibration import Calibration
-from export.coreml import replay
+from export.coreml import evaluate_package
 from lightfield.errors import ConfigError, ExportError, ParityError
 from lightfield.files import discard_temporaries, sha256_of
 from lightfield.light_field import LightField
@@ -36,7 +36,7 @@ INT8_FILES = ["Toy_int8.onnx", "Toy_opset17_int8.onnx"]
 
 
 @pytest.mark.parametrize("space", [WORLD, NDC], ids=["world", "ndc"])
-def test_a_bundle_holds_every_graph_at_its_parity(tmp_path, space):
+def test_a_bundle_has_every_graph_within_its_parity_floor(tmp_path, space):
     seen = []
     graphs = write_bundle(
         light_field(space=space),
@@ -65,14 +65,14 @@ def test_a_bundle_holds_every_graph_at_its_parity(tmp_path, space):
 
 
 def noisy_images(field: LightField, views: np.ndarray, seed: int) -> np.ndarray:
-    """What the student draws, and noise: real images that it misses by 26 dB."""
+    """The student's images with noise: real images on which the student has 26 dB."""
     drawn = [field.render(torch.from_numpy(pose)).numpy() for pose in views]
     noise = np.random.default_rng(seed).normal(0, 0.05, (len(views), *drawn[0].shape))
     return (np.stack(drawn) + noise).astype(np.float32)
 
 
 @pytest.mark.parametrize("allowed_db", [0.5, -1.0], ids=["fit", "unfit"])
-def test_int8_graphs_lose_little_against_real_images_or_are_marked(
+def test_int8_graphs_lose_little_against_real_images_or_are_unfit(
     tmp_path, monkeypatch, allowed_db
 ):
     monkeypatch.setattr(exported_graph, "ALLOWED_LOSS_DB", allowed_db)
@@ -102,21 +102,21 @@ def test_int8_graphs_lose_little_against_real_images_or_are_marked(
 
 
 @needs_coremltools
-def test_where_coreml_runs_it_is_asked_too(tmp_path, monkeypatch):
+def test_packages_are_also_run_by_coreml_where_it_is_available(tmp_path, monkeypatch):
     asked = []
 
-    def predicted(path, **inputs):
+    def predict(path, **inputs):
         asked.append((path.name, *inputs))
-        return replay(path, **inputs)
+        return evaluate_package(path, **inputs)
 
     for module in (bundle, exported_graph):
         monkeypatch.setattr(module, "coreml_runs_here", lambda: True)
-    monkeypatch.setattr(bundle, "predicted", predicted)
+    monkeypatch.setattr(bundle, "predict", predict)
     field = light_field(random_student(TAILS["twice"]))
     graphs = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)
     assert asked == [("Toy.mlpackage", "input"), ("Toy_fused.mlpackage", "pose")]
-    assert graphs[-1].note.endswith("checked by replaying its program and by CoreML")
-    monkeypatch.setattr(bundle, "predicted", lambda path, **_: np.zeros((1, 3, 8, 10), np.float32))
+    assert graphs[-1].note.endswith("checked by executing its program in PyTorch and by CoreML")
+    monkeypatch.setattr(bundle, "predict", lambda path, **_: np.zeros((1, 3, 8, 10), np.float32))
     for graph in write_bundle(field, poses(WORLD, 1), "Toy", tmp_path)[-2:]:
         assert graph.note.startswith("refused: ")
         assert "below the floor of 45 dB" in graph.note
@@ -124,24 +124,24 @@ def test_where_coreml_runs_it_is_asked_too(tmp_path, monkeypatch):
         assert not graph.path.exists()
 
 
-def test_a_student_beyond_half_precision_gets_all_other_files(tmp_path):
+def test_a_student_beyond_the_range_of_fp16_gets_all_other_files(tmp_path):
     student = random_student(TAILS["twice"])
     field = light_field(student)
     before = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
     with torch.no_grad():
-        student.color.weight[0, 0] = 1e5  # 65,504 is the largest half
+        student.color.weight[0, 0] = 1e5  # the largest fp16 number is 65,504
     after = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
     assert all(graph.available for graph in before)
     refused = [graph for graph in after if not graph.available]
     assert [g.path.name for g in refused] == [g.path.name for g in after if "fp16" in g.path.name]
     assert len(refused) == 3
     for graph in refused:
-        assert "beyond fp16's range" in graph.note
+        assert "exceed the range of fp16" in graph.note
         assert not graph.path.exists()
 
 
 @needs_coremltools
-def test_packages_are_part_of_a_bundle_and_replace_older_ones(tmp_path):
+def test_packages_are_part_of_a_bundle_and_replace_earlier_ones(tmp_path):
     field = light_field(random_student(TAILS["twice"]))
     (tmp_path / "Toy.mlpackage").mkdir()
     (tmp_path / "Toy.mlpackage" / "stale").touch()
@@ -153,7 +153,9 @@ def test_packages_are_part_of_a_bundle_and_replace_older_ones(tmp_path):
     assert len(list(tmp_path.iterdir())) == 12
 
 
-def test_without_coremltools_the_rest_is_written_and_the_reason_recorded(tmp_path, monkeypatch):
+def test_without_coremltools_the_other_files_are_written_and_the_reason_is_recorded(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "coremltools", None)
     graphs = write_bundle(light_field(), poses(WORLD, 1), "Toy", tmp_path)
     assert [graph.available for graph in graphs] == [True] * 10 + [False] * 2
@@ -162,7 +164,7 @@ def test_without_coremltools_the_rest_is_written_and_the_reason_recorded(tmp_pat
     json.dumps([graph.to_json() for graph in graphs])
 
 
-def test_relu_students_are_named_so(tmp_path):
+def test_the_file_name_of_a_relu_student_states_relu(tmp_path):
     field = light_field(random_student(TAILS["twice"], "relu"))
     graphs = write_bundle(field, poses(WORLD, 1), "Toy", tmp_path, coreml=False)
     assert graphs[2].path.name == "Toy_SnapReLU.onnx"
@@ -170,7 +172,7 @@ def test_relu_students_are_named_so(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../Toy", "a b", "7up", "Tøy"])
-def test_names_that_no_file_can_bear_are_refused(tmp_path, name):
+def test_invalid_file_names_are_refused(tmp_path, name):
     with pytest.raises(ExportError, match="becomes a file name"):
         write_bundle(light_field(), poses(WORLD, 1), name, tmp_path)
 
@@ -196,8 +198,8 @@ def test_a_diverged_student_is_refused(tmp_path, value):
 
 
 @needs_coremltools
-def test_a_package_under_way_counts_as_temporary(tmp_path):
-    """Or a killed export would leave a half-written one to be published by the next."""
+def test_an_unfinished_package_is_temporary(tmp_path):
+    """Otherwise the next export could publish the unfinished package of a killed export."""
     seen = []
 
     def measure(package):
@@ -210,4 +212,4 @@ def test_a_package_under_way_counts_as_temporary(tmp_path):
         exported_graph.write_package(
             tmp_path / "Toy.mlpackage", light_field(), measure, purpose="a test", fused=False
         )
-    assert len(seen) == 1, "what was there is gone"
+    assert len(seen) == 1, "the unfinished package was not discarded"

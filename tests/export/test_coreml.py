@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_fields import SPACES, TAILS, light_field, poses, random_student
 
-from export import coreml, mil_replay
+from export import coreml, mil_evaluator
 from export.parity import FP16_FLOOR_DB, Reference
 from lightfield.errors import ExportError
 
@@ -26,11 +26,11 @@ def package(tmp_path_factory):
 def test_a_package_computes_the_student(package):
     field, path, _ = package
     reference = Reference.of(field, poses(field.space, 2))
-    parity = reference.student_parity(lambda rays: coreml.replay(path, input=rays))
-    assert FP16_FLOOR_DB <= parity.psnr_db < 75  # fp16 must show, or the replay does not round
+    parity = reference.student_parity(lambda rays: coreml.evaluate_package(path, input=rays))
+    assert FP16_FLOOR_DB <= parity.psnr_db < 75  # above 75 dB the evaluator would not round to fp16
 
 
-def test_a_package_takes_and_gives_fp16_and_is_for_ios_16(package):
+def test_a_package_has_fp16_input_and_output_and_is_for_ios_16(package):
     field, path, operators = package
     import coremltools as ct
 
@@ -44,28 +44,28 @@ def test_a_package_takes_and_gives_fp16_and_is_for_ios_16(package):
     assert operators == {"add": 6, "conv": 12, "conv_transpose": 3, "gelu": 6, "sigmoid": 1}
 
 
-def test_gelu_is_exact_and_anything_else_is_refused(package):
+def test_gelu_is_exact_and_another_kind_is_refused(package):
     _, path, _ = package
     gelus = [op for op in coreml.load_program(path).operations if op.op_type == "gelu"]
     assert {op.mode.val for op in gelus} == {"EXACT"}
     other = random_student(TAILS["mixed"], "sigmoid_gelu")
-    with pytest.raises(ExportError, match="sigmoid_gelu student became gelu of mode EXACT"):
+    with pytest.raises(ExportError, match="turned sigmoid_gelu into gelu of mode EXACT"):
         coreml.check_package(path, other, fused=False)
 
 
-def test_an_operator_off_the_list_is_refused(package, monkeypatch):
+def test_an_unexpected_operator_is_refused(package, monkeypatch):
     field, path, _ = package
     monkeypatch.setattr(coreml, "STUDENT_OPERATORS", coreml.STUDENT_OPERATORS - {"conv_transpose"})
     with pytest.raises(ExportError, match="unexpected operators conv_transpose"):
         coreml.check_package(path, field.student, fused=False)
 
 
-def test_the_replay_refuses_what_it_does_not_know(package, monkeypatch):
+def test_the_evaluator_refuses_an_unsupported_operator(package, monkeypatch):
     field, path, _ = package
-    monkeypatch.delitem(mil_replay.OPERATORS, "gelu")
+    monkeypatch.delitem(mil_evaluator.OPERATORS, "gelu")
     rays = np.zeros((1, field.student.spec.input_channels, 4, 5), np.float32)
-    with pytest.raises(ExportError, match="does not know operator gelu"):
-        coreml.replay(path, input=rays)
+    with pytest.raises(ExportError, match="does not support operator gelu"):
+        coreml.evaluate_package(path, input=rays)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_fused_package_computes_the_image_from_the_pose(tmp_path, kind, tail, 
     assert not operators.keys() & {"gather", "batch_norm"}
     reference = Reference.of(field, poses(field.space, 2))
     parity = reference.pose_parity(
-        lambda pose: coreml.replay(tmp_path / "Toy.mlpackage", pose=pose)
+        lambda pose: coreml.evaluate_package(tmp_path / "Toy.mlpackage", pose=pose)
     )
     assert parity.psnr_db >= FP16_FLOOR_DB
 
@@ -90,12 +90,12 @@ def test_rays_of_a_fused_package_stay_in_fp32(tmp_path):
     types = {kind: set() for kind in ("sin", "cos", "matmul", "conv", "gelu")}
     for op in operations:
         if op.op_type in types:
-            types[op.op_type].add("fp16" if mil_replay.is_fp16(op.outputs[0]) else "fp32")
+            types[op.op_type].add("fp16" if mil_evaluator.is_fp16(op.outputs[0]) else "fp32")
     assert types["sin"] == types["cos"] == types["matmul"] == {"fp32"}
     assert types["conv"] == types["gelu"] == {"fp16"}
 
 
-def test_a_failing_conversion_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_conversion_gives_a_one_line_error_and_leaves_no_file(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise ValueError("unsupported thing\nwith a long trace")
 
@@ -105,31 +105,31 @@ def test_a_failing_conversion_is_one_clear_line_and_leaves_nothing(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_no_coremltools_is_one_clear_line(tmp_path, monkeypatch):
+def test_missing_coremltools_gives_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(ExportError, match="coremltools cannot be imported"):
         coreml.write_coreml(light_field(), tmp_path / "Toy.mlpackage")
 
 
-def test_weights_that_fp16_cannot_hold_are_refused(tmp_path):
+def test_weights_beyond_the_range_of_fp16_are_refused(tmp_path):
     field = light_field(random_student(TAILS["none"]))
     with torch.no_grad():
         field.student.color.weight[0] = 1e5
-    with pytest.raises(ExportError, match="color: weights are NaN or beyond fp16's range"):
+    with pytest.raises(ExportError, match="color: weights are NaN or exceed the range of fp16"):
         coreml.write_coreml(field, tmp_path / "Toy.mlpackage")
 
 
 @pytest.mark.mac
 @pytest.mark.skipif(sys.platform != "darwin", reason="CoreML runs on macOS only")
-def test_coreml_itself_computes_what_the_replay_says(package):
+def test_coreml_agrees_with_the_evaluator(package):
     field, path, _ = package
     reference = Reference.of(field, poses(field.space, 2))
-    parity = reference.student_parity(lambda rays: coreml.predicted(path, input=rays))
+    parity = reference.student_parity(lambda rays: coreml.predict(path, input=rays))
     assert parity.psnr_db >= FP16_FLOOR_DB
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="CoreML runs on macOS")
-def test_where_there_is_no_coreml_a_prediction_is_one_clear_line(package):
+def test_a_prediction_without_coreml_gives_a_one_line_error(package):
     _, path, _ = package
-    with pytest.raises(ExportError, match="CoreML cannot run it"):
-        coreml.predicted(path, input=np.zeros(1, np.float32))
+    with pytest.raises(ExportError, match="CoreML cannot run the package"):
+        coreml.predict(path, input=np.zeros(1, np.float32))

@@ -4,19 +4,17 @@ import torch
 from tiny_fields import SPACES, light_field, poses
 
 from export.fused import fused_contract, fused_model
-from export.graph import check_file, save_model, simplified
+from export.graph import check_file, save_model, with_inferred_shapes
 from export.parity import OnnxFunction, Reference, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.encoding import embedder_to_student
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_one_graph_equals_the_three(kind, tmp_path):
+def test_the_fused_graph_equals_sampler_embedder_and_student(kind, tmp_path):
     field = light_field(space=SPACES[kind])
     views = poses(field.space)
-    model, refusal = simplified(fused_model(field))
-    assert not refusal
-    save_model(model, tmp_path / "fused.onnx")
+    save_model(with_inferred_shapes(fused_model(field)), tmp_path / "fused.onnx")
     check_file(tmp_path / "fused.onnx", fused_contract(field))
     fused = OnnxFunction(tmp_path / "fused.onnx")
     student = OnnxFunction(write_student_onnx(field.student, 4, 5, tmp_path / "student.onnx"))
@@ -31,9 +29,9 @@ def test_one_graph_equals_the_three(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_a_batch_is_its_poses_one_by_one(kind, tmp_path):
+def test_a_batch_equals_its_poses_one_by_one(kind, tmp_path):
     field = light_field(space=SPACES[kind])
-    save_model(simplified(fused_model(field, batch="n"))[0], tmp_path / "batch.onnx")
+    save_model(with_inferred_shapes(fused_model(field, batch="n")), tmp_path / "batch.onnx")
     check_file(tmp_path / "batch.onnx", fused_contract(field, batch="n"))
     batch = OnnxFunction(tmp_path / "batch.onnx")
     views = poses(field.space)
@@ -43,7 +41,7 @@ def test_a_batch_is_its_poses_one_by_one(kind, tmp_path):
     assert not np.allclose(together[0], together[1], atol=1e-2)
 
 
-def test_layout_change_in_the_chain_is_needed():
+def test_the_layout_change_is_necessary():
     field = light_field()
     chain = Reference.of(field, poses(field.space, 1))
     embedded = torch.from_numpy(chain.embedder(rays=chain._points(chain.poses[0])[None, None]))

@@ -19,12 +19,12 @@ def graph(operator: str = "Add") -> onnx.ModelProto:
     return builder.model(CONTRACT, title="test")
 
 
-def test_a_graph_keeps_its_promise(tmp_path):
+def test_a_graph_that_keeps_its_contract_is_accepted(tmp_path):
     save_model(graph(), tmp_path / "a.onnx")
     assert check_file(tmp_path / "a.onnx", CONTRACT).ir_version == 8
 
 
-def test_a_foreign_operator_is_checked_apart_from_its_name(tmp_path):
+def test_a_foreign_operator_is_accepted(tmp_path):
     save_model(graph("GeluSnap"), tmp_path / "a.onnx")
     check_file(tmp_path / "a.onnx", CONTRACT)
 
@@ -38,7 +38,7 @@ def test_a_foreign_operator_is_checked_apart_from_its_name(tmp_path):
         (replace(CONTRACT, outputs={"z": (1, 2)}), "outputs .* instead of"),
     ],
 )
-def test_a_broken_promise_is_refused(tmp_path, contract, message):
+def test_a_broken_contract_is_refused(tmp_path, contract, message):
     save_model(graph(), tmp_path / "a.onnx")
     with pytest.raises(ExportError, match=message):
         check_file(tmp_path / "a.onnx", contract)
@@ -52,7 +52,7 @@ def test_a_wrong_ir_version_is_refused(tmp_path):
         check_file(tmp_path / "a.onnx", CONTRACT)
 
 
-def test_numbers_too_small_to_be_normal_become_zero():
+def test_denormal_weights_become_zero():
     builder = GraphBuilder(17)
     values = np.array([1e-39, -1e-40, 2e-38, -3.0, 0.0], np.float32)
     written = numpy_helper.to_array(builder.weights[builder.constant("w", values)])
@@ -95,7 +95,7 @@ def test_a_truncated_file_is_refused(tmp_path):
         load_model(path)
 
 
-def test_onnxsim_refusing_is_recorded(monkeypatch):
+def test_an_error_of_onnxsim_is_recorded(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("no such luck\nand more")
 

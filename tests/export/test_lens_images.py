@@ -1,7 +1,7 @@
-"""The images of a whole lens against the renderer's: real script, real models, their own .meta.
+"""The images of a lens compared with the Python renderer's, with the project's script, models and .meta.
 
-Contact sheets, the lens above and the renderer below, are left in build/lens. NELF_LENS_RUN names a
-run whose lens is shown and compared too: `make test-lens RUN=runs/lego`.
+The tests write contact sheets to build/lens, with the lens's images above the renderer's. If
+NELF_LENS_RUN names a run, the lens of this run is compared as well: `make test-lens RUN=runs/lego`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ONE_TURN = 0.5 * np.array([(1, 0)] * 4)
 
 @dataclass(frozen=True)
 class Lens:
-    """A generated project beside what it was generated from."""
+    """A generated project, and the scene and light field that it was generated from."""
 
     project: Path
     scene: LensScene
@@ -59,7 +59,7 @@ def generated(folder: Path, field: LightField, poses: np.ndarray, name: str) -> 
 
 
 def around(count: int = 12) -> np.ndarray:
-    """Cameras on a circle that rises and falls."""
+    """Cameras on a circle with varying height."""
     views = []
     for a in np.linspace(0, 2 * np.pi, count, endpoint=False):
         place = 4 * np.array([np.cos(a), np.sin(a), 0.7 + 0.3 * np.sin(3 * a)])
@@ -68,7 +68,7 @@ def around(count: int = 12) -> np.ndarray:
 
 
 def ahead() -> np.ndarray:
-    """Cameras side by side, all looking one way."""
+    """Cameras side by side with equal directions."""
     return np.stack(
         [
             look_at(np.array([x, y, 0.0]), np.array([x, y, -1.0]), np.array([0, 1.0, 0]))
@@ -107,20 +107,20 @@ def pose_at(scene: LensScene, values: list[float]) -> np.ndarray:
 
 
 def tour(scene: LensScene, strokes: np.ndarray, frames: int) -> tuple[list[list], list[np.ndarray]]:
-    """Strokes of so many frames each, and the poses that the camera goes through."""
+    """Steps for strokes of `frames` frames each, and the camera's expected poses."""
     numbers = scene.script_numbers()
     axes = [numbers["horizontal"], numbers["vertical"]]
     values = [axis["start"] for axis in axes]
     steps, poses = list(START), [pose_at(scene, values)]
     for stroke in strokes:
         drawn = drag(0.5 - stroke / 2, 0.5 + stroke / 2, frames)
-        # held still before it is lifted, so that nothing glides on
+        # the finger holds still before release, so that the camera does not glide
         steps += [*drawn[:-1], *wait(1), drawn[-1]]
         for _ in range(frames):
             before = values
             moved = zip(values, axes, stroke / frames, strict=True)
             values = [limited(v + part * axis["per_screen"], axis) for v, axis, part in moved]
-            if values != before:  # a camera that rests is not drawn again
+            if values != before:  # a resting camera is not rendered again
                 poses.append(pose_at(scene, values))
     return steps, poses
 
@@ -131,7 +131,7 @@ def limited(value: float, axis: dict) -> float:
 
 
 def save_sheet(name: str, shown: np.ndarray, truth: np.ndarray, columns: int = 8) -> Path:
-    """Lay images out in rows of lens, renderer, lens, renderer, ..."""
+    """Save images in alternating rows of the lens and the renderer."""
     rows = []
     for first in range(0, len(shown), columns):
         for part in (shown[first : first + columns], truth[first : first + columns]):
@@ -147,7 +147,7 @@ def save_sheet(name: str, shown: np.ndarray, truth: np.ndarray, columns: int = 8
 def shown_and_truth(
     lens: Lens, folder: Path, strokes: np.ndarray = DIAGONALS, frames: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a tour, and the renderer's from the poses where the camera should have been."""
+    """The lens's images of a tour, and the renderer's images at the expected poses."""
     steps, expected = tour(lens.scene, strokes, frames)
     shown, poses = images(lens.project, lens.scene, steps, folder)
     assert np.abs(poses - np.stack(expected)).max() < 1e-5
@@ -169,12 +169,12 @@ def test_a_dragged_lens_shows_the_renderers_images(tmp_path, space):
     shown, truth = shown_and_truth(tiny_lens(tmp_path, space), tmp_path, frames=4)
     assert_equal(f"tiny {space}", shown, truth)
     assert len(shown) == 17
-    assert psnr_db(shown[0], shown[4]) < 30  # it did move
+    assert psnr_db(shown[0], shown[4]) < 30  # the camera moved
     assert shown.std() > 20
 
 
 @pytest.mark.parametrize("activation", ["sigmoid_gelu", "relu"])
-def test_students_for_backends_without_gelu_do_so_too(tmp_path, activation):
+def test_students_without_gelu_show_the_renderers_images(tmp_path, activation):
     lens = tiny_lens(tmp_path, "world", activation)
     assert worst_db(*shown_and_truth(lens, tmp_path)) >= FLOOR_DB
 
@@ -195,24 +195,24 @@ def test_a_glide_shows_the_renderers_images(tmp_path):
         ("Embedder.onnx.meta", "bias: 0.000000", "bias: 0.100000"),
     ],
 )
-def test_the_meta_files_numbers_count(tmp_path, name, old, new):
-    """Else a wrong .meta would pass the comparison."""
+def test_wrong_numbers_in_a_meta_file_fail_the_comparison(tmp_path, name, old, new):
+    """Negative control."""
     lens = tiny_lens(tmp_path, "world")
     path = lens.project / "Assets/Models" / name
     path.write_text(path.read_text().replace(old, new))
     assert worst_db(*shown_and_truth(lens, tmp_path)) < FLOOR_DB
 
 
-def test_the_activation_counts(tmp_path):
-    """The exact GELU that SnapML computes, not one near it."""
+def test_another_activation_fails_the_comparison(tmp_path):
+    """Negative control."""
     lens = tiny_lens(tmp_path, "world")
     path = lens.project / "Assets/Models/Student.onnx"
     path.write_bytes(path.read_bytes().replace(b"GeluSnap", b"Softplus"))
     assert worst_db(*shown_and_truth(lens, tmp_path)) < FLOOR_DB
 
 
-def test_another_copying_order_counts(tmp_path):
-    """Channel-first data in place of channel-last, as a phone would get it wrong."""
+def test_another_copying_order_fails_the_comparison(tmp_path):
+    """Negative control with channel-first data in place of channel-last."""
     lens = tiny_lens(tmp_path, "world")
     path = lens.project / "Assets/NeuralLightField.js"
     copy = 'student.getInput("input").data.set(embedder.getOutput("embbrays").data);'
@@ -229,9 +229,11 @@ def test_another_copying_order_counts(tmp_path):
     assert worst_db(*shown_and_truth(lens, tmp_path)) < FLOOR_DB
 
 
-@pytest.mark.skipif(not os.environ.get("NELF_LENS_RUN"), reason="no run is named by NELF_LENS_RUN")
+@pytest.mark.skipif(not os.environ.get("NELF_LENS_RUN"), reason="NELF_LENS_RUN names no run")
 def test_the_lens_of_a_run(tmp_path):
-    from pipeline.delivery import newest_student  # all stages, which nothing else here needs
+    from pipeline.delivery import (
+        newest_student,  # imported here because only this test needs the stages
+    )
     from pipeline.students import load_light_field
     from pipeline.training import scene_of
 

@@ -1,4 +1,4 @@
-"""The editor plugin of a lens project, run by node against a stand-in for the editor."""
+"""The editor plugin of a lens project, run by node against a mock of the editor."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def components(answer, name):
     ("context", "captions"),
     [("ObjectContext", [CAPTION]), ("AssetContext", [CAPTION]), ("OtherContext", [])],
 )
-def test_the_action_is_offered_where_one_right_clicks(project, context, captions):
+def test_the_action_is_in_the_menus_of_objects_and_assets(project, context, captions):
     answer = click(project, contexts=[context], clicks=0)
     assert answer["captions"] == [captions]
     assert [each["name"] for each in answer["objects"]] == ["Camera"]
 
 
-def test_a_scene_is_completed_around_its_own_camera_and_target(project):
+def test_a_scene_keeps_its_camera_and_target_and_is_completed(project):
     answer = click(project)
     assert [each["name"] for each in answer["objects"]] == [
         "Camera",
@@ -80,7 +80,7 @@ def test_a_scene_is_completed_around_its_own_camera_and_target(project):
 
 
 def test_an_empty_scene_becomes_the_generated_one(project):
-    """Names, places, components and inputs are those of Scene.scene, and an Image comes on top."""
+    """Names, positions, components and inputs are those of Scene.scene; an Image is added."""
     answer = click(project, empty=True)
     assert answer["target"] == answer["live"] == "RenderTarget RenderTarget"
     assert components(answer, "Camera Object")["Camera"]["renderTarget"] == answer["target"]
@@ -121,7 +121,7 @@ def _vector(node):
     return tuple(float(scalar(entry(node, axis))) for axis in "xyz")
 
 
-def test_choosing_it_again_adds_nothing(project):
+def test_a_second_run_adds_nothing(project):
     once, twice = click(project, empty=True), click(project, empty=True, clicks=2)
     assert twice["objects"] == once["objects"]
 
@@ -132,7 +132,7 @@ def test_without_the_editors_preset_the_image_fills_the_screen(project):
     assert "Add an Image component to Neural Light Field" in answer["log"][0]
 
 
-def test_models_that_the_project_lacks_come_from_beside_the_plugin(project):
+def test_missing_models_are_imported_from_the_plugins_project(project):
     files = ["NeuralLightField.js", "Sampler.onnx", "Embedder.onnx", "Student.onnx"]
     answer = click(project, assets=[], imports=files)
     imported = [line.split()[1] for line in answer["log"] if line.startswith("import")]
@@ -142,14 +142,14 @@ def test_models_that_the_project_lacks_come_from_beside_the_plugin(project):
     assert any("scale of its output to 255" in line for line in answer["log"])
 
 
-def test_a_missing_asset_is_named_and_nothing_is_changed(project):
+def test_the_error_names_a_missing_asset_and_nothing_is_changed(project):
     answer = click(project, assets=[SCRIPT, *MODELS[:2]])
     assert [each["name"] for each in answer["objects"]] == ["Camera"]
     (error,) = [line for line in answer["log"] if line.startswith("error")]
     assert re.search(r"no asset Student\. Copy Assets/Models/Student\.onnx and its \.meta", error)
 
 
-def test_its_name_is_no_other_plugins(project):
+def test_the_plugin_has_a_unique_id(project):
     descriptor = click(project, clicks=0)["descriptor"]
     assert descriptor["id"] == "nelf.RebuildNeuralLightField"
     assert len(descriptor["dependencies"]) == 2

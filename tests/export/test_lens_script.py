@@ -1,4 +1,4 @@
-"""The real controller script, run by node against a stand-in for Lens Studio's runtime."""
+"""The controller script, run by node against a mock of Lens Studio's runtime."""
 
 from dataclasses import replace
 
@@ -41,15 +41,15 @@ def orbit_pose(azimuth, elevation, lens=ORBIT):
 
 
 @pytest.mark.parametrize(("azimuth", "elevation"), [(0, 10), (30, 40), (-135, 70), (400, 12.5)])
-def test_an_orbit_pose_is_look_at_of_the_same_place(azimuth, elevation):
+def test_an_orbit_pose_equals_look_at_from_the_same_position(azimuth, elevation):
     (pose,) = run_script(ORBIT, poses=[[azimuth, elevation]])["poses"]
     expected = orbit_pose(azimuth, elevation)
     assert np.allclose(np.reshape(pose["rotation"], (3, 3)), expected[:, :3], atol=1e-12)
     assert np.allclose(pose["position"], expected[:, 3], atol=1e-12)
 
 
-def test_poses_of_any_up_axis_are_those_that_images_were_sampled_from():
-    """Captured scenes may have any axis up; `lightfield.viewpoints` draws the training poses."""
+def test_orbits_with_any_up_axis_equal_those_of_the_training_poses():
+    """Any axis of a captured scene may point up; `lightfield.viewpoints` draws the training poses."""
     up, center = np.array([0.0, 1.0, 0.0]), np.array([0.5, 0.0, -0.5])
     poses = []
     for a in np.radians(np.arange(0, 360, 30)):
@@ -73,7 +73,7 @@ def test_a_shifted_pose_moves_in_its_image_plane():
     assert np.allclose(pose["position"], mean[:, 3] + 0.25 * mean[:, 0] - 0.125 * mean[:, 1])
 
 
-# ---- the chain
+# ---- models
 
 
 def test_models_are_built_with_callbacks_set_and_ray_models_on_the_cpu():
@@ -82,7 +82,7 @@ def test_models_are_built_with_callbacks_set_and_ray_models_on_the_cpu():
     assert builds == [("sampler", "CPU", 0), ("embedder", "CPU", 0), ("student", "Auto", 0)]
 
 
-def test_one_image_runs_the_chain_in_order_and_copies_unchanged():
+def test_one_image_runs_the_models_in_order_and_copies_unchanged():
     log = run_script(ORBIT, START)["log"]
     assert [e["run"] for e in log if "run" in e] == ["sampler", "embedder", "student"]
     sampler, embedder, student = (e for e in log if "run" in e)
@@ -107,7 +107,7 @@ def test_a_resting_camera_renders_once():
     assert entries(log, "run") == ["sampler", "embedder", "student"]
 
 
-def test_the_image_goes_behind_everything_after_the_first_run():
+def test_the_image_becomes_the_background_after_the_first_run():
     log = run_script(ORBIT, START + drag((0.5, 0.5), (0.6, 0.5)))["log"]
     assert entries(log, "target") == ["texture of output"]
     assert entries(log, "clear") == ["CustomTexture"]
@@ -149,7 +149,7 @@ def test_elevation_stops_at_its_limits(way, limit):
     assert max(elevations) < 70 + 1e-3
 
 
-def test_a_full_circle_has_no_end_and_a_part_of_one_has():
+def test_a_full_circle_has_no_limit_and_a_partial_circle_has():
     turn = START + drag((0.1, 0.5), (0.9, 0.5)) * 3
     turned = np.unwrap([angles(p)[0] for p in poses_rendered(run_script(ORBIT, turn)["log"])], 180)
     assert turned[-1] < 30 - 400
@@ -158,17 +158,17 @@ def test_a_full_circle_has_no_end_and_a_part_of_one_has():
     assert min(arc_azimuths) == pytest.approx(-10, abs=1e-3)
 
 
-def test_a_flick_glides_on_slows_down_and_rests():
+def test_after_a_flick_the_camera_glides_slows_down_and_rests():
     log = run_script(ORBIT, START + drag((0.5, 0.5), (0.6, 0.5)) + wait(4))["log"]
     azimuths = np.array([angles(pose)[0] for pose in poses_rendered(log)])
     glide = np.diff(azimuths[8:])
     assert len(glide) > 20
     assert (glide < 0).all()
     assert (np.diff(glide) > -1e-3).all()
-    assert len(azimuths) < 9 + 3.5 / FRAME  # it came to rest, and then rendered no more
+    assert len(azimuths) < 9 + 3.5 / FRAME  # a resting camera is not rendered again
 
 
-def test_a_finger_held_still_before_it_is_lifted_leaves_no_glide():
+def test_a_finger_held_still_before_release_gives_no_glide():
     steps = drag((0.5, 0.5), (0.6, 0.5))
     held = run_script(ORBIT, START + steps[:-1] + wait(1) + steps[-1:] + wait(1))["log"]
     assert len(poses_rendered(held)) == 9
@@ -195,7 +195,7 @@ def test_only_the_latest_finger_moves_the_camera():
     assert angles(rendered[-1]) == pytest.approx((30 - 18, 40), abs=1e-3)
 
 
-def test_a_tap_between_two_frames_still_counts():
+def test_a_drag_between_two_frames_counts():
     steps = [*START, ["down", 0.5, 0.5], ["drag", 0.55, 0.5], ["up", 0.55, 0.5], ["update", FRAME]]
     rendered = poses_rendered(run_script(ORBIT, steps)["log"])
     assert angles(rendered[-1])[0] == pytest.approx(30 - 9, abs=1e-3)
@@ -216,7 +216,7 @@ def test_a_forward_facing_scene_moves_with_the_finger_inside_its_box():
     assert np.allclose(back[-1], (0.25, -0.125), atol=1e-5)
 
 
-def test_drift_starts_after_a_rest_and_turns_round_at_an_end():
+def test_drift_starts_after_a_rest_and_reverses_at_a_limit():
     moving = replace(ORBIT, drift=20.0, azimuth_range=(10.0, 40.0))
     assert len(poses_rendered(run_script(moving, START + wait(2.9))["log"])) == 1
     log = run_script(moving, START + wait(6))["log"]
@@ -231,10 +231,10 @@ def test_drift_starts_after_a_rest_and_turns_round_at_an_end():
     )
 
 
-# ---- trouble
+# ---- errors
 
 
-def test_an_unset_input_is_named_on_screen():
+def test_an_unset_input_is_shown_on_screen():
     log = run_script(ORBIT, START, missing=["embedder", "renderTarget"])["log"]
     (text,) = entries(log, "say")
     assert text == "Set these inputs of the NeuralLightField script: embedder, renderTarget"
@@ -242,13 +242,13 @@ def test_an_unset_input_is_named_on_screen():
     assert not entries(log, "build")
 
 
-def test_without_a_message_object_the_console_still_tells():
+def test_without_a_message_object_the_error_is_printed():
     log = run_script(ORBIT, START, missing=["message", "student"])["log"]
     assert "student" in entries(log, "print")[0]
     assert not entries(log, "say")
 
 
-def test_a_ray_model_that_cannot_load_ends_in_a_message():
+def test_a_ray_model_that_cannot_load_gives_a_message():
     log = run_script(ORBIT, START + wait(1), models={"sampler": {"load": ["CPU"]}})["log"]
     text = "The sampler model could not be loaded (CPU): unsupported operator"
     assert entries(log, "say")[-1] == text
@@ -267,7 +267,7 @@ def test_a_student_falls_back_to_the_next_backend(stage):
 
 
 @pytest.mark.parametrize(("stage", "doing"), [("load", "loaded"), ("run", "run")])
-def test_a_student_that_no_backend_takes_ends_in_a_message(stage, doing):
+def test_a_student_that_no_backend_runs_gives_a_message(stage, doing):
     models = {"student": {stage: ["Auto", "GPU", "CPU"]}}
     log = run_script(ORBIT, [*START, *START, *START, *wait(1)], models=models)["log"]
     assert entries(log, "say")[-1].startswith(f"The student model could not be {doing} (CPU)")
@@ -275,7 +275,7 @@ def test_a_student_that_no_backend_takes_ends_in_a_message(stage, doing):
 
 
 @pytest.mark.parametrize("role", ["sampler", "embedder"])
-def test_a_ray_model_that_cannot_run_stops_the_chain(role):
+def test_a_ray_model_that_cannot_run_stops_the_script(role):
     log = run_script(ORBIT, START + wait(1), models={role: {"run": ["CPU"]}})["log"]
     assert entries(log, "say")[-1] == f"The {role} model could not be run (CPU): out of memory"
     assert not entries(log, "schedule")
@@ -288,7 +288,7 @@ def test_a_model_of_another_size_is_refused():
     assert not entries(log, "run")
 
 
-def test_the_script_in_a_project_is_the_one_that_is_tested(tmp_path):
+def test_the_script_of_a_project_is_the_tested_one(tmp_path):
     write_lens_project(tmp_path / "lens", ORBIT, *model_paths(tmp_path / "models"))
     text = (tmp_path / "lens/Assets/NeuralLightField.js").read_text()
     assert text == controller(ORBIT)

@@ -22,9 +22,9 @@ from lens_samples import (
 from export.lens_models import LARGEST_BYTES, imported_bytes
 from export.lens_studio import (
     carry_lens_projects,
-    lens_findings,
     lens_scene_from,
     lint_lens_project,
+    lint_result,
     write_lens_project,
 )
 from export.lens_vocabulary import ordered_keys
@@ -75,7 +75,7 @@ def test_a_generated_project_lints_clean(tmp_path, models, lens):
     assert lint_lens_project(tmp_path / "lens") == []
 
 
-def test_every_file_is_returned_and_none_has_a_space_in_its_path(project, models):
+def test_every_file_is_returned_and_no_path_has_a_space(project, models):
     paths = write_lens_project(project, ORBIT, *models).files
     names = {path.relative_to(project).as_posix() for path in paths}
     assert names == contents(project).keys()
@@ -83,9 +83,9 @@ def test_every_file_is_returned_and_none_has_a_space_in_its_path(project, models
 
 
 def test_the_golden_project(tmp_path, models):
-    """Byte for byte, its models included: they are what the project is generated from.
+    """The generated project equals the golden one byte for byte, from the golden models.
 
-    Set NELF_UPDATE_GOLDEN=1 to accept a change that was looked at.
+    Set NELF_UPDATE_GOLDEN=1 to accept a reviewed change.
     """
     folder = tmp_path / "lens"
     if "NELF_UPDATE_GOLDEN" in os.environ:
@@ -117,7 +117,7 @@ def test_two_scenes_share_no_uuid(tmp_path, project, models):
     assert found[0] & found[1] == {b"00000000-0000-0000-0000-000000000000"}
 
 
-def test_colors_are_scaled_once_also_when_the_graph_does_it(tmp_path, models):
+def test_colors_are_scaled_once_when_the_graph_scales_them(tmp_path, models):
     sampler, embedder, _ = models
     scaled = write_student(tmp_path / "scaled.onnx", scaled=True)
     write_lens_project(tmp_path / "lens", ORBIT, sampler, embedder, scaled)
@@ -143,15 +143,15 @@ def test_hostile_names_stay_inside_the_folder(tmp_path, models, scene_name, file
     assert lint_lens_project(tmp_path / "lens") == []
 
 
-def test_a_name_of_nothing_is_refused():
+def test_a_name_without_letters_and_digits_is_refused():
     with pytest.raises(ConfigError, match="no letter or digit"):
         _ = replace(ORBIT, scene_name="../..").file_name
 
 
-# ---- written again
+# ---- second generation
 
 
-def test_regenerating_follows_the_models(tmp_path, project, models):
+def test_a_second_generation_updates_the_models(tmp_path, project, models):
     sampler, embedder, _ = models
     student = write_student(tmp_path / "retrained.onnx", activation="Relu")
     write_lens_project(project, ORBIT, sampler, embedder, student)
@@ -159,7 +159,7 @@ def test_regenerating_follows_the_models(tmp_path, project, models):
     assert not (project / "Regenerated").exists()
 
 
-def test_regenerating_keeps_what_the_user_added_and_edited(project, models):
+def test_a_second_generation_keeps_files_that_the_user_added_or_edited(project, models):
     (project / "Assets/Hat.txt").write_text("mine")
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     edited = (project / SCRIPT).read_bytes()
@@ -174,7 +174,7 @@ def test_regenerating_keeps_what_the_user_added_and_edited(project, models):
     assert '"drift": 20.0' in (project / "Regenerated" / SCRIPT).read_text()
 
 
-def test_taking_over_the_new_version_makes_the_file_generated_again(project, models):
+def test_a_file_replaced_by_its_new_version_is_generated_again(project, models):
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     write_lens_project(project, replace(ORBIT, drift=10.0), *models)
     shutil.copy(project / "Regenerated" / SCRIPT, project / SCRIPT)
@@ -185,14 +185,14 @@ def test_taking_over_the_new_version_makes_the_file_generated_again(project, mod
 
 @pytest.fixture
 def stage(tmp_path):
-    """The folder of a stage that begins."""
+    """The folder of a new stage."""
     folder = tmp_path / "next"
     folder.mkdir()
     (folder / "key.json").write_text("{}")
     return folder
 
 
-def test_a_project_is_carried_with_all_that_was_done_to_it(tmp_path, project, models, stage):
+def test_a_project_is_copied_with_all_changes_by_the_user(tmp_path, project, models, stage):
     (project / "Assets/Hat.txt").write_text("mine")
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     (project / "Cache").mkdir()
@@ -213,14 +213,16 @@ def test_a_project_is_carried_with_all_that_was_done_to_it(tmp_path, project, mo
     "name",
     ["Assets/Cache/logo.png", "Packages/Cache/a", "Support/a", "Workspaces/a", ".hidden/Cache/a"],
 )
-def test_folders_of_the_user_with_names_of_the_editors_are_carried(project, stage, name):
+def test_the_users_folders_with_names_of_editor_folders_are_copied(project, stage, name):
     (project / name).parent.mkdir(parents=True)
     (project / name).write_text("mine")
     carry_lens_projects(project.parent, stage)
     assert (stage / project.name / name).read_text() == "mine"
 
 
-def test_what_stands_beside_the_project_is_carried_and_what_an_attempt_left_is_not(project, stage):
+def test_files_next_to_the_project_are_copied_and_those_of_an_interrupted_stage_are_not(
+    project, stage
+):
     (project.parent / "manifest.json").write_text("{}")
     (project.parent / "Copy").mkdir()
     (project.parent / "Copy/mine.txt").write_text("mine")
@@ -236,19 +238,19 @@ def test_what_stands_beside_the_project_is_carried_and_what_an_attempt_left_is_n
     assert not {"half.txt", "manifest.json"} & {path.name for path in stage.iterdir()}
 
 
-def test_a_pipe_in_the_project_is_refused_by_name(project, stage):
+def test_the_error_names_a_pipe_in_the_project(project, stage):
     os.mkfifo(project / "Assets/pipe")
     with pytest.raises(ExportError, match=r"cannot be copied .*pipe"):
         carry_lens_projects(project.parent, stage)
 
 
-def test_where_there_was_no_project_none_is_carried(tmp_path, stage):
+def test_without_an_earlier_project_nothing_is_copied(tmp_path, stage):
     carry_lens_projects(tmp_path / "none", stage)
     assert [path.name for path in stage.iterdir()] == ["key.json"]
 
 
 def move(project, name, place):
-    """As the editor moves an asset: its file and its .meta, the id in which stays."""
+    """Move an asset as the editor does: the file and its .meta, whose id stays the same."""
     (project / place).parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", ".meta"):
         (project / f"{name}{suffix}").rename(project / f"{place}{suffix}")
@@ -264,7 +266,7 @@ def move(project, name, place):
         ("Assets/RenderTarget.renderTarget", "Assets/Targets/Screen.renderTarget"),
     ],
 )
-def test_an_asset_that_the_user_moved_is_written_where_it_lies(
+def test_an_asset_that_the_user_moved_is_written_to_its_new_path(
     tmp_path, project, models, name, place
 ):
     move(project, name, place)
@@ -298,14 +300,14 @@ def test_a_file_of_the_user_with_the_name_of_a_moved_asset_is_left_alone(project
     assert (project / "Assets/Old/Student.onnx").read_bytes() == models[2].read_bytes()
 
 
-def test_a_project_file_that_the_user_renamed_is_not_written_twice(project, models):
+def test_a_renamed_project_file_is_not_written_twice(project, models):
     (project / "Tiny_bricks.esproj").rename(project / "My lens.esproj")
     write_lens_project(project, ORBIT, *models)
     assert [path.name for path in project.glob("*.esproj")] == ["My lens.esproj"]
     assert lint_lens_project(project) == []
 
 
-def test_deleted_files_are_there_again_and_named(project, models):
+def test_deleted_files_are_written_again_and_listed(project, models):
     for name in (STUDENT, f"{STUDENT}.meta", PLUGIN):
         (project / name).unlink()
     written = write_lens_project(project, ORBIT, *models)
@@ -313,7 +315,7 @@ def test_deleted_files_are_there_again_and_named(project, models):
     assert lint_lens_project(project) == []
 
 
-def test_what_the_user_put_under_regenerated_is_not_overwritten(project, models):
+def test_the_users_files_under_regenerated_are_not_overwritten(project, models):
     edit(project / SCRIPT, "GLIDE_SECONDS = 0.4", "GLIDE_SECONDS = 2")
     write_lens_project(project, replace(ORBIT, drift=10.0), *models)
     (project / "Regenerated" / SCRIPT).write_text("mine")
@@ -323,7 +325,7 @@ def test_what_the_user_put_under_regenerated_is_not_overwritten(project, models)
 
 
 @pytest.mark.parametrize("linked", [SCRIPT, "Assets/Models", "Plugins"])
-def test_nothing_is_written_through_a_link_or_over_one(tmp_path, project, models, linked):
+def test_links_are_neither_followed_nor_overwritten(tmp_path, project, models, linked):
     (project / linked).rename(tmp_path / "elsewhere")
     (project / linked).symlink_to(tmp_path / "elsewhere")
     elsewhere = tmp_path / "elsewhere"
@@ -334,7 +336,7 @@ def test_nothing_is_written_through_a_link_or_over_one(tmp_path, project, models
     assert before == (contents(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes())
 
 
-def test_a_broken_link_and_a_folder_in_a_files_place_are_kept(project, models):
+def test_a_broken_link_and_a_folder_at_the_path_of_a_file_are_kept(project, models):
     (project / SCRIPT).unlink()
     (project / SCRIPT).symlink_to("nowhere")
     (project / STUDENT).unlink()
@@ -342,10 +344,10 @@ def test_a_broken_link_and_a_folder_in_a_files_place_are_kept(project, models):
     written = write_lens_project(project, ORBIT, *models)
     assert written.kept_edits == [project / "Regenerated" / name for name in (STUDENT, SCRIPT)]
     assert (project / SCRIPT).is_symlink()
-    assert "Assets/NeuralLightField.js: a link that leads nowhere" in lint_lens_project(project)
+    assert "Assets/NeuralLightField.js: a broken link" in lint_lens_project(project)
 
 
-def test_another_scene_does_not_move_in(project, models):
+def test_the_lens_of_another_scene_is_refused(project, models):
     before = contents(project)
     with pytest.raises(ExportError, match=r"the lens of scene 'Tiny bricks', not 'Other'"):
         write_lens_project(project, replace(ORBIT, scene_name="Other"), *models)
@@ -355,14 +357,14 @@ def test_another_scene_does_not_move_in(project, models):
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [
-        ("Mine.esproj", "", r"Mine\.esproj, which was not generated here"),
+        ("Mine.esproj", "", r"Mine\.esproj, which nelf did not generate"),
         ("nelf-lens.json", "{", "cannot be read as JSON"),
         ("nelf-lens.json", "[]", "not a list of generated files"),
         ("nelf-lens.json", '{"version": 1, "scene": "x", "files": []}', "not a list of generated"),
-        ("nelf-lens.json", '{"version": 9, "scene": "x", "files": {}}', "another version"),
+        ("nelf-lens.json", '{"version": 9, "scene": "x", "files": {}}', "an incompatible version"),
     ],
 )
-def test_a_foreign_folder_is_left_alone(tmp_path, models, name, text, match):
+def test_a_folder_that_nelf_did_not_generate_is_not_changed(tmp_path, models, name, text, match):
     (tmp_path / name).write_text(text)
     before = contents(tmp_path)
     with pytest.raises(ExportError, match=match):
@@ -370,7 +372,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path, models, name, text, match):
     assert contents(tmp_path) == before
 
 
-def test_an_interrupted_generation_cannot_be_opened_and_can_be_repeated(
+def test_an_interrupted_generation_has_no_project_file_and_can_be_repeated(
     tmp_path, models, monkeypatch
 ):
     def full(path, data):
@@ -386,16 +388,16 @@ def test_an_interrupted_generation_cannot_be_opened_and_can_be_repeated(
     assert not (tmp_path / "lens/Regenerated").exists()
 
 
-def test_a_file_in_place_of_the_folder(tmp_path, models):
+def test_a_file_at_the_path_of_the_folder_is_refused(tmp_path, models):
     (tmp_path / "lens").write_text("")
-    with pytest.raises(ExportError, match="is a file, not a folder"):
+    with pytest.raises(ExportError, match="the path is a file, not a folder"):
         write_lens_project(tmp_path / "lens", ORBIT, *models)
 
 
-def test_a_link_in_place_of_the_folder(tmp_path, project, models):
+def test_a_link_at_the_path_of_the_folder_is_refused(tmp_path, project, models):
     (tmp_path / "link").symlink_to(project)
     before = contents(project)
-    with pytest.raises(ExportError, match="is a link, not a folder"):
+    with pytest.raises(ExportError, match="the path is a link, not a folder"):
         write_lens_project(tmp_path / "link", replace(ORBIT, drift=10.0), *models)
     assert contents(project) == before
 
@@ -403,7 +405,7 @@ def test_a_link_in_place_of_the_folder(tmp_path, project, models):
 # ---- models that do not fit
 
 
-def test_too_large_a_student_is_refused_before_anything_is_written(tmp_path, models):
+def test_a_student_that_is_too_large_is_refused_before_anything_is_written(tmp_path, models):
     sampler, embedder, _ = models
     student = write_student(tmp_path / "large.onnx", spare_weights=LARGEST_BYTES // 2)
     with pytest.raises(ExportError, match=r"10\.0 MB in the lens, Snap allows 10 MB.*prune"):
@@ -424,8 +426,8 @@ def test_imported_size_is_that_of_float16_weights(tmp_path):
     [
         ({"batch": "n"}, "has a dynamic axis"),
         ({"batch": 2}, r"input is \[2, 18, 2, 3\] instead of \[1, 18, 2, 3\]"),
-        ({"opset": 17}, "SnapML reads 11"),
-        ({"ir_version": 8}, "IR version 8, newer than 6"),
+        ({"opset": 17}, "SnapML reads opset 11"),
+        ({"ir_version": 8}, "IR version 8 is newer than 6"),
         ({"activation": "Erf"}, "operator Erf"),
         ({"dilations": [2, 2]}, r"ConvTranspose up is dilated by \[2, 2\]"),
         ({"strides": [2, 1]}, r"ConvTranspose up has uneven strides \[2, 1\]"),
@@ -439,13 +441,13 @@ def test_a_student_that_does_not_fit_is_refused(tmp_path, models, settings, matc
     assert not (tmp_path / "lens").exists()
 
 
-def test_models_in_each_others_place_are_refused(tmp_path, models):
+def test_swapped_models_are_refused(tmp_path, models):
     sampler, embedder, student = models
-    with pytest.raises(ExportError, match="not a sampler this lens can use"):
+    with pytest.raises(ExportError, match="the lens cannot use this sampler"):
         write_lens_project(tmp_path / "lens", ORBIT, embedder, sampler, student)
 
 
-def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
+def test_the_error_names_a_missing_or_broken_model(tmp_path, models):
     sampler, embedder, student = models
     student.write_bytes(b"\xff no onnx")
     with pytest.raises(ExportError, match="Tiny_SnapGELU"):
@@ -470,7 +472,7 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
         ("Assets/Scene.scene", "  MipmapLevel: 0\n", "", "Camera lacks MipmapLevel"),
         ("Assets/Scene.scene", "  Size: 20", "  Zoom: 1\n  Size: 20", "Camera has unknown Zoom"),
         ("Tiny_bricks.esproj", "coreVersion: 330\n", "", "esproj lacks coreVersion"),
-        ("Tiny_bricks.esproj", "sceneId: ", "sceneId: 0", "sceneId is not a scene"),
+        ("Tiny_bricks.esproj", "sceneId: ", "sceneId: 0", "sceneId names no scene"),
         ("Assets/Scene.scene", "RenderOutput: !<reference> ", "RenderOutput: !<reference> 1", "1"),
         ("Assets/Scene.scene", "- !<own> ", "- !<own> 1", "which the file does not define"),
         ("Assets/Scene.scene", "  objects:", "  objects: [", "not readable as YAML"),
@@ -494,12 +496,12 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
             PLUGIN,
             "main.js",
             "gone.js",
-            "Plugins/NeuralLightField/module.json: gone.js is not there",
+            "Plugins/NeuralLightField/module.json: gone.js does not exist",
         ),
         (PLUGIN, "{", "", "names no main file"),
         (SCRIPT, '"points": 2', '"points": 4', "instead of [1, 1, 6, 12]"),
-        (SCRIPT, '"points": 2', '"points": 1e400', "a size is not a positive whole number"),
-        (SCRIPT, '"points": 2', f'"points": {"[" * 3000}', "no line const SCENE"),
+        (SCRIPT, '"points": 2', '"points": 1e400', "a size is not a positive integer"),
+        (SCRIPT, '"points": 2', f'"points": {"[" * 3000}', "lacks the line const SCENE"),
         ("Tiny_bricks.esproj", "Camera: Rear", "Camera: Back", "is 'Back', not Front or Rear"),
         (
             "Tiny_bricks.esproj",
@@ -564,7 +566,7 @@ def test_a_missing_and_a_broken_model_are_named(tmp_path, models):
             "CompressorName of SingleCompr",
         ),
         (STUDENT_META, "rotation: None", "rotation: 45", "rotation of MLInput/Transformer is '45'"),
-        (SCRIPT, "const SCENE = {", "const SCENE = {{", "no line const SCENE"),
+        (SCRIPT, "const SCENE = {", "const SCENE = {{", "lacks the line const SCENE"),
     ],
 )
 def test_the_linter_finds_a_planted_fault(project, name, old, new, fault):
@@ -573,7 +575,7 @@ def test_the_linter_finds_a_planted_fault(project, name, old, new, fault):
     assert any(fault in line for line in faults), faults
 
 
-def test_the_linter_knows_every_order_of_keys_that_was_seen(project):
+def test_the_linter_accepts_every_known_order_of_keys(project):
     for path in project.glob("Assets/Models/*.meta"):
         text = path.read_text()
         for line in ("  LegacyPackagePolicy: ~\n", "  ExtraData:\n    {}\n"):
@@ -589,7 +591,7 @@ NEWER = {"minor: 15": "minor: 23", "patch: 4": "patch: 1", "coreVersion: 330": "
 
 @pytest.fixture
 def newer_project(project):
-    """As a newer editor saves it: with keys of its own, and without one that is no longer written."""
+    """A project saved by a newer editor, which adds some keys and omits one."""
     path = project / "Tiny_bricks.esproj"
     for old, new in NEWER.items():
         edit(path, old, new)
@@ -605,28 +607,28 @@ def newer_project(project):
     return project
 
 
-def test_what_a_newer_editor_writes_is_no_fault(newer_project):
-    findings = lens_findings(newer_project)
-    assert findings.faults == findings.notes == []
+def test_known_keys_of_a_newer_editor_are_not_faults(newer_project):
+    lint = lint_result(newer_project)
+    assert lint.faults == lint.notes == []
 
 
-def test_what_nobody_knew_of_a_newer_editor_is_noted_and_not_a_fault(newer_project):
+def test_unknown_keys_of_a_newer_editor_are_noted_and_are_not_faults(newer_project):
     edit(newer_project / "Assets/Scene.scene", "  Size: 20", "  Zoom: 1\n  Size: 20")
     edit(newer_project / "Assets/Scene.scene", "StretchMode: Stretch", "StretchMode: Cover")
-    findings = lens_findings(newer_project)
-    assert findings.faults == []
-    (note,) = findings.notes
-    assert "saved by Lens Studio 5.23.1" in note
+    lint = lint_result(newer_project)
+    assert lint.faults == []
+    (note,) = lint.notes
+    assert "saved by Lens Studio 5.23.1," in note
     assert note.endswith(": Camera.Zoom, Text.StretchMode 'Cover'")
 
 
-def test_what_an_older_editor_did_not_write_is_no_fault(project):
+def test_missing_keys_of_an_older_editor_are_not_faults(project):
     edit(project / "Tiny_bricks.esproj", "minor: 15", "minor: 9")
     edit(project / "Assets/Scene.scene", "  MipmapLevel: 0\n", "")
     assert lint_lens_project(project) == []
 
 
-def test_a_newer_editor_does_not_hide_what_is_broken(newer_project):
+def test_faults_are_found_in_a_project_of_a_newer_editor(newer_project):
     edit(
         newer_project / "Assets/Scene.scene",
         "ScriptAsset: !<reference> ",
@@ -646,10 +648,10 @@ def aliases(depth):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (aliases(40), "the YAML alias *a0 is nothing that Lens Studio writes"),
+        (aliases(40), "the YAML alias *a0, Lens Studio writes none"),
         ("- &a [*a]", "the YAML alias *a"),
-        ("- " + "[" * 3000 + "]" * 3000, "nested more than 50 deep"),
-        ("- " * 3000 + "x", "nested more than 50 deep"),
+        ("- " + "[" * 3000 + "]" * 3000, "more than 50 nested levels"),
+        ("- " * 3000 + "x", "more than 50 nested levels"),
         (
             "- ? [a, {b: c}]\n  : {ImportedAssetIds: {x: [y]}}\n- ImportedAssetIds: {[x]: {y: z}}",
             None,
@@ -657,10 +659,10 @@ def aliases(depth):
         ("- a\n--- b", "not readable as YAML"),
         ("\0", "not readable as YAML"),
         ("", "not a sequence of items"),
-        (" " * 17_000_000, "17 MB is no text of a lens"),
+        (" " * 17_000_000, "a text file of 17 MB is too large"),
     ],
 )
-def test_hostile_text_is_a_fault_of_one_line(project, text, fault):
+def test_hostile_text_gives_a_one_line_fault(project, text, fault):
     (project / "Assets/Hat.png").write_bytes(b"")
     (project / "Assets/Hat.png.meta").write_text(text)
     faults = lint_lens_project(project)
@@ -669,7 +671,7 @@ def test_hostile_text_is_a_fault_of_one_line(project, text, fault):
     assert all(fault in line and "\n" not in line for line in faults)
 
 
-def test_files_that_are_not_text_nor_files_are_faults_of_one_line(project):
+def test_unreadable_files_give_one_line_faults(project):
     (project / "Assets/Scene.scene").write_bytes(b"- !<Scene/\xff>")
     os.mkfifo(project / "Assets/pipe")
     os.mkfifo(project / "Assets/pipe.meta")
@@ -680,12 +682,12 @@ def test_files_that_are_not_text_nor_files_are_faults_of_one_line(project):
     faults = "\n".join(lint_lens_project(project))
     assert "Assets/Scene.scene: not readable as YAML" in faults
     assert "Assets/pipe: neither a file nor a folder" in faults
-    assert "Assets/lost.png: a link that leads nowhere" in faults
-    assert "Assets/loop: a link that leads nowhere" in faults
+    assert "Assets/lost.png: a broken link" in faults
+    assert "Assets/loop: a broken link" in faults
     assert "module.json: names no main file" in faults
 
 
-def test_each_type_in_the_projects_has_its_keys_in_the_table(project):
+def test_every_type_of_the_project_is_in_the_table_of_keys(project):
     table = ordered_keys()
     tags = {
         tag
@@ -698,12 +700,12 @@ def test_each_type_in_the_projects_has_its_keys_in_the_table(project):
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
-def test_text_may_hold_what_only_older_yaml_takes_for_a_line_break(project, mark):
+def test_text_may_contain_line_breaks_of_older_yaml(project, mark):
     edit(project / "Assets/Scene.scene", 'Text: ""', f"Text: |-\n    one{mark}two\n    three")
     assert lint_lens_project(project) == []
 
 
-def test_the_linter_finds_a_dangling_reference(project):
+def test_the_linter_finds_a_reference_without_a_target(project):
     edit(
         project / "Assets/Scene.scene", "ScriptAsset: !<reference> ", "ScriptAsset: !<reference> f"
     )
@@ -711,7 +713,7 @@ def test_the_linter_finds_a_dangling_reference(project):
     assert re.fullmatch(r"Assets/Scene\.scene:\d+: refers to f\S+, which nothing defines", fault)
 
 
-def test_the_linter_finds_colors_scaled_never_and_twice(tmp_path, project, models):
+def test_the_linter_finds_colors_that_are_never_or_twice_scaled(tmp_path, project, models):
     meta = project / STUDENT_META
     text = meta.read_text()
     meta.write_text(text.replace("scale: 255", "scale: 1"))
@@ -724,7 +726,7 @@ def test_the_linter_finds_colors_scaled_never_and_twice(tmp_path, project, model
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"opset": 13}, "SnapML reads 11"),
+        ({"opset": 13}, "SnapML reads opset 11"),
         ({"batch": "n"}, "dynamic axis"),
         ({"activation": "Sin"}, "operator Sin"),
         ({"spare_weights": LARGEST_BYTES // 2}, "Snap allows 10 MB"),
@@ -741,15 +743,15 @@ def test_the_linter_finds_a_sampler_of_another_grid(project):
     assert any("pts is [1, 1, 8, 6]" in line for line in lint_lens_project(project))
 
 
-def test_the_linter_finds_lost_and_stray_files(project):
+def test_the_linter_finds_missing_and_stray_files(project):
     (project / "Assets/Models/Sampler.onnx").unlink()
     (project / "Assets/Hat.png").write_bytes(b"")
     faults = "\n".join(lint_lens_project(project))
-    assert "Sampler.onnx.meta: describes a file that is not there" in faults
+    assert "Sampler.onnx.meta: describes a file that does not exist" in faults
     assert "Assets/Hat.png: has no .meta" in faults
 
 
-def test_the_linter_finds_two_projects_and_none(tmp_path, project):
+def test_the_linter_finds_two_projects_or_none(tmp_path, project):
     shutil.copy(project / "Tiny_bricks.esproj", project / "Copy.esproj")
     assert any("more than one project" in line for line in lint_lens_project(project))
     with pytest.raises(ExportError, match=r"no \.esproj"):
@@ -786,7 +788,7 @@ def test_an_orbit_is_that_of_the_training_poses():
     assert 15 <= lens.start_elevation <= 65
 
 
-def test_a_partial_circle_keeps_the_camera_where_images_were_taken():
+def test_a_partial_circle_limits_the_camera_to_the_training_views():
     poses = orbit_poses(np.linspace(100, 260, 9), np.zeros(9))
     lens = lens_scene_from(light_field(WORLD), poses, "front")
     assert np.allclose(np.radians(lens.azimuth_range), np.radians((100, 260)), atol=1e-4)
@@ -804,7 +806,7 @@ def test_a_forward_facing_capture_gives_its_mean_pose_and_box():
     assert np.allclose((lens.x_range, lens.y_range), ((-0.4, 0.4), (-0.1, 0.1)), atol=1e-5)
 
 
-def test_a_image_that_is_no_multiple_of_the_factor_is_refused():
+def test_an_image_size_that_is_not_a_multiple_of_the_factor_is_refused():
     with pytest.raises(ConfigError, match="cannot be up-sampled"):
         lens_scene_from(light_field(WORLD, size=18), orbit_poses([0, 120], [10, 20]), "odd")
 
@@ -821,10 +823,13 @@ def test_a_image_that_is_no_multiple_of_the_factor_is_refused():
         ({"orbit_up": (1.0, 0.0, 0.0)}, "orthogonal"),
         ({"drift": -1.0}, "drift"),
         ({"space": "ndc"}, "mean pose"),
-        ({"space": "ndc", "mean_pose": SHIFT.mean_pose, "x_range": (0.1, 0.2)}, "hold the mean"),
+        (
+            {"space": "ndc", "mean_pose": SHIFT.mean_pose, "x_range": (0.1, 0.2)},
+            "contain 0, the mean",
+        ),
     ],
 )
-def test_impossible_numbers_are_refused(changes, match):
+def test_invalid_numbers_are_refused(changes, match):
     with pytest.raises(ConfigError, match=match):
         replace(ORBIT, **changes)
 
@@ -834,8 +839,8 @@ def test_script_numbers_are_plain_json():
         assert json.loads(json.dumps(lens.script_numbers())) == lens.script_numbers()
 
 
-def test_a_real_light_field_goes_the_whole_way(tmp_path):
-    """The graphs that the other exporters write are the ones a lens asks for."""
+def test_a_lens_accepts_the_exported_graphs_of_a_light_field(tmp_path):
+    """The exported graphs fit the lens."""
     torch.manual_seed(0)
     field = light_field(WORLD)
     lens = lens_scene_from(field, orbit_poses([0, 90, 180, 270], [20, 30, 40, 50]), "bricks")
@@ -849,15 +854,15 @@ def test_a_real_light_field_goes_the_whole_way(tmp_path):
     assert lint_lens_project(tmp_path / "lens") == []
 
 
-def test_sizes_written_in_another_way_are_the_same_sizes(project):
+def test_sizes_may_be_written_with_another_number_of_decimals(project):
     meta = project / "Assets/Models/Student.onnx.meta"
     meta.write_text(meta.read_text().replace(".000000", ".0"))
     assert lint_lens_project(project) == []
 
 
-def test_many_novelties_of_another_editor_are_counted(newer_project):
+def test_many_unknown_keys_of_another_editor_are_summarized(newer_project):
     file = next(newer_project.glob("*.esproj"))
     file.write_text(file.read_text() + "".join(f"new{i}: 1\n" for i in range(99)))
-    (note,) = lens_findings(newer_project).notes
+    (note,) = lint_result(newer_project).notes
     assert note.endswith("more")
     assert len(note) < 1000

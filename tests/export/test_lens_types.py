@@ -1,4 +1,4 @@
-"""Both scripts of a lens project, type-checked by TypeScript against the APIs they run on."""
+"""Type check of both scripts of a lens project by TypeScript, against the APIs of Lens Studio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECLARATIONS = {CONTROLLER: "lens_studio.d.ts", PLUGIN: "editor.d.ts"}
 
 
 def type_errors(project: Path, script: str) -> str:
-    """What the compiler says; empty when the types are right."""
+    """The compiler's errors; empty when the types are correct."""
     assert NODE is not None
     settings = {
         "extends": str(NODE_SIDE / "tsconfig.json"),
@@ -53,7 +53,7 @@ def project(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("script", [CONTROLLER, PLUGIN])
-def test_the_types_are_right(project, script):
+def test_the_types_are_correct(project, script):
     assert type_errors(project, script) == ""
 
 
@@ -67,7 +67,7 @@ def test_the_types_are_right(project, script):
         (CONTROLLER, '.data.set(pose.rotation)', '.data = pose.rotation', "read-only property"),
         (CONTROLLER, "if (touch === null || ", "if (", "possibly 'null'"),
         (PLUGIN, ".registerAction(", ".register(", "'register' does not exist"),
-        (PLUGIN, 'getComponent(type)', 'getComponent("Image")', '"Image"'),
+        (PLUGIN, 'getComponent(type)', 'getComponent("Image")', "Type 'Image'"),
         (PLUGIN, "Editor.isNull(scene.mainCamera)", "scene.mainCamera.fov > 0", "possibly 'null'"),
     ],
 )  # fmt: skip

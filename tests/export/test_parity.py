@@ -21,7 +21,7 @@ def test_parity_is_the_psnr_and_the_largest_error():
     assert Parity.between(np.ones(2), np.ones(2)).psnr_db == math.inf
 
 
-def test_the_worst_pose_counts():
+def test_parity_is_that_of_the_worst_pose():
     parts = [Parity(90, 0.1), Parity(60, 0.01), Parity(math.inf, 0)]
     assert Parity.worst(parts) == Parity(60, 0.1)
 
@@ -34,7 +34,7 @@ def test_below_the_floor_is_refused(psnr_db, why):
         require(Parity(psnr_db, 0.1), FP32_FLOOR_DB, where=Path("a.onnx"))
 
 
-def test_nan_in_a_image_is_nan_in_its_parity():
+def test_nan_in_an_image_gives_nan_parity():
     assert math.isnan(Parity.between(np.array([math.nan, 0]), np.zeros(2)).psnr_db)
     assert math.isnan(Parity.worst([Parity(90, 0), Parity(math.nan, 0)]).psnr_db)
 
@@ -74,7 +74,7 @@ def test_a_student_in_training_mode_is_compared_in_evaluation_mode(tmp_path):
     assert field.student.training
 
 
-def test_another_students_file_is_seen(tmp_path):
+def test_the_file_of_another_student_fails(tmp_path):
     other = light_field()
     path = write_student_onnx(other.student, 4, 5, tmp_path / "student.onnx")
     field = light_field()
@@ -83,11 +83,11 @@ def test_another_students_file_is_seen(tmp_path):
     assert student_parity(path, field, poses(WORLD)).psnr_db < FP32_FLOOR_DB
 
 
-def test_no_poses_or_no_graph_is_one_clear_line(tmp_path):
+def test_missing_poses_and_graphs_give_one_line_errors(tmp_path):
     path = write_student_onnx(light_field().student, 4, 5, tmp_path / "student.onnx")
     with pytest.raises(ExportError, match="no poses"):
         student_parity(path, light_field(), poses(WORLD)[:0])
-    with pytest.raises(ExportError, match=r"gone\.onnx: graph is missing"):
+    with pytest.raises(ExportError, match=r"gone\.onnx: the graph is missing"):
         student_parity(tmp_path / "gone.onnx", light_field(), poses(WORLD))
     path.write_bytes(b"")
     with pytest.raises(ExportError):

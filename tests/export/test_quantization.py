@@ -9,13 +9,13 @@ from export.calibration import plan_quantization
 from export.graph import check_file, operators_of, save_model
 from export.parity import OnnxFunction
 from export.quantization import Grid, Quantized, quantized_bias, quantized_weight
-from export.student_graph import ONNX_RUNTIME, Form, student_contract, student_model
+from export.student_graph import ONNX_RUNTIME, GraphVariant, student_contract, student_model
 from lightfield.student import folded
 
-OLDER = Form(17, "trained", "Erf")
+OLDER = GraphVariant(17, "trained", "Erf")
 
 
-def test_a_grid_holds_zero_and_its_range_and_rounds_to_the_nearest():
+def test_a_grid_covers_zero_and_its_range_and_rounds_to_the_nearest_value():
     for low, high in ((-1.0, 3.0), (0.5, 2.0), (-4.0, -1.0), (0.0, 0.0)):
         grid = Grid.between(low, high)
         ends = torch.tensor([min(low, 0.0), 0.0, max(high, 0.0)])
@@ -64,17 +64,19 @@ def test_each_output_channel_has_its_own_step(axis):
     assert bias.dtype == np.int32
 
 
-@pytest.mark.parametrize("form", [ONNX_RUNTIME, OLDER], ids=["phases", "trained"])
+@pytest.mark.parametrize("variant", [ONNX_RUNTIME, OLDER], ids=["phases", "trained"])
 @pytest.mark.parametrize("tail", ["mixed", "shuffle", "none"])
-def test_a_planned_graph_computes_what_was_planned(tmp_path, form, tail):
-    """By ONNX Runtime and by the reference evaluator, from the file as it is."""
+def test_a_planned_graph_computes_what_was_planned(tmp_path, variant, tail):
+    """Checked on the file, by ONNX Runtime and by the reference evaluator."""
     student, rays, truth = example(tail)
     plan = plan_quantization(folded(student), rays, truth, allowed_loss_db=3.0)
     assert any(q.is_integer for q in plan.quantized.values())
-    form = Form(form.opset, form.upsampling, form.gelu, quantized=plan.quantized)
+    variant = GraphVariant(
+        variant.opset, variant.upsampling, variant.gelu, quantized=plan.quantized
+    )
     path = tmp_path / "a.onnx"
-    save_model(student_model(student, 4, 5, form), path)
-    model = check_file(path, student_contract(student, 4, 5, form))
+    save_model(student_model(student, 4, 5, variant), path)
+    model = check_file(path, student_contract(student, 4, 5, variant))
     integer = sum(q.is_integer for q in plan.quantized.values())
     operators = operators_of(model)
     assert operators["QuantizeLinear"] == 2 * integer
@@ -84,19 +86,21 @@ def test_a_planned_graph_computes_what_was_planned(tmp_path, form, tail):
         exact = student(rays[:1]).numpy()
     error = np.square(found - exact).mean()
     assert 0 < error < np.square(truth[:1].numpy() - exact).mean()
-    if tail == "none" and form.opset == 20:  # the evaluator knows no older DequantizeLinear
+    if (
+        tail == "none" and variant.opset == 20
+    ):  # the evaluator does not support older versions of DequantizeLinear
         slow = ReferenceEvaluator(model).run(None, {"input": rays[:1].numpy()})[0]
-        # A sum at the middle between two levels may fall to either side.
+        # A sum halfway between two levels may be rounded to either level.
         assert np.square(slow - exact).mean() == pytest.approx(error, rel=0.2)
 
 
-def test_the_smaller_the_allowance_the_less_is_int8():
+def test_a_smaller_allowed_loss_gives_fewer_int8_convolutions():
     student, rays, truth = example("mixed")
     plans = [
         plan_quantization(folded(student), rays, truth, allowed_loss_db=allowed)
         for allowed in (1e-9, 0.5, 20.0)
     ]
-    shares = [(plan.weights_share, plan.products_share) for plan in plans]
+    shares = [(plan.weights_share, plan.macs_share) for plan in plans]
     assert shares[0] == (0, 0)
     assert shares == sorted(shares)
     assert shares[-1][0] == 1
@@ -105,7 +109,7 @@ def test_the_smaller_the_allowance_the_less_is_int8():
     assert "in float" not in plans[-1].summary
 
 
-def test_the_plan_leaves_the_student_as_it_was():
+def test_planning_does_not_change_the_student():
     student, rays, truth = example("mixed")
     flat = folded(student)
     before = {name: value.clone() for name, value in flat.state_dict().items()}
@@ -114,10 +118,10 @@ def test_the_plan_leaves_the_student_as_it_was():
     assert not any(module._forward_hooks for module in flat.modules())
 
 
-def test_a_layer_with_one_wild_channel_stays_out_of_integer_arithmetic():
+def test_a_layer_with_an_outlier_channel_keeps_float_arithmetic():
     student, rays, truth = example("none")
     calm = plan_quantization(folded(student), rays, truth)
-    with torch.no_grad():  # one channel of the hidden layer a thousand times the others
+    with torch.no_grad():  # one hidden channel is a thousand times as large as the others
         student.body[0].expand_norm.weight[0] *= 1000
         student.body[0].contract.weight[:, 0] /= 1000
     wild = plan_quantization(folded(student), rays, truth)
@@ -126,7 +130,7 @@ def test_a_layer_with_one_wild_channel_stays_out_of_integer_arithmetic():
 
 
 def example(tail: str):
-    """A student, encoded rays, and images that it misses by 20 dB."""
+    """A student, encoded rays, and real images on which the student has 20 dB."""
     student = random_student(TAILS[tail])
     rays = torch.rand(3, student.spec.input_channels, 4, 5) * 2 - 1
     with torch.no_grad():

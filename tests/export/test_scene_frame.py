@@ -1,4 +1,4 @@
-"""Poses in the user's own coordinates, rendered by exported graphs as docs/scenes.md tells people to."""
+"""Poses in the user's own coordinates, rendered by exported graphs as docs/scenes.md describes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TURN = look_at(np.array([1.0, 2.0, 3.0]), np.zeros(3), np.array([0.0, 1.0, 0.0])
 MAP = SceneTransform.of([412_345.25, 5_301_200.5, 431.0], 25.0, TURN)
 
 
-def test_the_documented_way_renders_a_pose_of_ones_own(tmp_path):
+def test_the_documented_code_renders_a_pose_in_the_users_frame(tmp_path):
     field = replace(light_field(), transform=MAP)
     write_bundle(field, poses(WORLD, 1), "Cup", tmp_path, coreml=False)
     guide = (ROOT / "docs" / "scenes.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def test_the_documented_way_renders_a_pose_of_ones_own(tmp_path):
         np.testing.assert_allclose(names["image_at"](pose), expected, atol=1e-4)
 
 
-def test_every_graph_that_takes_a_pose_says_where_poses_lie(tmp_path):
+def test_every_graph_that_takes_a_pose_states_the_users_frame(tmp_path):
     field = replace(light_field(), transform=MAP)
     write_bundle(field, poses(WORLD, 1), "Cup", tmp_path, coreml=False)
     told = {}
@@ -47,6 +47,6 @@ def test_every_graph_that_takes_a_pose_says_where_poses_lie(tmp_path):
     assert told == {f"{name}.onnx": MAP for name in takers}
 
 
-def test_a_lens_says_where_poses_lie():
+def test_a_lens_states_the_users_frame():
     scene = lens_scene_from(replace(light_field(), transform=MAP), poses(WORLD, 3), "Cup")
     assert SceneTransform.from_json(scene.script_numbers()["source"]) == MAP

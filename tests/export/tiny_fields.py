@@ -1,4 +1,4 @@
-"""Light fields of a few rays whose images depend on the pose, or parity would prove nothing."""
+"""Tiny light fields whose images depend on the pose, so that parity is a meaningful check."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TAILS = {
     "short": (TailStage(2, 8, (8,)), TailStage(4, 3, (), "pixel_shuffle")),
     "none": (),
 }
-"""Widths are unaligned on purpose: pruning leaves such ones."""
+"""Tails with unaligned widths, as pruning produces."""
 
 
 def random_student(
     tail: tuple[TailStage, ...] = TAILS["mixed"], activation: Activation = "gelu", *, seed: int = 0
 ) -> Student:
-    """A student whose batch norms matter and whose colors vary."""
+    """A student with non-trivial batch norms and varied colors."""
     torch.manual_seed(seed)
     spec = StudentSpec(
         4, 3, stream_width=12, inner_widths=(9, 16), tail=tail, activation=activation
@@ -38,7 +38,9 @@ def random_student(
     student = Student(spec)
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.weight.data *= 2  # the default initialization forgets its input layer by layer
+            module.weight.data *= (
+                2  # with the default initialization the signal vanishes layer by layer
+            )
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.3)
             nn.init.normal_(module.bias)

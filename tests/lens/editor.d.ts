@@ -1,5 +1,5 @@
-// What the plugin uses of Lens Studio's editor API (5.15), as its reference documents it.
-// A stand-in for Snap's own declarations, which are not ours to ship.
+// Types of the parts of Lens Studio's editor API (5.15) that the plugin uses, after the API reference.
+// They replace Snap's own declarations, which this project may not distribute.
 
 declare class vec3 {
     constructor(x: number, y: number, z: number);

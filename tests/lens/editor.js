@@ -1,11 +1,14 @@
-// A stand-in for Lens Studio's editor: loads the real plugin, right-clicks, and tells what became of the
-// project.
+// A mock of Lens Studio's editor: loads the plugin, right-clicks, and reports the resulting project.
 //
-// Reads {plugin, assets, imports, presets, empty, contexts, clicks} as JSON from standard input: the
-// plugin's file; the project's assets as [name, type]; the names of files that can be imported; whether
-// the editor has its image preset; whether the scene lacks even a camera and a render target; what is
-// right-clicked; and how often the action is then chosen. Objects take no property that the editor's do
-// not have.
+// Reads JSON {plugin, assets, imports, presets, empty, contexts, clicks} from standard input:
+//     plugin     the plugin's file
+//     assets     the project's assets as [name, type]
+//     imports    the names of files that can be imported
+//     presets    whether the editor has its image preset
+//     empty      whether the scene lacks a camera and a render target
+//     contexts   the types of object that are right-clicked
+//     clicks     how often the action is chosen after each right click
+// The mock's objects accept only properties that the editor's objects have.
 
 "use strict";
 const fs = require("fs");
@@ -47,7 +50,7 @@ class Component extends Entity {
     }
 }
 
-// The inputs of a script appear on its component once it has its asset.
+// The component has the inputs of its script as properties once the script is assigned.
 class ScriptComponent extends Entity {
     constructor() {
         super("ScriptComponent");
@@ -196,12 +199,12 @@ class CoreService {
     }
 }
 
-function told(kind) {
+function logged(kind) {
     return (message) => log.push(kind + ": " + message);
 }
 
 async function load() {
-    const console = { log: told("log"), warn: told("warn"), error: told("error") };
+    const console = { log: logged("log"), warn: logged("warn"), error: logged("error") };
     const context = vm.createContext({ Editor, vec3, console });
     const module = new vm.SourceTextModule(fs.readFileSync(order.plugin, "utf8"), {
         context,

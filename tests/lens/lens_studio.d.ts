@@ -1,5 +1,5 @@
-// What the controller script uses of Lens Studio's scripting API (5.x), as its reference documents it.
-// A stand-in for Snap's own StudioLib.d.ts, which is not ours to ship.
+// Types of the parts of Lens Studio's scripting API (5.x) that the controller script uses, after the API
+// reference. They replace Snap's own StudioLib.d.ts, which this project may not distribute.
 
 interface ScriptObject {
     getTypeName(): string;
@@ -87,7 +87,7 @@ interface ScriptComponent extends Component {
     createEvent<K extends keyof EventNameMap>(type: K): EventNameMap[K];
 }
 
-// the inputs that the script's own //@input lines declare
+// the inputs that the script's //@input lines declare
 interface LightFieldInputs {
     sampler: MLAsset;
     embedder: MLAsset;

@@ -1,20 +1,20 @@
-// A stand-in for Lens Studio's runtime: runs the real controller script and logs what it does.
+// A mock of Lens Studio's runtime: runs the controller script and logs its calls.
 //
-// Reads {script, scene, models, image, missing, steps, project, images} as JSON from standard input
-// and writes the log as JSON. `models` says per role which inference modes fail to load or to run, and
-// sizes that differ from the scene's. Steps: ["load"], ["update", seconds], ["down" | "drag" | "up",
-// x, y, id]. Tensors are channel-last float32.
+// Reads JSON {script, scene, models, image, missing, steps, project, images} from standard input and
+// writes the log as JSON. `models` lists per role the inference modes that fail to load or to run, and
+// sizes that differ from the scene's. Steps are ["load"], ["update", seconds] and ["down" | "drag" |
+// "up", x, y, id]. Tensors are channel-last float32.
 //
-// With `project` (see snap_ml.js) the three models are the project's own, and every image that the
-// student gives is appended to the file `images` as bytes, row by row. Without it they are simple
-// functions whose results tell which numbers went in, so that a wrong order of calls or copies shows.
+// With `project` (see snap_ml.js) the three models are those of the project, and the mock appends every
+// image of the student to the file `images` as bytes, row by row. Without `project` the models are
+// simple functions of their inputs, so that a wrong order of calls or copies gives a wrong result.
 
 "use strict";
 const fs = require("fs");
 const vm = require("vm");
 
 const order = JSON.parse(fs.readFileSync(0, "utf8"));
-const LONGEST_LOGGED = 1000; // numbers of a tensor
+const LONGEST_LOGGED = 1000; // longer tensors are not logged
 const log = [];
 const handlers = {};
 const loading = [];
@@ -77,7 +77,7 @@ class Placeholder {
         this.texture = "texture of " + name;
     }
     get data() {
-        return this.buffer; // there is no setter: assigning to it throws in strict mode
+        return this.buffer; // no setter: an assignment throws in strict mode
     }
 }
 
@@ -138,7 +138,7 @@ class MLComponent {
             this.outputs[name].buffer.set(values);
         }
         if (this.role === "student" && order.images) {
-            // a texture holds bytes
+            // textures have bytes
             fs.appendFileSync(order.images, Uint8ClampedArray.from(this.outputs.output.buffer));
         }
         if (this.onRunningFinished) this.onRunningFinished();

@@ -1,10 +1,10 @@
-// Models as SnapML runs them, by ONNX Runtime: channel-last tensors, and the .meta's scales and biases.
+// A mock of SnapML on ONNX Runtime: channel-last tensors, with the scales and biases of the .meta.
 //
-// SnapML gives a script the tensor [1, z, y, x] of the graph as data[(row * x + column) * z + channel],
-// and every value that goes in or comes out as value * scale + bias, by channel.
+// A tensor [1, z, y, x] of the graph is data[(row * x + column) * z + channel] in the script. SnapML maps
+// each input and output value to value * scale + bias, with the numbers of its channel.
 //
-// runImmediate answers at once, ONNX Runtime's JavaScript only later. So it works on a thread of its
-// own, and the script's thread sleeps until the answer is there.
+// SnapML's runImmediate is synchronous, ONNX Runtime's JavaScript API is not. Therefore ONNX Runtime runs
+// in a worker thread, and the script's thread waits for the result.
 
 "use strict";
 const { Worker, MessageChannel, isMainThread, receiveMessageOnPort, workerData } =
@@ -42,7 +42,7 @@ function SnapML(descriptions) {
         const sizesOf = (tensors) => Object.fromEntries(tensors.map((t) => [t.name, t.size]));
         return [sizesOf(descriptions[role].inputs), sizesOf(descriptions[role].outputs)];
     };
-    // buffers: by name, channel-last, as the script filled them; returns the same of the outputs
+    // buffers: the script's inputs by name, channel-last; returns the outputs in the same way
     this.run = function (role, buffers) {
         const { inputs, outputs } = descriptions[role];
         const feeds = Object.fromEntries(
@@ -58,7 +58,7 @@ function SnapML(descriptions) {
                 const { data, dims } = results[t.name];
                 const [x, y, z] = t.size;
                 if (String(dims) !== String([1, z, y, x])) {
-                    throw new Error(t.name + " is " + dims + ", its .meta says " + t.size);
+                    throw new Error(t.name + " is " + dims + ", its .meta has " + t.size);
                 }
                 return [t.name, normalized(channelsLast(data, t.size), t.channels)];
             }),

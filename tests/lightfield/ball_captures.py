@@ -26,7 +26,7 @@ def ring(count: int, radius: float, *, target: np.ndarray | None = None) -> np.n
 def ball_images(
     poses: np.ndarray, camera: Intrinsics, center: np.ndarray, radius: float, background: int = 255
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, h, w, 3] of a ball striped by height, and its coverage [n, h, w] of 0 or 255."""
+    """uint8 images [n, h, w, 3] of a striped ball, and its coverage [n, h, w] of 0 or 255."""
     directions = camera_directions(camera).numpy().astype(np.float64)
     images = np.full((len(poses), camera.height, camera.width, 3), background, np.uint8)
     alpha = np.zeros(images.shape[:3], np.uint8)

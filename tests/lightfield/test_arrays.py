@@ -21,7 +21,7 @@ def header(descr: str = "'<f4'", order: str = "False", shape: str = "(2, 3, 4)")
 
 
 @pytest.mark.parametrize("views", [2, 0])
-def test_an_array_is_mapped_and_not_to_be_written(tmp_path, views):
+def test_an_array_is_a_read_only_memory_map(tmp_path, views):
     poses = np.arange(views * 12, dtype=np.float32).reshape(views, 3, 4)
     np.save(tmp_path / "poses.npy", poses)
     read = read_array(tmp_path / "poses.npy", *WANTED)
@@ -29,7 +29,7 @@ def test_an_array_is_mapped_and_not_to_be_written(tmp_path, views):
     assert not read.flags.writeable
 
 
-def test_the_other_byte_order_is_turned_round(tmp_path):
+def test_the_other_byte_order_is_converted(tmp_path):
     poses = np.arange(24, dtype=">f4").reshape(2, 3, 4)
     np.save(tmp_path / "poses.npy", poses)
     read = read_array(tmp_path / "poses.npy", *WANTED)
@@ -61,7 +61,7 @@ def test_the_other_byte_order_is_turned_round(tmp_path):
         header(shape="(24,)"),
     ],
 )
-def test_a_damaged_header_is_one_error(tmp_path, text):
+def test_a_damaged_header_raises_one_error(tmp_path, text):
     path = tmp_path / "poses.npy"
     path.write_bytes(with_header(text) + bytes(2 * 3 * 4 * 4))
     with pytest.raises(SceneError, match=rf"^{path}: (not a readable array|holds )"):
@@ -69,13 +69,13 @@ def test_a_damaged_header_is_one_error(tmp_path, text):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04" + bytes(200), b"\x80\x04."])
-def test_what_is_no_array_is_one_error(tmp_path, content):
+def test_a_file_that_is_not_an_array_is_refused(tmp_path, content):
     (tmp_path / "poses.npy").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"poses\.npy: not a readable array"):
         read_array(tmp_path / "poses.npy", *WANTED)
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_a_file_that_is_not_regular_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "poses.npy")
     with pytest.raises(CheckpointError, match=r"poses\.npy: .*not a regular file"):
         read_array(tmp_path / "poses.npy", *WANTED)

@@ -1,3 +1,5 @@
+"""Loading of scenes with one transforms file per split."""
+
 from __future__ import annotations
 
 import math
@@ -34,7 +36,8 @@ def test_reads_every_split_with_the_published_geometry(tmp_path):
     assert (camera.cx, camera.cy) == (4, 4)
     assert scene.transform.is_identity
     assert scene.box.center == pytest.approx((0, 0, 0), abs=0.1)
-    assert scene.box.half_extent == pytest.approx(RADIUS * 4.5 / camera.fx, rel=0.1)  # and a pixel
+    one_pixel_more = RADIUS * 4.5 / camera.fx
+    assert scene.box.half_extent == pytest.approx(one_pixel_more, rel=0.1)
     reach = math.sqrt(3) * scene.box.half_extent
     bounds = RADIUS - reach, RADIUS + reach
     assert (scene.space.near, scene.space.far) == pytest.approx(bounds, abs=0.1)
@@ -66,7 +69,7 @@ def test_resampling_is_the_mean_of_composited_pixels(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(5, 3), (7, 1), (10, 6), (3, 4)])
 def test_area_means_integrate_fractional_pixels(width, height):
     plane = np.random.default_rng(0).integers(0, 65026, (6, 10)).astype(np.uint32)
-    # Enlarging by the common multiple makes every output pixel a whole number of copies.
+    # After enlarging by the common multiple, every output pixel covers whole pixels.
     copies = np.repeat(np.repeat(plane, height, 0), width, 1).astype(float)
     expected = copies.reshape(height, 6, width, 10).mean((1, 3))
     np.testing.assert_allclose(area_means(plane, width, height), expected, rtol=1e-12)
@@ -88,7 +91,7 @@ def test_area_means_are_exact_at_the_largest_values():
         ((504, 380), 1, (504, 380)),
     ],
 )
-def test_sizes_keep_the_aspect_in_whole_multiples(resolution, multiple, expected):
+def test_fitted_sizes_keep_the_aspect_ratio_in_whole_multiples(resolution, multiple, expected):
     assert fitted_size(1008, 756, resolution, multiple=multiple) == expected
     turned = resolution[::-1] if isinstance(resolution, tuple) else resolution
     assert fitted_size(756, 1008, turned, multiple=multiple) == expected[::-1]
@@ -110,7 +113,7 @@ def test_explicit_intrinsics_scale_with_the_images(tmp_path):
     assert (c.fx, c.fy, c.cx, c.cy, c.distortion) == (7.5, 10, 2.5, 5, ())
 
 
-def test_both_fields_of_view_and_distortion_count(tmp_path):
+def test_both_fields_of_view_and_the_distortion_are_read(tmp_path):
     camera = {"camera_angle_x": 0.8, "camera_angle_y": 0.5, "k1": 0.1, "p2": -0.01}
     c = load(write_scene(tmp_path, width=16, camera=camera)).intrinsics
     assert c.fx == pytest.approx(8 / math.tan(0.4))
@@ -118,12 +121,12 @@ def test_both_fields_of_view_and_distortion_count(tmp_path):
     assert c.distortion == (0.1, 0, 0, -0.01)
 
 
-def test_every_nth_test_view(tmp_path):
+def test_test_every_takes_every_nth_test_view(tmp_path):
     scene = load(write_scene(tmp_path, train=3, test=5), test_every=2)
     assert scene.test.names == ("test/r_0.png", "test/r_2.png", "test/r_4.png")
     assert len(scene.val) == 0
     assert scene.val.images.shape == (0, 8, 8, 3)
-    with pytest.raises(ConfigError, match="0-th view"):
+    with pytest.raises(ConfigError, match="step between test views is 0"):
         load(tmp_path, test_every=0)
 
 
@@ -136,7 +139,7 @@ def test_without_a_test_split_training_views_are_held_out(tmp_path):
     assert "held out" in scene.provenance["test_views"]
 
 
-def test_opaque_images_in_any_spelling(tmp_path):
+def test_file_names_may_differ_in_suffix_case_and_separators(tmp_path):
     folder = write_scene(tmp_path, train=3, test=1)
     for path in folder.glob("*/*.png"):
         Image.open(path).convert("RGB").save(path)
@@ -150,7 +153,7 @@ def test_opaque_images_in_any_spelling(tmp_path):
     np.testing.assert_array_equal(scene.train.images[1], noise_image(1, 8, 8)[..., :3])
 
 
-def test_provenance_names_what_was_read(tmp_path):
+def test_provenance_contains_hashes_of_the_files_that_were_read(tmp_path):
     folder = write_scene(tmp_path)
     before = load(folder).provenance
     assert set(before["json_sha256"]) == {f"transforms_{s}.json" for s in ("train", "val", "test")}
@@ -160,7 +163,7 @@ def test_provenance_names_what_was_read(tmp_path):
     assert before == after
 
 
-def test_a_loaded_scene_survives_its_artifact(tmp_path):
+def test_a_loaded_scene_is_unchanged_by_saving_and_loading(tmp_path):
     scene = load(write_scene(tmp_path / "toy"), resolution=4)
     (tmp_path / "artifact").mkdir()
     save_scene(scene, tmp_path / "artifact")
@@ -175,11 +178,11 @@ def test_progress_counts_all_images(tmp_path):
     assert seen == [(i, 13) for i in range(1, 14)]
 
 
-def bend(data):
+def shear(data):
     data["frames"][1]["transform_matrix"][0][0] += 0.1
 
 
-def poison(data):
+def insert_nan(data):
     data["frames"][1]["transform_matrix"][0][0] = math.nan
 
 
@@ -193,16 +196,16 @@ BAD_JSON = {
     "images of 8 x 0 pixels": lambda d: d.update(w=8, h=0),
     "images of 16 x 8 pixels": lambda d: d.update(w=16, h=8),
     "undistort the images": lambda d: d.update(camera_model="OPENCV_FISHEYE"),
-    "terms beyond k1 k2 p1 p2": lambda d: d.update(k3=0.1),
-    "frame 1: another camera": lambda d: d["frames"][1].update(fl_x=9),
-    "frame 1: the pose holds NaN": poison,
-    "frame 1: the pose is not a rigid motion": bend,
+    "the distortion terms k3 are not supported": lambda d: d.update(k3=0.1),
+    "frame 1: the camera .* differs": lambda d: d["frames"][1].update(fl_x=9),
+    "frame 1: the pose holds NaN": insert_nan,
+    "frame 1: the pose is not a rigid motion": shear,
     "frame 2: transform_matrix": lambda d: d["frames"][2].pop("transform_matrix"),
     "frame 3: transform_matrix": lambda d: d["frames"][3].update(transform_matrix=[[1, 2], [3]]),
-    "frame 0: frame has no file_path": lambda d: d["frames"].insert(0, {}),
-    "lists no frames": lambda d: d.update(frames=[]),
-    "no list of frames": lambda d: d.update(frames={}),
-    "stand at one place": lambda d: [
+    "frame 0: the frame has no file_path": lambda d: d["frames"].insert(0, {}),
+    "the file lists no frames": lambda d: d.update(frames=[]),
+    "no list `frames`": lambda d: d.update(frames={}),
+    "have the same position": lambda d: [
         f.update(transform_matrix=np.diag([1.0, 1, 1, 1]).tolist()) for f in d["frames"]
     ],
     "cannot be opened": lambda d: d["frames"][1].update(file_path="a" * 5000),
@@ -214,7 +217,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("message", BAD_JSON)
-def test_senseless_json_is_one_clear_line(tmp_path, message):
+def test_invalid_json_raises_an_error_of_one_line(tmp_path, message):
     edit(write_scene(tmp_path), BAD_JSON[message])
     with pytest.raises(SceneError, match=message) as error:
         load(tmp_path)
@@ -223,26 +226,26 @@ def test_senseless_json_is_one_clear_line(tmp_path, message):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 100_000])
-def test_a_file_that_is_no_json(tmp_path, text):
+def test_a_file_that_is_not_json_is_refused(tmp_path, text):
     (write_scene(tmp_path) / "transforms_val.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(SceneError, match=r"transforms_val.json"):
         load(tmp_path)
 
 
-def test_another_camera_in_another_split(tmp_path):
+def test_a_different_camera_in_another_split_is_refused(tmp_path):
     edit(write_scene(tmp_path), lambda d: d.update(camera_angle_x=0.5), split="test")
-    with pytest.raises(SceneError, match=r"transforms_test.json: another camera"):
+    with pytest.raises(SceneError, match=r"transforms_test.json: the camera .* differs"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "train/../../outside.png", "{abs}"])
-def test_paths_that_climb_out_are_refused(tmp_path, name):
+def test_paths_out_of_the_scene_folder_are_refused(tmp_path, name):
     outside = tmp_path / "outside.png"
     Image.fromarray(noise_image(0, 8, 8)).save(outside)
     folder = write_scene(tmp_path / "toy")
     name = name.replace("{abs}", str(outside))
     edit(folder, lambda d: d["frames"][1].update(file_path=name))
-    with pytest.raises(SceneError, match=r"frame 1: .* lies outside the scene folder"):
+    with pytest.raises(SceneError, match=r"frame 1: .* is outside the scene folder"):
         load(folder)
 
 
@@ -269,20 +272,20 @@ def damage(path: Path, how: str) -> None:
         ("truncated", "cannot be read"),
         ("empty", "not a PNG, JPEG, WebP, TIFF"),
         ("text", "not a PNG, JPEG, WebP, TIFF"),
-        ("size", "9 x 8 pixels, but r_0.png has 8 x 8"),
+        ("size", "the image has 9 x 8 pixels, but r_0.png has 8 x 8"),
     ],
 )
-def test_damaged_images_are_named(tmp_path, how, message):
+def test_errors_name_damaged_images(tmp_path, how, message):
     damage(write_scene(tmp_path) / "test" / "r_1.png", how)
     with pytest.raises(SceneError, match=message) as error:
         load(tmp_path)
     assert str(error.value).startswith(str(tmp_path / "test" / "r_1.png"))
 
 
-def test_a_image_that_would_fill_the_memory_is_never_decoded(tmp_path):
+def test_an_image_that_would_exhaust_the_memory_is_not_decoded(tmp_path):
     folder = write_scene(tmp_path)
     bomb = (folder / "train" / "r_0.png").read_bytes()
-    # The header alone claims 100,000 x 100,000 pixels; its checksum is made to fit.
+    # Only the header states 100,000 x 100,000 pixels; its checksum is correct.
     header = bomb[12:16] + (100_000).to_bytes(4, "big") * 2 + bomb[24:29]
     bomb = bomb[:12] + header + zlib.crc32(header).to_bytes(4, "big") + bomb[33:]
     (folder / "train" / "r_0.png").write_bytes(bomb)
@@ -292,11 +295,11 @@ def test_a_image_that_would_fill_the_memory_is_never_decoded(tmp_path):
 
 def test_images_above_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 63)
-    with pytest.raises(SceneError, match="8 x 8 pixels is too large"):
+    with pytest.raises(SceneError, match="8 x 8 pixels, which is too large"):
         load(write_scene(tmp_path))
 
 
-def test_files_that_cannot_be_opened(tmp_path):
+def test_a_json_file_that_cannot_be_opened_is_refused(tmp_path):
     folder = write_scene(tmp_path)
     (folder / "transforms_val.json").unlink()
     (folder / "transforms_val.json").mkdir()
@@ -304,28 +307,30 @@ def test_files_that_cannot_be_opened(tmp_path):
         load(folder)
 
 
-def test_a_image_without_permission(tmp_path, monkeypatch):
-    def refuse(path, **_):  # the tests may run as root, whom no file mode refuses
+def test_an_image_without_read_permission(tmp_path, monkeypatch):
+    def refuse(path, **_):  # file modes do not restrict root, who may run the tests
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(SceneError, match=r"r_0.png: image cannot be read \(Permission denied\);"):
+    with pytest.raises(
+        SceneError, match=r"r_0.png: the image cannot be read \(Permission denied\);"
+    ):
         load(write_scene(tmp_path))
 
 
-def test_one_view_is_no_scene(tmp_path):
-    with pytest.raises(SceneError, match="both train and test"):
+def test_a_single_view_is_refused(tmp_path):
+    with pytest.raises(SceneError, match="no images are left for training"):
         load(write_scene(tmp_path, train=1))
 
 
-def test_the_format_is_told_by_the_files(tmp_path):
+def test_the_files_of_a_folder_determine_its_format(tmp_path):
     write_scene(tmp_path / "toy")
     assert load(tmp_path / "toy", resolution=4, multiple=2).source == "blender"
-    with pytest.raises(SceneError, match=r"holds toy; name one of them"):
+    with pytest.raises(SceneError, match=r"contains scenes: toy; give one of them"):
         load(tmp_path)
     with pytest.raises(SceneError, match=r"transforms_train.json .* found r_0.png"):
         load(tmp_path / "toy" / "val")
-    with pytest.raises(SceneError, match="no such folder"):
+    with pytest.raises(SceneError, match="there is no such folder"):
         load(tmp_path / "nothing")
     with pytest.raises(SceneError, match="not a readable folder"):
         load(tmp_path / "toy" / "transforms_train.json")

@@ -1,4 +1,4 @@
-"""The embedded scene: its geometry against plain definitions, its light, cameras and images."""
+"""The embedded scene: geometry, shading, images and cameras."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import torch
 from lightfield.camera import Intrinsics, checked_poses, focus_point, look_at
 from lightfield.errors import SceneError
 from lightfield.metrics import psnr
-from lightfield.scenes import bricks
-from lightfield.scenes.brick_light import SUN_SAMPLES, TO_SUN, LitBricks, sun_directions
-from lightfield.scenes.brick_model import PALETTES, truck_on_plate
-from lightfield.scenes.brick_rays import entry, first_hits, parallel_grid, perspective_grid
-from lightfield.scenes.brick_solids import Solid, Surfaces
-from lightfield.scenes.bricks import (
+from lightfield.scenes.bricks import scene as bricks
+from lightfield.scenes.bricks.light import SUN_SAMPLES, TO_SUN, LitBricks, sun_directions
+from lightfield.scenes.bricks.model import PALETTES, truck_on_plate
+from lightfield.scenes.bricks.ray_casting import entry, first_hits, parallel_grid, perspective_grid
+from lightfield.scenes.bricks.scene import (
     BOX,
     CAMERA_RADIUS,
     FIELD_OF_VIEW_X,
@@ -29,6 +28,7 @@ from lightfield.scenes.bricks import (
     random_poses,
     render_exact,
 )
+from lightfield.scenes.bricks.solids import Solid, Surfaces
 
 GRAY = (0.5, 0.5, 0.5)
 LOW, HIGH = (-0.5, -0.4, -0.4), (0.6, 0.4, 0.4)
@@ -75,7 +75,7 @@ def small_scene():
 
 @pytest.mark.parametrize("name", SOLIDS)
 @pytest.mark.parametrize("elevation", [-40, 15])
-def test_entry_is_where_marching_first_finds_the_solid(name, elevation):
+def test_entry_agrees_with_ray_marching(name, elevation):
     solid = SOLIDS[name]
     rays = perspective_grid(pose_at(0.7, elevation, 2.5), camera(11))
     found, _ = first_hits([solid], rays)
@@ -91,9 +91,7 @@ def test_entry_is_where_marching_first_finds_the_solid(name, elevation):
                 break
         t = float(found[row, column])
         assert marched >= t - 1e-4
-        if (
-            marched > t + step + 1e-4
-        ):  # marching stepped over a sliver, so the ray leaves it at once
+        if marched > t + step + 1e-4:  # marching missed a sliver that the ray leaves within a step
             slivers += 1
             after = t + step
             assert not solid.contains(tuple(a + after * b for a, b in zip(o, d, strict=True)))
@@ -102,7 +100,7 @@ def test_entry_is_where_marching_first_finds_the_solid(name, elevation):
 
 
 @pytest.mark.parametrize("name", SOLIDS)
-def test_normals_are_unit_and_lead_out_of_the_solid(name):
+def test_normals_have_unit_length_and_point_outwards(name):
     solid = SOLIDS[name]
     for elevation in (-35, 20):
         rays = perspective_grid(pose_at(0.6, elevation, 2.5), camera(40))
@@ -116,12 +114,12 @@ def test_normals_are_unit_and_lead_out_of_the_solid(name):
         assert edge.max() <= 1
         for point, normal in zip(points, normals, strict=True):
             assert not solid.contains(tuple(map(float, point + 1e-3 * normal)))
-            # Where two faces meet the rounded normal may graze a third one, but not on flat parts.
+            # Only at an edge can the rounded normal be parallel to a third face.
             if np.abs(normal).max() > 1 - 1e-6:
                 assert solid.contains(tuple(map(float, point - 1e-3 * normal)))
 
 
-def test_normals_turn_evenly_over_an_edge():
+def test_normals_turn_smoothly_over_an_edge():
     box = Solid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), GRAY, bevel=0.1)
     on_top = np.array([[0.5, 0.5, 1], [0.95, 0.5, 1], [1, 0.5, 1]], np.float32)
     normals, edge, bored = Surfaces.of([box]).normals(np.zeros(3, np.int16), on_top)
@@ -133,7 +131,7 @@ def test_normals_turn_evenly_over_an_edge():
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_windows_lose_no_hit(truck, parallel):
+def test_windows_contain_all_hits(truck, parallel):
     pose = pose_at(2.1, 33)
     rays = parallel_grid(pose, 1.4, 64) if parallel else perspective_grid(pose, camera(64))
     t, index = first_hits(truck.solids, rays)
@@ -143,7 +141,7 @@ def test_windows_lose_no_hit(truck, parallel):
     assert len(np.unique(index)) > 40
 
 
-def test_a_camera_among_the_bricks_still_sees_them():
+def test_a_camera_near_the_bricks_hits_them():
     t, _ = first_hits(truck_on_plate(0), perspective_grid(pose_at(0.3, 20, 0.9), camera(24)))
     assert np.isfinite(t).mean() > 0.9
 
@@ -167,7 +165,7 @@ def test_the_grid_projects_its_own_rays_onto_pixel_centers():
 # The truck
 
 
-def test_truck_lies_inside_its_box_and_between_near_and_far(truck):
+def test_the_truck_is_inside_its_box_and_between_near_and_far(truck):
     low = np.min([s.low for s in truck.solids], 0) - BOX.center
     high = np.max([s.high for s in truck.solids], 0) - BOX.center
     assert low.min() > -BOX.half_extent
@@ -178,7 +176,7 @@ def test_truck_lies_inside_its_box_and_between_near_and_far(truck):
         assert t[np.isfinite(t)].max() < bricks.FAR
 
 
-def test_the_whole_truck_is_in_every_image():
+def test_every_image_shows_the_whole_truck():
     poses = [*random_poses(24, seed=5, split="train"), *orbit_poses(16)]
     for pose in poses:
         _, alpha = render_exact(pose, camera(60), supersampling=1, seed=0)
@@ -187,7 +185,7 @@ def test_the_whole_truck_is_in_every_image():
         assert 0.08 < alpha.mean() < 0.6
 
 
-def test_studs_stand_only_where_no_brick_covers_them():
+def test_no_brick_covers_a_stud():
     solids = truck_on_plate(0)
     studs = [s for s in solids if s.axis == 2 and not s.studded and s.high[2] - s.low[2] < 0.041]
     assert len(studs) > 60
@@ -215,7 +213,7 @@ def test_baked_sun_agrees_with_rays_cast_at_every_brick(truck):
     points, normals, index = points[facing], normals[facing], index[hit][facing]
     axis = np.abs(normals).argmax(1)
     face = 2 * axis + (np.take_along_axis(normals, axis[:, None], 1)[:, 0] > 0)
-    baked, sky = truck.charts.at(truck.surfaces, index, points, face)
+    baked, sky = truck.visibility.at(truck.surfaces, index, points, face)
 
     directions = sun_directions().astype(np.float32)
     lifted = points + 1e-3 * normals
@@ -228,7 +226,7 @@ def test_baked_sun_agrees_with_rays_cast_at_every_brick(truck):
     assert len(points) > 100
     assert exact.min() < 0.1
     assert exact.max() > 0.9
-    assert np.abs(baked - exact).mean() < 0.05  # a chart's texel is wide beside a shadow's edge
+    assert np.abs(baked - exact).mean() < 0.05  # a texel is wide compared with the edge of a shadow
     assert sky.min() >= 0
     assert sky.max() <= 1 + 1e-6
 
@@ -236,14 +234,14 @@ def test_baked_sun_agrees_with_rays_cast_at_every_brick(truck):
 def test_the_plate_is_darker_under_the_truck_than_beside_it(truck):
     points = np.array([[0.0, 0.0, -0.42], [0.0, -0.6, -0.42]], np.float32)
     plate, top = np.zeros(2, np.int16), np.full(2, 5)
-    sun, sky = truck.charts.at(truck.surfaces, plate, points, top)
+    sun, sky = truck.visibility.at(truck.surfaces, plate, points, top)
     assert sun[0] < 0.05
     assert sky[0] < 0.3
     assert sun[1] > 0.95
     assert sky[1] > 0.5
 
 
-def test_the_sheen_depends_mildly_on_the_view(truck):
+def test_the_specular_reflection_depends_mildly_on_the_view(truck):
     roof = next(i for i, s in enumerate(truck.solids) if s.axis is None and s.high[2] > 0.63)
     index, point = (
         np.array([roof], np.int16),
@@ -272,13 +270,13 @@ def test_supersampling_converges():
     assert four > one + 8
 
 
-def test_bands_of_rows_make_the_same_image(monkeypatch):
+def test_rendering_in_bands_of_rows_gives_the_same_image(monkeypatch):
     pose, intrinsics = pose_at(2, 50), Intrinsics(40, 23, 50.0, 45.0, 18.0, 14.0)
     whole = render_exact(pose, intrinsics, supersampling=2, seed=0)
     monkeypatch.setattr(bricks, "MOST_RAYS_AT_ONCE", 700)
     bands = render_exact(pose, intrinsics, supersampling=2, seed=0)
     for a, b in zip(whole, bands, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)  # BLAS may order a band's sums differently
+        np.testing.assert_allclose(a, b, atol=1e-6)  # BLAS may add the terms in another order
 
 
 def test_images_are_composited_on_white():
@@ -318,15 +316,15 @@ def test_cameras_look_at_the_origin_from_the_upper_hemisphere():
         np.testing.assert_allclose(np.linalg.norm(poses[:, :, 3], axis=1), CAMERA_RADIUS, atol=1e-4)
         np.testing.assert_allclose(poses[:, :, 3], CAMERA_RADIUS * poses[:, :, 2], atol=1e-4)
         np.testing.assert_allclose(focus_point(poses), 0, atol=1e-4)
-        assert (poses[:, 2, 1] > 0).all()  # the image's up leads upwards
+        assert (poses[:, 2, 1] > 0).all()  # up in the image is up in the world
     sine = random[:, 2, 3] / CAMERA_RADIUS
     assert math.sin(math.radians(5)) <= sine.min()
     assert sine.max() <= math.sin(math.radians(85)) + 1e-6
-    # Uniform by area means uniform in the sine: its deciles are equally full (40 +- 4 sigma).
+    # Uniform by area means uniform in the sine, so its deciles hold 40 cameras each (+- 4 sigma).
     assert np.abs(np.histogram(sine, 10)[0] - 40).max() < 25
 
 
-def test_splits_and_seeds_draw_different_cameras():
+def test_splits_and_seeds_have_different_cameras():
     train = random_poses(5, seed=0, split="train")
     np.testing.assert_array_equal(train, random_poses(5, seed=0, split="train"))
     assert not np.allclose(train, random_poses(5, seed=0, split="val"))
@@ -341,7 +339,7 @@ def test_the_orbit_is_smooth_and_closes():
     assert elevation.max() - elevation.min() > 15
 
 
-# The scene
+# Scene
 
 
 def digest(scene) -> str:
@@ -359,7 +357,7 @@ def test_a_scene_is_determined_by_its_arguments(small_scene):
     assert digest(again) == digest(small_scene)
 
 
-def test_a_scene_holds_what_was_asked_for(small_scene):
+def test_a_scene_has_the_requested_views(small_scene):
     assert [len(v) for v in (small_scene.train, small_scene.val, small_scene.test)] == [3, 1, 2]
     assert small_scene.train.images.shape == (3, 40, 48, 3)
     assert small_scene.train.alpha.dtype == small_scene.train.images.dtype == np.uint8
@@ -383,10 +381,10 @@ def test_progress_counts_every_image():
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_one_ray_per_pixel_scores_what_aliasing_leaves():
+def test_the_one_ray_reference_is_limited_by_aliasing():
     scene = bricks_scene(100, 100, train_views=1, val_views=0, test_views=3, seed=0)
     assert 26 < one_ray_reference_db(scene) < 34
     exact = bricks_scene(16, 16, train_views=1, val_views=0, test_views=1, supersampling=1)
-    assert one_ray_reference_db(exact) > 50  # only the rounding to uint8 is left
+    assert one_ray_reference_db(exact) > 50  # the only difference is the rounding to uint8
     with pytest.raises(SceneError, match="embedded"):
         one_ray_reference_db(replace(exact, source="blender"))

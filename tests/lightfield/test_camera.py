@@ -31,7 +31,7 @@ def test_impossible_field_of_view_is_refused(angle):
         Intrinsics.from_field_of_view(8, 8, angle)
 
 
-def test_resizing_keeps_where_everything_lies_in_the_image():
+def test_resizing_keeps_relative_image_positions():
     resized = CAMERA.resized(80, 10)
     for x, y in [(0.0, 0.0), (0.3, -0.2)]:
         u, v = CAMERA.fx * x + CAMERA.cx, CAMERA.fy * y + CAMERA.cy
@@ -41,7 +41,7 @@ def test_resizing_keeps_where_everything_lies_in_the_image():
     assert resized.distortion == CAMERA.distortion
 
 
-def test_intrinsics_survive_json():
+def test_intrinsics_are_unchanged_by_json():
     assert Intrinsics.from_json(json.loads(json.dumps(CAMERA.to_json()))) == CAMERA
 
 
@@ -86,15 +86,15 @@ def test_impossible_camera_is_refused(wrong):
         ),  # far
         Intrinsics.from_field_of_view(800, 800, math.radians(170)),
         Intrinsics.from_field_of_view(800, 800, 1e-4),
-        Intrinsics(100, 80, 300.0, 300.0, -700.0, 600.0),  # cut from the border of a large image
+        Intrinsics(100, 80, 300.0, 300.0, -700.0, 600.0),  # a crop at the border of a large image
     ],
 )
-def test_unusual_cameras_are_taken(camera):
+def test_unusual_cameras_are_accepted(camera):
     assert Intrinsics.from_json(camera.to_json()) == camera
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-def test_rigid_poses_pass_in_double_precision(rows):
+def test_rigid_poses_are_returned_in_double_precision(rows):
     poses = random_poses(50)
     given = np.concatenate([poses, np.tile([[[0, 0, 0, 1.0]]], (50, 1, 1))], axis=1)[:, :rows]
     checked = checked_poses(given, where="scene.json")
@@ -112,12 +112,15 @@ MIRROR, SHEAR = np.diag([1.0, 1.0, -1.0]), np.array([[1, 0.01, 0], [0, 1, 0], [0
         (lambda pose: pose + math.inf, "NaN or infinity"),
         (lambda pose: pose * 1.01, "not a rigid motion"),
         (lambda pose: np.c_[pose[:, :3] @ SHEAR, pose[:, 3]], "not a rigid motion"),
-        (lambda pose: np.c_[pose[:, :3] @ MIRROR, pose[:, 3]], "not a rigid motion.*det R = -1.000"),
+        (
+            lambda pose: np.c_[pose[:, :3] @ MIRROR, pose[:, 3]],
+            "not a rigid motion.*det R = -1.000",
+        ),
         (lambda pose: pose * 0, "not a rigid motion"),
     ],
     ids=["nan", "infinity", "scale", "shear", "mirror", "zero"],
 )
-def test_a_pose_that_is_not_rigid_is_refused_by_its_index(damage, message):
+def test_the_error_for_a_pose_that_is_not_rigid_names_its_index(damage, message):
     poses = random_poses(4)
     poses[2] = damage(poses[2])
     with pytest.raises(SceneError, match=f"scene.json, frame 2: .*{message}"):
@@ -125,19 +128,19 @@ def test_a_pose_that_is_not_rigid_is_refused_by_its_index(damage, message):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 3), (2, 2, 4), (3, 4), (2, 12)])
-def test_arrays_that_are_no_poses_are_refused(shape):
+def test_arrays_of_another_shape_are_refused(shape):
     with pytest.raises(SceneError, match="shape"):
         checked_poses(np.ones(shape), where="scene.json")
 
 
 def test_look_at_by_hand():
     pose = look_at(np.array([0.0, -4, 0]), np.zeros(3), np.array([0.0, 0, 1]))
-    # Standing on -y and looking along +y with z up: right is +x, and backwards is -y.
+    # A camera on the -y axis that looks along +y with z up: right is +x, and back is -y.
     np.testing.assert_allclose(pose[:, :3], [[1, 0, 0], [0, 0, -1], [0, 1, 0]], atol=1e-15)
     np.testing.assert_array_equal(pose[:, 3], [0, -4, 0])
 
 
-def test_look_at_is_rigid_and_looks():
+def test_look_at_is_rigid_and_looks_at_the_target():
     random = np.random.default_rng(1)
     for position, target, up in random.normal(size=(20, 3, 3)):
         pose = look_at(position, target, up)
@@ -149,7 +152,7 @@ def test_look_at_is_rigid_and_looks():
         assert abs(x) < 1e-12 < y
 
 
-def test_focus_point_is_what_cameras_look_at():
+def test_focus_point_is_the_common_point_of_the_cameras():
     random = np.random.default_rng(2)
     target = np.array([0.3, -1.0, 2.0])
     poses = np.stack(
@@ -158,7 +161,7 @@ def test_focus_point_is_what_cameras_look_at():
     np.testing.assert_allclose(focus_point(poses), target, atol=1e-9)
 
 
-def test_focus_point_of_skew_axes_is_the_middle_of_their_shortest_link():
+def test_focus_point_of_skew_axes_is_the_middle_between_them():
     along_x = look_at(np.array([-3.0, 0, 1]), np.array([0.0, 0, 1]), np.array([0.0, 0, 1]))
     along_y = look_at(np.array([0.0, -3, 2]), np.array([0.0, 0, 2]), np.array([0.0, 0, 1]))
     np.testing.assert_allclose(focus_point(np.stack([along_x, along_y])), [0, 0, 1.5], atol=1e-12)

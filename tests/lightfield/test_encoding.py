@@ -9,20 +9,20 @@ from lightfield.encoding import embedder_to_student, encode, encodings_per_coord
 
 
 def embedded(points: torch.Tensor, frequencies: int) -> torch.Tensor:
-    """What a lens's Embedder emits for [H, W, D] points: [1, K, H * W, D]."""
+    """The output of a lens's Embedder for [H, W, D] points: [1, K, H * W, D]."""
     flat = points.flatten(0, 1)
     octaves = [2.0**k * flat for k in range(frequencies)]
     return torch.stack([*map(torch.sin, octaves), *map(torch.cos, octaves), flat])[None]
 
 
-def test_published_sizes():
+def test_channel_counts_of_the_published_encodings():
     assert encodings_per_coordinate(6) == 13
     assert encode(torch.zeros(2, 24), 6).shape == (2, 312)
 
 
 @pytest.mark.parametrize("frequencies", [1, 6, 10])
 @pytest.mark.parametrize("reach", [1.0, 40.0])
-def test_encoding_is_its_definition(frequencies, reach):
+def test_encoding_agrees_with_its_definition(frequencies, reach):
     generator = torch.Generator().manual_seed(0)
     points = reach * (2 * torch.rand(100, 6, generator=generator) - 1)
     k = encodings_per_coordinate(frequencies)
@@ -31,7 +31,7 @@ def test_encoding_is_its_definition(frequencies, reach):
         x = points[:, d].double()
         for octave in range(frequencies):
             sine, cosine = torch.sin(2**octave * x), torch.cos(2**octave * x)
-            # 2^k x is exact in binary, so float32 costs the rounding of sin and cos alone
+            # 2^k x is exact in binary, so the only float32 errors are the roundings of sin and cos
             close = {"rtol": 0.0, "atol": 1.2e-7, "check_dtype": False}
             torch.testing.assert_close(encoded[:, d * k + octave], sine, **close)
             torch.testing.assert_close(encoded[:, d * k + frequencies + octave], cosine, **close)
@@ -57,7 +57,7 @@ def test_embedder_output_becomes_the_student_input():
     assert (naive - student).abs().max() > 1, "k first and d first must not be confused"
 
 
-def test_channel_last_buffers_agree_byte_for_byte():
+def test_channel_last_buffers_are_equal_byte_for_byte():
     height, width = 2, 4
     lens = embedded(torch.rand(height, width, 6), 3)
     student = embedder_to_student(lens, height, width)

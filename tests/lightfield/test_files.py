@@ -23,7 +23,7 @@ def names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_block_that_ends_well_replaces_the_file(tmp_path):
+def test_a_completed_block_replaces_the_file(tmp_path):
     path = tmp_path / "new folder" / "image.png"
     for content in (b"first", b"second"):
         with atomic_path(path) as temporary:
@@ -36,7 +36,7 @@ def test_a_block_that_ends_well_replaces_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error):
+def test_a_failed_block_changes_no_file(tmp_path, error):
     path = tmp_path / "weights.bin"
     path.write_bytes(b"good")
 
@@ -51,13 +51,13 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error):
     assert names(tmp_path) == {"weights.bin"}
 
 
-def test_a_block_that_removes_its_file_fails_and_leaves_nothing(tmp_path):
+def test_a_block_that_removes_its_temporary_file_fails(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.unlink()
     assert not names(tmp_path)
 
 
-def test_what_is_made_in_a_temporary_folder_is_renamed_out_of_it(tmp_path):
+def test_the_contents_of_a_temporary_folder_can_be_renamed_out_of_it(tmp_path):
     path = tmp_path / "new folder" / "Toy.mlpackage"
     with temporary_folder(path) as folder:
         assert folder.parent == path.parent
@@ -70,7 +70,7 @@ def test_temporary_files_and_folders_of_a_killed_process_are_removed(tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
     (whole / "image.png").touch()
-    for folder in (tmp_path, whole):  # as a kill leaves them
+    for folder in (tmp_path, whole):  # the state that a kill leaves
         (folder / ".part-Toy.mlpackage-x/Toy.mlpackage/.part-weights").mkdir(parents=True)
         (folder / ".part-image-x.png").touch()
         (folder / ".part-link").symlink_to(whole)
@@ -102,14 +102,14 @@ def test_json_round_trip(tmp_path):
         b'{"file_path": "caf\\udce9"}',
     ],
 )
-def test_what_is_no_json_is_refused_with_the_callers_error(tmp_path, content):
+def test_invalid_json_raises_the_given_error(tmp_path, content):
     path = tmp_path / "transforms.json"
     path.write_bytes(content)
     with pytest.raises(SceneError, match=r"transforms\.json: cannot be read as JSON"):
         read_json(path, SceneError)
 
 
-def test_json_at_its_bounds_is_read(tmp_path):
+def test_json_at_its_limits_is_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(
         b"\xef\xbb\xbf" + b"[" * 100 + b'-9223372036854775808, "\\ud83d\\ude00"' + b"]" * 100
@@ -122,7 +122,7 @@ def test_json_at_its_bounds_is_read(tmp_path):
     assert str(read_json(path, SceneError)) == "[nan, -inf, inf]"
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_a_file_that_is_not_regular_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(SceneError, match="not a regular file"):
@@ -133,7 +133,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
         read_json(tmp_path / "a\0b", SceneError)
 
 
-def test_too_large_a_text_is_refused_unread(tmp_path):
+def test_a_text_that_is_too_large_is_refused(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(SceneError, match=r"a\.json: the file holds more than 512 MiB"):
@@ -147,13 +147,13 @@ def test_missing_json_and_folders_are_refused(tmp_path):
         read_json(tmp_path, CheckpointError)
 
 
-def test_sha256_of_the_standards_example(tmp_path):
+def test_sha256_of_the_example_in_the_standard(tmp_path):
     write_text(tmp_path / "abc", "abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of(tmp_path / "abc") == expected
 
 
-def test_fingerprint_is_of_the_value_not_of_its_spelling():
+def test_fingerprint_depends_on_the_value_and_not_on_its_spelling():
     value = {"width": 8, "tail": (2, 3), "name": "größer"}
     assert fingerprint(value) == fingerprint({"name": "größer", "tail": [2, 3], "width": 8})
     assert fingerprint(value) == fingerprint(json.loads(json.dumps(value)))
@@ -162,5 +162,5 @@ def test_fingerprint_is_of_the_value_not_of_its_spelling():
 @pytest.mark.parametrize(
     "other", [{"a": 1, "b": 3}, {"a": 1}, {"a": "1", "b": 2}, {"b": 1, "a": 2}]
 )
-def test_other_values_have_other_fingerprints(other):
+def test_different_values_have_different_fingerprints(other):
     assert fingerprint(other) != fingerprint({"a": 1, "b": 2})

@@ -1,4 +1,4 @@
-"""Which files a scene's names mean, which links are followed, and what kinds of images are read."""
+"""Lookup of image files by name, symbolic links, and decoding of image formats."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightfield.errors import SceneError
 from lightfield.scenes.assembly import SceneChoice
 from lightfield.scenes.decoding import decode, decode_mask, read_header
 from lightfield.scenes.formats import load_scene_folder, read_capture
-from lightfield.scenes.image_files import ImageFiles, MissingImageError
-from lightfield.scenes.images import image_format_of, read_images
+from lightfield.scenes.image_files import ImageFinder, MissingImageError
+from lightfield.scenes.images import read_image_format, read_images
 
 
 def save(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
@@ -31,16 +31,16 @@ def noise(height: int = 6, width: int = 8) -> np.ndarray:
 
 
 def decoded(path: Path) -> np.ndarray:
-    """The file's pixels, read as those of a scene are."""
-    form = image_format_of([path])
+    """The pixels of a file, decoded in the way that a scene's images are decoded."""
+    common = read_image_format([path])
     pixels, _ = decode(
-        path, (form.width, form.height), with_alpha=form.has_alpha, upright=form.upright
+        path, (common.width, common.height), with_alpha=common.has_alpha, upright=common.upright
     )
     return pixels
 
 
 @pytest.mark.parametrize(
-    ("there", "name"),
+    ("existing", "name"),
     [
         ("train/a b%20.png", "train/a b%20"),
         ("train/a.png", "./train/a.png"),
@@ -52,42 +52,43 @@ def decoded(path: Path) -> np.ndarray:
         ("train/a.png", "{root}/train/a.png"),
     ],
 )
-def test_names_in_any_spelling(tmp_path, there, name):
-    path = save(tmp_path / there, noise())
-    finder = ImageFiles(tmp_path)
+def test_names_may_differ_in_suffix_case_and_separators(tmp_path, existing, name):
+    path = save(tmp_path / existing, noise())
+    finder = ImageFinder(tmp_path)
     assert finder.find(name.replace("{root}", str(tmp_path)), where="json") == path
     assert finder.notes() == []
 
 
 @pytest.mark.parametrize("name", ["1.png", "1.heic"])
-def test_another_suffix_than_named_is_told(tmp_path, name):
+def test_a_note_mentions_files_with_another_suffix(tmp_path, name):
     path = save(tmp_path / "images" / "1.jpg", noise())
     (tmp_path / "images" / "1.HEIC").write_bytes(b"")
-    finder = ImageFiles(tmp_path)
+    finder = ImageFinder(tmp_path)
     assert finder.find(f"images/{name}", where="json") == path
     assert finder.notes() == [
-        f"1 image files have another suffix than the scene gives them, such as 1.jpg for {name}"
+        "1 image files have another suffix than the scene states, for example 1.jpg instead of "
+        f"{name}"
     ]
 
 
-def test_of_several_suffixes_png_is_taken_and_told(tmp_path):
+def test_a_note_mentions_names_that_match_several_files(tmp_path):
     for suffix in (".jpg", ".png", ".bmp"):
         save(tmp_path / f"1{suffix}", noise())
-    finder = ImageFiles(tmp_path)
+    finder = ImageFinder(tmp_path)
     assert finder.find("1", where="json").name == "1.png"
-    assert "such as 1, of which 1.png is taken" in finder.notes()[0]
+    assert "for example 1, for which 1.png is read" in finder.notes()[0]
     assert finder.find("1.jpg", where="json").name == "1.jpg"
 
 
 @pytest.mark.parametrize("name", ["images/1.png", "images/1"])
-def test_a_kind_of_file_that_is_not_read_is_named(tmp_path, name):
+def test_the_error_for_a_missing_image_names_a_file_of_an_unread_format(tmp_path, name):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.HEIC").write_bytes(b"")
-    with pytest.raises(MissingImageError, match=r"1.HEIC lies there, but HEIC files are not read"):
-        ImageFiles(tmp_path).find(name, where="json")
+    with pytest.raises(MissingImageError, match=r"1.HEIC exists, but HEIC files are not read"):
+        ImageFinder(tmp_path).find(name, where="json")
 
 
-def test_links_within_the_users_own_tree_are_followed(tmp_path):
+def test_links_within_the_users_own_folders_are_followed(tmp_path):
     folder = write_scene(tmp_path / "cache" / "snapshots" / "scene", train=3, test=2)
     store = tmp_path / "cache" / "blobs"
     store.mkdir()
@@ -97,45 +98,47 @@ def test_links_within_the_users_own_tree_are_followed(tmp_path):
         image.symlink_to(os.path.relpath(blob, image.parent))
     capture = read_capture(folder)
     assert len(capture.splits["train"]) == 3
-    assert any("5 image files are links out of the scene folder" in n for n in capture.notes)
+    assert any(
+        "5 image files are links to files outside the scene folder" in n for n in capture.notes
+    )
     views = load_scene_folder(folder, SceneChoice()).train
     assert views.names == ("train/r_0.png", "train/r_1.png", "train/r_2.png")
     np.testing.assert_array_equal(views.alpha[1], noise_image(1, 8, 8)[..., 3])  # type: ignore
 
 
 @pytest.mark.parametrize("name", ["link.png", "away/outside.png"])
-def test_links_out_of_the_users_own_tree_are_refused(tmp_path, name):
+def test_links_out_of_the_users_own_folders_are_refused(tmp_path, name):
     save(tmp_path / "outside.png", noise(8, 8))
     folder = write_scene(tmp_path / "toy", train=2, test=1)
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
     (folder / "away").symlink_to(tmp_path)
     edit(folder, lambda d: d["frames"][1].update(file_path=name))
     read_capture(folder)
-    tmp_path.chmod(0o777)  # what the two share is everybody's now, as /tmp is
+    tmp_path.chmod(0o777)  # the common folder is now writable by everybody, as /tmp is
     with pytest.raises(SceneError, match=r"frame 1: .* is a link to .*outside your own folders"):
         read_capture(folder)
 
 
-def test_a_link_to_nothing_is_a_missing_image(tmp_path):
+def test_a_dangling_link_is_a_missing_image(tmp_path):
     (tmp_path / "1.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "2.png").symlink_to(tmp_path / "2.png")
     with pytest.raises(MissingImageError):
-        ImageFiles(tmp_path).find("1", where="json")
+        ImageFinder(tmp_path).find("1", where="json")
     with pytest.raises(SceneError):
-        ImageFiles(tmp_path).find("2.png", where="json")
+        ImageFinder(tmp_path).find("2.png", where="json")
 
 
-def test_pipes_and_folders_are_refused_without_waiting(tmp_path):
+def test_pipes_and_folders_are_refused_without_blocking(tmp_path):
     folder = write_scene(tmp_path, train=2, test=1)
     (folder / "train" / "r_1.png").unlink()
     os.mkfifo(folder / "train" / "r_1.png")
-    with pytest.raises(SceneError, match=r"r_1.png: is not a regular file"):
+    with pytest.raises(SceneError, match=r"r_1.png: the image is not a regular file"):
         read_capture(folder)
     with pytest.raises(SceneError, match=r"not a regular file"):
         read_header(folder / "train" / "r_1.png")
     (folder / "train" / "r_1.png").unlink()
     (folder / "train" / "r_1.png").mkdir()
-    with pytest.raises(SceneError, match=r"r_1.png: is not a regular file"):
+    with pytest.raises(SceneError, match=r"r_1.png: the image is not a regular file"):
         read_capture(folder)
 
 
@@ -168,7 +171,7 @@ def test_cmyk_is_read(tmp_path):
         assert np.abs(pixels.astype(int) - (254, 0, 0)).max() < 4
 
 
-def test_transparency_in_any_form(tmp_path):
+def test_all_kinds_of_transparency_are_read(tmp_path):
     gray_alpha = noise_image(2, 8, 6)[..., :2]
     pixels = decoded(save(tmp_path / "la.png", Image.fromarray(gray_alpha)))
     np.testing.assert_array_equal(pixels[..., [0, 3]], gray_alpha)
@@ -180,27 +183,27 @@ def test_transparency_in_any_form(tmp_path):
     np.testing.assert_array_equal(pixels[0, :, 3], [255, 0] if pixels.shape[2] == 4 else [])
 
 
-def test_pixels_without_a_range_are_refused(tmp_path):
+def test_pixel_formats_without_a_range_are_refused(tmp_path):
     path = save(tmp_path / "float.tif", np.ones((4, 4), np.float32))
-    with pytest.raises(SceneError, match=r"float.tif: pixels of the kind F are not understood"):
+    with pytest.raises(SceneError, match=r"float.tif: the pixel format F is not supported"):
         read_header(path)
 
 
-def test_of_an_animation_the_first_image_counts(tmp_path):
+def test_only_the_first_frame_of_an_animation_is_read(tmp_path):
     first, second = (Image.fromarray(noise_image(i, 8, 8)) for i in (1, 2))
     options = {"save_all": True, "append_images": [second], "lossless": True, "exact": True}
     path = save(tmp_path / "moving.webp", first, **options)
-    form = image_format_of([path])
-    assert form.notes == ("1 of 1 images are animations; the first image of each counts",)
+    notes = read_image_format([path]).notes
+    assert notes == ("1 of 1 images are animations; only the first frame of each is read",)
     np.testing.assert_array_equal(decoded(path), np.asarray(first))
 
 
-def test_files_under_the_name_of_an_image_are_called_what_they_are(tmp_path):
+def test_errors_state_the_real_type_of_a_misnamed_file(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(80))
     (tmp_path / "b.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(SceneError, match=r"a.jpg: .*of the kind HEIC"):
+    with pytest.raises(SceneError, match=r"a.jpg: .*the type HEIC"):
         read_header(tmp_path / "a.jpg")
-    with pytest.raises(SceneError, match=r"b.png: .*pointer of Git LFS"):
+    with pytest.raises(SceneError, match=r"b.png: .*Git LFS pointer"):
         read_header(tmp_path / "b.png")
 
 
@@ -219,33 +222,35 @@ def rotated_jpeg(path: Path, orientation: int, height: int = 6, width: int = 8) 
         ((60, 80), True, "applied, because the poses describe images of the rotated size"),
     ],
 )
-def test_an_exif_rotation_is_applied_where_the_poses_describe_it(
-    tmp_path, described, upright, verb
-):
+def test_an_exif_rotation_is_applied_when_the_poses_describe_it(tmp_path, described, upright, verb):
     path = rotated_jpeg(tmp_path / "a.jpg", 6)
-    form = image_format_of([path, path], described)
-    assert (form.upright, (form.width, form.height)) == (upright, (6, 8) if upright else (8, 6))
-    assert f"2 of 2 images have an EXIF rotation, which is {verb}" in form.notes[0]
-    images = read_images([path], form, (form.width, form.height), (0.0, 0.0, 0.0)).images
+    common = read_image_format([path, path], described)
+    assert (common.upright, (common.width, common.height)) == (
+        upright,
+        (6, 8) if upright else (8, 6),
+    )
+    assert f"2 of 2 images have an EXIF rotation, which is {verb}" in common.notes[0]
+    size = (common.width, common.height)
+    images, _, _ = read_images([path], common, size, (0.0, 0.0, 0.0))
     rising = images[0, :, 3, 0] if upright else images[0, 3, :, 0]
     assert rising[0] < 20
     assert rising[-1] > 235
 
 
-def test_mixed_rotations_have_one_size_or_are_refused(tmp_path):
+def test_images_with_different_rotations_must_have_one_size(tmp_path):
     files = [rotated_jpeg(tmp_path / "a.jpg", 6), rotated_jpeg(tmp_path / "b.jpg", 1, 8, 6)]
-    form = image_format_of(files)
-    assert (form.upright, form.width, form.height) == (True, 6, 8)
+    common = read_image_format(files)
+    assert (common.upright, common.width, common.height) == (True, 6, 8)
     assert (
-        "1 of 2 images have an EXIF rotation, which is applied, because only then do"
-        in form.notes[0]
+        "1 of 2 images have an EXIF rotation, which is applied, because all images have the same"
+        in common.notes[0]
     )
-    with pytest.raises(SceneError, match=r"b.jpg: 6 x 8 pixels, but a.jpg has 8 x 6"):
-        image_format_of([*files, rotated_jpeg(tmp_path / "c.jpg", 1, 5, 7)])
+    with pytest.raises(SceneError, match=r"b.jpg: the image has 6 x 8 pixels, but a.jpg has 8 x 6"):
+        read_image_format([*files, rotated_jpeg(tmp_path / "c.jpg", 1, 5, 7)])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_turns_as_viewers_do(tmp_path, orientation):
+def test_every_exif_orientation_is_applied_as_by_pillow(tmp_path, orientation):
     from PIL import ImageOps
 
     path = rotated_jpeg(tmp_path / "a.jpg", orientation)
@@ -257,7 +262,7 @@ def test_every_exif_orientation_turns_as_viewers_do(tmp_path, orientation):
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_masks_of_any_kind_mean_coverage(tmp_path):
+def test_masks_of_all_pixel_formats_are_read_as_coverage(tmp_path):
     shape = np.indices((6, 8)).sum(0) % 3 == 0
     expected = np.where(shape, 255, 0)
     kinds = {

@@ -41,12 +41,12 @@ def test_statistics_by_hand():
 @pytest.mark.parametrize(
     "samples", [(), (1.0, math.nan), (math.inf,), (0.0,), (2.0, -1.0)], ids=str
 )
-def test_samples_that_are_no_latency_are_refused(samples):
+def test_invalid_samples_are_refused(samples):
     with pytest.raises(DeviceError, match=r"student\.onnx: .*positive, finite"):
         record(*samples)
 
 
-def test_record_survives_json():
+def test_record_is_unchanged_by_json():
     measured = replace(
         record(1.5, 2.5),
         load_ms=12.0,
@@ -73,12 +73,12 @@ def test_record_survives_json():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_record_is_refused(damage):
+def test_invalid_records_are_refused(damage):
     with pytest.raises(DeviceError):
         LatencyRecord.from_json(damage(record(1.0).to_json()))
 
 
-def test_an_emulated_device_is_no_evidence():
+def test_measurements_of_an_emulated_device_are_no_evidence():
     measured = record(1.0)
     assert evidence(measured) is measured
     with pytest.raises(BudgetError, match="emulated"):
@@ -89,11 +89,11 @@ def test_ratio_is_the_median_of_neighboring_runs():
     assert compared([0.5, 0.4, 0.9]).ratio == pytest.approx(0.5)
 
 
-def test_ratio_survives_throttling():
+def test_ratio_is_not_affected_by_throttling():
     ratios = np.random.default_rng(0).uniform(0.4, 0.6, 31)
     throttled = compared(ratios, drift=np.linspace(10, 40, 31))
     assert throttled.ratio == pytest.approx(float(np.median(ratios)))
-    # the quotient of two medians would not, if the runs were not interleaved
+    # the quotient of the two medians is affected by throttling
     assert throttled.ratio_interval() == pytest.approx(compared(ratios).ratio_interval())
 
 
@@ -107,15 +107,15 @@ def test_unequal_numbers_of_runs_are_refused():
     [(1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (10, (2, 9)), (20, (6, 15)), (100, (40, 61))],
 )
 def test_interval_has_the_ranks_of_the_sign_test(n, ranks):
-    """The 95% ranks that tables of the sign test print; under 6 pairs there are none."""
+    """The 95% ranks in published tables of the sign test; fewer than 6 pairs have none."""
     shuffled = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))
     assert compared(shuffled).ratio_interval() == ranks
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("n", [8, 21, 75])
-def test_interval_covers_as_often_as_it_says(n, confidence):
-    """A skewed distribution with median 1; coverage must not fall under the stated one."""
+def test_interval_has_the_stated_coverage(n, confidence):
+    """The distribution is skewed with median 1; the coverage must reach the stated one."""
     random, trials = np.random.default_rng(n), 600
     covered = 0
     for _ in range(trials):

@@ -31,14 +31,14 @@ def pose() -> torch.Tensor:
     return torch.tensor(matrix, dtype=torch.float32)
 
 
-def test_rays_go_through_the_centers_of_their_blocks():
+def test_rays_pass_through_the_centers_of_their_blocks():
     fine, coarse = camera_directions(IMAGE), camera_directions(ray_grid(IMAGE, SPEC))
     blocks = fine.unflatten(0, (6, 6)).unflatten(2, (8, 6))
     torch.testing.assert_close(coarse, blocks.mean(dim=(1, 3)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(50, 36), (48, 35)])
-def test_a_image_of_broken_blocks_is_refused(width, height):
+def test_an_image_of_incomplete_blocks_is_refused(width, height):
     with pytest.raises(ConfigError, match="divisible by 6"):
         ray_grid(IMAGE.resized(width, height), SPEC)
 
@@ -47,7 +47,7 @@ def test_the_input_is_the_encoding_of_each_ray_by_hand():
     encoded = light_field(SPACES["world"]).encoded_rays(pose())
     assert encoded.shape == (1, SPEC.input_channels, 6, 8)
     row, column = 4, 7
-    u, v = (column + 0.5) * 6, (row + 0.5) * 6  # where the block's center lies in the image
+    u, v = (column + 0.5) * 6, (row + 0.5) * 6  # the block's center in the image
     in_camera = torch.tensor([(u - 22.5) / 60, -(v - 19) / 55, -1.0])
     t = torch.linspace(2, 6, 8)[:, None]
     points = pose()[:, 3] + t * (pose()[:, :3] @ in_camera)
@@ -57,9 +57,9 @@ def test_the_input_is_the_encoding_of_each_ray_by_hand():
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_scattered_rays_are_some_of_each_pose_whatever_the_sampling(space):
+def test_scattered_rays_are_rays_of_each_pose(space):
     def places(spec: StudentSpec) -> torch.Tensor:
-        """Which ray of its pose's image each of them is."""
+        """The index of each ray in the image of its pose."""
         some = scattered_rays(poses, IMAGE, space, spec, each=7)
         assert some.shape == (4 * 7, spec.input_channels)
         images = [encoded_rays(p, IMAGE, space, spec)[0].flatten(1).T for p in poses]
@@ -72,11 +72,11 @@ def test_scattered_rays_are_some_of_each_pose_whatever_the_sampling(space):
     found = places(SPEC)
     assert torch.equal(found, places(replace(SPEC, points=5, frequencies=3)))
     assert all(len(set(row)) == 7 for row in found.tolist())
-    assert len(set(found.flatten().tolist())) > 20  # of 28
+    assert len(set(found.flatten().tolist())) > 20  # 28 rays exist
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_rendering_is_the_student_on_the_encoded_rays(space):
+def test_rendering_runs_the_student_on_the_encoded_rays(space):
     field = light_field(space)
     image = field.render(pose())
     assert image.shape == (36, 48, 3)

@@ -1,3 +1,5 @@
+"""Loading of LLFF captures."""
+
 from __future__ import annotations
 
 import os
@@ -69,12 +71,12 @@ def test_every_8th_view_is_held_out(capture):
     assert load(capture, test_every=2).test.names == ("images_4/image000.png",)
 
 
-def test_poses_are_rigidly_moved_and_scaled(capture):
+def test_poses_are_moved_rigidly_and_scaled(capture):
     scene = load(capture)
     poses = np.concatenate([scene.test.poses[:1], scene.train.poses[:7]])  # views 0 to 7
     true = camera_poses(10)[:8]
     assert scene.transform.unit == 0.75 * NEAREST
-    # Relative poses do not depend on the world frame: only the lengths may have changed.
+    # Relative poses do not depend on the world frame, so only their lengths may differ.
     for i, j in ((0, 1), (3, 6)):
         ours = poses[i, :, :3].T @ poses[j]
         theirs = true[i, :, :3].T @ true[j]
@@ -108,7 +110,7 @@ def test_the_camera_scales_with_the_chosen_folder(capture):
         assert scene.space.ndc_scale == pytest.approx(expected)
     exact = load(capture, resolution=(32, 24), multiple=8).intrinsics
     assert (exact.width, exact.height, exact.fx) == (32, 24, FOCAL / 2)
-    with pytest.raises(ConfigError, match="never enlarged"):
+    with pytest.raises(ConfigError, match="cannot be enlarged to a longest side of 100"):
         load(capture, resolution=100)
 
 
@@ -138,28 +140,28 @@ def with_entry(row, column, value):
     return change
 
 
-def turned_round(rows):
+def turned_around(rows):
     matrix = rows[5, :15].reshape(3, 5)
-    matrix[:, [0, 2]] *= -1  # half a turn about the camera's x axis
+    matrix[:, [0, 2]] *= -1  # a rotation by 180 degrees about the camera's x axis
     return rows
 
 
 BAD_ROWS = {
     "one row of 17 numbers": lambda rows: rows[:, :15],
     r"one row of 17 numbers per view": lambda rows: rows[0],
-    "holds 0 views": lambda rows: rows[:0],
-    "holds 10 views of type int64": lambda rows: rows.astype(int),
+    "holds 0 rows": lambda rows: rows[:0],
+    "holds 10 rows of type int64": lambda rows: rows.astype(int),
     "frame 3: the pose holds NaN": with_entry(3, 3, np.nan),
     "frame 3: the pose is not a rigid motion": with_entry(3, 0, 2.0),
-    "depth bounds are not all positive": with_entry(slice(0, 5), 15, -1.0),
-    "views differ in size": with_entry(4, 14, 60.0),
-    "10 images but 9 poses": lambda rows: rows[:9],
-    "do not all face forward": turned_round,
+    "the depth bounds of 5 of 10 views are not positive": with_entry(slice(0, 5), 15, -1.0),
+    "views do not all have the same positive size": with_entry(4, 14, 60.0),
+    "holds 10 images, but poses_bounds.npy holds 9 poses": lambda rows: rows[:9],
+    "do not all face forward": turned_around,
 }
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)
-def test_senseless_poses_are_one_clear_line(capture, message):
+def test_invalid_poses_raise_an_error_of_one_line(capture, message):
     rewrite(capture, BAD_ROWS[message])
     with pytest.raises(SceneError, match=message) as error:
         load(capture)
@@ -167,7 +169,7 @@ def test_senseless_poses_are_one_clear_line(capture, message):
     assert str(error.value).startswith(str(capture))
 
 
-def test_other_files_in_its_place(capture):
+def test_a_file_that_is_not_an_array_is_refused(capture):
     path = capture / "poses_bounds.npy"
     whole = path.read_bytes()
     pickled = np.array([{"a": 1}], dtype=object)
@@ -186,10 +188,10 @@ def test_other_files_in_its_place(capture):
         load(capture)
 
 
-def test_images_of_another_shape_or_none(capture):
+def test_images_of_another_aspect_ratio_and_missing_images_are_refused(capture):
     for path in (capture / "images_4").iterdir():
         Image.new("RGB", (12, 12)).save(path)
-    with pytest.raises(SceneError, match="64 x 48 pixels, but they have 12 x 12"):
+    with pytest.raises(SceneError, match="64 x 48 pixels, but the images have 12 x 12"):
         load(capture)
     for path in capture.glob("images*/*"):
         path.rename(path.with_suffix(".txt"))
@@ -200,20 +202,20 @@ def test_images_of_another_shape_or_none(capture):
         load(capture)
 
 
-def test_two_views_are_the_fewest(capture):
+def test_a_single_view_is_refused(capture):
     rewrite(capture, lambda rows: rows[:1])
     for path in sorted((capture / "images_4").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(SceneError, match="both train and test"):
+    with pytest.raises(SceneError, match="no images are left for training"):
         load(capture)
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, np.nan, np.inf, 1e-6])
-def test_a_stray_depth_does_not_set_the_unit(capture, value):
+def test_an_outlying_depth_does_not_set_the_unit(capture, value):
     rewrite(capture, with_entry(4, 15, value))
     found = read_capture(capture)
     assert found.forward_frame.unit == 0.75 * NEAREST
-    assert "the depth bounds of 1 of 10 views are impossible or far nearer" in found.notes[0]
+    assert "the depth bounds of 1 of 10 views are ignored" in found.notes[0]
 
 
 def test_depths_of_many_near_views_set_the_unit(capture):
@@ -229,34 +231,34 @@ def around_an_object(rows):
          for a in np.linspace(0, 6, 10)]
     )  # fmt: skip
     rows = poses_bounds(poses)
-    rows[:, 15] = np.nan  # not used here
+    rows[:, 15] = np.nan  # depths of an object are not used
     return rows
 
 
-def test_cameras_around_an_object_make_an_objects_scene(capture):
+def test_cameras_around_an_object_are_loaded_as_an_object(capture):
     assert folder_kind(capture) == "forward"
     rewrite(capture, around_an_object)
     found = read_capture(capture)
     assert (found.kind, found.forward_frame.is_identity) == ("object", True)
-    assert found.notes[0].startswith("the cameras do not all face forward, so they")
+    assert found.notes[0].startswith("the cameras do not all face forward, so the capture is")
     assert folder_kind(capture) == "object"
     assert load(capture).space.kind == "world"
 
 
-def test_images_that_are_not_read_are_named(capture):
+def test_the_error_for_unread_image_formats_names_a_file(capture):
     for path in capture.glob("images*/*"):
         path.rename(path.with_suffix(".HEIC"))
     with pytest.raises(SceneError, match=r"holds 10 HEIC files, such as image000.HEIC"):
         load(capture)
 
 
-def test_other_files_beside_the_images_do_not_count(capture):
+def test_other_files_beside_the_images_are_ignored(capture):
     for name in (".DS_Store", "._image000.png", "Thumbs.db", "capture.mp4"):
         (capture / "images_4" / name).write_bytes(b"")
     assert read_capture(capture).notes == ()
 
 
-def test_an_order_that_counting_would_change_is_told(capture):
+def test_a_note_mentions_names_whose_numeric_order_differs(capture):
     for index, path in enumerate(sorted((capture / "images_4").iterdir())):
         path.rename(path.with_name(f"view_{index + 3}.png"))
     found = read_capture(capture)
@@ -265,7 +267,7 @@ def test_an_order_that_counting_would_change_is_told(capture):
     assert "view_10.png comes before view_3.png" in found.notes[0]
 
 
-def test_names_that_count_upwards_in_the_alphabet_are_not_spoken_of(capture):
+def test_no_note_mentions_names_whose_numeric_order_is_the_same(capture):
     for index, path in enumerate(sorted((capture / "images_4").iterdir())):
         path.rename(path.with_name(f"{'ab'[index // 5]}{index * 7 % 5}.png"))
     assert read_capture(capture).notes == ()
@@ -274,13 +276,16 @@ def test_names_that_count_upwards_in_the_alphabet_are_not_spoken_of(capture):
 def test_a_folder_of_images_may_be_a_link(capture, tmp_path):
     (capture / "images_4").rename(tmp_path / "elsewhere")
     (capture / "images_4").symlink_to(tmp_path / "elsewhere")
-    assert "10 image files are links out of the scene folder" in read_capture(capture).notes[0]
-    tmp_path.chmod(0o777)  # what the two share is everybody's now
+    assert (
+        "10 image files are links to files outside the scene folder"
+        in read_capture(capture).notes[0]
+    )
+    tmp_path.chmod(0o777)  # the common folder is now writable by everybody
     with pytest.raises(SceneError, match="outside your own folders"):
         load(capture)
 
 
-def test_poses_in_a_pipe_are_refused_without_waiting(capture):
+def test_poses_in_a_pipe_are_refused_without_blocking(capture):
     (capture / "poses_bounds.npy").unlink()
     os.mkfifo(capture / "poses_bounds.npy")
     with pytest.raises(SceneError, match="not a regular file"):

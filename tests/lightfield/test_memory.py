@@ -23,7 +23,7 @@ print(sum(faults[-10:]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_that_was_freed_is_used_again_without_asking_the_system():
+def test_freed_memory_is_reused_without_system_calls():
     def faults(what: str) -> int:
         words = [sys.executable, "-c", COUNT_FAULTS, what]
         return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
@@ -31,6 +31,6 @@ def test_memory_that_was_freed_is_used_again_without_asking_the_system():
     assert faults("keep") < 0.1 * faults("default")
 
 
-def test_allocators_of_other_systems_are_left_alone(monkeypatch):
+def test_other_allocators_are_not_changed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()

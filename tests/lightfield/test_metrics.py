@@ -17,7 +17,7 @@ def image(height: int = 14, width: int = 17, seed: int = 0) -> Tensor:
 
 
 def slow_ssim(x: Tensor, y: Tensor) -> float:
-    """Wang et al. 2004, equation 13, one window and channel at a time."""
+    """SSIM by equation 13 of Wang et al. 2004, one window and channel at a time."""
     weights = [
         [math.exp(-(i * i + j * j) / (2 * 1.5**2)) for j in range(-5, 6)] for i in range(-5, 6)
     ]
@@ -51,7 +51,7 @@ def test_psnr_is_per_image():
     assert psnr(images, truth).tolist() == [pytest.approx(20.0), math.inf]
 
 
-def test_ssim_is_its_definition():
+def test_ssim_agrees_with_its_definition():
     x = image()
     y = (x + 0.2 * (image(seed=1) - 0.5)).clamp(0, 1)
     assert ssim(x, y) == pytest.approx(slow_ssim(x, y), abs=1e-12)
@@ -66,7 +66,7 @@ def test_ssim_is_symmetric():
     assert ssim(image(seed=1), image(seed=2)) == ssim(image(seed=2), image(seed=1))
 
 
-def test_ssim_of_flat_images_compares_their_brightness():
+def test_ssim_of_uniform_images_compares_their_brightness():
     dark, light = torch.full((12, 12, 3), 0.25), torch.full((12, 12, 3), 0.75)
     expected = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
     assert ssim(dark, light) == pytest.approx(expected, abs=1e-9)
@@ -77,7 +77,7 @@ def test_ssim_of_a_negative_is_negative():
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 40), (40, 10)])
-def test_ssim_needs_a_whole_window(height, width):
+def test_ssim_of_an_image_smaller_than_the_window_is_nan(height, width):
     assert math.isnan(ssim(image(height, width), image(height, width)))
     assert ssim(image(11, 11), image(11, 11)) == pytest.approx(1.0)
 
@@ -87,7 +87,7 @@ def test_ssim_needs_a_whole_window(height, width):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """An empty torch.hub cache; what `load_lpips` remembers is forgotten before and after."""
+    """An empty torch.hub cache; the cache of `load_lpips` is cleared before and after."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     load_lpips.cache_clear()
     yield tmp_path
@@ -103,7 +103,7 @@ def install_lpips(hub, monkeypatch, build) -> None:
 
 
 class Distance(torch.nn.Module):
-    """Stands in for the network: checks its inputs and returns their mean distance."""
+    """A fake network that checks its inputs and returns their mean distance."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         assert x.shape == y.shape == (1, 3, 14, 17)
@@ -112,7 +112,7 @@ class Distance(torch.nn.Module):
         return (x - y).abs().mean()
 
 
-def test_lpips_without_weights_says_so(hub):
+def test_lpips_without_weights_is_unavailable_with_a_reason(hub):
     lpips = load_lpips()
     assert lpips.unavailable is not None
     assert metrics.LPIPS_BACKBONE in lpips.unavailable
@@ -137,7 +137,7 @@ def raising(error: BaseException):
         (ValueError(), "no reason given"),
     ],
 )
-def test_lpips_that_breaks_is_unavailable(hub, monkeypatch, error, reason):
+def test_lpips_that_raises_is_unavailable(hub, monkeypatch, error, reason):
     install_lpips(hub, monkeypatch, raising(error))
     lpips = load_lpips()
     assert lpips.network is None
@@ -152,7 +152,7 @@ def test_lpips_that_is_not_installed_is_unavailable(hub, monkeypatch):
     assert load_lpips().unavailable is not None
 
 
-def test_lpips_sees_images_scaled_to_minus_one_and_one(hub, monkeypatch):
+def test_lpips_receives_images_scaled_to_minus_one_to_one(hub, monkeypatch):
     install_lpips(hub, monkeypatch, lambda **_: Distance())
     lpips = load_lpips()
     assert lpips.unavailable is None
@@ -163,7 +163,7 @@ def test_lpips_sees_images_scaled_to_minus_one_and_one(hub, monkeypatch):
 # -- means ------------------------------------------------------------------------------------------
 
 
-def test_quality_is_the_mean_of_each_views_figure(monkeypatch):
+def test_quality_is_the_mean_over_the_views(monkeypatch):
     monkeypatch.setattr(metrics, "load_lpips", lambda: Lpips(Distance(), None))
     pairs = [(image(seed=1), image(seed=2)), (image(seed=3), image(seed=4))]
     quality = mean_quality(pairs)
@@ -175,7 +175,7 @@ def test_quality_is_the_mean_of_each_views_figure(monkeypatch):
     )
 
 
-def test_quality_without_lpips_says_none(hub):
+def test_quality_without_lpips_has_no_lpips_value(hub):
     quality = mean_quality([(image(seed=1), image(seed=2))])
     assert quality.lpips is None
     assert quality.to_json() == {

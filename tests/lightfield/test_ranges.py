@@ -1,4 +1,4 @@
-"""A range refuses what lies outside, and says what lies inside."""
+"""Range checks of settings: accepted values, refused values, and messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightfield.ranges import SEED, SEEDS, Range, check_ranges, later_seed, rang
 
 @dataclass(frozen=True)
 class Oven:
-    """Some settings."""
+    """Settings with ranges of every kind."""
 
     minutes: Annotated[int, Range(1, 90)] = 20
     heat: Annotated[float | None, Range(0, 1, above=True)] = None
@@ -34,7 +34,7 @@ class Oven:
         {"shelves": (5, 1)}, {"bread": "Fladenbrot, süß"},
     ],
 )  # fmt: skip
-def test_what_lies_within_is_taken(settings):
+def test_values_in_range_are_accepted(settings):
     Oven(**settings)
 
 
@@ -59,20 +59,20 @@ def test_what_lies_within_is_taken(settings):
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
-def test_what_lies_outside_is_refused_by_name(settings: dict[str, Any], said):
+def test_the_error_for_a_value_out_of_range_names_the_field(settings: dict[str, Any], said):
     with pytest.raises(ConfigError) as refusal:
         Oven(**settings)
     assert said in str(refusal.value)
     assert len(str(refusal.value)) < 200
 
 
-def test_an_annotation_without_a_range_has_none():
+def test_an_annotation_without_a_range_gives_none():
     assert range_of(int) is None
     assert range_of(Annotated[int, "minutes"]) is None
     assert range_of(Annotated[int, Range(2, 3)]) == Range(2, 3)
 
 
-def test_a_later_seed_is_a_seed():
+def test_a_later_seed_is_in_the_range_of_seeds():
     assert later_seed(3, 4) == 7
     assert later_seed(SEEDS - 1, 1) == 0
     assert later_seed(SEEDS - 1, 10**12) in SEED

@@ -35,7 +35,7 @@ def pose_at(*position: float) -> torch.Tensor:
 
 
 def pixel_of(point: np.ndarray, pose: np.ndarray, camera: Intrinsics) -> tuple[float, float]:
-    """The image coordinates of a world point: the frame's definition and OpenCV's distortion."""
+    """Image coordinates of a world point, by the frame's definition and OpenCV's distortion."""
     right, up, back = pose[:, :3].T @ (point - pose[:, 3])
     x, y = right / -back, -up / -back  # OpenCV looks along +z with y down
     k1, k2, p1, p2 = camera.distortion or (0.0, 0.0, 0.0, 0.0)
@@ -55,7 +55,7 @@ def test_points_along_a_ray_project_to_its_pixel_center(camera, distance):
     for row in range(camera.height):
         for column in range(camera.width):
             u, v = pixel_of(points[row, column], pose.double().numpy(), camera)
-            # float32 points at a few units, seen with a focal length of tens of pixels
+            # float32 rounding of points at a few units, times a focal length of tens of pixels
             assert (u, v) == pytest.approx((column + 0.5, row + 0.5), abs=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_t_is_the_depth_along_the_optical_axis():
     torch.testing.assert_close(depth, torch.full_like(depth, 3.0))
 
 
-def test_one_pose_each_equals_poses_one_by_one():
+def test_batched_poses_equal_single_poses():
     directions = torch.rand(5, 3)
     poses = torch.stack([pose_at(float(i), 2.0, 1.0) for i in range(5)])
     origins, turned = world_rays(directions, poses)
@@ -81,7 +81,7 @@ def test_one_pose_each_equals_poses_one_by_one():
         torch.testing.assert_close((origin, direction), (origins[i], turned[i]))
 
 
-def test_world_space_leaves_rays_alone():
+def test_world_space_does_not_change_rays():
     rays = torch.rand(4, 3), torch.rand(4, 3)
     assert rays_in_space(*rays, WORLD) == rays
 
@@ -94,7 +94,7 @@ NDC = RaySpace("ndc", 0.0, 1.0, (2 * CAPTURE.fx / 32, 2 * CAPTURE.fy / 24), NEAR
 
 
 def perspective(points: np.ndarray) -> np.ndarray:
-    """The paper's projection matrix (its equation 11) with the far plane in the far distance."""
+    """The paper's projection matrix (its equation 11) with the far plane at infinity."""
     n, f = NEAR_PLANE, 1e13
     r, t = n * 16 / CAPTURE.fx, n * 12 / CAPTURE.fy  # half the near plane's width and height
     matrix = np.array(
@@ -153,7 +153,7 @@ def test_points_by_hand():
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_jittered_points_stay_in_their_strata_and_fill_them(count):
+def test_jittered_points_are_uniform_in_their_strata(count):
     grid = (40, 50)
     origins = torch.zeros(*grid, 3)
     directions = torch.tensor([0.0, 0.0, -1.0]).expand(*grid, 3)
@@ -175,7 +175,7 @@ def test_jittered_points_stay_in_their_strata_and_fill_them(count):
         assert np.abs(correlation).max() < 5 / math.sqrt(2000)
 
 
-def test_shares_reach_from_one_edge_of_a_stratum_to_the_other():
+def test_jitter_moves_points_from_edge_to_edge_of_their_strata():
     rays = torch.rand(6, 3), torch.rand(6, 3)
     t = torch.linspace(WORLD.near, WORLD.far, 8)
     low = points_along(*rays, WORLD, 8, jitter=torch.zeros(6, 8)).view(6, 8, 3)
@@ -189,7 +189,7 @@ def test_shares_reach_from_one_edge_of_a_stratum_to_the_other():
 
 
 @pytest.mark.parametrize("space", [WORLD, NDC], ids=["world", "ndc"])
-def test_ray_space_survives_json(space):
+def test_ray_space_is_unchanged_by_json(space):
     assert RaySpace.from_json(json.loads(json.dumps(space.to_json()))) == space
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, a full disk, or the death of the process."""
+    """Ctrl-C, a full disk, or a killed process."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def run(tmp_path) -> Run:
 
 
 class Work:
-    """A stage in two steps, the first of which a resumed run finds done; counts what it did."""
+    """A stage of two steps that resumes after the first step and counts the steps that it runs."""
 
     def __init__(self, value: float = 1.0, *, interrupted: bool = False):
         self.value, self.interrupted = value, interrupted
@@ -62,7 +62,7 @@ class Work:
 
 
 def value_of(artifact: Artifact) -> float:
-    """What `Work` wrote, after checking that the artifact is whole."""
+    """The value that `Work` wrote, after a check of the artifact."""
     for name, entry in artifact.manifest["files"].items():
         assert sha256_of(artifact.file(name)) == entry["sha256"]
     (value,) = set(artifact.weights()["w"].tolist())
@@ -74,12 +74,12 @@ def names(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-# -- what a stage leaves ----------------------------------------------------------------------------
+# -- artifacts -------------------------------------------------------------------------------------
 
 WHOLE = {"manifest.json", "metrics.jsonl", "weights.safetensors", "previews/view.txt"}
 
 
-def test_an_artifact_is_described_by_its_manifest(run):
+def test_a_manifest_describes_its_artifact(run):
     scene, _ = run.perform("scene", {"size": 8}, {}, Work(0.0))
     made, worked = run.perform("student", {"steps": 2}, {"scene": scene}, Work())
     assert worked
@@ -99,7 +99,7 @@ def test_an_artifact_is_described_by_its_manifest(run):
     assert names(run.path) == {".lock"} | {f"{s}/{n}" for s in ("scene", "student") for n in WHOLE}
 
 
-def test_the_commit_is_this_checkouts():
+def test_the_manifest_holds_the_commit_of_this_checkout():
     head = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -120,14 +120,14 @@ def test_a_current_stage_is_not_run_again(run):
     assert value_of(artifact) == 1.0
 
 
-def test_force_runs_it_again(run):
+def test_force_runs_a_current_stage_again(run):
     run.perform("scene", {}, {}, Work(1.0))
     artifact, worked = run.perform("scene", {}, {}, Work(2.0), force=True)
     assert worked
     assert value_of(artifact) == 2.0
 
 
-def test_another_config_or_input_runs_it_again(run):
+def test_another_config_or_input_runs_a_stage_again(run):
     scene, _ = run.perform("scene", {"size": 8}, {}, Work(1.0))
     run.perform("student", {}, {"scene": scene}, Work(2.0))
     other, _ = run.perform("scene", {"size": 9}, {}, Work(3.0))
@@ -158,7 +158,7 @@ def test_a_stage_with_damaged_files_is_run_again(run, damage):
     assert value_of(artifact) == 2.0
 
 
-def test_a_stage_moved_to_another_disk_and_linked_is_made_again_any_number_of_times(run, tmp_path):
+def test_a_stage_folder_that_is_a_link_can_be_made_again(run, tmp_path):
     made, _ = run.perform("scene", {"v": 0}, {}, Work(0.0))
     elsewhere = shutil.move(made.path, tmp_path / "elsewhere")
     made.path.symlink_to(elsewhere)
@@ -179,13 +179,13 @@ def interrupt(run: Run, config: dict, work: Work) -> None:
         run.perform("scene", config, {}, work)
 
 
-def test_an_interrupted_stage_leaves_the_last_good_artifact(run):
+def test_an_interrupted_stage_keeps_the_previous_artifact(run):
     run.perform("scene", {"v": 1}, {}, Work(1.0))
     interrupt(run, {"v": 2}, Work(2.0, interrupted=True))
     assert value_of(run.artifact("scene")) == 1.0
 
 
-def test_a_first_interrupted_stage_is_absent(run):
+def test_an_interrupted_first_stage_is_absent(run):
     interrupt(run, {}, Work(interrupted=True))
     assert run.find("scene") is None
     with pytest.raises(CheckpointError, match="has not been run; run `nelf scene` first"):
@@ -225,7 +225,7 @@ CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir")
 
 
 def die_at_change(monkeypatch: pytest.MonkeyPatch, change: int) -> list[str]:
-    """From the given change to the disk on nothing changes it any more: the process has died."""
+    """Simulates a killed process: from the given change on, the disk is not changed any more."""
     done: list[str] = []
 
     def guarded(name, real):
@@ -245,7 +245,7 @@ def die_at_change(monkeypatch: pytest.MonkeyPatch, change: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def replacing(tmp_path_factory) -> tuple[Path, int]:
-    """A run whose stage holds 1.0, and how many changes to the disk it takes to make it 2.0."""
+    """A run whose stage holds 1.0, and the number of disk changes that replace it with 2.0."""
     run = Run(tmp_path_factory.mktemp("replacing") / "run")
     run.perform("scene", {"v": 1}, {}, Work(1.0))
     copy = shutil.copytree(run.path, run.path.with_name("copy"))
@@ -256,9 +256,7 @@ def replacing(tmp_path_factory) -> tuple[Path, int]:
 
 
 @pytest.mark.parametrize("reader", ["a reader comes by", "nobody looks"])
-def test_death_at_any_moment_leaves_a_whole_artifact_and_costs_no_finished_work(
-    replacing, tmp_path, reader
-):
+def test_a_kill_at_any_moment_keeps_the_artifact_and_the_finished_work(replacing, tmp_path, reader):
     origin, changes = replacing
     assert changes > 10
     seen = []
@@ -282,7 +280,7 @@ def test_death_at_any_moment_leaves_a_whole_artifact_and_costs_no_finished_work(
     assert seen == sorted(seen), "the artifact goes from old to new once"
 
 
-def test_a_publication_cut_between_its_renames_is_finished(run):
+def test_a_publication_interrupted_between_its_renames_is_finished(run):
     run.perform("scene", {"v": 1}, {}, Work(1.0))
     other = Run(run.path.with_name("other"))
     made, _ = other.perform("scene", {"v": 2}, {}, Work(2.0))
@@ -292,7 +290,7 @@ def test_a_publication_cut_between_its_renames_is_finished(run):
     assert not (run.path / ".scene.old").exists()
 
 
-def test_an_old_artifact_without_a_finished_successor_comes_back(run):
+def test_the_old_artifact_is_restored_when_no_new_one_is_finished(run):
     run.perform("scene", {"v": 1}, {}, Work(1.0))
     interrupt(run, {"v": 2}, Work(2.0, interrupted=True))
     (run.path / "scene").rename(run.path / ".scene.old")
@@ -304,7 +302,7 @@ def test_an_old_artifact_without_a_finished_successor_comes_back(run):
     assert work.steps == ["second"]
 
 
-def test_a_reader_keeps_out_of_a_publication_under_way(run):
+def test_a_reader_does_not_interfere_with_a_running_publication(run):
     run.perform("scene", {"v": 1}, {}, Work(1.0))
     (run.path / "scene").rename(run.path / ".scene.old")
     with run.locked():
@@ -333,7 +331,7 @@ Run(Path(sys.argv[1])).perform("scene", {"v": 2}, {}, work)
 """
 
 
-def test_a_second_process_is_kept_out_until_the_first_is_killed(run):
+def test_a_second_process_is_refused_until_the_first_is_killed(run):
     run.perform("scene", {"v": 1}, {}, Work(1.0))
     command = [sys.executable, "-c", CHILD, str(run.path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
@@ -353,7 +351,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_killed(run):
     assert names(artifact.path) == WHOLE, "its half-written file is not"
 
 
-def test_the_lock_ends_with_its_block(run):
+def test_the_lock_is_released_at_the_end_of_its_block(run):
     for _ in range(2):
         with run.locked():
             assert (run.path / ".lock").read_text() == str(os.getpid())
@@ -398,7 +396,7 @@ def edit_manifest(artifact: Artifact, change) -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_foreign_or_newer_manifest_is_refused_and_nothing_is_thrown_away(run, change, message):
+def test_an_incompatible_manifest_is_refused_and_nothing_is_deleted(run, change, message):
     artifact, _ = run.perform("scene", {}, {}, Work(1.0))
     edit_manifest(artifact, change)
     work = Work(2.0)
@@ -413,7 +411,7 @@ def test_a_foreign_or_newer_manifest_is_refused_and_nothing_is_thrown_away(run, 
     assert value_of(artifact) == 2.0
 
 
-def test_a_folder_that_no_stage_made_is_not_replaced(run):
+def test_a_folder_that_no_stage_wrote_is_not_replaced(run):
     theirs = run.path / "scene" / "notes.txt"
     write_text(theirs, "mine")
     with pytest.raises(CheckpointError, match=r"scene: the folder holds no manifest\.json"):
@@ -429,7 +427,7 @@ def test_a_file_in_the_place_of_a_stage_is_not_replaced(run):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x80\x04", b"\xff\xff"])
-def test_a_manifest_that_is_no_json_is_refused(run, content):
+def test_a_manifest_that_is_not_json_is_refused(run, content):
     artifact, _ = run.perform("scene", {}, {}, Work())
     (artifact.path / MANIFEST).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json: cannot be read"):
@@ -487,7 +485,7 @@ def safetensors_header(header: bytes) -> bytes:
     ],
     ids=["empty", "text", "pickle", "zip", "huge header", "no header", "no data"],
 )
-def test_what_is_no_weights_file_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_weights_file_is_refused(tmp_path, content):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a readable weights file"):
@@ -505,7 +503,7 @@ def test_missing_weights_are_refused(tmp_path):
         load_weights(tmp_path / "weights.safetensors")
 
 
-def test_weights_survive_their_file_bit_for_bit(tmp_path):
+def test_weights_are_unchanged_by_saving_and_loading(tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "float": torch.randn(3, 4, generator=generator),

@@ -1,3 +1,5 @@
+"""Saving and loading of scenes."""
+
 from __future__ import annotations
 
 import io
@@ -52,7 +54,7 @@ def saved(tmp_path) -> Path:
     return tmp_path
 
 
-def test_saving_and_loading_is_the_identity(saved):
+def test_a_scene_is_unchanged_by_saving_and_loading(saved):
     original, loaded = scene(), load_scene(saved)
     for split in SPLITS:
         a: Views = getattr(original, split)
@@ -67,7 +69,7 @@ def test_saving_and_loading_is_the_identity(saved):
     assert replace(loaded, **splits) == original
 
 
-def test_images_stay_on_disk(saved):
+def test_loaded_images_are_memory_maps(saved):
     loaded = load_scene(saved)
     assert isinstance(loaded.train.images, np.memmap)
     assert isinstance(loaded.train.alpha, np.memmap)
@@ -75,7 +77,7 @@ def test_images_stay_on_disk(saved):
         loaded.train.images[0] = 0
 
 
-def test_one_image_is_float_in_zero_to_one():
+def test_image_returns_floats_from_0_to_1():
     train = views(2, seed=1)
     train.images[1, 0, 0] = [0, 51, 255]
     image = train.image(1)
@@ -85,7 +87,7 @@ def test_one_image_is_float_in_zero_to_one():
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_scene_without_views_is_refused(split):
-    with pytest.raises(SceneError, match=f"toy: no {split} views"):
+    with pytest.raises(SceneError, match=f"toy: the scene has no {split} views"):
         scene(**{split: views(0, seed=0)})
 
 
@@ -99,7 +101,7 @@ def array_file(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "alpha" not in name])
-def test_a_missing_file_is_named(saved, name):
+def test_the_error_for_a_missing_file_names_it(saved, name):
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         load_scene(saved)
@@ -119,7 +121,7 @@ def test_a_missing_file_is_named(saved, name):
         lambda content: array_file(np.zeros((5, 4))),
         lambda content: array_file(np.array(3.0)),
     ],
-    ids=["empty", "half", "stump", "text", "zip", "pickle", "objects", "foreign", "scalar"],
+    ids=["empty", "half", "stump", "text", "zip", "pickle", "objects", "other_array", "scalar"],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_damaged_file_is_refused(saved, name, damage):
@@ -141,14 +143,14 @@ def test_a_damaged_file_is_refused(saved, name, damage):
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_an_array_of_another_kind_or_shape_is_refused(saved, name, array):
+def test_an_array_of_another_dtype_or_shape_is_refused(saved, name, array):
     np.save(saved / f"{name}.npy", array)
     with pytest.raises(CheckpointError, match=rf"{name}\.npy: holds {array.dtype} values"):
         load_scene(saved)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_cameras_that_nothing_can_compute_with_are_refused(saved, value):
+def test_cameras_with_invalid_or_huge_positions_are_refused(saved, value):
     poses = np.load(saved / "train_poses.npy")
     poses[1, 0, 3] = value
     np.save(saved / "train_poses.npy", poses)
@@ -193,14 +195,14 @@ def without(key):
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_foreign_description_is_refused(saved, damage):
+def test_an_incompatible_scene_json_is_refused(saved, damage):
     data = json.loads((saved / "scene.json").read_text())
     (saved / "scene.json").write_text(json.dumps(damage(data)))
     with pytest.raises(CheckpointError):
         load_scene(saved)
 
 
-def test_a_scene_of_an_earlier_version_has_to_be_made_again(saved):
+def test_a_scene_of_an_earlier_version_is_refused_with_a_remedy(saved):
     path = saved / "scene.json"
     data = json.loads(path.read_text())
     del data["transform"]

@@ -27,7 +27,7 @@ def temporary(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_lasts_as_long_as_its_block(temporary):
+def test_a_folder_exists_until_the_end_of_its_block(temporary):
     with scratch_folder("search") as place:
         (place / "file").touch()
         remove_abandoned()
@@ -36,7 +36,7 @@ def test_a_folder_lasts_as_long_as_its_block(temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_what_libraries_make_is_in_a_folder_of_ours(temporary):
+def test_temporary_files_of_libraries_are_in_the_scratch_folder(temporary):
     with libraries_in_scratch("export"):
         inner = Path(tempfile.mkdtemp())
         assert inner.parent.name.startswith("nelf-scratch-export-")
@@ -44,7 +44,7 @@ def test_what_libraries_make_is_in_a_folder_of_ours(temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_a_killed_process_leaves_its_folder_until_the_next_command(temporary):
+def test_the_next_command_removes_the_folder_of_a_killed_process(temporary):
     environment = {"TMPDIR": str(temporary), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", CHILD]
     with subprocess.Popen(
@@ -62,7 +62,7 @@ def test_a_killed_process_leaves_its_folder_until_the_next_command(temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_what_is_not_ours_is_left_alone(temporary):
+def test_other_folders_are_not_removed(temporary):
     (temporary / "nelf-notes").mkdir()
     (temporary / "nelf-scratch-file").touch()
     (temporary / "target").mkdir()

@@ -34,7 +34,7 @@ def rays_for(spec: StudentSpec, height: int, width: int, *, batch: int = 1) -> T
 
 
 def trained(spec: StudentSpec, steps: int = 5) -> Student:
-    """A student after a few optimizer steps, so that its batch norms hold real statistics."""
+    """A student after a few optimizer steps, which fill the statistics of its batch norms."""
     torch.manual_seed(0)
     student = Student(spec)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
@@ -47,14 +47,14 @@ def trained(spec: StudentSpec, steps: int = 5) -> Student:
 
 
 def counted_macs(spec: StudentSpec, height: int, width: int) -> int:
-    """MACs seen by hooks on every convolution of the real network; shapes alone are computed."""
+    """MACs counted by hooks on every convolution of the network, on the meta device."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, nn.Conv2d):  # every output looks at a kernel of inputs
+        if isinstance(module, nn.Conv2d):  # every output reads a kernel of inputs
             total += output.numel() * module.in_channels * math.prod(module.kernel_size)
-        else:  # every input is spread over a kernel of outputs
+        else:  # every input writes to a kernel of outputs
             assert isinstance(module, nn.ConvTranspose2d)
             total += inputs[0].numel() * module.out_channels * math.prod(module.kernel_size)
 
@@ -72,7 +72,7 @@ def counted_macs(spec: StudentSpec, height: int, width: int) -> int:
     [((2, 2, 2), 4_305_539, 100, 100, "50.64"), ((2, 2, 3), 4_298_371, 63, 84, "26.6")],
     ids=["synthetic", "llff"],
 )
-def test_published_sizes(factors, parameters, height, width, gigamacs):
+def test_sizes_of_the_published_students(factors, parameters, height, width, gigamacs):
     spec = mobile_r2l_spec(factors)
     with torch.device("meta"):
         assert parameter_count(Student(spec)) == parameters
@@ -86,13 +86,13 @@ def test_published_sizes(factors, parameters, height, width, gigamacs):
 
 @pytest.mark.parametrize("operator", ["conv_transpose", "pixel_shuffle"])
 @pytest.mark.parametrize("factors", [(2,), (3,), (3, 2)])
-def test_macs_of_any_shape_are_what_hooks_count(operator, factors):
+def test_mac_count_agrees_with_hooks(operator, factors):
     spec = small_spec(*(TailStage(f, 4 + f, (5, 2), operator) for f in factors), output_channels=4)
     assert mac_count(spec, 3, 7) == counted_macs(spec, 3, 7)
 
 
 @pytest.mark.parametrize("output_channels", [3, 4])
-def test_colors_have_the_promised_shape_and_range(output_channels):
+def test_colors_have_the_stated_shape_and_range(output_channels):
     spec = small_spec(output_channels=output_channels)
     colors = trained(spec)(100 * rays_for(spec, 3, 5, batch=2))
     assert colors.shape == (2, output_channels, 18, 30)
@@ -117,7 +117,7 @@ def test_the_body_has_one_skip_around_all_blocks():
     torch.testing.assert_close(student(x), torch.sigmoid(student.color(stream)))
 
 
-def test_chains_hold_every_layer_but_the_last_one_under_its_name():
+def test_chains_hold_all_layers_except_the_last_convolution():
     shuffled = (TailStage(3, 5, (7,), "pixel_shuffle"), TailStage(4, 3, (), "pixel_shuffle"))
     tail = (TailStage(2, 6, (4, 5)), *shuffled)
     student = Student(small_spec(*tail))
@@ -135,7 +135,7 @@ def test_chains_hold_every_layer_but_the_last_one_under_its_name():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "sigmoid_gelu", "relu"])
-def test_folding_keeps_the_function(activation):
+def test_folding_does_not_change_the_output(activation):
     spec = small_spec(activation=activation)
     student = trained(spec).double()
     plain, x = folded(student), rays_for(spec, 3, 4).double()
@@ -146,7 +146,7 @@ def test_folding_keeps_the_function(activation):
     assert all(p.requires_grad for p in plain.parameters())
 
 
-def test_folding_leaves_the_student_and_the_random_state_alone():
+def test_folding_changes_neither_the_student_nor_the_random_state():
     student = trained(small_spec()).train()
     before, random = {k: v.clone() for k, v in student.state_dict().items()}, torch.get_rng_state()
     plain = folded(student)
@@ -183,7 +183,7 @@ LOCAL = {"none": (), "3": (CT3,), "3-3": (CT3, CT3), "shuffle4": (PS4,), "shuffl
 
 
 def patch_with_margin(student: Student, x: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """An inner patch of 2 x 3 rays, from rays with that margin and from the whole image."""
+    """An inner patch of 2 x 3 rays, computed with a margin of rays and from the whole image."""
     s, top, left, height, width = student.spec.factor, 3, 2, 2, 3
     rays = x[:, :, top - margin : top + height + margin, left - margin : left + width + margin]
     alone = student(rays)[:, :, margin * s :, margin * s :][:, :, : height * s, : width * s]
@@ -196,7 +196,7 @@ def student_with_tail(tail: tuple[TailStage, ...]) -> Student:
 
 
 @pytest.mark.parametrize("tail", [*REACHING.values(), *LOCAL.values()], ids=[*REACHING, *LOCAL])
-def test_a_patch_with_its_halo_is_the_image_there(tail):
+def test_a_patch_with_its_halo_equals_the_image(tail):
     student = student_with_tail(tail)
     x = rays_for(student.spec, 8, 7).double()
     alone, whole = patch_with_margin(student, x, student.spec.halo_rays)
@@ -204,7 +204,7 @@ def test_a_patch_with_its_halo_is_the_image_there(tail):
 
 
 @pytest.mark.parametrize("tail", REACHING.values(), ids=REACHING)
-def test_one_ray_less_than_the_halo_is_not_enough(tail):
+def test_a_patch_with_a_smaller_halo_differs_from_the_image(tail):
     student = student_with_tail(tail)
     x = rays_for(student.spec, 8, 7).double()
     alone, whole = patch_with_margin(student, x, student.spec.halo_rays - 1)
@@ -212,7 +212,7 @@ def test_one_ray_less_than_the_halo_is_not_enough(tail):
 
 
 @pytest.mark.parametrize("tail", LOCAL.values(), ids=LOCAL)
-def test_tails_that_look_at_no_neighbor_need_no_halo(tail):
+def test_tails_without_overlap_need_no_halo(tail):
     assert StudentSpec(2, 1, 6, (5,), tail).halo_rays == 0
 
 
@@ -221,7 +221,7 @@ def test_tails_that_look_at_no_neighbor_need_no_halo(tail):
 
 @pytest.mark.parametrize("blocks", [1, 8, 60])
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_without_norms_depth_does_not_blow_up_the_stream(blocks, activation):
+def test_without_norms_the_variance_of_the_stream_is_bounded(blocks, activation):
     torch.manual_seed(0)
     spec = mobile_r2l_spec((2,), stream_width=64, blocks=blocks, tail_widths=(8,))
     student = Student(replace(spec, norm="none", activation=activation))
@@ -230,11 +230,11 @@ def test_without_norms_depth_does_not_blow_up_the_stream(blocks, activation):
     for block in student.body:
         stream = block(stream)
     growth = float(stream.detach().var() / x.var())
-    # each of n blocks adds at most 1 / (2 n) of the variance: sqrt(e) in all, and some luck
+    # each of n blocks adds at most 1 / (2 n) of the variance: sqrt(e) in all, plus a margin
     assert 1.0 < growth < 2.0
 
 
-def test_without_norms_every_block_still_computes_something():
+def test_without_norms_every_block_changes_the_stream():
     student = Student(small_spec(norm="none"))
     for block in student.modules():
         if isinstance(block, ResidualBlock):
@@ -255,7 +255,7 @@ def test_without_norms_every_block_still_computes_something():
     ],
     ids=["published", "uniform", "mixed", "no blocks"],
 )
-def test_spec_survives_json(spec):
+def test_spec_is_unchanged_by_json(spec):
     assert StudentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -297,11 +297,11 @@ def test_impossible_spec_is_refused(wrong):
 
 @pytest.mark.parametrize("foreign", [{}, [], None, "student", {"points": 8}], ids=str)
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_spec_is_refused(foreign):
+def test_invalid_json_is_refused_as_a_spec(foreign):
     with pytest.raises(ConfigError):
         StudentSpec.from_json(foreign)
 
 
-def test_factors_and_widths_of_the_tail_must_pair_up():
+def test_the_tail_needs_as_many_widths_as_factors():
     with pytest.raises(ConfigError, match="2 tail factors but 3 tail widths"):
         mobile_r2l_spec((2, 2))

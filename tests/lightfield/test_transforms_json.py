@@ -1,4 +1,4 @@
-"""Transforms files as other programs write them."""
+"""Loading of transforms files as other programs write them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def notes(folder: Path) -> str:
     return "\n".join(read_capture(folder).notes)
 
 
-def test_one_file_has_every_8th_view_held_out(tmp_path):
+def test_every_8th_view_of_a_single_file_is_held_out(tmp_path):
     capture = read_capture(single(tmp_path, 17, aabb_scale=16, scale=0.33, offset=[1, 2, 3]))
     names = [path.name for path in capture.splits["test"].paths]
     assert (capture.source, names) == ("transforms", ["r_0.png", "r_8.png", "r_16.png"])
@@ -54,7 +54,7 @@ def test_one_file_has_every_8th_view_held_out(tmp_path):
     assert capture.notes == ()
 
 
-def test_the_splits_that_a_file_names_are_kept(tmp_path):
+def test_splits_that_a_single_file_lists_are_used(tmp_path):
     names = [f"train/r_{i}" for i in range(9)]
     folder = single(
         tmp_path, train_filenames=names[:5], val_filenames=[names[5]], test_filenames=names[6:8]
@@ -66,16 +66,18 @@ def test_the_splits_that_a_file_names_are_kept(tmp_path):
         "val": ["r_5"],
         "test": ["r_6", "r_7"],
     }
-    assert capture.notes == ("1 frames of transforms.json are in none of its splits",)
+    assert capture.notes == (
+        "1 frames of transforms.json are not used, because none of its splits lists them",
+    )
 
 
-def test_files_of_splits_win_and_it_is_told(tmp_path):
+def test_files_of_splits_are_preferred_to_a_single_file(tmp_path):
     folder = write_scene(tmp_path, train=2, test=1)
     (folder / "transforms.json").write_text("{}")
-    assert "transforms.json is not used, because transforms_train.json is there" in notes(folder)
+    assert "transforms.json is not used, because transforms_train.json exists" in notes(folder)
 
 
-def test_frames_without_images_are_skipped_with_a_count(tmp_path):
+def test_frames_without_images_are_skipped_and_counted(tmp_path):
     folder = write_scene(tmp_path, train=5, test=2)
     for index in (1, 3):
         (folder / "train" / f"r_{index}.png").unlink()
@@ -83,16 +85,18 @@ def test_frames_without_images_are_skipped_with_a_count(tmp_path):
     assert [path.stem for path in capture.splits["train"].paths] == ["r_0", "r_2", "r_4"]
     np.testing.assert_allclose(capture.splits["train"].poses[1], ring_pose(2)[:3])
     assert capture.notes == (
-        "2 of 5 frames of transforms_train.json have no image file and are skipped, "
-        "the first is './train/r_1'",
+        "2 of 5 frames of transforms_train.json are skipped, because their image files are "
+        "missing; the first is './train/r_1'",
     )
 
 
-def test_a_scene_without_any_image_names_the_first(tmp_path):
+def test_the_error_for_a_scene_without_images_names_the_first_image(tmp_path):
     folder = write_scene(tmp_path, train=2, test=1)
     for image in folder.glob("train/*"):
         image.unlink()
-    with pytest.raises(SceneError, match=r"frame 0: image './train/r_0' is missing; put .*r_0.png"):
+    with pytest.raises(
+        SceneError, match=r"frame 0: the image './train/r_0' is missing; restore .*r_0.png"
+    ):
         read_capture(folder)
 
 
@@ -102,8 +106,9 @@ def test_test_poses_without_images_hold_out_training_views(tmp_path):
         image.unlink()
     capture = read_capture(folder)
     assert {s: len(f) for s, f in capture.splits.items()} == {"train": 7, "val": 0, "test": 2}
-    assert "none of the 4 frames of transforms_test.json has an image file, so 1 in 8" in "".join(
-        capture.notes
+    assert (
+        "none of the 4 frames of transforms_test.json has an image file, so every 8th"
+        in "".join(capture.notes)
     )
 
 
@@ -119,11 +124,11 @@ def test_frames_may_each_state_the_same_camera(tmp_path):
     camera = read_capture(folder).camera
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (11, 12, 4.5, 3.5)
     edit(folder, lambda d: d["frames"][1].update(fl_x=11.5))
-    with pytest.raises(SceneError, match="frame 1: another camera"):
+    with pytest.raises(SceneError, match=r"frame 1: the camera .* differs"):
         read_capture(folder)
 
 
-def test_a_focal_length_of_a_frame_replaces_the_common_one(tmp_path):
+def test_the_focal_length_of_a_frame_overrides_the_top_level(tmp_path):
     folder = write_scene(tmp_path, train=3, test=1, camera={"fl_x": 10.0})
     angle = 2 * np.arctan(4 / 10.0)
     edit(folder, lambda d: d["frames"][1].update(camera_angle_x=angle))
@@ -166,21 +171,21 @@ def test_other_projections_are_refused(tmp_path, keys, place):
     ],
     ids=str,
 )
-def test_harmless_keys_are_not_spoken_of(tmp_path, keys):
+def test_no_note_mentions_harmless_keys(tmp_path, keys):
     folder = write_scene(tmp_path, train=2, test=1)
     edit(folder, lambda d: d.update(keys))
     edit(folder, lambda d: d["frames"][0].update(sharpness=3.0, colmap_im_id=1, timestamp=0.5))
     assert notes(folder) == ""
 
 
-def test_other_keys_are_told_once(tmp_path):
+def test_one_note_lists_unused_keys(tmp_path):
     folder = write_scene(tmp_path, train=3, test=1)
     edit(folder, lambda d: d.update(rolling_shutter=[0, 0, 1, 0]))
     edit(folder, lambda d: [f.update(time=i, odd="yes") for i, f in enumerate(d["frames"])])
-    assert notes(folder) == "keys of the JSON that are not used: rolling_shutter, odd, time"
+    assert notes(folder) == "these keys of the JSON are not used: rolling_shutter, odd, time"
 
 
-def test_masks_that_outline_the_object_become_transparency(tmp_path):
+def test_masks_that_isolate_the_object_become_alpha_channels(tmp_path):
     folder = write_scene(tmp_path, train=8, test=2)
     for split in ("train", "test"):
         add_masks(folder, slice(2, 6), split)
@@ -192,12 +197,12 @@ def test_masks_that_outline_the_object_become_transparency(tmp_path):
     np.testing.assert_array_equal(
         scene.train.images[0][alpha[0] > 0], noise_image(0, 8, 8)[..., :3][alpha[0] > 0]
     )
-    assert "the masks (mask_path) are used as the images' transparency" in scene.notes
+    assert "the masks (mask_path) are used as alpha channels of the images" in scene.notes
     described = read_capture(folder).described_by
     assert folder / "test" / "mask_r_1.png" in described
 
 
-def test_masks_multiply_the_transparency_of_the_images(tmp_path):
+def test_masks_are_multiplied_with_alpha_channels(tmp_path):
     folder = write_scene(tmp_path, train=2, test=1)
     for split in ("train", "test"):
         add_masks(folder, slice(2, 6), split)
@@ -216,16 +221,16 @@ def test_masks_multiply_the_transparency_of_the_images(tmp_path):
             lambda folder: Image.new("L", (4, 4)).save(folder / "train" / "mask_r_1.png"),
             "mask_r_1.png has 4 x 4 pixels, but the images have 8 x 8",
         ),
-        (lambda folder: add_white_masks(folder), "do not outline an object"),
+        (lambda folder: add_white_masks(folder), "do not isolate an object"),
     ],
 )
-def test_masks_that_cannot_be_used_are_told(tmp_path, change, reason):
+def test_a_note_gives_the_reason_for_unused_masks(tmp_path, change, reason):
     folder = write_scene(tmp_path, train=3, test=1)
     for split in ("train", "test"):
         add_masks(folder, slice(2, 6), split)
     change(folder)
     capture = read_capture(folder)
-    assert not capture.format.has_alpha
+    assert not capture.image_format.has_alpha
     assert any(n.startswith("the masks (mask_path) are not used: ") for n in capture.notes)
     assert reason in "".join(capture.notes)
 
@@ -245,22 +250,22 @@ def test_json_with_a_byte_order_mark_is_read(tmp_path, encoding):
     assert len(read_capture(folder).splits["train"]) == 2
 
 
-def test_scaled_and_rounded_rotations_are_mended():
+def test_scaled_and_rounded_rotations_are_repaired():
     poses = np.stack([ring_pose(i)[:3] for i in range(6)])
     scaled = poses.copy()
     scaled[1:3, :, :3] *= [[[1.5]], [[0.01]]]
-    mended, told = rigid_poses(scaled, where="here")
-    np.testing.assert_allclose(mended, poses, atol=1e-12)
-    assert told == [
+    repaired, repairs = rigid_poses(scaled, where="here")
+    np.testing.assert_allclose(repaired, poses, atol=1e-12)
+    assert repairs == [
         "the rotations of 2 of 6 poses contain a scale of 0.01 to 1.5; the scale is removed"
     ]
-    rounded, told = rigid_poses(poses.round(2), where="here")
+    rounded, repairs = rigid_poses(poses.round(2), where="here")
     checked_poses(rounded, where="here")
     np.testing.assert_allclose(rounded, poses, atol=0.01)
-    assert "of 6 poses are rounded" in told[0]
-    exact, told = rigid_poses(poses, where="here")
+    assert "of 6 poses are rounded" in repairs[0]
+    exact, repairs = rigid_poses(poses, where="here")
     np.testing.assert_array_equal(exact, poses)
-    assert told == []
+    assert repairs == []
 
 
 @pytest.mark.parametrize(
@@ -275,7 +280,7 @@ def test_scaled_and_rounded_rotations_are_mended():
     ],
     ids=["mirror", "stretch", "shear", "zero", "nan", "huge"],
 )
-def test_other_matrices_are_refused(block):
+def test_matrices_that_are_not_rigid_are_refused(block):
     poses = np.stack([ring_pose(i)[:3] for i in range(2)])
     poses[1, :, :3] = poses[1, :, :3] @ block
     with pytest.raises(SceneError, match="frame 1: the pose"):
@@ -293,7 +298,9 @@ def test_other_matrices_are_refused(block):
         ((1920, 1080), 400, 12, (384, 216)),
     ],
 )
-def test_sizes_of_phones_stay_near_what_was_asked(source, wanted, multiple, expected):
+def test_fitted_sizes_of_phone_images_are_near_the_requested_size(
+    source, wanted, multiple, expected
+):
     size = fitted_size(source[0], source[1], wanted, multiple=multiple)
     stretch = size[0] / size[1] / (source[0] / source[1])
     assert max(size) >= 0.9 * wanted
@@ -301,7 +308,7 @@ def test_sizes_of_phones_stay_near_what_was_asked(source, wanted, multiple, expe
     assert size == expected
 
 
-def test_a_stretch_is_told_and_the_camera_follows(tmp_path):
+def test_a_note_mentions_a_stretch_and_the_camera_is_stretched(tmp_path):
     folder = write_scene(tmp_path, width=37, height=18, train=8, test=1)
     scene = load_scene_folder(folder, SceneChoice(resolution=32, multiple=8))
     camera = scene.intrinsics
@@ -309,5 +316,5 @@ def test_a_stretch_is_told_and_the_camera_follows(tmp_path):
     focal = 18.5 / np.tan(ANGLE / 2)
     assert (camera.fx, camera.fy) == pytest.approx((focal * 32 / 37, focal * 16 / 18))
     assert any(
-        "resampled to 32 x 16, which stretches them by 2.8% in height" in n for n in scene.notes
+        "resampled to 32 x 16, which stretches their height by 2.8%" in n for n in scene.notes
     )

@@ -14,7 +14,7 @@ from lightfield.verified import REMEMBERED
 
 @pytest.fixture
 def hashed(monkeypatch) -> list[str]:
-    """The names of the files that are hashed, all of which count as large."""
+    """Names of the files that are hashed; every file counts as large."""
     names: list[str] = []
     real = verified._hashed
 
@@ -60,7 +60,7 @@ def test_a_copied_run_is_hashed_once(tmp_path, hashed):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"pseudo/images.bin": 3}', b"\xff"])
-def test_a_damaged_memory_costs_another_hash(tmp_path, hashed, content):
+def test_a_damaged_cache_causes_another_hash(tmp_path, hashed, content):
     artifact = made(Run(tmp_path / "toy"))
     (tmp_path / "toy" / REMEMBERED).write_bytes(content)
     artifact.check()
@@ -68,7 +68,7 @@ def test_a_damaged_memory_costs_another_hash(tmp_path, hashed, content):
     assert hashed == ["images.bin"]
 
 
-def test_without_a_memory_every_check_hashes(tmp_path, hashed):
+def test_without_a_cache_every_check_hashes(tmp_path, hashed):
     artifact = made(Run(tmp_path / "toy"))
     (tmp_path / "toy" / REMEMBERED).unlink()
     (tmp_path / "toy" / REMEMBERED).mkdir()
@@ -77,7 +77,7 @@ def test_without_a_memory_every_check_hashes(tmp_path, hashed):
     assert hashed == ["images.bin"] * 2
 
 
-def test_the_check_of_a_large_file_is_shown(tmp_path, hashed):
+def test_the_check_of_a_large_file_reports_progress(tmp_path, hashed):
     shown = []
 
     @contextmanager
@@ -90,9 +90,7 @@ def test_the_check_of_a_large_file_is_shown(tmp_path, hashed):
     assert shown == [("checking pseudo/images.bin, MB", 0, 0)]
 
 
-def test_a_small_file_is_hashed_at_every_check_and_nothing_is_remembered(
-    tmp_path, hashed, monkeypatch
-):
+def test_a_small_file_is_hashed_at_every_check(tmp_path, hashed, monkeypatch):
     monkeypatch.setattr(verified, "LARGE_BYTES", 1000)
     artifact = made(Run(tmp_path / "toy"))
     artifact.check()

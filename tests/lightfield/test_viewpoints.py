@@ -1,4 +1,4 @@
-"""New viewpoints stay where the cameras were, and look the way they looked."""
+"""Random viewpoints in the range of a capture's cameras."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ X, Y, Z = np.eye(3)
 
 
 def rotation(axis: int, degrees: float) -> np.ndarray:
-    """About one of the camera's own axes."""
+    """A rotation about one of the camera's axes."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     i, j = (axis + 1) % 3, (axis + 2) % 3
     result = np.eye(3)
@@ -35,7 +35,7 @@ def spherical(azimuth: float, elevation: float, radius: float) -> np.ndarray:
 def capture(
     places: np.ndarray, center: np.ndarray | None = None, world: np.ndarray | None = None
 ) -> np.ndarray:
-    """Cameras at (azimuth, elevation, radius) about a center that look at it, in a turned world."""
+    """Cameras at (azimuth, elevation, radius) that look at a center, in a rotated world."""
     center = np.zeros(3) if center is None else center
     world = np.eye(3) if world is None else world
     poses = [look_at(spherical(*place), np.zeros(3), Z) for place in places]
@@ -56,12 +56,12 @@ def places(
 
 
 def angle_degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between rotations [..., 3, 3]; exact near zero, where the arc cosine is not."""
+    """Angles between rotations [..., 3, 3]; accurate near zero, unlike the arc cosine."""
     return np.degrees(2 * np.arcsin((np.linalg.norm(a - b, axis=(-2, -1)) / 8**0.5).clip(0, 1)))
 
 
 @pytest.mark.parametrize("world", [np.eye(3), any_rotation(1), any_rotation(2)])
-def test_an_orbit_gives_its_cameras_back(world):
+def test_an_orbit_reproduces_its_cameras(world):
     given = places(30)
     poses = capture(given, np.array([1.0, -2.0, 0.5]), world)
     poses[::2, :, :3] = poses[::2, :, :3] @ rotation(2, 20) @ rotation(0, 5)  # rolled, off-center
@@ -72,7 +72,7 @@ def test_an_orbit_gives_its_cameras_back(world):
         np.testing.assert_allclose(again, pose, atol=2e-5)
 
 
-def test_an_orbit_is_described_in_spherical_coordinates():
+def test_an_orbit_has_spherical_coordinates():
     given, center = places(40), np.array([1.0, -2.0, 0.5])
     orbit = orbit_of(capture(given, center))
     np.testing.assert_allclose(orbit.center, center, atol=1e-4)
@@ -85,7 +85,7 @@ def test_an_orbit_is_described_in_spherical_coordinates():
 
 
 @pytest.mark.parametrize("world", [np.eye(3), any_rotation(3)])
-def test_new_viewpoints_lie_in_the_old_ones_range(world):
+def test_new_viewpoints_are_in_the_range_of_the_cameras(world):
     given, center = places(40), np.array([1.0, -2.0, 0.5])
     new = sample_orbit(capture(given, center, world), 500, seed=0)
     assert new.shape == (500, 3, 4)
@@ -97,15 +97,17 @@ def test_new_viewpoints_lie_in_the_old_ones_range(world):
     assert given[:, 2].min() - 1e-3 <= radius.min() <= radius.max() <= given[:, 2].max() + 1e-3
     assert given[:, 1].min() - 0.05 <= elevation.min()
     assert elevation.max() <= given[:, 1].max() + 0.05
-    np.testing.assert_allclose(focus_point(new), center, atol=1e-3)  # they look where the old did
+    np.testing.assert_allclose(
+        focus_point(new), center, atol=1e-3
+    )  # the center that the cameras look at
     sectors = np.bincount(
         (np.degrees(np.arctan2(outward[:, 1], outward[:, 0])) // 30).astype(int) + 6
     )
     assert len(sectors) == 12
-    assert sectors.min() > 20  # of 42 expected
+    assert sectors.min() > 20  # the expected number is 42
 
 
-def test_elevation_and_radius_follow_the_cameras_distributions():
+def test_elevation_and_radius_follow_the_distributions_of_the_cameras():
     given = np.concatenate(
         [places(90, elevation=(10, 12), radius=(3, 3.1)), places(10, elevation=(60, 62), seed=1)]
     )
@@ -118,7 +120,7 @@ def test_elevation_and_radius_follow_the_cameras_distributions():
 
 
 @pytest.mark.parametrize("start", [0, 100, 200, 330])
-def test_a_partial_arc_leaves_its_gap_empty(start):
+def test_no_viewpoint_is_in_the_gap_of_a_partial_arc(start):
     given = places(60, azimuth=(start, start + 160))
     given[:2, 0] = start, start + 160
     orbit = orbit_of(capture(given))
@@ -129,18 +131,18 @@ def test_a_partial_arc_leaves_its_gap_empty(start):
     azimuth = (np.degrees(np.arctan2(new[:, 1, 3], new[:, 0, 3])) - start + 5) % 360 - 5
     assert azimuth.min() > -0.1
     assert azimuth.max() < 160.1
-    assert azimuth.min() < 5  # and the arc is full
+    assert azimuth.min() < 5  # the whole arc is used
     assert azimuth.max() > 155
 
 
-def test_one_camera_is_all_there_is_to_draw_from():
+def test_viewpoints_of_a_single_camera_equal_the_camera():
     poses = capture(np.array([[30.0, 40.0, 4.0]]))
     assert orbit_of(poses).azimuth_range_degrees[1] == 0
     np.testing.assert_allclose(sample_orbit(poses, 3, seed=0), np.repeat(poses, 3, 0), atol=1e-5)
 
 
-def test_roll_and_off_center_views_are_kept():
-    """Offsets of two kinds: new ones lie on the way between them, and both ends occur."""
+def test_roll_and_off_center_views_are_preserved():
+    """The cameras have two rotation offsets; new offsets are between them and reach both."""
     given = places(60)
     poses = capture(given)
     kinds = rotation(2, 30), rotation(1, 12)
@@ -162,7 +164,7 @@ def test_roll_and_off_center_views_are_kept():
     assert to_b.min() < 2 * spread + 1
 
 
-def test_straight_cameras_stay_straight():
+def test_cameras_without_roll_give_viewpoints_without_roll():
     new = sample_orbit(capture(places(20)), 50, seed=0)
     for pose in new:
         np.testing.assert_allclose(
@@ -171,7 +173,7 @@ def test_straight_cameras_stay_straight():
 
 
 @pytest.mark.parametrize("elevation", [89.9, 90.0, -90.0])
-def test_a_camera_over_the_pole_is_no_trouble(elevation):
+def test_a_camera_at_the_pole_gives_finite_viewpoints(elevation):
     given = places(20)
     poses = capture(given)
     top = np.array([X, Y, Z]).T if elevation > 0 else np.array([X, -Y, -Z]).T
@@ -184,7 +186,7 @@ def test_a_camera_over_the_pole_is_no_trouble(elevation):
 
 
 @pytest.mark.parametrize("sample", [sample_orbit, sample_forward])
-def test_draws_depend_on_the_seed_alone(sample):
+def test_viewpoints_depend_only_on_the_seed(sample):
     poses = capture(places(20))
     assert np.array_equal(sample(poses, 10, seed=1), sample(poses, 10, seed=1))
     assert not np.array_equal(sample(poses, 10, seed=1), sample(poses, 10, seed=2))
@@ -203,12 +205,12 @@ def test_draws_depend_on_the_seed_alone(sample):
         (np.diag([1.0, -1.0, -1.0]), -Z),
     ],
 )
-def test_up_is_exactly_the_axis_that_level_cameras_agree_on(azimuth, elevation, world, up):
+def test_up_is_exactly_the_common_axis_of_level_cameras(azimuth, elevation, world, up):
     given = places(50, azimuth, elevation)
     assert np.array_equal(up_axis(capture(given, world=world)), up)
 
 
-def test_up_snaps_to_an_axis_within_ten_degrees_only():
+def test_up_snaps_only_to_an_axis_within_ten_degrees():
     for tilt, snaps in ((8, True), (12, False)):
         up = up_axis(capture(places(50), world=rotation(0, tilt)))
         assert np.array_equal(up, Z) == snaps
@@ -217,21 +219,21 @@ def test_up_snaps_to_an_axis_within_ten_degrees_only():
         assert np.linalg.norm(up) == pytest.approx(1)
 
 
-def test_up_survives_small_rolls():
+def test_up_is_not_affected_by_small_rolls():
     random, poses = np.random.default_rng(0), capture(places(60))
     for pose in poses:
         pose[:, :3] = pose[:, :3] @ rotation(2, random.normal(0, 4))
     assert np.array_equal(up_axis(poses), Z)
 
 
-def test_parallel_cameras_take_the_mean_of_their_up_directions():
+def test_the_up_axis_of_parallel_cameras_is_the_mean_of_their_up_directions():
     poses = np.stack(
         [look_at(np.array([x, 0, 4]), np.array([x, 0, 0]), Y) for x in np.linspace(-1, 1, 5)]
     )
     assert np.array_equal(up_axis(poses), Y)
 
 
-def test_cameras_that_look_straight_down_still_have_an_up():
+def test_cameras_that_look_straight_down_have_an_up_axis():
     turns = [rotation(2, 10 * i) for i in range(36)]
     poses = np.stack([np.concatenate([turn, 4 * Z[:, None]], 1) for turn in turns])
     up = up_axis(poses)
@@ -250,7 +252,7 @@ def forward_capture(count: int = 20, world: np.ndarray | None = None) -> np.ndar
 
 
 @pytest.mark.parametrize("world", [np.eye(3), any_rotation(5)])
-def test_forward_facing_viewpoints_lie_in_the_widened_boxes(world):
+def test_forward_facing_viewpoints_are_in_the_enlarged_boxes(world):
     poses = forward_capture(world=world)
     new = sample_forward(poses, 1000, seed=0)
     assert new.shape == (1000, 3, 4)
@@ -258,7 +260,7 @@ def test_forward_facing_viewpoints_lie_in_the_widened_boxes(world):
 
     def box(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low, high = values.min(0), values.max(0)
-        margin = 0.05 * (high - low)  # a tenth in all
+        margin = 0.05 * (high - low)  # a tenth of the side, on both sides together
         return low - margin - 1e-5, high + margin + 1e-5
 
     low, high = box(poses[:, :, 3])
@@ -266,11 +268,11 @@ def test_forward_facing_viewpoints_lie_in_the_widened_boxes(world):
     assert (new[:, :, 3] <= high).all()
     filled = np.ptp(new[:, :, 3], axis=0) / (high - low)
     assert filled.min() > 0.98
-    # A viewing axis lies in the box up to its length: the lengths that put each of its coordinates
-    # there must have one in common.
+    # A viewing axis is in the box up to its length. The ranges of lengths that put each coordinate
+    # into the box must overlap.
     low, high = box(poses[:, :, 2])
     bounds = np.sort(np.stack([low / new[:, :, 2], high / new[:, :, 2]]), axis=0)
-    straddling = np.sign(low) != np.sign(high)  # zero is inside: only an upper limit
+    straddling = np.sign(low) != np.sign(high)  # zero is inside, so there is only an upper limit
     lower = np.where(straddling, -np.inf, bounds[0])
     assert (lower.max(1) <= bounds[1].min(1)).all()
 

@@ -1,4 +1,4 @@
-"""Interrupted work that other settings find: it goes on, or is dropped, and that is said."""
+"""Interrupted work: resuming it, dropping it, and the messages about both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interrupted(BaseException):
 
 
 class Stage:
-    """A stage that counts to its `steps`, can be interrupted on the way, and goes on from there."""
+    """A stage that counts to its `steps`, and resumes counting after an interruption."""
 
     def __init__(self, run: Run):
         self.run, self.said = run, list[str]()
@@ -26,7 +26,7 @@ class Stage:
     def counted(
         self, config: dict, *, until: int | None = None, inputs=None, carried=nothing_carried
     ) -> list[int]:
-        """The numbers counted by a call, which may be interrupted."""
+        """Run the stage, perhaps interrupted, and return the numbers that it counted."""
         counted: list[int] = []
 
         def work(writer: StageWriter) -> None:
@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def dropped(self) -> list[Path]:
-        """Where dropped work is kept."""
+        """The folders of dropped work."""
         return [*self.run.path.glob(".teacher.dropped-*")]
 
 
@@ -64,20 +64,22 @@ TEN = {"steps": 10, "rate": {"peak": 0.1}}
 OTHER = {"steps": 10, "rate": {"peak": 0.2}}
 
 
-def test_the_same_settings_go_on_without_a_word(stage):
+def test_the_same_settings_resume_without_a_message(stage):
     assert stage.counted(TEN, until=4) == [0, 1, 2, 3]
     assert stage.counted(TEN) == [4, 5, 6, 7, 8, 9]
     assert stage.said == []
 
 
-def test_settings_that_the_work_serves_go_on(stage):
+def test_settings_for_which_the_work_is_valid_resume_it(stage):
     def more_steps(before: dict, now: dict) -> list[str]:
         return [CHECKPOINT, "never-written"] if before["steps"] < now["steps"] else []
 
     stage.counted(TEN, until=4)
     (stage.run.path / ".teacher.work" / "of-ten-steps-only").mkdir()
     assert stage.counted({**TEN, "steps": 12}, carried=more_steps) == list(range(4, 12))
-    assert stage.said == ["teacher: steps is 12, was 10; the interrupted work is resumed after step 4"]
+    assert stage.said == [
+        "teacher: steps is 12, was 10; the interrupted work is resumed after step 4"
+    ]
     assert not (stage.run.path / "teacher" / "of-ten-steps-only").exists()
     manifest = stage.run.artifact("teacher").manifest
     assert manifest["resumed"]
@@ -87,7 +89,7 @@ def test_settings_that_the_work_serves_go_on(stage):
     assert "after step 14 is dropped" in stage.said[0]
 
 
-def test_other_settings_drop_the_work_and_say_which_until_the_old_ones_come_back(stage):
+def test_other_settings_drop_the_work_and_the_earlier_settings_resume_it(stage):
     stage.counted(TEN, until=4)
     assert stage.counted(OTHER, until=6) == [0, 1, 2, 3, 4, 5]
     (kept,) = stage.dropped
@@ -104,7 +106,7 @@ def test_other_settings_drop_the_work_and_say_which_until_the_old_ones_come_back
     assert stage.counted(TEN) == [8, 9]
 
 
-def test_only_what_was_dropped_last_is_kept(stage):
+def test_only_the_work_that_was_dropped_last_is_kept(stage):
     for peak in (1, 2, 3, 4):
         stage.counted({"steps": 10, "peak": peak}, until=peak)
         assert len(stage.dropped) == min(peak - 1, 1)
@@ -120,7 +122,7 @@ def test_work_of_another_input_is_dropped(stage, tmp_path):
     assert stage.said[0].startswith("teacher: the scene has changed; the interrupted work after")
 
 
-def test_large_work_is_not_kept(stage, monkeypatch):
+def test_large_dropped_work_is_not_kept(stage, monkeypatch):
     monkeypatch.setattr("lightfield.work_folder.LARGEST_DROPPED", 3)
     stage.counted(TEN, until=4)
     stage.counted(OTHER)
@@ -128,13 +130,13 @@ def test_large_work_is_not_kept(stage, monkeypatch):
     assert stage.dropped == []
 
 
-def test_work_that_has_nothing_yet_is_nothing_to_tell(stage):
+def test_no_message_mentions_empty_work(stage):
     stage.counted(TEN, until=0)
     stage.counted(OTHER)
     assert stage.said == []
 
 
-def test_a_finished_stage_says_that_it_starts_over_and_why(stage):
+def test_a_finished_stage_reports_why_it_starts_over(stage):
     stage.counted(TEN)
     assert stage.counted({**TEN, "steps": 20}) == [*range(20)]
     assert stage.said == [
@@ -177,12 +179,12 @@ def request(config: dict) -> Request:
          "a is 2, was 1, b is 2, was 1, c is 2, was 1 and 2 more"),
     ],
 )  # fmt: skip
-def test_changes_are_named(before, now, changes):
+def test_changes_are_described_in_words(before, now, changes):
     assert request(now).changes(request(json.loads(json.dumps(before)))) == changes
 
 
 @pytest.mark.parametrize("steps", ["3", None, [1], {"a": 1}])
-def test_work_whose_settings_were_edited_is_dropped(stage, steps):
+def test_work_with_edited_settings_is_dropped(stage, steps):
     def carried(before, now):
         return [CHECKPOINT] if before["steps"] < now["steps"] and before["kind"] else []
 
@@ -195,7 +197,7 @@ def test_work_whose_settings_were_edited_is_dropped(stage, steps):
 
 
 @pytest.mark.parametrize("line", ['{"step": Infinity}', "[" * 100_000, '{"step": [1]}', "7"])
-def test_a_log_that_was_edited_tells_no_step(stage, line):
+def test_an_edited_log_gives_no_step(stage, line):
     stage.counted({"steps": 9}, until=4)
     (stage.run.path / ".teacher.work" / "metrics.jsonl").write_text(f"{line}\n")
     stage.counted({"steps": 8})

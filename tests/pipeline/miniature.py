@@ -26,7 +26,7 @@ from pipeline.presets import Preset
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "toy-car"
 TRAINING = (
-    "--distil.steps=40 --distil.windows=4 --distil.warmup-steps=5 "
+    "--distill.steps=40 --distill.windows=4 --distill.warmup-steps=5 "
     "--fine-tune.steps=10 --fine-tune.evaluate-every=5"
 )
 OPTIONS = {

@@ -1,4 +1,4 @@
-"""A run made of plausible files instead of training: what a report reads, in the stages' own forms."""
+"""A sample run without any training: plausible files in the formats of the stages."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ PRUNED = replace(
     ),
 )
 QUALITY = {"teacher": (27.71, 0.021), "student": (27.02, 0.026), "prune": (26.58, 0.031)}
-"""By stage: the PSNR its manifest states, and the noise of its images."""
+"""PSNR in the manifest and noise of the images, by stage."""
 
 
 def sample_scene(side: int = 24, *, views: int = 3) -> Scene:
-    """A small embedded scene."""
+    """A small version of the embedded scene."""
     return bricks_scene(side, side, train_views=3, val_views=1, test_views=views, supersampling=1)
 
 
@@ -69,7 +69,7 @@ Work = Callable[[StageWriter], None]
 
 
 def _stages(scene: Scene, device: DeviceIdentity) -> dict[str, tuple[dict[str, str], Work]]:
-    """By stage: its inputs (name -> stage), and what it does."""
+    """The inputs (name -> stage) and the work of each stage."""
 
     def make_scene(stage: StageWriter) -> None:
         save_scene(scene, stage.path)
@@ -148,7 +148,7 @@ def _network(stage: StageWriter, spec: StudentSpec, scene: Scene) -> None:
 
 
 def sample_trials() -> list[dict[str, Any]]:
-    """A search's history: dense, two steps, a verification, the result."""
+    """The history of a search: the dense student, two steps, a verification, the result."""
     rows = [
         (0, "dense", "dense", 4.2, 4.2, 4.0, 27.0),
         (1, "both", "kept", 3.1, 3.05, 3.02, 26.6),
@@ -166,14 +166,14 @@ def sample_trials() -> list[dict[str, Any]]:
             "clock": "wall" if step < 2 else "undisturbed", "ratio": median / 4,
             "ratio_low": median / 4 - 0.012, "ratio_high": median / 4 + 0.014, "runs": 40,
             "psnr_db": psnr_db, "parameters": round(35_000 * median), "macs": 1,
-            "spec": PRUNED.to_json(),
+            "spec": PRUNED.to_json(), "kept": [[0, 1, 2, 3], [0], [0, 1]],
         }
         for step, kind, verdict, target, predicted, median, psnr_db in rows
     ]  # fmt: skip
 
 
 def sample_graphs() -> list[dict[str, Any]]:
-    """Records of exported files, one of them not available."""
+    """Records of exported files; one file could not be written."""
     written = {
         "path": "Bricks.onnx", "purpose": "student for ONNX Runtime on phones and hosts",
         "size_bytes": 251_904, "sha256": "0123456789abcdef" * 4, "opset": 20, "ir_version": 9,
@@ -192,7 +192,7 @@ def sample_graphs() -> list[dict[str, Any]]:
 
 
 def sample_bench(device: DeviceIdentity) -> DeviceBench:
-    """What a bench measures: a sustained pass of one graph, and a graph without a speed."""
+    """A benchmark with a sustained measurement of one graph and a graph without latency."""
     draws = np.random.default_rng(3)
 
     def record(name: str, median_ms: float, runs: int = 100, drift: float = 0.0) -> LatencyRecord:
@@ -245,7 +245,7 @@ def sample_bench(device: DeviceIdentity) -> DeviceBench:
 
 
 def sample_curve(seconds: int) -> dict[str, Any]:
-    """A phone that warms up and lowers a clock."""
+    """Sensor readings of a phone that becomes warm and lowers a clock."""
     at = np.linspace(0, 60, 2 * seconds)
     warming = 12 * (1 - np.exp(-at / 20))
     clocks = np.where(at > 35, 2253.0, 2914.0)

@@ -353,7 +353,7 @@ def test_a_budget_that_is_none_is_refused(run, budget_ms):
         (["teacher", "--steps", "0"], "teacher.steps"),
         (["teacher", "--learning-rate", "nan"], "teacher.learning_rate"),
         (["pseudo", "--images", "0"], "pseudo.images"),
-        (["student", "--distil.steps", "0"], "distil"),
+        (["student", "--distill.steps", "0"], "distill"),
         (["student", "--network.factors", "5", "2"], "network.factors"),
         (["student", "--network.factors", "3", "3"], "divisible by 9"),
         (["prune", "--candidates", "0"], "prune"),

@@ -32,7 +32,6 @@ from pipeline import mishaps
 from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
-from pipeline.gpu_benchmark import GpuBenchConfig
 from pipeline.presets import NetworkConfig, SceneConfig, preset
 from prune.config import (
     ArchitectureChange,
@@ -41,7 +40,7 @@ from prune.config import (
     SearchConfig,
     SearchSpaceConfig,
 )
-from train.distil import DistilConfig
+from train.distillation import DistillConfig
 from train.fine_tuning import FineTuneConfig
 from train.pseudo import PseudoConfig
 from train.teacher import TeacherConfig
@@ -50,25 +49,24 @@ CONFIGS = {
     "scene": [SceneConfig],
     "teacher": [TeacherConfig],
     "pseudo": [PseudoConfig],
-    "student": [NetworkConfig, DistilConfig, FineTuneConfig],
+    "student": [NetworkConfig, DistillConfig, FineTuneConfig],
     "prune": [
         Budget,
         ArchitectureChange,
         SearchConfig,
         SearchSpaceConfig,
         MeasurementConfig,
-        DistilConfig,
+        DistillConfig,
         FineTuneConfig,
         measuring.MeasuredOn,
     ],
-    "baseline": [BaselineConfig, MeasurementConfig, DistilConfig, FineTuneConfig],
+    "baseline": [BaselineConfig, MeasurementConfig, DistillConfig, FineTuneConfig],
     "check-table": [SearchSpaceConfig],
     "bench": [BenchmarkConfig],
-    "bench-gpu": [GpuBenchConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
 COMMANDS = (
-    *CHAIN, "status", "doctor", "inspect", "data", "bench-gpu", "bench-tool", "baseline",
+    *CHAIN, "status", "doctor", "inspect", "data", "bench-tool", "baseline",
     "check-table",
 )  # fmt: skip
 
@@ -162,7 +160,7 @@ def test_no_number_is_without_a_range(holder, name):
         ("student --network.blocks=-1", "network.blocks: -1 is"),
         ("student --network.tail-widths " + 9 * " 8", "network.tail_widths: 9 values"),
         ("student --network.blocks 1000 --network.stream-width 8000", "multiply-accumulates per ray"),
-        ("student --distil.windows 60000 --distil.window-rays 4000", "rays in one step"),
+        ("student --distill.windows 60000 --distill.window-rays 4000", "rays in one step"),
         ("scene --resolution 16000 --train-views 90000", "fit into no memory"),
         ("scene --name ''", "scene.name: a text that is empty"),
         ("scene --name 'a\033b'", "scene.name: a text"),
@@ -178,7 +176,7 @@ def test_no_number_is_without_a_range(holder, name):
         ("teacher --bogus", "--bogus is no option of `nelf teacher`; `nelf teacher --help`"),
         ("lens --dirft=3", "perhaps --drift is meant; `nelf lens --help`"),
         ("student --network.stream_wdth 8", "perhaps --network.stream-width is meant"),
-        ("student --steps 8", "perhaps --distil.steps or --fine-tune.steps is meant"),
+        ("student --steps 8", "perhaps --distill.steps or --fine-tune.steps is meant"),
         ("export surplus", "Unrecognized options: surplus; `nelf export --help`"),
     ],
 )  # fmt: skip
@@ -249,14 +247,14 @@ def test_a_run_remembers_its_preset_and_its_kind_of_scene(tmp_path, monkeypatch)
     assert command_line.preset_for(["scene", "--run", str(tmp_path)]).name == "small"
     said = squeezed(nelf("student", "--run", tmp_path, "--help").done)
     assert (
-        "--distil.stepsINTOptimizersteps.(default:40000;allowed:1to100000000)" in said
+        "--distill.stepsINTNumberofoptimizersteps.(default:40000;allowed:1to100000000)" in said
     )  # the preset's
 
 
 @pytest.mark.parametrize(("command", "rate"), [("student", 0.002), ("prune", 0.0015)])
 def test_a_preset_may_have_other_rates_for_recovery_distillation(command, rate):
     said = squeezed(nelf(command, "--run", "x", "--preset", "paper", "--help").done)
-    assert f"--distil.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
+    assert f"--distill.learning-rateFLOATPeaklearningrateofAdamW.(default:{rate};" in said
 
 
 def test_options_override_the_preset(finished):
@@ -418,7 +416,6 @@ class Watch:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Watch())
 assert "torch" not in sys.modules
-from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 main(["status", "--run", sys.argv[1]])
 """

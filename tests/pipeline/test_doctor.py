@@ -45,8 +45,8 @@ from pipeline.doctor import (
     print_findings,
 )
 from train import volume_rendering
-from train.gpu import availability
 from train.hash_grid import tcnn
+from train.kernels import availability
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_images_to_be_rendered_by_a_gpu_need_one(run: Path) -> None:
     del manifest["files"]["images.npy"]
     (pseudo / "images.npy").unlink()
     (pseudo / "manifest.json").write_text(json.dumps(manifest))
-    student = OPTIONS["student"].replace("--distil.steps=40", "--distil.steps=41").split()
+    student = OPTIONS["student"].replace("--distill.steps=40", "--distill.steps=41").split()
     refusal = nelf("student", "--run", run, *student).refusal
     assert f"nelf pseudo --run {run} --keep disk" in refusal
 

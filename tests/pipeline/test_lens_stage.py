@@ -46,7 +46,7 @@ def test_what_was_moved_deleted_and_put_beside_the_lens_is_told_or_kept(run):
     (lens / "Assets/Models/Sampler.onnx").unlink()
     (run / "lens/notes.txt").write_text("mine")
     said = stage(run, "lens", "--drift", 10).done
-    assert "lens/ToyCar/Assets/Models/Sampler.onnx was deleted and is there again" in said
+    assert "lens/ToyCar/Assets/Models/Sampler.onnx was deleted and has been written again" in said
     assert sorted(path.name for path in lens.rglob("Student.onnx*")) == [
         "Student.onnx",
         "Student.onnx.meta",

@@ -18,7 +18,7 @@ def steps_logged(run: Path, name: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "more"), [("teacher", "steps", 80), ("student", "distil.steps", 60)]
+    ("name", "setting", "more"), [("teacher", "steps", 80), ("student", "distill.steps", 60)]
 )
 def test_more_steps_go_on_from_what_was_interrupted(run, interrupt_at, name, setting, more):
     shutil.rmtree(run / name)
@@ -52,8 +52,8 @@ def test_other_fine_tuning_goes_on_from_the_distilled_student(run, interrupt_at)
     [
         ("teacher", ["--learning-rate=0.02"], "learning_rate is 0.02, was 0.01"),
         ("teacher", ["--steps=10"], "steps is 10, was 60"),
-        ("student", ["--distil.steps=10"], "distil.steps is 10, was 40"),
-        ("student", ["--distil.seed=1"], "distil.seed is 1, was 0"),
+        ("student", ["--distill.steps=10"], "distill.steps is 10, was 40"),
+        ("student", ["--distill.seed=1"], "distill.seed is 1, was 0"),
     ],
 )
 def test_what_is_dropped_is_said_and_goes_on_when_the_settings_come_back(

@@ -21,9 +21,9 @@ def test_a_preset_is_consistent(name, kind):
     chosen = preset(name, kind)
     assert chosen.name == name
     spec = chosen.network.spec()
-    assert chosen.scene.resolution >= spec.factor * chosen.distil.window_rays
-    assert chosen.distil.window_rays > 2 * spec.halo_rays  # else no pixel of a window would count
-    assert chosen.distil.warmup_steps < chosen.distil.steps
+    assert chosen.scene.resolution >= spec.factor * chosen.distill.window_rays
+    assert chosen.distill.window_rays > 2 * spec.halo_rays  # else no pixel of a window would count
+    assert chosen.distill.warmup_steps < chosen.distill.steps
     assert (chosen.teacher.distortion > 0) == (kind == "forward")
 
 
@@ -35,7 +35,7 @@ def test_presets_grow(kind):
         "teacher": ["steps"],
         "pseudo": ["images"],
         "network": ["stream_width", "blocks"],
-        "distil": ["steps"],
+        "distill": ["steps"],
         "prune.search": ["final_recovery_steps"],
     }.items():
         for name in names:
@@ -45,10 +45,10 @@ def test_presets_grow(kind):
 
 
 def test_recovery_distillation_of_a_large_student_uses_lower_rates():
-    distil, recovery = preset("paper").distil, preset("paper").recovery
+    distill, recovery = preset("paper").distill, preset("paper").recovery
     assert recovery is not None
-    rates = {rate: getattr(distil, rate) for rate in ("learning_rate", "muon_learning_rate")}
-    assert dataclasses.replace(recovery, **rates) == distil
+    rates = {rate: getattr(distill, rate) for rate in ("learning_rate", "muon_learning_rate")}
+    assert dataclasses.replace(recovery, **rates) == distill
     assert all(getattr(recovery, rate) < before for rate, before in rates.items())
 
 

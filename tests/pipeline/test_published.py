@@ -53,7 +53,7 @@ def test_what_is_no_checkpoint_is_refused_and_the_student_kept(run, checkpoint, 
     diverged = {name: 1e38 * value for name, value in network.state_dict().items()}
     save_checkpoint(tmp_path / "nan.tar", network, network_fn_state_dict=diverged)
     for file, options, reason in (
-        (tmp_path / "text.tar", NETWORK, "no checkpoint as torch.save writes it"),
+        (tmp_path / "text.tar", NETWORK, "not a checkpoint of torch.save"),
         (tmp_path / "gone.tar", NETWORK, "file is missing"),
         (tmp_path / "pipe.tar", NETWORK, "is not a regular file"),
         (tmp_path / "nan.tar", NETWORK, "its images hold NaN"),

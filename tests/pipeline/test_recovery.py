@@ -191,7 +191,7 @@ def test_when_rank_0_refuses_it_prints_one_line_and_all_processes_end(
 
 def test_too_few_windows_for_all_processes_are_refused(alone, finished, tmp_path):
     run = unpruned(finished, tmp_path / "toy")
-    outcomes = prune_together(run, "--replay", alone / "prune", "--distil.windows=1")
+    outcomes = prune_together(run, "--replay", alone / "prune", "--distill.windows=1")
     assert [outcome.code for outcome in outcomes] == [2, 2]
     (line,) = "".join(outcome.err for outcome in outcomes).splitlines()
     assert "1 windows cannot be shared out to 2 processes" in line
@@ -201,7 +201,7 @@ def test_a_baseline_is_trained_by_all_processes(finished, tmp_path):
     run = unpruned(finished, tmp_path / "toy")
     first, second = two(
         "baseline", "--run", run, "--target=host", "--kind=scratch", "--latency-ratio=1", "--steps=5",
-        *TRAINING.split(), "--distil.windows=5",
+        *TRAINING.split(), "--distill.windows=5",
     )  # fmt: skip
     assert "5 steps" in first.done
     assert second == Outcome(0, "", "")

@@ -15,8 +15,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from PIL import Image
-from report_samples import HOST, sample_bench, sample_run, sample_scene
+from report_samples import HOST, sample_bench, sample_run, sample_scene, sample_trials
 
 from device.comparison import Comparison
 from lightfield.errors import CheckpointError
@@ -29,13 +31,14 @@ from pipeline.console import Console
 from pipeline.delivery import GRAPHS, LATENCIES
 from pipeline.report import images, quantities
 from pipeline.report.bench_page import bench_page, comparison_page
-from pipeline.report.chain import STAGES, Chain
-from pipeline.report.charts import front_of, training_chart
-from pipeline.report.making import commands
-from pipeline.report.markup import Html, element, fragment
+from pipeline.report.charts import training_chart
+from pipeline.report.pages import ENVIRONMENT, page
+from pipeline.report.provenance import commands
 from pipeline.report.report import make_report
+from pipeline.report.run_data import STAGES, RunData
 from pipeline.report.svg import PAINTS, TEACHER
 from pipeline.training import RENDERS
+from prune.measurement import Trial, pareto_front
 from prune.state import HISTORY
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; $x_{$"
@@ -43,7 +46,7 @@ VOID = {"img", "meta"}
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements must nest, ids be unique, and nothing may be fetched or run."""
+    """A parsed page: elements nest, ids are unique, and nothing is fetched or executed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -101,7 +104,7 @@ def whole_run(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def whole_page(whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
     copy = tmp_path_factory.mktemp("reported") / "bricks"
     shutil.copytree(whole_run.path, copy)
-    return page_of(Run(copy))
+    return report_of(Run(copy))
 
 
 @pytest.fixture
@@ -110,12 +113,12 @@ def run(whole_run: Run, tmp_path: Path) -> Run:
     return Run(tmp_path / "bricks")
 
 
-def page_of(run: Run) -> Page:
+def report_of(run: Run) -> Page:
     return Page((make_report(run, Console()).path / "index.html").read_text(encoding="utf-8"))
 
 
 def record(run: Run, stage: str, name: str) -> None:
-    """Write the hash and size that a file has now into its manifest."""
+    """Write the present hash and size of a file into its manifest."""
     path = run.path / stage / name
     entry = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
     edit(run, stage, MANIFEST, lambda m: m["files"].update({name: entry}))
@@ -154,14 +157,13 @@ def test_first_lines_name_data_and_device(whole_page: Page) -> None:
     text = whole_page.text
     top = text[: text.index("Quality on test views")]
     assert "no data set was given" in top
-    assert "measured on this host, Sample CPU" in top
-    assert "This is no phone: the milliseconds are the host's own" in top
+    assert "measured on the host CPU, not on a phone: Sample CPU" in top
 
 
 def test_page_is_the_same_every_time_and_holds_no_path_of_this_machine(
     run: Run, whole_page: Page
 ) -> None:
-    assert page_of(run).source == whole_page.source
+    assert report_of(run).source == whole_page.source
     assert str(run.path.parent) not in whole_page.source
 
 
@@ -169,18 +171,18 @@ def test_an_unchanged_run_is_not_reported_again_and_a_changed_figure_is(run: Run
     first = make_report(run, Console())
     assert make_report(run, Console()).manifest == first.manifest
     edit(run, "teacher", MANIFEST, lambda m: m["metrics"].update(psnr_db=31.25))
-    assert "31.25 dB" in page_of(run).text
+    assert "31.25 dB" in report_of(run).text
 
 
 @pytest.mark.parametrize("until", ["scene", "teacher", "student", "export"])
-def test_half_finished_chain_says_what_is_missing(
+def test_an_unfinished_run_lists_the_missing_stages(
     until: str, whole_run: Run, tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "half")
     finished = STAGES[: STAGES.index(until) + 1]
     for stage in finished:
         shutil.copytree(whole_run.path / stage, run.path / stage)
-    page = page_of(run)
+    page = report_of(run)
     for stage in STAGES[len(finished) :]:
         assert f"nelf {stage} has not been run" in page.text
     assert run.artifact("report").metrics["missing"] == sorted(STAGES[len(finished) :])
@@ -192,7 +194,7 @@ def test_without_a_scene_there_is_no_report(tmp_path: Path) -> None:
         make_report(Run(tmp_path / "empty"), Console())
 
 
-def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path) -> None:
+def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path, unchecked: None) -> None:
     names = tuple(f"{ATTACK}{i}" for i in range(len(scene.test)))
     hostile = replace(
         scene,
@@ -216,18 +218,17 @@ def test_text_from_files_is_never_markup(scene: Scene, tmp_path: Path) -> None:
     edit(run, "lens", MANIFEST, lambda m: m["details"].update(project=ATTACK))
     edit(run, "teacher", MANIFEST, lambda m: m.update(machine=ATTACK, git_commit={ATTACK: ATTACK}))
 
-    page = page_of(run)  # refuses event handlers and foreign addresses
+    page = report_of(run)  # fails on event handlers and external addresses
     assert "script" not in page.tags
     assert page.text.count("<script>alert(1)</script>") > 30
+    assert f"1 {ATTACK} {ATTACK} 3.10 ms" in page.text  # verdict and kind of a trial
     assert all(image["src"] != "x" for image in page.images)
-    first = commands(Chain.of(run))[0]
+    first = commands(RunData.read(run))[0]
     assert shlex.split(first)[3] == "runs/a $(id) 'b' <i>"
     assert shlex.split(first)[-1] == ATTACK
 
 
-def test_files_of_another_shape_are_not_available_rather_than_wrong(
-    run: Run, unchecked: None
-) -> None:
+def test_incompatible_files_are_shown_as_not_available(run: Run, unchecked: None) -> None:
     for stage in STAGES[1:]:
         edit(
             run, stage, MANIFEST, lambda m: m.update(metrics={"parameters": "a lot", "ssim": None})
@@ -236,11 +237,12 @@ def test_files_of_another_shape_are_not_available_rather_than_wrong(
     edit(run, "export", GRAPHS, lambda g: [{"size_bytes": 5, "ops": ["Conv"]}, 3])
     edit(run, "bench", LATENCIES, lambda r: r["devices"][0]["graphs"][0].update(latency={"x": 1}))
     edit(run, "student", MANIFEST, lambda m: m["details"].update(spec={"points": "many"}))
-    text = page_of(run).text
+    edit(run, "prune", MANIFEST, lambda m: m["details"].update(device={"name": 3}))
+    text = report_of(run).text
     assert "a lot" not in text
     assert "not a latency record" in text
     assert "not a student specification" in text
-    assert "no student of the history has both a latency and a quality" in text
+    assert "the record of the search is incompatible" in text
 
 
 def test_damaged_files_are_named(run: Run) -> None:
@@ -250,7 +252,7 @@ def test_damaged_files_are_named(run: Run) -> None:
     record(run, "student", RENDERS)
     changed = run.path / "prune" / RENDERS
     changed.write_bytes(b"PK\x03\x04" + changed.read_bytes()[4:])
-    text = page_of(run).text
+    text = report_of(run).text
     assert "Teacher not available: file is missing or truncated" in text
     assert "Student not available: holds uint8 values of shape (1, 2, 2, 3), not uint8 of" in text
     changed = "the file's SHA-256 differs from the one in the manifest"
@@ -258,7 +260,7 @@ def test_damaged_files_are_named(run: Run) -> None:
     assert "the export artifact is damaged" in text
 
 
-def test_a_flipped_bit_in_a_file_that_the_page_only_lists_is_told(
+def test_a_changed_byte_in_a_listed_file_is_reported(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = run.path / "export" / "Sample.onnx"
@@ -266,19 +268,19 @@ def test_a_flipped_bit_in_a_file_that_the_page_only_lists_is_told(
     record(run, "export", graph.name)
     make_report(run, Console())
     graph.write_bytes(b"grapi")
-    text = page_of(run).text
+    text = report_of(run).text
     assert (
         "Damaged: export/Sample.onnx: the file's SHA-256 differs from the one in the manifest"
         in text
     )
     assert "report: the export stage is damaged (Sample.onnx: " in capsys.readouterr().out
     graph.write_bytes(b"graph")
-    assert "Damaged" not in page_of(run).text
+    assert "Damaged" not in report_of(run).text
 
 
 def test_emulated_times_are_never_shown(scene: Scene, tmp_path: Path) -> None:
     run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", emulated=True))
-    page = page_of(run)
+    page = report_of(run)
     assert "emulated device" in page.text[: page.text.index("Images Each row")]
     assert not re.search(r"\d ms|\bFPS\b", page.text)
     assert page.tags.count("svg") == 3  # two training curves and the network
@@ -286,29 +288,31 @@ def test_emulated_times_are_never_shown(scene: Scene, tmp_path: Path) -> None:
 
 def test_a_phone_is_named_as_one(scene: Scene, tmp_path: Path) -> None:
     run = sample_run(tmp_path / "run", scene, device=replace(HOST, kind="phone", name="Phone 9"))
-    text = page_of(run).text
+    text = report_of(run).text
     assert "measured on a phone, Phone 9" in text
     assert "a host's figures" not in text
-    assert "the host's own" not in text
+    assert "host CPU" not in text
 
 
-def test_a_graph_without_a_speed_says_why_and_throttling_is_flagged(whole_page: Page) -> None:
+def test_a_graph_without_latency_shows_the_reason_and_throttling_a_warning(
+    whole_page: Page,
+) -> None:
     text = whole_page.text
     assert "Pruned student, int8: speed not available: its images are 11.2 dB from" in text
-    assert "Pruned student: throttled" not in text  # the runs alone did not
+    assert "Pruned student: throttled" not in text  # only the sustained measurement throttled
     assert "Pruned student, sustained: throttled: its thermal status rose to 1" in text
     assert "Pruned student, fp16: 1 node ran on another provider" in text
 
 
 def test_devices_that_were_not_measured_are_named(run: Run) -> None:
     edit(run, "bench", LATENCIES, lambda r: r.update(failed=["P2: the phone is offline"]))
-    text = page_of(run).text
+    text = report_of(run).text
     assert "Not measured: P2: the phone is offline" in text
     edit(run, "bench", LATENCIES, lambda r: r.update(devices=r["devices"] * 2))
-    assert page_of(run).text.count("1000 ms over the median") == 2
+    assert report_of(run).text.count("1000 ms divided by the median") == 2
 
 
-def test_the_benchs_own_page_shows_every_device(scene: Scene) -> None:
+def test_the_benchmark_page_shows_every_device(scene: Scene) -> None:
     phone = replace(HOST, kind="phone", name="Phone 9", unit="ab12")
     page = bench_page("toy", [sample_bench(HOST), sample_bench(phone)], ["P3: lost"])
     assert page == bench_page("toy", [sample_bench(HOST), sample_bench(phone)], ["P3: lost"])
@@ -319,13 +323,13 @@ def test_the_benchs_own_page_shows_every_device(scene: Scene) -> None:
     assert not re.search(r"\d ms|\bFPS\b", bench_page("toy", [sample_bench(emulated)], []))
 
 
-def test_a_comparison_says_what_its_interval_allows() -> None:
+def test_the_comparison_page_states_ratio_interval_and_verdict() -> None:
     graphs = {
         graph.precision: graph.latency for graph in sample_bench(HOST).graphs if graph.latency
     }
     interval = RatioInterval(0.743, 0.731, 0.752, 0.95, 100)
     found = Comparison(graphs["fp16"], graphs["fp32"], interval)
-    page = comparison_page(("half", "whole"), found)
+    page = Page(comparison_page(("half", "whole"), found)).text
     assert "half takes 0.743 of the time of whole (interval 0.731 to 0.752" in page
     assert "95% confidence): faster" in page
     emulated = replace(graphs["fp16"], device=replace(HOST, emulated=True))
@@ -336,15 +340,15 @@ def test_a_comparison_says_what_its_interval_allows() -> None:
 def test_two_devices_are_both_named(run: Run) -> None:
     phone = asdict(replace(HOST, kind="phone", name="Phone 9"))
     edit(run, "bench", MANIFEST, lambda m: m["details"].update(device=phone))
-    text = page_of(run).text
-    assert "Latency: measured on this host, Sample CPU" in text
-    assert "The bench below: measured on a phone, Phone 9" in text
+    text = report_of(run).text
+    assert "Latency: measured on the host CPU, not on a phone: Sample CPU" in text
+    assert "The benchmark below: measured on a phone, Phone 9" in text
 
 
-def test_processor_time_is_not_called_a_latency(run: Run) -> None:
+def test_a_latency_in_cpu_time_is_labeled(run: Run) -> None:
     edit(run, "prune", HISTORY, lambda s: s["trials"][-1].update(clock="cpu"))
-    text = page_of(run).text
-    assert "2.04 ms of processor time an image" in text
+    text = report_of(run).text
+    assert "2.04 ms of CPU time per image" in text
     assert "too busy for undisturbed runs" in text
 
 
@@ -355,17 +359,17 @@ def test_outdated_stages_are_marked(run: Run) -> None:
         stage.details["spec"] = other.to_json()
 
     run.perform("student", {"seed": 1}, {"scene": run.artifact("scene")}, make)
-    chain = Chain.of(run)
+    chain = RunData.read(run)
     assert chain.outdated("prune") == ["student"]
     assert chain.outdated("bench") == ["student"]
-    assert not chain.outdated("export")  # it is of the pruned student, which is still there
-    text = page_of(run).text
+    assert not chain.outdated("export")  # made from the pruned student, which is unchanged
+    text = report_of(run).text
     assert "Outdated: made before the present student" in text
-    assert "the pruned network is no part of the present student" in text
-    assert "older than it and not comparable" in text
+    assert "the pruned network is not part of the present student" in text
+    assert "made from an older student and is not comparable" in text
 
 
-def test_an_old_export_does_not_lend_its_size_to_the_pruned_student(run: Run) -> None:
+def test_the_size_of_an_outdated_export_is_not_shown(run: Run) -> None:
     dense = {"scene": run.artifact("scene"), "student": run.artifact("student")}
 
     def export(stage: StageWriter) -> None:
@@ -373,16 +377,16 @@ def test_an_old_export_does_not_lend_its_size_to_the_pruned_student(run: Run) ->
         stage.details["student"] = "student"
 
     run.perform("export", {}, dense, export)
-    text = page_of(run).text
+    text = report_of(run).text
     assert "exported before the present student" in text
-    assert "Pruned student 2.00 ms" not in text  # what the bench measured was the dense one
+    assert "Pruned student 2.00 ms" not in text  # the benchmark measured the dense student
 
 
 def test_real_data_is_credited(scene: Scene, tmp_path: Path) -> None:
     real = replace(scene, name="lego", source="blender", provenance={"credit": "A. Builder, CC"})
     run = sample_run(tmp_path / "lego", real, source=[["train/r_0.png", 1_000_000, 1]] * 3)
-    text = page_of(run).text
-    assert "“lego” in Blender (NeRF-synthetic) form" in text
+    text = report_of(run).text
+    assert "“lego” in Blender (NeRF-synthetic) format" in text
     assert "Credit: A. Builder, CC." in text
     assert "no data set was given" not in text
     assert "3 files, 3 MB" in text
@@ -398,27 +402,28 @@ def test_shown_psnr_is_that_of_the_renders(whole_run: Run, whole_page: Page, sce
         assert f"Pruned student {-10 * math.log10(mse):.2f} dB" in text
 
 
-def test_every_image_has_words_and_a_size(whole_page: Page) -> None:
+def test_every_image_has_an_alt_text_and_a_size(whole_page: Page) -> None:
     images = whole_page.images
-    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)  # hero; truth, color bar, renders, errors
+    # the hero image; of each view the ground truth, the color bar, three renders, three error maps
+    assert len(images) == 1 + 3 * (1 + 1 + 3 + 3)
     assert all(image["alt"] and int(image["width"] or 0) > 0 for image in images)
 
 
-def test_resumed_curves_keep_the_last_word(run: Run) -> None:
+def test_a_resumed_curve_keeps_the_last_value_of_a_step(run: Run) -> None:
     path = run.path / "teacher" / "metrics.jsonl"
     lines = [{"step": 10, "psnr_db": 1.0}, {"step": 20, "psnr_db": 2.0}, {"step": 10, "psnr_db": 3}]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 30, "ps')
     record(run, "teacher", path.name)
-    assert Chain.of(run).curve("teacher") == ([10, 20], [3, 2])
+    assert RunData.read(run).curve("teacher") == ([10, 20], [3, 2])
 
 
-def test_elements_escape_what_is_not_markup() -> None:
-    made = element(
-        "p", "<b>", Html("<i>&</i>"), None, class_='a"b', title="<", hidden=True, id=None
+def test_templates_escape_text_and_refuse_unknown_names() -> None:
+    assert (
+        ENVIRONMENT.from_string("{{ x }}{{ y }}").render(x='<a"', y=Markup("<i>"))
+        == "&lt;a&#34;<i>"
     )
-    assert made == '<p class="a&quot;b" title="&lt;" hidden>&lt;b&gt;<i>&</i></p>\n'
-    assert fragment("a<", Html("<br>")) == "a&lt;<br>"
-    assert not isinstance(made + "<", Html)  # joined text is plain again, and will be escaped
+    with pytest.raises(UndefinedError):
+        page("bench.html.j2", title="misspelled", devices=[], failed=[])
 
 
 @pytest.mark.parametrize(
@@ -436,6 +441,7 @@ def test_elements_escape_what_is_not_markup() -> None:
         (quantities.decibels, True, "not available"),
         (quantities.size, 999, "999 B"),
         (quantities.size, 251_904, "252 kB"),
+        (quantities.size, 999_999, "1000 kB"),
         (quantities.size, 8_300_000, "8.3 MB"),
         (quantities.large, 50.64e9, "50.6 G"),
         (quantities.whole, 4_305_539, "4,305,539"),
@@ -447,11 +453,11 @@ def test_elements_escape_what_is_not_markup() -> None:
         (quantities.scientific, None, "not available"),
     ],
 )  # fmt: skip
-def test_numbers_read_well(function: Callable[[object], str], value: object, text: str) -> None:
+def test_number_formats(function: Callable[[object], str], value: object, text: str) -> None:
     assert function(value) == text
 
 
-def test_charts_follow_the_page_and_repeat_exactly() -> None:
+def test_charts_use_css_variables_and_are_deterministic() -> None:
     def draw() -> str:
         curve = ([1, 2, 3], [10.0, 12.0, 13.0])
         return training_chart(curve, name="$\\bad{ 漢字 <b>", color=TEACHER, test_db=12.5)
@@ -466,13 +472,15 @@ def test_charts_follow_the_page_and_repeat_exactly() -> None:
     assert ">training step<" in chart  # text stays text
 
 
-def test_front_holds_what_nothing_beats() -> None:
+def test_the_pareto_front_holds_what_no_other_student_beats() -> None:
+    one = Trial.from_json(sample_trials()[0])
     draws = np.random.default_rng(0).integers(0, 12, (60, 2)).astype(float)
-    points = [(x, y) for x, y in draws.tolist()]
-    front = front_of(points)
-    for point in points:
-        beaten = any(o[0] <= point[0] and o[1] >= point[1] and o != point for o in points)
-        assert (point in front) == (not beaten)
+    trials = [replace(one, latency_ms=x, psnr_db=y) for x, y in draws.tolist()]
+    front = {(trial.latency_ms, trial.psnr_db) for trial in pareto_front(trials)}
+    points = {(x, y) for x, y in draws.tolist()}
+    for x, y in points:
+        beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
+        assert ((x, y) in front) == (not beaten)
 
 
 def test_error_maps_show_the_stated_multiple() -> None:
@@ -487,7 +495,7 @@ def test_error_maps_show_the_stated_multiple() -> None:
     assert images.psnr_db(truth, truth) == math.inf
 
 
-def test_images_survive_storage_and_stay_within_the_page(
+def test_images_are_lossless_until_the_page_gets_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
@@ -504,10 +512,9 @@ def test_images_survive_storage_and_stay_within_the_page(
 @pytest.mark.parametrize(
     ("width", "shown"), [(24, 288), (100, 300), (150, 300), (200, 300), (800, 300)]
 )
-def test_small_images_grow_by_a_whole_factor(width: int, shown: int) -> None:
+def test_small_images_are_enlarged_by_a_whole_factor(width: int, shown: int) -> None:
     assert images.shown_width(width) == shown
-    markup = images.image(np.zeros((8, width, 3), np.uint8), "black")
-    assert ('class="crisp"' in markup) == (width <= 150)
+    assert images.page_image(np.zeros((8, width, 3), np.uint8), "black").crisp == (width <= 150)
 
 
 def test_a_forward_scene_without_validation_views_is_described(
@@ -518,6 +525,6 @@ def test_a_forward_scene_without_validation_views_is_described(
 
     run = Run(tmp_path / "fern")
     run.perform("scene", {}, {}, make)
-    text = page_of(run).text
-    assert "“fern” in LLFF form (24 × 24 pixels; 3 images to learn from" in text
+    text = report_of(run).text
+    assert "“fern” in LLFF format (24 × 24 pixels; 3 training images" in text
     assert "nothing has been trained yet" in text

@@ -1,4 +1,4 @@
-"""Kernels that could not start are left alone, and it is said why."""
+"""Availability of the kernels, and the reason when they are unavailable."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from train.gpu import availability
-from train.gpu.availability import reason, usable
+from train.kernels import availability
+from train.kernels.availability import reason, usable
 
 GPU = torch.device("cuda")
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A GPU that the kernels are written for, and a Triton that starts."""
+    """A supported GPU and a Triton that starts."""
     runtime = ModuleType("triton.runtime")
     vars(runtime)["driver"] = SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0))
     monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
@@ -33,7 +33,7 @@ def test_a_gpu_with_triton_runs_kernels(hopper):
 
 def test_an_old_gpu_does_not(hopper, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert availability.reason(GPU) == "Some GPU is older than the kernels' oldest GPU (Ampere)"
+    assert availability.reason(GPU) == "Some GPU is older than the oldest supported GPU (Ampere)"
     assert not usable(GPU)
 
 
@@ -52,5 +52,5 @@ def test_without_a_compiler_triton_does_not_start(hopper):
     assert not usable(GPU)
 
 
-def test_a_processor_runs_none_but_for_tests():
+def test_a_cpu_runs_kernels_only_in_tests():
     assert not usable("cpu")

@@ -1,4 +1,4 @@
-"""Several processes are one training; a kill at any moment costs nothing but time."""
+"""Distributed training: results do not depend on the number of ranks, and a kill loses no result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.distil import CHECKPOINT
-from train.distributed import ALONE, STORE, leads, started_by_torchrun
+from train.distillation import CHECKPOINT
+from train.distributed import ALONE, STORE, is_first_rank, started_by_torchrun
 
 HERE = Path(__file__).resolve().parent
-PROCESS = HERE / "distil_process.py"
+PROCESS = HERE / "distill_process.py"
 
 
 def free_port() -> int:
@@ -31,7 +31,7 @@ def free_port() -> int:
 def started(
     count: int, command: list[str], *, interface: str | None = "lo", **settings: str
 ) -> list[subprocess.Popen]:
-    """The processes of a job, with what torchrun would tell them."""
+    """The processes of a job, with the environment that torchrun would set."""
     port = str(free_port())
     processes = []
     for rank in range(count):
@@ -59,7 +59,7 @@ def started(
 
 
 def trained(result: Path, count: int, folder: Path | None = None, **settings: str) -> list:
-    """The weights that each process of a finished job ends with."""
+    """The final weights of each rank of a finished job."""
     command = [str(PROCESS), str(result), "-" if folder is None else str(folder)]
     processes = started(count, command, **settings)
     outputs = [process.communicate(timeout=60)[0] for process in processes]
@@ -74,13 +74,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What one process that nobody interrupts ends with."""
+    """The final weights of one uninterrupted process."""
     return trained(tmp_path_factory.mktemp("alone") / "weights", 1)[0]
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_train_as_one(tmp_path, alone, count):
-    """Eight windows are shared out to three processes as well."""
+def test_several_ranks_train_the_student_of_one(tmp_path, alone, count):
+    """Three ranks draw shards of eight windows that differ in size."""
     first, *others = trained(tmp_path / "weights", count)
     assert all(same(first, other) for other in others)
     for name, value in alone.items():  # sums in another order, over 40 steps
@@ -88,7 +88,7 @@ def test_several_processes_train_as_one(tmp_path, alone, count):
 
 
 def begun(folder: Path, count: int) -> list[subprocess.Popen]:
-    """A job that has written its first checkpoint, and takes its time."""
+    """A slow job that has written its first checkpoint."""
     command = [str(PROCESS), str(folder / "never"), str(folder)]
     processes = started(count, command, PAUSE_S="0.3")
     for _ in range(3000):
@@ -98,7 +98,7 @@ def begun(folder: Path, count: int) -> list[subprocess.Popen]:
     return processes
 
 
-def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, alone):
+def test_a_killed_training_resumes_to_the_same_result(tmp_path, alone):
     (process,) = begun(tmp_path, 1)
     time.sleep(random.uniform(0, 1))
     process.kill()
@@ -107,13 +107,13 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, alone)
     assert same(trained(tmp_path / "weights", 1, tmp_path)[0], alone)
 
 
-def test_the_others_notice_a_kill_at_once_and_any_number_of_processes_goes_on(tmp_path, alone):
+def test_other_ranks_notice_a_kill_and_any_number_of_ranks_resumes(tmp_path, alone):
     processes = begun(tmp_path, 2)
     processes[1].kill()
     output = processes[0].communicate(timeout=60)[0]
     processes[1].communicate(timeout=60)
     assert processes[0].returncode == 1
-    assert "RanksError: another process of this job ended or cannot be reached" in output
+    assert "RanksError: a distributed worker exited or timed out" in output
     found = trained(tmp_path / "weights", 1, tmp_path)[0]
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, rtol=2e-3, atol=2e-4)
@@ -122,22 +122,22 @@ def test_the_others_notice_a_kill_at_once_and_any_number_of_processes_goes_on(tm
 FAILING = """
 import time
 from lightfield.errors import SceneError
-from train.distributed import AnotherRankFailedError, joined
+from train.distributed import AnotherRankFailedError, joined_ranks
 try:
-    with joined() as ranks:
-        print(ranks.spread_text("a word: \u00fc" if ranks.leads else ""))
-        print(ranks.spread_text("") == "")
-        ranks.wait()
+    with joined_ranks() as ranks:
+        print(ranks.broadcast_text("a word: \u00fc" if ranks.is_first else ""))
+        print(ranks.broadcast_text("") == "")
+        ranks.barrier()
         raise SceneError("broken")
 except AnotherRankFailedError:
     print("quiet")
 except SceneError as error:
     print(error)
-time.sleep(1)  # torchrun keeps the store; here it goes with the leader
+time.sleep(1)  # torchrun keeps the store; here the store ends with rank 0
 """
 
 
-def test_the_leaders_words_reach_everyone_and_only_the_first_error_is_told():
+def test_rank_0_broadcasts_texts_and_only_the_first_error_is_reported():
     outputs = [p.communicate(timeout=60)[0].splitlines() for p in started(2, ["-c", FAILING])]
     assert [lines[:2] for lines in outputs] == [["a word: ü", "True"]] * 2
     assert sorted(lines[2:] for lines in outputs) == [["broken"], ["quiet"]]
@@ -147,7 +147,7 @@ LISTENING = """
 import os, sys
 from pathlib import Path
 from lightfield.errors import SceneError
-from train.distributed import AnotherRankFailedError, joined
+from train.distributed import AnotherRankFailedError, joined_ranks
 def listening():
     names = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n > "2"
              and os.path.lexists(f"/proc/self/fd/{n}")]
@@ -157,23 +157,23 @@ def listening():
             if words[3] == "0A" and f"socket:[{words[9]}]" in names:
                 yield words[1].split(":")[0]
 try:
-    with joined() as ranks:
-        ranks.wait()
+    with joined_ranks() as ranks:
+        ranks.barrier()
         print(*listening())
         sys.stdout.flush()
-        ranks.wait()
-        if ranks.leads:
+        ranks.barrier()
+        if ranks.is_first:
             raise SceneError("broken")
-        ranks.wait()
+        ranks.barrier()
 except SceneError:
-    os._exit(2)  # at once, with all that it holds
+    os._exit(2)  # without cleaning up
 except AnotherRankFailedError:
     print("quiet")
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_on_one_machine_nothing_listens_to_the_network_and_the_leaders_error_is_the_only_one(
+def test_on_one_machine_no_port_is_open_and_only_the_error_of_rank_0_is_reported(
     tmp_path,
 ):
     local = {STORE: str(tmp_path / "store"), "LOCAL_WORLD_SIZE": "2"}
@@ -183,13 +183,13 @@ def test_on_one_machine_nothing_listens_to_the_network_and_the_leaders_error_is_
     assert [lines[1:] for lines in outputs] == [[], ["quiet"]]
 
 
-def test_alone_nothing_is_joined(monkeypatch):
+def test_a_single_process_joins_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert leads()
+    assert is_first_rank()
     assert not started_by_torchrun()
     value = torch.ones(3)
     ALONE.average_(value)
-    ALONE.spread_([value])
-    ALONE.wait()
+    ALONE.broadcast_([value])
+    ALONE.barrier()
     assert torch.equal(value, torch.ones(3))
-    assert ALONE.spread_text("word") == "word"
+    assert ALONE.broadcast_text("word") == "word"

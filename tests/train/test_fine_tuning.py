@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tiny_images import QUICK, fresh_student, ground_pool, same, score
+from tiny_images import QUICK, fresh_student, ground_sampler, same, score
 from torch import Tensor
 
 from lightfield.errors import ConfigError
 from lightfield.progress import silent
 from lightfield.student import Student
-from train.distil import distil
-from train.distil_step import DistilStep
+from train.distillation import distill
+from train.distillation_step import DistillationStep
 from train.fine_tuning import STATE, FineTuneConfig, FineTuned, fine_tune, held_out_split
 
 
@@ -32,14 +32,14 @@ def test_impossible_fine_tuning_is_refused(field, value):
 
 @pytest.fixture(scope="module")
 def half_trained() -> Student:
-    return distil(fresh_student(), ground_pool(), replace(QUICK, steps=80), progress=silent)
+    return distill(fresh_student(), ground_sampler(), replace(QUICK, steps=80), progress=silent)
 
 
 TUNING = FineTuneConfig(steps=70, evaluate_every=20, patience=2, rate_share=0.5)
 
 
 def tuned(student: Student, held_out: Callable[[Student], float], config: FineTuneConfig = TUNING):
-    return fine_tune(student, ground_pool(), held_out, config, QUICK, progress=silent)
+    return fine_tune(student, ground_sampler(), held_out, config, QUICK, progress=silent)
 
 
 def test_fine_tuning_improves_and_tells_by_how_much(half_trained):
@@ -111,9 +111,9 @@ def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
     """Whichever step it is interrupted in; the 70th is after the last."""
     scores = [30.0, 31.0, 30.5, 32.0, 31.0]
     expected = tuned(half_trained, scripted(scores)[0])
-    take, taken, looked = DistilStep.take, [], []
+    take, taken, looked = DistillationStep.take, [], []
 
-    def interrupted(self: DistilStep, step: int, share: float) -> Tensor:
+    def interrupted(self: DistillationStep, step: int, share: float) -> Tensor:
         if len(taken) == moment:
             taken.append(None)
             if ending == "kill":
@@ -128,10 +128,16 @@ def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
 
     def again() -> FineTuned:
         return fine_tune(
-            half_trained, ground_pool(), held_out, TUNING, QUICK, progress=silent, folder=tmp_path
+            half_trained,
+            ground_sampler(),
+            held_out,
+            TUNING,
+            QUICK,
+            progress=silent,
+            folder=tmp_path,
         )
 
-    monkeypatch.setattr(DistilStep, "take", interrupted)
+    monkeypatch.setattr(DistillationStep, "take", interrupted)
     if moment < 70:
         with pytest.raises(Killed if ending == "kill" else KeyboardInterrupt):
             again()
@@ -152,7 +158,7 @@ def test_fine_tuning_reports_over_all_rounds(half_trained):
         calls.append((done, total))
 
     rising, _ = scripted([1.0, 2.0, 3.0, 4.0, 5.0])
-    fine_tune(half_trained, ground_pool(), rising, TUNING, QUICK, progress=progress)
+    fine_tune(half_trained, ground_sampler(), rising, TUNING, QUICK, progress=progress)
     assert [total for _, total in calls] == [70] * len(calls)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1] == (70, 70)

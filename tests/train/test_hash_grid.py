@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lightfield.errors import ConfigError
+from train.grid_layout import GridShape
 from train.hash_grid import grid, tcnn
 from train.hash_grid.grid import hash_grid
-from train.hash_grid.layout import GridShape
 from train.hash_grid.torch import TorchHashGrid
 
 SMALL = GridShape(
@@ -130,7 +130,7 @@ def test_impossible_shapes_are_refused(change: dict[str, int], said: str) -> Non
 
 
 class FakeEncoding(nn.Module):
-    """What tinycudann's Encoding shows to its caller, also where that is unkind."""
+    """Interface of tinycudann's Encoding, with its pitfalls."""
 
     def __init__(self, n_input_dims: int, encoding_config: dict, dtype: torch.dtype):
         super().__init__()
@@ -156,7 +156,7 @@ class FakeEncoding(nn.Module):
 
 @pytest.fixture
 def no_tcnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed tinycudann that does not work here: it raises neither ImportError nor its kin."""
+    """An installed tinycudann that does not work here and raises an OSError."""
 
     def broken(name: str) -> None:
         raise OSError("Unknown compute capability.\nEnsure PyTorch with CUDA support is installed.")
@@ -175,7 +175,7 @@ def test_auto_takes_torch_where_tcnn_does_not_import() -> None:
 
 
 @pytest.mark.usefixtures("no_tcnn")
-def test_asking_for_an_absent_tcnn_is_one_clear_error() -> None:
+def test_asking_for_an_absent_tcnn_raises_a_clear_error() -> None:
     with pytest.raises(ConfigError) as refusal:
         hash_grid(SMALL, "tcnn", torch.Generator(), "cuda")
     assert str(refusal.value) == (
@@ -208,8 +208,8 @@ def test_the_same_seed_gives_tcnn_and_torch_the_same_table() -> None:
 
 
 @pytest.mark.usefixtures("fake_tcnn")
-def test_tcnn_reads_and_trains_whatever_is_the_table_now() -> None:
-    """Also where the parameter is not the one any more that the encoding was made with."""
+def test_tcnn_reads_and_trains_the_present_table() -> None:
+    """Also after the parameter that the encoding was created with has been replaced."""
     grid = tcnn.TcnnHashGrid(SMALL, torch.Generator())
     ours = grid_of(SMALL)
     grid.load_state_dict({"table": ours.table.detach().clone()}, assign=True)
@@ -237,7 +237,7 @@ def test_no_points_never_reach_tcnn() -> None:
 
 
 @pytest.mark.usefixtures("fake_tcnn")
-def test_a_shape_that_tcnn_refuses_is_one_clear_error() -> None:
+def test_a_shape_that_tcnn_refuses_raises_a_clear_error() -> None:
     with pytest.raises(ConfigError) as refusal:
         tcnn.TcnnHashGrid(GridShape(4, 3, 8, 4, 24), torch.Generator())
     assert str(refusal.value) == (
@@ -257,7 +257,7 @@ def test_a_shape_that_tcnn_refuses_is_one_clear_error() -> None:
     ],
 )
 @pytest.mark.parametrize("n", [1, 256, 100_000])
-def test_the_real_tcnn_equals_the_readable_grid(shape: GridShape, n: int) -> None:
+def test_the_real_tcnn_equals_the_torch_grid(shape: GridShape, n: int) -> None:
     if (reason := tcnn.probe()[1]) is not None:
         pytest.skip(f"tinycudann cannot be used: {reason}")
     twin = grid_of(shape).cuda()
@@ -292,16 +292,16 @@ def test_a_tcnn_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("fake_tcnn")
-def test_tcnn_is_not_for_the_processor_of_a_machine_that_has_it() -> None:
+def test_tcnn_is_refused_on_a_cpu() -> None:
     with pytest.raises(ConfigError) as refusal:
         hash_grid(SMALL, "tcnn", torch.Generator(), "cpu")
     assert str(refusal.value) == (
-        "grid tcnn: tiny-cuda-nn needs a CUDA GPU, not the cpu; choose grid auto"
+        "grid tcnn: tiny-cuda-nn needs a CUDA GPU, not device cpu; choose grid auto"
     )
 
 
 @pytest.mark.usefixtures("fake_tcnn")
-def test_auto_takes_tcnn_for_the_shapes_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_tcnn_for_supported_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid.availability, "usable", lambda _: False)
     monkeypatch.setattr(nn.Module, "to", lambda module, _: module)  # there may be no GPU here
     for shape, kind in ((SMALL, tcnn.TcnnHashGrid), (GridShape(4, 3, 8, 4, 24), TorchHashGrid)):

@@ -1,3 +1,5 @@
+"""Moving average of a student's weights and buffers."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -12,7 +14,7 @@ from train.moving_average import MovingAverage
 
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_it_is_the_written_out_recurrence(norm, kind):
+def test_the_average_follows_the_recurrence(norm, kind):
     student = fresh_student(replace(SPEC, norm=norm))
     average = MovingAverage(student, 0.8)
     expected = {name: value.clone().double() for name, value in student.state_dict().items()}
@@ -24,7 +26,7 @@ def test_it_is_the_written_out_recurrence(norm, kind):
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.num_batches_tracked.add_(1)
-        average.update(kind(average.share(step)))
+        average.update(kind(average.weight(step)))
         decay = min(0.8, (1 + step) / (10 + step))
         for name, value in student.state_dict().items():
             if value.is_floating_point():
@@ -35,7 +37,7 @@ def test_it_is_the_written_out_recurrence(norm, kind):
         torch.testing.assert_close(value.double(), expected[name], rtol=0, atol=1e-5)
 
 
-def test_it_is_another_student_in_evaluation_mode():
+def test_the_average_is_a_separate_student_in_evaluation_mode():
     student = fresh_student().train()
     average = MovingAverage(student, 0.5)
     assert not average.student.training

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightfield.student import ResidualBlock
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.muon import Muon, block_matrices, end_matrices, orthogonalised
+from train.muon import Muon, block_matrices, end_matrices, orthogonalized
 
 SHAPES = [(3, 8, 8), (2, 8, 20), (2, 20, 8), (1, 1, 5), (1, 64, 64)]
 
@@ -34,7 +34,7 @@ def matrices(shape: tuple[int, int, int], least: float, seed: int = 0) -> Tensor
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("least", [0.1, 2e-3])
 def test_singular_values_become_nearly_one(shape, least):
-    values = torch.linalg.svdvals(orthogonalised(matrices(shape, least)))
+    values = torch.linalg.svdvals(orthogonalized(matrices(shape, least)))
     assert values.min() >= 0.67
     assert values.max() <= 1.21
 
@@ -42,7 +42,7 @@ def test_singular_values_become_nearly_one(shape, least):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_singular_vectors_stay(shape):
     before = matrices(shape, 0.05)
-    after = orthogonalised(before)
+    after = orthogonalized(before)
     u, _, vt = torch.linalg.svd(before.double(), full_matrices=False)
     inside = u.mT @ after.double() @ vt.mT
     off_diagonal = inside - torch.diag_embed(inside.diagonal(dim1=1, dim2=2))
@@ -53,11 +53,11 @@ def test_singular_vectors_stay(shape):
 
 def test_transposing_commutes():
     tall = matrices((2, 20, 8), 0.1)
-    torch.testing.assert_close(orthogonalised(tall.mT), orthogonalised(tall).mT)
+    torch.testing.assert_close(orthogonalized(tall.mT), orthogonalized(tall).mT)
 
 
 def test_zero_stays_zero():
-    assert torch.equal(orthogonalised(torch.zeros(2, 4, 6)), torch.zeros(2, 4, 6))
+    assert torch.equal(orthogonalized(torch.zeros(2, 4, 6)), torch.zeros(2, 4, 6))
 
 
 def parameters(*shapes: tuple[int, int]) -> list[nn.Parameter]:
@@ -94,7 +94,7 @@ def test_updates_are_the_written_out_recurrence():
         weight.grad = gradient[:, :, None, None].clone()
         optimizer.step()
         velocity = 0.9 * velocity + gradient
-        direction = orthogonalised((gradient + 0.9 * velocity)[None])[0]
+        direction = orthogonalized((gradient + 0.9 * velocity)[None])[0]
         expected = expected - 0.1 * (6 / 4) ** 0.5 * direction[:, :, None, None]
     torch.testing.assert_close(weight.detach(), expected)
 
@@ -186,6 +186,6 @@ def test_a_rate_that_is_a_tensor_is_the_same():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bfloat16_is_nearly_as_good(shape):
-    values = torch.linalg.svdvals(orthogonalised(matrices(shape, 0.1), dtype=torch.bfloat16))
+    values = torch.linalg.svdvals(orthogonalized(matrices(shape, 0.1), dtype=torch.bfloat16))
     assert values.min() >= 0.6
     assert values.max() <= 1.3

@@ -1,4 +1,4 @@
-"""Pseudo images: interrupted anywhere they end up the same, and nothing half-written is trusted."""
+"""Pseudo images: interrupted rendering resumes to the same files, and damaged files are refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from numpy.lib import format as npy
 from tiny_images import NDC, WORLD, orbit_poses
 from torch import Tensor
 
+from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError, ConfigError
 from lightfield.progress import silent
 from lightfield.viewpoints import sample_forward, sample_orbit
 from train import posed_images, pseudo
-from train.posed_images import DONE, IMAGES, POSES, load_images
+from train.distributed import Ranks
+from train.posed_images import DONE, IMAGES, POSES, load_images, load_poses
 from train.pseudo import PseudoConfig, pseudo_poses, render_pseudo
 
 HEIGHT, WIDTH = 3, 4
+CAMERA = Intrinsics.from_field_of_view(WIDTH, HEIGHT, 0.7)
 POSES_SEEN = orbit_poses(9)
 
 
@@ -39,7 +42,7 @@ def as_bytes(pose: np.ndarray) -> np.ndarray:
 
 
 class Renderer:
-    """`colors`, counted; Ctrl-C is pressed at an image."""
+    """`colors` with a count of its calls; raises KeyboardInterrupt at image `stop_at`."""
 
     def __init__(self, stop_at: int | None = None):
         self.stop_at, self.rendered = stop_at, 0
@@ -53,8 +56,12 @@ class Renderer:
 
 def make(
     folder: Path, render: Callable[[Tensor], Tensor] = colors, poses: np.ndarray = POSES_SEEN
-) -> posed_images.PosedImages:
+) -> np.ndarray:
     return render_pseudo(render, poses, HEIGHT, WIDTH, folder, silent)
+
+
+def loaded_images(folder: Path) -> posed_images.PosedImages:
+    return load_images(folder, CAMERA, WORLD)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,15 +73,15 @@ def test_images_are_the_renderers_rounded_to_bytes(tmp_path):
     expected = np.stack([as_bytes(pose) for pose in POSES_SEEN])
     assert expected.min() == 0
     assert expected.max() == 255
-    assert np.abs(made.images.astype(int) - expected).max() == 0
+    assert np.abs(made.astype(int) - expected).max() == 0
     assert sorted(contents(tmp_path)) == sorted([POSES, IMAGES, DONE])
 
 
-def test_what_is_loaded_is_what_was_made_and_stays_on_the_disk(tmp_path):
-    made, loaded = make(tmp_path), load_images(tmp_path)
+def test_loaded_images_are_a_memory_map_of_the_rendered_images(tmp_path):
+    made, loaded = make(tmp_path), loaded_images(tmp_path)
     assert len(loaded) == 9
     assert np.array_equal(loaded.poses, POSES_SEEN)
-    assert np.array_equal(loaded.images, made.images)
+    assert np.array_equal(loaded.images, made)
     assert isinstance(loaded.images, np.memmap)
     assert not loaded.images.flags.writeable
 
@@ -107,7 +114,7 @@ def test_finished_images_are_not_rendered_again(tmp_path):
     assert len(made) == 9
 
 
-def test_progress_tells_every_image(tmp_path):
+def test_progress_counts_every_image(tmp_path):
     calls = []
     render_pseudo(
         colors,
@@ -121,7 +128,7 @@ def test_progress_tells_every_image(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["poses", "count", "size"])
-def test_others_start_over(tmp_path, change):
+def test_other_images_are_rendered_from_the_start(tmp_path, change):
     make(tmp_path)
     poses = {"poses": orbit_poses(9, seed=1), "count": POSES_SEEN[:4], "size": POSES_SEEN}[change]
     side = WIDTH + 1 if change == "size" else WIDTH
@@ -132,13 +139,13 @@ def test_others_start_over(tmp_path, change):
 
     made = render_pseudo(resized, poses, HEIGHT, side, tmp_path, silent)
     assert render.rendered == len(poses)
-    assert made.images.shape == (len(poses), HEIGHT, side, 3)
-    assert np.array_equal(load_images(tmp_path).poses, poses)
+    assert made.shape == (len(poses), HEIGHT, side, 3)
+    assert np.array_equal(load_poses(tmp_path), poses)
 
 
 @pytest.mark.parametrize("step", ["rename of the images", "poses", "first image"])
-def test_the_count_of_replaced_images_is_never_believed(tmp_path, monkeypatch, step):
-    """However early starting over is cut, no black image is taken for a rendered one."""
+def test_the_count_of_replaced_images_is_never_used(tmp_path, monkeypatch, step):
+    """Whenever replacing the files is interrupted, no black image counts as rendered."""
     make(tmp_path)
     others = orbit_poses(9, seed=1)
     with monkeypatch.context() as patch:
@@ -150,7 +157,7 @@ def test_the_count_of_replaced_images_is_never_believed(tmp_path, monkeypatch, s
             make(tmp_path, Renderer(stop_at=0), others)
     make(tmp_path, poses=others)
     expected = np.stack([as_bytes(pose) for pose in others])
-    assert np.array_equal(load_images(tmp_path).images, expected)
+    assert np.array_equal(loaded_images(tmp_path).images, expected)
 
 
 def no_room(*_: object) -> None:
@@ -171,7 +178,7 @@ def test_a_full_disk_is_an_os_error_before_anything_is_written(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("reserving", ["posix_fallocate", "writing"])
-def test_every_byte_has_its_place_before_the_first_image(tmp_path, monkeypatch, reserving):
+def test_all_disk_blocks_are_allocated_before_the_first_image(tmp_path, monkeypatch, reserving):
     if reserving == "writing":
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     poses = np.repeat(POSES_SEEN[:1], 40, axis=0)
@@ -197,7 +204,7 @@ def test_truncated_arrays_are_refused_and_made_again(tmp_path, name, size_bytes)
     make(tmp_path)
     os.truncate(tmp_path / name, size_bytes)
     with pytest.raises(CheckpointError, match="not a readable array"):
-        load_images(tmp_path)
+        loaded_images(tmp_path)
     again = Renderer()
     make(tmp_path, again)
     assert again.rendered == 9
@@ -205,7 +212,7 @@ def test_truncated_arrays_are_refused_and_made_again(tmp_path, name, size_bytes)
 
 def test_missing_images_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"poses\.npy: file is missing"):
-        load_images(tmp_path)
+        loaded_images(tmp_path)
 
 
 class Bomb:
@@ -215,7 +222,7 @@ class Bomb:
 
 @pytest.mark.parametrize("name", [POSES, IMAGES])
 @pytest.mark.parametrize("form", ["pickle", "object array", "npz"])
-def test_foreign_files_are_refused_unopened(tmp_path, monkeypatch, name, form):
+def test_files_with_pickles_are_refused_without_unpickling(tmp_path, monkeypatch, name, form):
     monkeypatch.chdir(tmp_path)
     make(tmp_path)
     with (tmp_path / name).open("wb") as file:
@@ -226,7 +233,7 @@ def test_foreign_files_are_refused_unopened(tmp_path, monkeypatch, name, form):
         else:
             np.save(file, np.array([Bomb()], dtype=object), allow_pickle=True)
     with pytest.raises(CheckpointError, match="not a readable array"):
-        load_images(tmp_path)
+        loaded_images(tmp_path)
     assert not Path("exploded").exists()
 
 
@@ -246,11 +253,11 @@ def test_other_arrays_are_refused(tmp_path, name, array, unchecked):
     make(tmp_path)
     np.save(tmp_path / name, array)
     with pytest.raises(CheckpointError, match="npy: holds "):
-        load_images(tmp_path)
+        loaded_images(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"images": "many"}', '{"images": -4}'])
-def test_a_damaged_count_starts_over(tmp_path, text):
+def test_a_damaged_count_renders_all_images_again(tmp_path, text):
     make(tmp_path)
     (tmp_path / DONE).write_text(text)
     again = Renderer()
@@ -300,14 +307,14 @@ def test_batches_are_the_same_images(tmp_path, at_once):
         render, POSES_SEEN, HEIGHT, WIDTH, tmp_path,
         lambda done, total: calls.append((done, total)), images_at_once=at_once,
     )  # fmt: skip
-    assert np.array_equal(made.images, np.stack([as_bytes(pose) for pose in POSES_SEEN]))
+    assert np.array_equal(made, np.stack([as_bytes(pose) for pose in POSES_SEEN]))
     assert max(render.sizes) == min(at_once, 9)
     assert sum(render.sizes) == 9
     assert calls[-1] == (9, 9)
 
 
 @pytest.mark.parametrize("stop_at", range(5))
-def test_interrupted_batches_go_on_with_the_first_unfinished(tmp_path, monkeypatch, stop_at):
+def test_interrupted_batches_resume_at_the_first_unfinished_batch(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(posed_images, "FLUSH_EVERY_S", 0.0)
 
     def run(render: BatchRenderer) -> None:
@@ -321,28 +328,42 @@ def test_interrupted_batches_go_on_with_the_first_unfinished(tmp_path, monkeypat
     run(rest)
     assert sum(rest.sizes) == 9 - 2 * stop_at
     expected = np.stack([as_bytes(pose) for pose in POSES_SEEN])
-    assert np.array_equal(load_images(tmp_path).images, expected)
+    assert np.array_equal(loaded_images(tmp_path).images, expected)
 
 
-def test_images_on_a_device_are_those_of_the_folder(tmp_path):
+def test_images_on_a_device_equal_those_of_the_folder(tmp_path):
     calls = []
-    images = pseudo.render_pseudo_on_device(
-        batch, POSES_SEEN, HEIGHT, WIDTH, torch.device("cpu"),
+    rendered = pseudo.render_pseudo_on_device(
+        batch, POSES_SEEN, CAMERA, WORLD, torch.device("cpu"),
         lambda done, total: calls.append((done, total)), images_at_once=4,
     )  # fmt: skip
     assert calls == [(4, 9), (8, 9), (9, 9)]
-    assert np.array_equal(images.numpy(), make(tmp_path).images)
+    assert isinstance(rendered.images, Tensor)
+    assert np.array_equal(rendered.images.numpy(), make(tmp_path))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 9, 12])
-def test_shares_are_even_and_together_the_whole(ranks):
-    shares = [POSES_SEEN[posed_images.share_of(9, rank, ranks)] for rank in range(ranks)]
-    assert np.array_equal(np.concatenate(shares), POSES_SEEN)
-    sizes = {len(share) for share in shares}
+@pytest.mark.parametrize("rank", range(3))
+def test_each_rank_renders_its_shard_on_the_device(tmp_path, rank):
+    make(tmp_path)
+    expected = loaded_images(tmp_path).shard(Ranks(rank, 3), 4)
+    rendered = pseudo.render_pseudo_on_device(
+        batch, POSES_SEEN, CAMERA, WORLD, torch.device("cpu"), silent,
+        ranks=Ranks(rank, 3), windows=4,
+    )  # fmt: skip
+    assert rendered.first == expected.first
+    assert np.array_equal(rendered.poses, expected.poses)
+    assert np.array_equal(rendered.images, expected.images)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 9, 12])
+def test_shards_are_even_and_cover_all_poses(world_size):
+    shards = [POSES_SEEN[Ranks(rank, world_size).shard(9)] for rank in range(world_size)]
+    assert np.array_equal(np.concatenate(shards), POSES_SEEN)
+    sizes = {len(shard) for shard in shards}
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_only_a_gpu_with_room_keeps_images(monkeypatch):
+def test_images_fit_only_a_gpu_with_enough_free_memory(monkeypatch):
     assert not pseudo.fits_on_device(1, 2, 2, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40_000, 80_000))
     assert pseudo.fits_on_device(1, 60, 100, torch.device("cuda"))

@@ -14,7 +14,7 @@ from tiny_images import WORLD, orbit_poses
 from lightfield.camera import Intrinsics
 from lightfield.errors import CheckpointError
 from lightfield.rays import camera_rays
-from train.posed_images import load_images
+from train.posed_images import IMAGES, load_poses
 from train.published_pseudo import BLENDER_UNIT, load_published_pseudo
 
 CAMERA = Intrinsics(24, 16, 20.0, 20.0, 12.0, 8.0)
@@ -64,21 +64,22 @@ def test_images_and_rays_are_those_of_the_scene_they_were_made_from(tmp_path, in
         tmp_path / "theirs", into, progress=lambda done, total: calls.append((done, total))
     )
     assert camera == CAMERA
-    assert images.poses == pytest.approx(poses, abs=1e-5)
+    assert load_poses(into) == pytest.approx(poses, abs=1e-5)
     expected = [(255 * seen(pose).clip(0, 1)).round().reshape(16, 24, 3) for pose in poses]
-    assert np.array_equal(images.images, np.stack(expected))
-    assert images.images.dtype == np.uint8
-    assert isinstance(images.images, np.memmap)
+    assert np.array_equal(images, np.stack(expected))
+    assert images.dtype == np.uint8
+    assert isinstance(images, np.memmap)
     assert calls == [(n, COUNT) for n in range(1, COUNT + 1)]
-    assert np.array_equal(load_images(into).images, images.images)
+    assert np.array_equal(np.load(into / IMAGES), images)
 
 
 def test_another_unit_moves_the_cameras_only(tmp_path, into):
     poses = orbit_poses(COUNT)
     write_folder(tmp_path / "theirs", "forward", poses)
-    images, _ = load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
-    assert images.poses[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
-    assert images.poses[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
+    load_published_pseudo(tmp_path / "theirs", into, unit=0.5)
+    converted = load_poses(into)
+    assert converted[:, :, 3] == pytest.approx(0.5 * poses[:, :, 3], abs=1e-5)
+    assert converted[:, :, :3] == pytest.approx(poses[:, :, :3], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_wrong_and_pickled_arrays_are_refused_by_name(tmp_path, into, name, arra
         load_published_pseudo(tmp_path / "theirs", into)
 
 
-def test_a_pose_that_is_no_rotation_is_refused(tmp_path, into, unchecked):
+def test_poses_that_are_not_rotations_are_refused(tmp_path, into, unchecked):
     write_folder(tmp_path / "theirs", "forward", orbit_poses(COUNT))
     np.save(tmp_path / "theirs/poses/c2w_00001.npy", np.ones((3, 4), np.float32))
     with pytest.raises(CheckpointError, match=r"c2w_00001.npy.*rigid"):
@@ -127,7 +128,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path, into, name, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"downscaled_height": 3}, "whole part"),
+        ({"downscaled_height": 3}, "integer multiple"),
         ({"downscaled_focal": -1.0}, "positive"),
         ({"scale": "big"}, "does not describe"),
         ({"max_radius": None}, "does not describe"),
@@ -154,7 +155,7 @@ def test_descriptions_that_fit_no_images_are_refused(tmp_path, into, change, sai
         "{'descr': '<f4', 'fortran_order': False, 'shape': (" + 99 * "9" + ",)}", "\0",
     ],
 )  # fmt: skip
-def test_headers_of_nonsense_are_refused_in_one_line(tmp_path, into, header):
+def test_invalid_headers_are_refused_in_one_line(tmp_path, into, header):
     write_folder(tmp_path / "theirs", "blender", orbit_poses(COUNT))
     path = tmp_path / "theirs/poses/c2w_00001.npy"
     text = header.encode("latin1") + b"\n"
@@ -179,12 +180,12 @@ def test_a_folder_without_one_set_of_images_is_refused(tmp_path, into, names):
         (tmp_path / "theirs" / name).mkdir()
     if not names:
         (tmp_path / "theirs/16x24_rgb").rename(tmp_path / "theirs/images")
-    with pytest.raises(CheckpointError, match="folders named like"):
+    with pytest.raises(CheckpointError, match="one folder named like"):
         load_published_pseudo(tmp_path / "theirs", into)
 
 
-def test_what_a_file_manager_leaves_among_the_images_is_no_image(tmp_path, into):
+def test_files_of_file_managers_are_not_read_as_images(tmp_path, into):
     write_folder(tmp_path / "theirs", "orbit", orbit_poses(COUNT))
     for name in ("._rendered_rgb_00000.npy", "mean.npy", ".DS_Store"):
         (tmp_path / "theirs/16x24_rgb" / name).write_bytes(b"\0\5\26\7")
-    assert len(load_published_pseudo(tmp_path / "theirs", into)[0].poses) == COUNT
+    assert len(load_published_pseudo(tmp_path / "theirs", into)[0]) == COUNT

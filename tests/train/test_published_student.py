@@ -180,15 +180,15 @@ def expanded(state: dict) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "file is missing"),
-    "text": (lambda path: path.write_text("no"), "no checkpoint as torch.save writes it"),
+    "text": (lambda path: path.write_text("no"), "not a checkpoint of torch.save"),
     "a folder": (lambda path: path.mkdir(), "is not a regular file"),
-    "a pickle": (whole_pickle, "no checkpoint as torch.save writes it"),
-    "a command": (with_bomb(Bomb(os.system, "touch pwned")), "asks for posix.system"),
-    "an evaluation": (with_bomb(Bomb(eval, "open('pwned', 'w')")), "asks for __builtin__.eval"),
-    "much memory": (with_bomb(Bomb(bytearray, 1 << 45)), "asks for __builtin__.bytearray"),
-    "a forbidden torch": (with_bomb(Bomb(torch.hub.load, "a/b", "c")), "asks for torch.hub.load"),
-    "a tar that climbs out": (slipping_tar, "no checkpoint as torch.save writes it"),
-    "a zip that climbs out": (slipping_zip, "no checkpoint as torch.save writes it"),
+    "a pickle": (whole_pickle, "not a checkpoint of torch.save"),
+    "a command": (with_bomb(Bomb(os.system, "touch pwned")), "names posix.system"),
+    "an evaluation": (with_bomb(Bomb(eval, "open('pwned', 'w')")), "names __builtin__.eval"),
+    "much memory": (with_bomb(Bomb(bytearray, 1 << 45)), "names __builtin__.bytearray"),
+    "a forbidden torch": (with_bomb(Bomb(torch.hub.load, "a/b", "c")), "names torch.hub.load"),
+    "a tar that climbs out": (slipping_tar, "not a checkpoint of torch.save"),
+    "a zip that climbs out": (slipping_zip, "not a checkpoint of torch.save"),
     "a zip bomb": (
         rewritten(lambda name, data: data, compression=zipfile.ZIP_DEFLATED), "is compressed",
     ),
@@ -211,9 +211,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "many tensors": (
         changed(lambda s: s.update({str(n): s["head.0.bias"] for n in range(5000)})), " tensors)",
     ),
-    "no weights": (lambda path: torch.save({"a": torch.zeros(1)}, path), "holds no `network_fn_"),
-    "a list": (lambda path: torch.save([1], path), "holds no `network_fn_"),
-    "an entry that is no tensor": (changed(lambda s: s.update({"head.0.bias": 3})), "is no tensor"),
+    "no weights": (lambda path: torch.save({"a": torch.zeros(1)}, path), "contains no `network_fn_"),
+    "a list": (lambda path: torch.save([1], path), "contains no `network_fn_"),
+    "an entry that is no tensor": (changed(lambda s: s.update({"head.0.bias": 3})), "is not a tensor"),
     "a missing layer": (
         changed(lambda s: s.pop("tail.0.weight")), "not the published network",
     ),
@@ -259,9 +259,9 @@ def test_anything_else_is_refused_in_one_line_and_nothing_of_it_runs(tmp_path, m
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_other_points_are_said(tmp_path):
+def test_another_number_of_points_is_refused(tmp_path):
     path = save_checkpoint(tmp_path / "ckpt.tar", published_network())
-    with pytest.raises(CheckpointError, match="84 input channels are not 8 points"):
+    with pytest.raises(CheckpointError, match="84 input channels do not fit 8 points per ray"):
         imported(path, PublishedNetwork())
     assert published_activation(path) == "gelu"
     network = published_network()
@@ -271,5 +271,5 @@ def test_other_points_are_said(tmp_path):
     assert published_activation(bare) == "gelu"
     relu = imported(path, PublishedNetwork(points=4, activation="relu"))
     assert isinstance(relu.head_activation, nn.ReLU)
-    with pytest.raises(ConfigError, match="near 6 is not before far 2"):
+    with pytest.raises(ConfigError, match="near must be smaller than far"):
         PublishedNetwork(near=6.0, far=2.0)

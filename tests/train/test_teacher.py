@@ -23,9 +23,11 @@ from train import teacher as teacher_module
 from train import teacher_training
 from train.marching import march, rays_in_box
 from train.radiance_field import bounded_exp
-from train.rendering import HIDDEN, RAY_ENDS, render_in_rounds, render_samples
+from train.rendering import render_in_rounds, render_samples
 from train.teacher import Teacher, TeacherConfig, render_image, render_rays
-from train.teacher_training import CHECKPOINT, annealing, train_teacher
+from train.teacher_schedule import annealing
+from train.teacher_training import CHECKPOINT, train_teacher
+from train.volume_rendering import FINAL_TRANSMITTANCE, NEGLIGIBLE_WEIGHT
 
 CPU = torch.device("cpu")
 WHITE = (1.0, 1.0, 1.0)
@@ -159,9 +161,9 @@ def test_rounds_equal_rendering_all_samples_at_once(learned: Teacher, scene: Sce
 
     longest = int(torch.bincount(samples.ray).max())
     assert longest > 16  # several rounds
-    bound = RAY_ENDS + longest * HIDDEN
+    bound = FINAL_TRANSMITTANCE + longest * NEGLIGIBLE_WEIGHT
     assert float((rounds.color - whole.color).abs().max()) < bound
-    assert float((rounds.opacity - whole.opacity).abs().max()) < RAY_ENDS
+    assert float((rounds.opacity - whole.opacity).abs().max()) < FINAL_TRANSMITTANCE
     opaque = whole.opacity > 0.5
     torch.testing.assert_close(rounds.t[opaque], whole.t[opaque], atol=0.02, rtol=0)
     depth = (whole.t[opaque] * directions[opaque].norm(dim=-1)).mean() * 2 * learned.box.half_extent
@@ -300,7 +302,7 @@ def test_divergence_is_one_clear_error(
 
     real = teacher_training.training_loss
     monkeypatch.setattr(teacher_training, "training_loss", spoiled)
-    with pytest.raises(ConfigError, match="diverged; choose a lower one"):
+    with pytest.raises(ConfigError, match="diverged; choose a lower learning rate"):
         trained(scene, replace(TINY, steps=20), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Small images that a student can be trained on: an analytic scene, and cameras around it."""
+"""Small training images for students: an analytic scene, and cameras around it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from lightfield.camera import Intrinsics, look_at
 from lightfield.light_field import LightField
 from lightfield.rays import RaySpace, camera_rays
 from lightfield.student import Student, StudentSpec, TailStage
-from train.distil import DistilConfig, mean_psnr
-from train.image_pool import ImagePool
+from train.distillation import DistillConfig, mean_psnr
+from train.posed_images import PosedImages
+from train.window_sampler import WindowSampler
 
 CPU = torch.device("cpu")
 WORLD = RaySpace("world", 2.0, 6.0)
@@ -28,7 +29,7 @@ TAILS = {
     "none": (),
 }
 SPEC = StudentSpec(4, 3, 16, (12, 16), TAILS["twice"], norm="none")
-QUICK = DistilConfig(
+QUICK = DistillConfig(
     steps=60, windows=8, window_rays=5, warmup_steps=10, ema_decay=0.95, precision="float32"
 )
 
@@ -43,7 +44,7 @@ def orbit_poses(count: int, seed: int = 0) -> np.ndarray:
     """Cameras all around the origin, above the ground, at a distance of 4."""
     random = np.random.default_rng(seed)
     azimuth, elevation = random.uniform(0, 2 * np.pi, count), random.uniform(0.5, 1.2, count)
-    places = 4 * np.stack(
+    centers = 4 * np.stack(
         [
             np.cos(azimuth) * np.cos(elevation),
             np.sin(azimuth) * np.cos(elevation),
@@ -52,7 +53,7 @@ def orbit_poses(count: int, seed: int = 0) -> np.ndarray:
         axis=1,
     )
     up = np.array([0, 0, 1.0])
-    return np.stack([look_at(place, np.zeros(3), up) for place in places]).astype(np.float32)
+    return np.stack([look_at(center, np.zeros(3), up) for center in centers]).astype(np.float32)
 
 
 def ground_images(poses: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
@@ -66,17 +67,21 @@ def ground_images(poses: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     return torch.stack(images).numpy()
 
 
-def ground_pool(
+def posed_ground_images(count: int, factor: int) -> PosedImages:
+    """Images of the ground for students that up-sample `factor` times."""
+    poses, intrinsics = orbit_poses(count), camera(factor=factor)
+    return PosedImages(poses, ground_images(poses, intrinsics), intrinsics, WORLD)
+
+
+def ground_sampler(
     spec: StudentSpec = SPEC, *, count: int = 60, device: torch.device = CPU
-) -> ImagePool:
-    """Images of the ground for a student of `spec`."""
-    poses, intrinsics = orbit_poses(count), camera(factor=spec.factor)
-    images = ground_images(poses, intrinsics)
-    return ImagePool(poses, images, intrinsics, WORLD, spec, device=device)
+) -> WindowSampler:
+    """Sampler of windows of the ground for a student of `spec`."""
+    return WindowSampler(posed_ground_images(count, spec.factor), spec, device=device)
 
 
 def fresh_student(spec: StudentSpec = SPEC, seed: int = 0) -> Student:
-    """A student that is the same every time."""
+    """A student whose weights depend on `seed` alone."""
     torch.manual_seed(seed)
     return Student(spec)
 
@@ -86,22 +91,22 @@ def lively_student(spec: StudentSpec) -> Student:
     student = fresh_student(spec).eval()
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.weight.data *= 3  # the default initialization forgets its input layer by layer
+            module.weight.data *= 3  # with the default initialization the input's effect fades
     with torch.no_grad():
         student.color.weight *= 1e-3
         colors = student(torch.rand(1, spec.input_channels, 8, 8))
-        student.color.weight /= torch.logit(colors).std()  # far from where the sigmoid saturates
+        student.color.weight /= torch.logit(colors).std()  # the sigmoid does not saturate
     return student
 
 
 def score(student: Student) -> float:
-    """PSNR on views that the pool does not hold."""
+    """PSNR on views that are not training images, in dB."""
     poses = orbit_poses(6, seed=5)
     field = LightField(student, camera(factor=student.spec.factor), WORLD)
     return mean_psnr(field, poses, ground_images(poses, field.intrinsics))
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two students are equal, bit for bit."""
+    """Whether two modules are equal bit for bit."""
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)

@@ -1,1 +1,1 @@
-"""The multiresolution hash encoding of Instant-NGP, one function with several implementations."""
+"""Implementations of the multiresolution hash encoding of Instant-NGP."""

@@ -1,7 +1,7 @@
-"""The hash grid of tiny-cuda-nn, when it is installed and works on this machine.
+"""Hash grid of tiny-cuda-nn, for machines where tinycudann is installed and works.
 
-Its parameter is the flat vector of `train.hash_grid.layout`, so weights trained with it load into
-every other implementation and back.
+The parameter is the flat vector of `train.grid_layout`, so all implementations load each other's
+weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightfield.errors import ConfigError, described, first_line
-from train.hash_grid.layout import INITIAL_RANGE, GridShape
+from train.grid_layout import INITIAL_RANGE, GridShape
 
 
 @functools.lru_cache(maxsize=1)
@@ -23,16 +23,15 @@ def probe() -> tuple[Any, str | None]:
     """The tinycudann module and None, or None and the reason why it cannot be used."""
     try:
         return importlib.import_module("tinycudann"), None
-    except Exception as error:  # without a matching GPU it raises OSError, and worse
+    except Exception as error:  # without a matching GPU it raises OSError, among others
         return None, described(error)
 
 
 class TcnnHashGrid(nn.Module):
-    """The encoding of points in [0, 1]^3 by tiny-cuda-nn, in float32, on a CUDA device.
+    """Encoding of points in [0, 1]^3 by tiny-cuda-nn, in float32, on a CUDA device.
 
     Raises:
-        ConfigError: when tinycudann cannot be imported, refuses the shape, or lays its table out
-            differently.
+        ConfigError: when tinycudann cannot be imported, refuses the shape, or has another table size.
     """
 
     def __init__(self, shape: GridShape, generator: torch.Generator):
@@ -48,22 +47,22 @@ class TcnnHashGrid(nn.Module):
         count = shape.entries * shape.features_per_level
         if encoding.params.numel() != count:
             raise ConfigError(
-                f"this tinycudann keeps {encoding.params.numel()} values where {count} are expected",
+                f"this tinycudann has a table of {encoding.params.numel()} values, not {count}",
                 where="grid tcnn",
                 remedy="choose grid torch",
             )
         self.shape = shape
         self.table: nn.Parameter = encoding.params
-        # Not registered as a submodule: the state dict holds the table once, under the common name.
+        # The encoding is no submodule, so the state dict holds the table once, under the common name.
         self.__dict__["encoding"] = encoding
         with torch.no_grad():
             table = torch.empty(count).uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=generator)
             self.table.copy_(table)
 
     def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n lf"]:  # noqa: D102
-        if not len(points):  # tiny-cuda-nn would leave the table's gradient as memory happens to be
+        if not len(points):  # tiny-cuda-nn would leave the table's gradient uninitialized
             return self.table[:0].view(0, self.shape.width)
-        # The table is handed over: whatever replaced the parameter, the encoding reads this one.
+        # The table is passed explicitly, because callers may have replaced the parameter.
         values: dict[str, Tensor] = {"params": self.table}
         return torch.func.functional_call(self.__dict__["encoding"], values, (points,))
 
@@ -82,7 +81,7 @@ def _encoding(module: Any, shape: GridShape) -> Any:
             },
             dtype=torch.float32,
         )
-    except RuntimeError as refusal:  # it knows 1, 2, 4 and 8 features per level, for example
+    except RuntimeError as refusal:  # it supports only 1, 2, 4 or 8 features per level, for example
         raise ConfigError(
             f"tinycudann refuses the grid ({first_line(refusal)})",
             where="grid tcnn",

@@ -1,8 +1,8 @@
-"""The hash grid in plain PyTorch: the readable form, and the fast one on CPUs.
+"""Hash grid in plain PyTorch: the reference implementation, and the fastest one on CPUs.
 
-Per level, the eight corners around each point are written into one [n, 8] array of entries and one
-of trilinear weights; `embedding_bag` sums them. Its own backward pass is slow, so ours adds the
-features of each corner into the table as complex numbers: two features per scattered addition.
+For each level, entries and trilinear weights of the eight corners around each point form two [n, 8]
+arrays, and `embedding_bag` sums the corners. The backward pass of `embedding_bag` is slow, so this
+module adds pairs of features to the table as complex numbers: one scattered addition per pair.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from train.hash_grid.layout import INITIAL_RANGE, PRIMES, GridShape, Level
+from train.grid_layout import INITIAL_RANGE, PRIMES, GridShape, Level
 
 
 class TorchHashGrid(nn.Module):
-    """The encoding of points in [0, 1]^3; differentiable in its table, not in the points."""
+    """Encoding of points in [0, 1]^3; differentiable in the table, not in the points."""
 
     def __init__(self, shape: GridShape, generator: torch.Generator):
         super().__init__()
@@ -37,9 +37,9 @@ class TorchHashGrid(nn.Module):
 def corners(
     points: Float[Tensor, "3 n"], level: Level
 ) -> tuple[Int[Tensor, "n 8"], Float[Tensor, "n 8"]]:
-    """Entries and trilinear weights of the lattice points around each point.
+    """Entries and trilinear weights of the eight lattice points around each point.
 
-    Corner c takes the upper lattice point along x, y, z where bit 0, 1, 2 of c is set.
+    Corner c takes the upper lattice point along x, y, z if bit 0, 1, 2 of c is set.
     """
     position = points * level.scale + 0.5
     cell = position.floor()
@@ -59,16 +59,16 @@ def corners(
                 combine(terms[x][0], entry_yz, out=entry[:, corner])
                 torch.mul(weights[x][0], weight_yz, out=weight[:, corner])
     if not level.hashed:
-        # A point at the far side of the box has corners beyond the lattice; they wrap, as upstream.
+        # Corners beyond the far side of the box wrap around, as in tiny-cuda-nn.
         entry.remainder_(level.size)
     return entry, weight
 
 
 def _axis_terms(cell: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """What each axis adds (or xors) to the entry, for the lower and the upper lattice point."""
+    """Summands (dense) or xor terms (hashed) of each axis, for the lower and upper lattice point."""
     r = level.resolution
-    # Only the low bits of a product survive the modulo, so reduced primes give the same entry and
-    # products that fit 32 bits, which are twice as fast.
+    # Only the low bits of a product survive the modulo, so reduced primes give the same entries, and
+    # their products often fit int32, which is twice as fast.
     factors = [p % level.size for p in PRIMES] if level.hashed else [1, r, r * r]
     narrow = max(factors) * (r + 1) < 2**31
     dtype = torch.int32 if narrow else torch.int64
@@ -114,7 +114,7 @@ def add_corners(
     weight: Float[Tensor, "n 8"],
     grad: Float[Tensor, "n f"],
 ) -> None:
-    """Add weight * grad into `rows`, in place: the transpose of the weighted lookup."""
+    """Add weight * grad to `rows` in place: the transpose of the weighted lookup."""
     n, features = grad.shape
     flat = entry.view(-1)
     if features % 2:

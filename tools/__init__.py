@@ -1,0 +1,1 @@
+"""Development tools, outside of the wheel."""

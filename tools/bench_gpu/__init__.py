@@ -1,0 +1,1 @@
+"""Benchmark of the Triton kernels and of the training on this machine's GPU (`make bench-gpu`)."""

@@ -1,1 +1,0 @@
-"""Images of a trained teacher in kernels."""

@@ -1,1 +1,0 @@
-"""The student's training in kernels."""

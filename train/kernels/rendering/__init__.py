@@ -1,0 +1,1 @@
+"""Kernels that render images of a trained teacher."""

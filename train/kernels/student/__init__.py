@@ -1,0 +1,1 @@
+"""Kernels of the student's training; `fast_student` combines them to a step."""
