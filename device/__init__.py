@@ -1,1 +1,1 @@
-"""Phones over ADB, and this host, as things that measure a model."""
+"""Latency measurement of ONNX graphs on phones (over adb) and on this machine."""

@@ -1,9 +1,9 @@
-"""Talks to phones through an adb server, by adbutils.
+"""ADB connection to phones: shell commands, and files with verified hashes, through adbutils.
 
-Nothing here knows what is measured, or how a phone's answers read (that is `device.adb_output`). Every
-command is a list of words, each quoted for the phone's shell; every file that is pushed is checked on
-the phone by its SHA-256 before it counts. The adb server comes in as an argument (`AdbClient`), so that
-tests can hand in another.
+This module knows nothing about measurements or about the format of a phone's answers
+(`device.adb_output` parses them). Every command is a list of words, each quoted for the phone's
+shell. Every pushed file is verified on the phone by its SHA-256. The adb client is an argument
+(`AdbClient`), so that tests can pass a fake one.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from lightfield.errors import AdbError
 from lightfield.files import atomic_path, fingerprint, sha256_of
 
 TEMPORARY_FOLDER = "/data/local/tmp"
-"""Where adb's shell may write and execute."""
+"""Folder in which adb's shell may write files and run programs."""
 
 PHONE_FOLDER = f"{TEMPORARY_FOLDER}/nelf"
-"""Everything that is pushed lies below it."""
+"""Folder of all pushed files."""
 
 _SHELL_SECONDS = 30.0
 _NOT_FOUND = 127
@@ -45,7 +45,7 @@ _NO_SERIAL_NUMBER = "(no serial number)"
 
 @runtime_checkable
 class AdbClient(Protocol):
-    """The part of adbutils.AdbClient that is used."""
+    """The part of adbutils.AdbClient that this package uses."""
 
     def list(self, extended: bool = False) -> Sequence[Any]: ...  # noqa: D102
 
@@ -62,7 +62,7 @@ class ShellResult:
 
 
 def attached_phones(client: AdbClient) -> list[AttachedPhone]:
-    """What the adb server lists, usable or not.
+    """All phones that the adb server lists, whether they are usable or not.
 
     Raises:
         AdbError: when the server does not answer.
@@ -73,15 +73,15 @@ def attached_phones(client: AdbClient) -> list[AttachedPhone]:
 
 
 def open_phone(client: AdbClient, serial: str | None = None) -> AdbPhone:
-    """The phone that is asked for, or the only usable one.
+    """Open the given phone, or the only usable one.
 
     Args:
-        client: of the adb server.
-        serial: a serial number, or another name that adb takes for a phone: `usb:1-2`, `model:Pixel_8`,
-            `transport_id:3`. By default what ANDROID_SERIAL names, as for adb itself.
+        client: client of the adb server.
+        serial: a serial number, or another name that adb accepts for a phone: `usb:1-2`,
+            `model:Pixel_8`, `transport_id:3`. The default is ANDROID_SERIAL, as for adb itself.
 
     Raises:
-        AdbError: when there is none, it is not usable, or there are several.
+        AdbError: when there is no such phone, the phone is not usable, or there are several phones.
     """
     phones = attached_phones(client)
     name, where = serial, serial or ""
@@ -93,13 +93,15 @@ def open_phone(client: AdbClient, serial: str | None = None) -> AdbPhone:
         named = named or [phone for phone in phones if phone.is_called(name)]
     if name is not None and not named:
         listed = ", ".join(_name(phone, phones) for phone in phones) or "none"
-        raise AdbError("no such phone is attached", where=where, remedy=f"attached: {listed}")
+        raise AdbError(
+            "no such phone is attached", where=where, remedy=f"attached phones: {listed}"
+        )
     chosen = _the_only(_distinct(client, named, phones) or named, phones)
     return _opened(client, chosen, phones)
 
 
 def phone_names(client: AdbClient) -> list[str]:
-    """What `open_phone` takes for every usable phone, each once in however many ways it is attached.
+    """Names, for `open_phone`, of all usable phones; a phone that is attached twice is listed once.
 
     Raises:
         AdbError: when the server does not answer.
@@ -111,8 +113,7 @@ def phone_names(client: AdbClient) -> list[str]:
 def _distinct(
     client: AdbClient, chosen: Sequence[AttachedPhone], phones: Sequence[AttachedPhone]
 ) -> list[AttachedPhone]:
-    """Every usable one of the chosen phones once, over USB where that is one of the ways in which it is
-    attached."""
+    """The usable ones of the chosen phones, each once; a phone attached in two ways is used over USB."""
     ready = [phone for phone in chosen if phone.is_ready]
     if len(ready) < 2:
         return ready
@@ -121,7 +122,7 @@ def _distinct(
         try:
             unit = read_identity(_opened(client, phone, phones)).unit
         except AdbError:
-            unit = _name(phone, phones)  # whoever opens it next hears why
+            unit = _name(phone, phones)  # opening the phone later raises the error
         same = found.setdefault(unit, [])
         if all(_are_two(phone, other) for other in same):
             same.append(phone)
@@ -129,8 +130,10 @@ def _distinct(
 
 
 def _are_two(one: AttachedPhone, other: AttachedPhone) -> bool:
-    """Whether two connections are of two phones, though both tell the same of themselves: a phone has
-    one USB port, and one connection of a name."""
+    """Whether two connections with the same identity belong to two phones.
+
+    They do if both are over USB, because a phone has one USB port, or if they have the same name.
+    """
     return one.serial == other.serial or ("usb" in one.tags and "usb" in other.tags)
 
 
@@ -139,15 +142,15 @@ def _the_only(chosen: Sequence[AttachedPhone], phones: Sequence[AttachedPhone]) 
         raise AdbError(
             "no phone is attached",
             where="adb",
-            remedy="enable USB debugging, plug it in and accept the prompt, "
-            "or `adb connect ADDRESS`, or measure with the host target",
+            remedy="enable USB debugging, plug the phone in and accept the prompt on the phone, "
+            "or run `adb connect ADDRESS`, or measure on this machine with --target host",
         )
     if len(chosen) > 1:
         listed = ", ".join(f"{_name(phone, phones)} ({phone.state})" for phone in chosen)
         what = f"{len(chosen)} phones are attached"
         if len({phone.serial for phone in chosen}) == 1:
             what += f" with the serial number {chosen[0].serial}"
-        raise AdbError(what, where=listed, remedy="choose one by its serial, as it is written here")
+        raise AdbError(what, where=listed, remedy="choose one by --serial with the name shown here")
     return chosen[0]
 
 
@@ -162,8 +165,10 @@ def _opened(client: AdbClient, phone: AttachedPhone, phones: Sequence[AttachedPh
 
 
 def _name(phone: AttachedPhone, phones: Sequence[AttachedPhone]) -> str:
-    """A phone's serial number, or the number of its connection where the first does not tell it from
-    others: some makers give all phones one serial number, and some give none."""
+    """A phone's serial number, or the number of its connection if the serial number is not unique.
+
+    Some makers give all phones the same serial number, and some give none.
+    """
     shared = [other.serial for other in phones].count(phone.serial) > 1
     if (shared or phone.serial == _NO_SERIAL_NUMBER) and "transport_id" in phone.tags:
         return f"transport_id:{phone.tags['transport_id']}"
@@ -171,21 +176,21 @@ def _name(phone: AttachedPhone, phones: Sequence[AttachedPhone]) -> str:
 
 
 class AdbPhone:
-    """One usable phone: commands and files."""
+    """A usable phone: runs shell commands, pushes and pulls files."""
 
     def __init__(self, device: Any, serial: str):
         self._device = device
         self.serial = serial
         self._hashed: dict[str, tuple[str, str]] = {}
-        """Path -> its size and time when it was hashed, and the hash."""
+        """Path -> (size and modification time when the file was hashed, hash)."""
 
     def attempt(
         self, words: Sequence[str], *, timeout_seconds: float = _SHELL_SECONDS
     ) -> ShellResult:
-        """Run a command and wait for it, whatever its exit code.
+        """Run a command and return its result, whatever the exit code.
 
         Raises:
-            AdbError: when the phone is lost, or silent for `timeout_seconds`.
+            AdbError: when the phone is lost, or does not answer for `timeout_seconds`.
         """
         with translated(self.serial):
             done = self._device.shell2(shlex.join(words), timeout=timeout_seconds, v2=True)
@@ -194,10 +199,10 @@ class AdbPhone:
         return ShellResult(done.returncode, stdout, done.stderr)
 
     def shell(self, words: Sequence[str], *, timeout_seconds: float = _SHELL_SECONDS) -> str:
-        """Standard output of a command that must succeed.
+        """Run a command and return its standard output.
 
         Raises:
-            AdbError: when it does not, with the phone's own words.
+            AdbError: when the command fails; the error contains the phone's message.
         """
         result = self.attempt(words, timeout_seconds=timeout_seconds)
         if result.exit_code != 0:
@@ -211,20 +216,20 @@ class AdbPhone:
         return result.stdout
 
     @contextlib.contextmanager
-    def beside(self, words: Sequence[str]) -> Iterator[str]:
-        """Let a command run while the block does; yields the first line that it says.
+    def in_background(self, words: Sequence[str]) -> Iterator[str]:
+        """Run a command while the block runs; yields the first line of its output.
 
-        Its standard input ends when the block does, when this program ends in whatever way, and when
-        the phone is unplugged.
+        The command's standard input ends when the block ends, when this program ends for any reason, and
+        when the phone is unplugged.
 
         Raises:
-            AdbError: when the phone is lost, or silent, before that line.
+            AdbError: when the phone is lost, or does not answer, before that line.
         """
         with translated(self.serial):
             stream = self._device.open_transport()
         try:
             with translated(self.serial):
-                # unlike `shell:`, this service has no terminal between the two ends
+                # unlike `shell:`, the `exec:` service uses no terminal
                 stream.send_command(f"exec:{shlex.join(words)}")
                 stream.check_okay()
                 line = _first_line(stream)
@@ -233,10 +238,12 @@ class AdbPhone:
             stream.close()
 
     def push_files(self, files: Mapping[str, Path]) -> str:
-        """Put files into a folder named by their content; its path. Whole ones are not sent again.
+        """Push files into a folder that is named by their content; return the path of the folder.
+
+        Files that are already there with the right hash are not sent again.
 
         Raises:
-            AdbError: when one does not arrive whole.
+            AdbError: when a file arrives damaged, or there is not enough storage.
         """
         hashes = {name: sha256_of(path) for name, path in files.items()}
         folder = f"{PHONE_FOLDER}/{fingerprint(hashes)[:16]}"
@@ -253,21 +260,22 @@ class AdbPhone:
         if damaged := [name for name in missing if present.get(name) != hashes[name]]:
             self.attempt(["rm", "-rf", folder])
             raise AdbError(
-                f"{', '.join(damaged)} did not arrive whole",
+                f"{', '.join(damaged)} arrived damaged on the phone",
                 where=self.serial,
                 remedy="check the cable and the phone's free storage",
             )
         return folder
 
     def _require_room(self, size_bytes: int) -> None:
-        """Refuse before, rather than in the middle of, a push that cannot end well."""
+        """Refuse a push for which the phone has too little storage, before it starts."""
         words = ["stat", "-f", "-c", "%a %S", TEMPORARY_FOLDER]
         free_bytes = parse_free_bytes(self.attempt(words).stdout)
         if free_bytes is not None and free_bytes < size_bytes:
             raise AdbError(
-                f"{free_bytes / 1e6:.1f} MB of its storage are free, {size_bytes / 1e6:.1f} needed",
+                f"the phone has {free_bytes / 1e6:.1f} MB of free storage, "
+                f"{size_bytes / 1e6:.1f} MB are needed",
                 where=self.serial,
-                remedy="make room on the phone",
+                remedy="free storage on the phone",
             )
 
     def _push(self, local: Path, remote: str) -> None:
@@ -278,18 +286,18 @@ class AdbPhone:
             if not isinstance(error.__cause__, adbutils.AdbError) or "FAIL" not in str(error):
                 raise
             raise AdbError(
-                f"it did not take {local.name}",
+                f"the phone did not accept {local.name}",
                 where=self.serial,
-                remedy="is its storage full or read-only?",
+                remedy="check whether its storage is full or read-only",
             ) from error
 
     def _hashes(self, folder: str, names: Sequence[str]) -> dict[str, str]:
-        """SHA-256 of those that exist; not computed again while size and time stay."""
+        """SHA-256 of the files that exist; cached while size and modification time do not change."""
         paths = {name: f"{folder}/{name}" for name in names}
         looked = self.attempt(["stat", "-c", "%s %y  %n", *paths.values()])
         stamps = _by_path(looked.stdout)
         if looked.exit_code == _NOT_FOUND:
-            stamps = dict.fromkeys(paths.values(), "")  # no telling: always computed
+            stamps = dict.fromkeys(paths.values(), "")  # no `stat` on the phone: always compute
         for path in paths.values():
             if self._hashed.get(path, ("", ""))[0] != stamps.get(path) or not stamps[path]:
                 self._hashed.pop(path, None)
@@ -307,10 +315,10 @@ class AdbPhone:
         return {name: self._hashed[path][1] for name, path in paths.items() if path in self._hashed}
 
     def pull_file(self, remote: str, local: Path) -> None:
-        """Fetch one file, checked by its SHA-256.
+        """Pull one file, and verify its SHA-256.
 
         Raises:
-            AdbError: when it is missing, or does not arrive whole.
+            AdbError: when the file is missing, or arrives damaged.
         """
         with translated(self.serial):
             if not stat.S_ISREG(self._device.sync.stat(remote).mode):
@@ -320,18 +328,18 @@ class AdbPhone:
                 self._device.sync.pull(remote, str(temporary))
             words = self.shell(["sha256sum", remote]).split()
             if not words or words[0] != sha256_of(temporary):
-                raise AdbError(f"{remote} did not arrive whole", where=self.serial)
+                raise AdbError(f"{remote} arrived damaged", where=self.serial)
 
     def remove(self, folders: Sequence[str]) -> None:
-        """Delete folders below PHONE_FOLDER, and it when nothing is left in it."""
+        """Delete folders in PHONE_FOLDER, and PHONE_FOLDER itself if it is empty."""
         assert all(folder.startswith(f"{PHONE_FOLDER}/") for folder in folders)
         if folders:
             self.shell(["rm", "-rf", *folders])
-        self.attempt(["rmdir", PHONE_FOLDER])  # fails, as it should, while others use it
+        self.attempt(["rmdir", PHONE_FOLDER])  # fails if another measurement uses the folder
 
 
 def read_identity(phone: AdbPhone) -> PhoneIdentity:
-    """Who the phone is, from what it says about itself.
+    """Read the phone's identity from its properties.
 
     Raises:
         AdbError: when the phone is lost.
@@ -339,14 +347,14 @@ def read_identity(phone: AdbPhone) -> PhoneIdentity:
     properties = parse_getprop(phone.shell(["getprop"]))
     android_id = ""
     if not serial_number(properties):
-        said = phone.attempt(["settings", "get", "secure", "android_id"]).stdout.strip()
-        android_id = said if re.fullmatch("[0-9a-fA-F]{8,16}", said) else ""
+        answer = phone.attempt(["settings", "get", "secure", "android_id"]).stdout.strip()
+        android_id = answer if re.fullmatch("[0-9a-fA-F]{8,16}", answer) else ""
     cpuinfo = phone.attempt(["cat", "/proc/cpuinfo"]).stdout
     return phone_identity(properties, android_id=android_id, cpuinfo=cpuinfo)
 
 
 def _by_path(text: str) -> dict[str, str]:
-    """Path -> what is said of it, from lines of `WHAT  PATH`."""
+    """Path -> text before it, from lines of `TEXT  PATH`."""
     pairs = [line.split("  ", 1) for line in text.splitlines()]
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
 

@@ -1,4 +1,4 @@
-"""What adbutils and the adb server say when something fails, in words for a person."""
+"""Translation of errors of adbutils and the adb server into one-line errors with a remedy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightfield.errors import AdbError
 
 SERVER = "adb"
 _CHECK_CABLE = "check the cable, then measure again"
-# adbutils asserts and unpacks what it reads without looking whether it came whole
+# adbutils asserts and unpacks what it reads without checking that it is complete
 _CUT_OFF = (EOFError, ConnectionError, AssertionError, struct.error)
-_SAID_WHEN_CUT_OFF = (
+_CUT_OFF_MESSAGES = (
     "",
     "closed",
     "connection closed",
@@ -23,15 +23,16 @@ _SAID_WHEN_CUT_OFF = (
     "Invalid sync cmd",
     "read chunk missing",
 )
-_ACCEPT = "unlock it and accept 'Allow USB debugging', then try again"
-_RESTART = "restart it into Android"
+_ACCEPT = "unlock the phone and accept 'Allow USB debugging', then try again"
+_RESTART = "restart the phone into Android"
 _REMEDIES = {
     "unauthorized": _ACCEPT,
     "authorizing": _ACCEPT,
     "connecting": "wait a moment, then try again",
-    "offline": "plug it in again, or run `adb reconnect offline`",
-    "detached": "run `adb attach` for it, then try again",
-    "no permissions": "give your user access to the USB device (udev rules), then plug it in again",
+    "offline": "plug the phone in again, or run `adb reconnect offline`",
+    "detached": "run `adb attach` for the phone, then try again",
+    "no permissions": "give your user access to the USB device (udev rules), then plug the phone in "
+    "again",
     "recovery": _RESTART,
     "rescue": _RESTART,
     "sideload": _RESTART,
@@ -47,20 +48,20 @@ _STATES = {
 }
 
 
-def in_words(state: str) -> str:
-    """What a phone in this state of `adb devices` is: the end of a sentence."""
+def state_description(state: str) -> str:
+    """Description of a state in `adb devices`, for the sentence "the phone ..."."""
     return _STATES.get(state, f"is {state}")
 
 
 def unusable(state: str, where: str) -> AdbError:
-    """The error of a phone in any other state than `device`."""
+    """The error for a phone whose state is not `device`."""
     remedy = _REMEDIES.get(state, "see `adb devices -l`")
-    return AdbError(f"the phone {in_words(state)}", where=where, remedy=remedy)
+    return AdbError(f"the phone {state_description(state)}", where=where, remedy=remedy)
 
 
 @contextlib.contextmanager
 def translated(where: str, remedy: str | None = None) -> Iterator[None]:
-    """What adbutils and its sockets raise, as an AdbError."""
+    """Turn exceptions of adbutils and its sockets into an AdbError."""
     try:
         yield
     except (adbutils.AdbTimeout, TimeoutError) as reason:
@@ -82,13 +83,13 @@ def _lost(where: str, remedy: str | None) -> AdbError:
     return AdbError(what, where=where, remedy=remedy or _CHECK_CABLE)
 
 
-def _plain(said: str, where: str, remedy: str | None) -> AdbError:
-    """What the adb server said, in words of ours where it is known."""
-    if "not found" in said and "device" in said:
+def _plain(message: str, where: str, remedy: str | None) -> AdbError:
+    """The error for a message of the adb server."""
+    if "not found" in message and "device" in message:
         return AdbError("the phone is no longer attached", where=where, remedy=_CHECK_CABLE)
     for state in ("unauthorized", "offline", "authorizing", "connecting"):
-        if f"device {state}" in said or f"device still {state}" in said:
+        if f"device {state}" in message or f"device still {state}" in message:
             return unusable(state, where)
-    if said.strip() in _SAID_WHEN_CUT_OFF:
+    if message.strip() in _CUT_OFF_MESSAGES:
         return _lost(where, remedy)
-    return AdbError(f"adb failed ({said})", where=where, remedy=remedy)
+    return AdbError(f"adb failed ({message})", where=where, remedy=remedy)

@@ -1,9 +1,8 @@
-"""Reads what adb and phones print: device lists, getprop, dumpsys, /sys. Text in, values out; talks to
-nothing.
+"""Parsers for the output of adb and of phones: device lists, getprop, dumpsys, /sys.
 
-Formats are those of Android 7 to 16 (AOSP: BatteryService, ThermalManagerService, PowerManagerService,
-toolbox getprop) with the additions of makers, who print more lines but not other ones. A value that a
-phone does not print is None, never a guess.
+The functions take text and return values; they access no device. The formats are those of Android 7
+to 16 (AOSP: BatteryService, ThermalManagerService, PowerManagerService, toolbox getprop). Makers print
+additional lines but do not change these. A value that a phone does not print is None, never a guess.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 EMULATION_MARKER = "debug.nelf.emulated"
-"""Property that declares a device emulated, for those that cannot be told from a phone."""
+"""Property that declares a device emulated; for emulators that look like a real phone."""
 
 _PROPERTY = re.compile(r"^\[([^\]]+)\]: \[(.*?)\]$", re.MULTILINE | re.DOTALL)
 _TEMPERATURE = re.compile(
@@ -32,15 +31,15 @@ _TEMPERATURE_TYPES = {
 _CHARGING = {2: True, 5: True, 3: False, 4: False}
 _PLAUSIBLE_CELSIUS = (1.0, 130.0)
 
-# `adb devices -l`: "%-22s %s" of serial number and state, then words of the form KEY:VALUE. The serial
-# number ("adb-X (2)._adb-tls-connect._tcp") and the state ("no permissions (...); see [...]") may both
-# hold blanks.
+# `adb devices -l`: "%-22s %s" of serial number and state, then words KEY:VALUE. Both the serial number
+# ("adb-X (2)._adb-tls-connect._tcp") and the state ("no permissions (...); see [...]") may contain
+# blanks.
 _DEVICE_LINE = re.compile(
     r"(?P<serial>\S.*?)\s+(?P<state>no permissions.*?|\S+)(?P<tags>(?:\s\S+:.*)?)"
 )
 
-# Android that runs in a virtual machine or a container, by the hardware, the product or the services
-# that it names. The patterns are matched at the beginning of the lower-case text.
+# Names of hardware, products and services of Android in a virtual machine or a container. The patterns
+# are matched at the start of the lower-case text.
 _VIRTUAL_HARDWARE = re.compile(
     "goldfish|ranchu|cutf|vsoc_|gce_|vbox|ttvm|nox$|memu|ldplayer|mumu|nemu|cheets|bertha|arcvm|"
     "windows_|android_x86|waydroid|anbox|redroid|crosvm|bluestacks|bst"
@@ -67,11 +66,11 @@ _NO_SERIALS = (
     *("unknown", "none", "null", "(null)", "n/a", "default", "20080411"),
     *("0123456789abcdef", "123456789abcdef", "1234567890abcdef"),
 )
-"""What stands, whole or its beginning, where a phone was given no number of its own."""
+"""Placeholders, complete or truncated, of phones that were given no serial number."""
 _SHORTEST_SERIAL = 8
 
 _MAKERS = {"samsung": "Samsung", "motorola": "Motorola", "asus": "ASUS", "xiaomi": "Xiaomi"}
-"""Makers whose property is not spelled as they spell themselves."""
+"""Proper spelling of makers whose property is spelled differently."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,22 @@ class AttachedPhone:
 
     serial: str
     state: str
-    """`device` when it can be used; `unauthorized`, `offline`, `no permissions` and others when not."""
+    """`device` if the phone is usable; otherwise `unauthorized`, `offline`, `no permissions`, ..."""
     model: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """What follows the state, by its key: `usb`, `product`, `model`, `device`, `transport_id`."""
+    """Values after the state, by key: `usb`, `product`, `model`, `device`, `transport_id`."""
 
     @property
     def is_ready(self) -> bool:
-        """True when commands can be sent to it."""
+        """Whether the phone accepts commands."""
         return self.state == "device"
 
     def is_called(self, name: str) -> bool:
-        """Whether a name that is not its serial number means this phone, as adb itself reads names: one
-        of the tags (`usb:1-2`, `model:Pixel_8`), or the address without its port or with a protocol."""
+        """Whether a name other than the serial number means this phone, by adb's own rules.
+
+        Such a name is one of the tags (`usb:1-2`, `model:Pixel_8`), or the address without its port or
+        with a protocol.
+        """
         if name in (f"{key}:{value}" for key, value in self.tags.items()):
             return True
         address = re.sub("^(tcp|udp):", "", name)
@@ -100,7 +102,7 @@ class AttachedPhone:
 
 
 def parse_device_list(text: str) -> list[AttachedPhone]:
-    """Read the answer to `host:devices-l`."""
+    """Parse the answer to `host:devices-l`."""
     phones: list[AttachedPhone] = []
     for line in text.splitlines():
         if found := _DEVICE_LINE.fullmatch(line.strip()):
@@ -111,13 +113,13 @@ def parse_device_list(text: str) -> list[AttachedPhone]:
 
 
 def parse_getprop(text: str) -> dict[str, str]:
-    """All system properties; values may span lines."""
+    """Parse all system properties; values may span several lines."""
     return dict(_PROPERTY.findall(text.replace("\r\n", "\n")))
 
 
 @dataclass(frozen=True)
 class PhoneIdentity:
-    """Who a phone is, from its properties."""
+    """Maker, model, chip, Android version and processor types of a phone."""
 
     maker: str
     model: str
@@ -128,11 +130,12 @@ class PhoneIdentity:
     abis: tuple[str, ...]
     emulated: bool
     unit: str
-    """Tells phones apart without giving a serial number away; the same however the phone is attached."""
+    """Hash that identifies the phone without revealing its serial number; it does not depend on how the
+    phone is attached."""
 
     @property
     def name(self) -> str:
-        """Maker, model and chip in one line."""
+        """Maker, model and chip."""
         maker = "" if self.model.lower().startswith(self.maker.lower()) else f"{self.maker} "
         chip = f" ({self.chip})" if self.chip else ""
         return f"{maker}{self.model}{chip}".strip() or "unknown phone"
@@ -147,13 +150,14 @@ class PhoneIdentity:
 def phone_identity(
     properties: Mapping[str, str], *, android_id: str = "", cpuinfo: str = ""
 ) -> PhoneIdentity:
-    """Who the phone is. The chip is the maker's name for it where the phone knows that (Android 12),
-    else the board platform.
+    """Derive the phone's identity from its properties.
+
+    The chip is the maker's name of the chip (Android 12 or later), otherwise the board platform.
 
     Args:
-        properties: of the system, as getprop prints them.
-        android_id: identifier that Android drew when it was set up; empty where it is not known.
-        cpuinfo: text of /proc/cpuinfo; empty where it cannot be read.
+        properties: system properties, as getprop prints them.
+        android_id: random identifier from the setup of Android; empty if unknown.
+        cpuinfo: text of /proc/cpuinfo; empty if it cannot be read.
     """
 
     def first(*keys: str) -> str:
@@ -176,7 +180,7 @@ def phone_identity(
 
 
 def serial_number(properties: Mapping[str, str]) -> str:
-    """The number that the maker gave to the phone itself, whatever adb calls it; empty without one."""
+    """The serial number that the maker gave the phone, whatever name adb uses; empty without one."""
     numbers = (properties.get(key, "").strip() for key in _SERIAL_KEYS)
     return next((number for number in numbers if _is_own(number.lower())), "")
 
@@ -189,7 +193,7 @@ def _is_own(number: str) -> bool:
 
 
 def _unit(properties: Mapping[str, str], android_id: str) -> str:
-    """Eight digits of a hash of the best that the phone has to be told by."""
+    """Eight digits of a hash of the most specific identifier that the phone has."""
     known = serial_number(properties) or android_id
     if not known:
         keys = (*_SERIAL_KEYS, *_HARDWARE_KEYS, *_PRODUCT_KEYS, "ro.build.fingerprint")
@@ -198,9 +202,11 @@ def _unit(properties: Mapping[str, str], android_id: str) -> str:
 
 
 def is_emulated(properties: Mapping[str, str], cpuinfo: str = "") -> bool:
-    """True where times mean nothing: in emulators, in virtual machines and containers that run Android
-    on a computer, wherever a processor of another kind translates Arm code, and where a property says
-    that the device is emulated."""
+    """Whether latencies of the device are meaningless.
+
+    That is so for emulators, for Android in a virtual machine or a container on a computer, for
+    processors that translate Arm code, and for devices with a property that declares them emulated.
+    """
     flags = ("ro.kernel.qemu", "ro.boot.qemu", EMULATION_MARKER)
     return (
         any(properties.get(flag) == "1" for flag in flags)
@@ -213,8 +219,10 @@ def is_emulated(properties: Mapping[str, str], cpuinfo: str = "") -> bool:
 
 
 def _translates_arm(properties: Mapping[str, str], cpuinfo: str) -> bool:
-    """Whether the processor's own instructions are not Arm's: no Arm phone lists another ABI than
-    Arm's or translates Arm code, and no Arm kernel names a `vendor_id`."""
+    """Whether the processor is not an Arm processor and translates Arm code.
+
+    An Arm phone lists only Arm ABIs and has no Arm translator, and an Arm kernel prints no `vendor_id`.
+    """
     lists = (value for key, value in properties.items() if _ABI_PROPERTY.fullmatch(key))
     abis = [abi.strip() for each in lists for abi in each.split(",")]
     has_vendor = re.search(r"^vendor_id\s*:", cpuinfo, re.MULTILINE) is not None
@@ -224,30 +232,34 @@ def _translates_arm(properties: Mapping[str, str], cpuinfo: str) -> bool:
 
 
 def is_temperature(celsius: float) -> bool:
-    """Whether a number can be the temperature of something in a phone that runs; an absent sensor reads
-    0, NaN, the absolute zero, or a number without meaning."""
+    """Whether a value is plausible as a temperature in a running phone.
+
+    An absent sensor reads 0, NaN, absolute zero, or a meaningless number.
+    """
     coldest, hottest = _PLAUSIBLE_CELSIUS
     return coldest <= celsius <= hottest
 
 
 @dataclass(frozen=True)
 class Battery:
-    """What `dumpsys battery` says."""
+    """Battery state from `dumpsys battery`."""
 
     temperature_celsius: float | None = None
     level_percent: float | None = None
     is_charging: bool | None = None
-    """Charging or full, from the battery's status."""
+    """Whether the battery's status is charging or full."""
     is_plugged: bool | None = None
 
 
 def parse_battery(text: str) -> Battery:
-    """Read `dumpsys battery`. Of a key that is printed twice the first counts: some makers append a log
-    of past values. A battery that is not there, or whose values somebody has frozen (`dumpsys battery
-    unplug`), says nothing."""
+    """Parse `dumpsys battery`.
+
+    If a key is printed twice, the first one counts, because some makers append a log of past values. All
+    values are None if there is no battery, or if its values are frozen (`dumpsys battery unplug`).
+    """
     fields: dict[str, str] = {}
     for line in text.splitlines():
-        if line.startswith("["):  # a maker's log begins
+        if line.startswith("["):  # start of a maker's log
             break
         key, separator, value = line.partition(":")
         if separator:
@@ -271,7 +283,7 @@ def _integer(text: str | None) -> int | None:
 
 @dataclass(frozen=True)
 class Thermal:
-    """What `dumpsys thermalservice` says."""
+    """Thermal state from `dumpsys thermalservice`."""
 
     status: int | None = None
     """0 none, 1 light, 2 moderate, 3 severe, 4 critical, 5 emergency, 6 shutdown."""
@@ -280,8 +292,10 @@ class Thermal:
 
 
 def parse_thermal(text: str) -> Thermal:
-    """Read `dumpsys thermalservice`: the hardware's present values, else the cached ones. Sensors of
-    voltage, current and charge limits, which share the format, are left out."""
+    """Parse `dumpsys thermalservice`: the current values of the hardware, otherwise the cached ones.
+
+    Sensors of voltage, current and charge limits have the same format and are left out.
+    """
     status = re.search(r"^\s*Thermal Status: (\d+)\s*$", text, re.MULTILINE)
     _, _, current = text.partition("Current temperatures from HAL:")
     current, _, _ = current.partition("Current cooling devices")
@@ -298,28 +312,28 @@ def parse_thermal(text: str) -> Thermal:
 
 @dataclass(frozen=True)
 class Memory:
-    """What /proc/meminfo says."""
+    """Memory sizes from /proc/meminfo."""
 
     total_bytes: int | None = None
     available_bytes: int | None = None
-    """What programs can still get without swapping; None before Linux 3.14."""
+    """Memory that programs can still use without swapping; None before Linux 3.14."""
 
 
 def parse_meminfo(text: str) -> Memory:
-    """Read /proc/meminfo."""
+    """Parse /proc/meminfo."""
     pairs = re.findall(r"^(\w+): +(\d+) kB$", text.replace("\r\n", "\n"), re.MULTILINE)
     sizes = {key: int(kib) * 1024 for key, kib in pairs}
     return Memory(sizes.get("MemTotal"), sizes.get("MemAvailable"))
 
 
 def parse_wakefulness(text: str) -> bool | None:
-    """True when `dumpsys power` says that the screen is awake, None when it does not say."""
+    """Whether the screen is awake according to `dumpsys power`; None if it does not tell."""
     match = re.search(r"^\s*mWakefulness=(\w+)", text, re.MULTILINE)
     return match[1] == "Awake" if match else None
 
 
 def parse_cpu_list(text: str) -> list[int]:
-    """A kernel list of processors, for example `0-3,6`."""
+    """Parse a kernel list of processors, for example `0-3,6`."""
     cpus: list[int] = []
     for part in text.strip().split(","):
         if match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
@@ -329,27 +343,26 @@ def parse_cpu_list(text: str) -> list[int]:
 
 
 def parse_frequencies(text: str) -> dict[int, int]:
-    """Processor -> kHz, from `grep -H . /sys/devices/system/cpu/cpu*/cpufreq/FILE`."""
+    """Parse `grep -H . /sys/devices/system/cpu/cpu*/cpufreq/FILE`: processor -> kHz."""
     pairs = re.findall(r"^\S*/cpu(\d+)/cpufreq/\w+:(\d+)$", text, re.MULTILINE)
     return {int(cpu): int(khz) for cpu, khz in pairs}
 
 
 def mount_options(text: str, folder: str) -> set[str]:
-    """Options of the file system that holds a folder, from /proc/mounts; empty where it says nothing."""
+    """Mount options of the file system that holds a folder, from /proc/mounts; empty if unknown."""
     mounts = [line.split() for line in text.splitlines()]
     over = [m for m in mounts if len(m) > 3 and f"{folder}/".startswith(f"{m[1].rstrip('/')}/")]
     return set(max(over, key=lambda m: len(m[1]))[3].split(",")) if over else set()
 
 
 def parse_free_bytes(text: str) -> int | None:
-    """Free space from `stat -f -c '%a %S' FOLDER`: blocks and their size."""
+    """Parse the free space from `stat -f -c '%a %S' FOLDER`: number of blocks and their size."""
     match = re.fullmatch(r"(\d+) (\d+)", text.strip())
     return int(match[1]) * int(match[2]) if match else None
 
 
 def fast_cores(max_frequencies_khz: Mapping[int, int], threads: int) -> list[int]:
-    """The fastest kinds of core, as many kinds as it takes to hold the threads; none when all cores are
-    alike."""
+    """The fastest cores: as many kinds of cores as the threads need; none if all are of one kind."""
     kinds = sorted(set(max_frequencies_khz.values()), reverse=True)
     cores: list[int] = []
     for kind in kinds:

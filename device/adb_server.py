@@ -1,8 +1,8 @@
-"""The adb program and its server on this machine: looking without touching, and starting.
+"""The adb program and its server: probing without side effects, connecting, starting.
 
-Listing phones needs a running server, and a server that was started stays. So `probe_adb` and the
-automatic choice of a target ask the kernel first whether a USB device offers debugging at all (interface
-class 255, subclass 66, protocol 1), and start nothing when none does.
+Listing phones needs a running server, and a server that was started keeps running. Therefore `probe_adb`
+and the automatic choice of a target first ask the kernel whether any USB device offers debugging
+(interface class 255, subclass 66, protocol 1), and start no server if there is none.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from typing import Any
 import adbutils
 
 from device.adb import AdbClient, attached_phones
-from device.adb_errors import in_words
+from device.adb_errors import state_description
 from device.adb_output import AttachedPhone, parse_device_list
 from lightfield.errors import AdbError
 
 _USB_DEVICES = Path("/sys/bus/usb/devices")
 _ADB_INTERFACE = ("ff", "42", "01")
 _PROBE_SECONDS = 1.0
-_HERE = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class AdbProbe:
-    """What there is of adb; made without starting anything."""
+    """State of adb on this machine; probing starts no server."""
 
     binary: Path | None
     version: str | None
     server_running: bool
     phones: tuple[AttachedPhone, ...]
-    """What a running server lists; empty when none runs."""
+    """Phones that a running server lists; empty if no server runs."""
     usb_debugging_devices: int | None
-    """USB devices that offer debugging, None where the kernel does not say."""
+    """Number of USB devices that offer debugging; None if the kernel does not tell."""
     problem: str | None
-    """Why no phone can be used, None when one can."""
+    """Reason why no phone is usable; None if one is usable."""
 
 
 def server_address() -> tuple[str, int]:
-    """Host and port of the adb server, which may be another machine's: from ADB_SERVER_SOCKET
-    (`tcp:HOST:PORT`), as adb itself reads it, else from ANDROID_ADB_SERVER_HOST and _PORT.
+    """Host and port of the adb server, which may run on another machine.
+
+    They come from ADB_SERVER_SOCKET (`tcp:HOST:PORT`), as for adb itself, otherwise from
+    ANDROID_ADB_SERVER_HOST and ANDROID_ADB_SERVER_PORT.
 
     Raises:
-        AdbError: when these name no host and port.
+        AdbError: when a variable does not name a host and a port.
     """
     if address := os.environ.get("ADB_SERVER_SOCKET"):
         match = re.fullmatch(r"tcp:(?:(.*):)?(\d+)", address)
         if not match:
-            raise AdbError(
-                f"'{address}' is not of the form tcp:HOST:PORT", where="ADB_SERVER_SOCKET"
-            )
-        return match[1] or _HERE[0], int(match[2])
-    host = os.environ.get("ANDROID_ADB_SERVER_HOST") or _HERE[0]
+            raise AdbError(f"'{address}' is not tcp:HOST:PORT", where="ADB_SERVER_SOCKET")
+        return match[1] or _LOOPBACK[0], int(match[2])
+    host = os.environ.get("ANDROID_ADB_SERVER_HOST") or _LOOPBACK[0]
     port = os.environ.get("ANDROID_ADB_SERVER_PORT") or "5037"
     if not port.isdecimal():
-        raise AdbError(f"'{port}' is no port", where="ANDROID_ADB_SERVER_PORT")
+        raise AdbError(f"'{port}' is not a port number", where="ANDROID_ADB_SERVER_PORT")
     return host, int(port)
 
 
 def server_is_running() -> bool:
-    """True when something listens at the adb server's address."""
+    """Whether something listens at the adb server's address."""
     try:
         with socket.create_connection(server_address(), timeout=_PROBE_SECONDS):
             return True
@@ -74,10 +74,10 @@ def server_is_running() -> bool:
 
 
 def connect(*, start: bool = True) -> AdbClient:
-    """A client of the adb server, which is started first when `start` and none runs.
+    """Connect to the adb server; start the server if none runs and `start` is set.
 
     Raises:
-        AdbError: when there is no server, or it cannot be started.
+        AdbError: when no server runs, or the server cannot be started.
     """
     host, port = server_address()
     if not start and not server_is_running():
@@ -88,14 +88,15 @@ def connect(*, start: bool = True) -> AdbClient:
 
 
 class _QuietClient(adbutils.AdbClient):
-    """Starts the adb server again should it die, and reads its list of devices whole.
+    """An adb client that restarts a dead server silently, and parses complete device lists.
 
-    adbutils would start it too, but lets adb write into our standard output, and starts one here when
-    that of another machine does not answer; it cuts the lines of the list at every blank.
+    adbutils would restart the server too, but it lets adb write to this program's standard output, it
+    starts a local server when a server on another machine does not answer, and it splits the lines of
+    the device list at every blank.
     """
 
     def list(self, extended: bool = False) -> list[Any]:
-        """The devices that the server knows; always with what it says about each."""
+        """All devices that the server knows, always with their tags."""
         with self.make_connection() as connection:
             connection.send_command("host:devices-l")
             connection.check_okay()
@@ -104,11 +105,12 @@ class _QuietClient(adbutils.AdbClient):
     def require_server(self) -> None:
         if server_is_running():
             return
-        if self.host not in _HERE:
+        if self.host not in _LOOPBACK:
             raise AdbError(
                 "no adb server answers",
                 where=f"{self.host}:{self.port}",
-                remedy="start it there with `adb -a start-server`, where only you can reach it",
+                remedy="start the server on that machine with `adb -a start-server`, and make sure that "
+                "only you can reach it",
             )
         _start_server()
 
@@ -128,7 +130,9 @@ def _start_server() -> None:
             check=False,
         )
     except adbutils.AdbError as reason:
-        raise AdbError("no adb program", where="adb", remedy="install platform-tools") from reason
+        raise AdbError(
+            "the adb program is not installed", where="adb", remedy="install platform-tools"
+        ) from reason
     except (OSError, subprocess.TimeoutExpired) as reason:
         raise AdbError(f"adb cannot be started ({reason})", where="adb") from reason
     if done.returncode != 0:
@@ -137,9 +141,9 @@ def _start_server() -> None:
 
 
 def usb_debugging_devices(folder: Path = _USB_DEVICES) -> int | None:
-    """How many USB interfaces speak adb, None where the kernel does not say."""
+    """Number of USB interfaces that offer adb; None if the kernel does not tell."""
     if not folder.is_dir():
-        return 0 if folder.parent.parent.is_dir() else None  # a Linux without USB, or no Linux
+        return 0 if folder.parent.parent.is_dir() else None  # Linux without USB, or not Linux
     return sum(
         _interface(path.parent) == _ADB_INTERFACE for path in folder.glob("*/bInterfaceClass")
     )
@@ -156,7 +160,7 @@ def _interface(folder: Path) -> tuple[str, ...]:
 
 
 def probe_adb() -> AdbProbe:
-    """What there is of adb, without starting a server and without raising."""
+    """Probe adb on this machine; starts no server and raises no error."""
     binary, version = _binary()
     usb = usb_debugging_devices()
     try:
@@ -186,12 +190,12 @@ def _problem(
     if any(phone.is_ready for phone in phones):
         return None
     if phones:
-        states = ", ".join(f"{phone.serial} {in_words(phone.state)}" for phone in phones)
+        states = ", ".join(f"{phone.serial} {state_description(phone.state)}" for phone in phones)
         return f"no phone is usable: {states}"
     if binary is None:
-        return "there is no adb program: install platform-tools"
+        return "the adb program is not installed: install platform-tools"
     if usb:
-        hint = "run `adb devices` and accept the prompt on it"
+        hint = "run `adb devices` and accept the prompt on the phone"
         return f"{usb} USB device(s) offer debugging, but adb lists none: {hint}"
     if running:
         return "the adb server lists no phone"

@@ -1,7 +1,7 @@
-"""What a benchmark of one device found, typed: the record that is kept, shown and compared.
+"""Benchmark records: the results of one device, as they are stored, shown and compared.
 
-Units are in the names. A speed stands beside the image it was got for: a graph whose output is not
-the host's, or that could not be run, has a reason and no speed. Every sample is in it.
+Units are part of the names. A record keeps every sample. A graph that could not be run, or whose output
+differs from the host's, has a reason instead of a latency.
 """
 
 from __future__ import annotations
@@ -12,61 +12,63 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from device.fidelity import Fidelity, Precision
+from device.fidelity import Fidelity, GraphPrecision
 from device.operator_profile import OperatorTime
 from lightfield.errors import DeviceError
 from lightfield.files import read_json
 from lightfield.latency import DeviceIdentity, LatencyRecord, RatioInterval
 
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
 
 
 def read_benches(path: Path) -> tuple[list[DeviceBench], list[str]]:
-    """What a bench measured, by device, and why other devices were not measured.
+    """Read the record of each device, and the errors of devices that could not be measured.
 
     Raises:
-        DeviceError: when the file is missing, or no such record.
+        DeviceError: when the file is missing, or is not a benchmark record of this version.
     """
     data = read_json(path, DeviceError)
     devices = data.get("devices") if isinstance(data, dict) else None
     failed = data.get("failed", []) if isinstance(data, dict) else None
     if not isinstance(devices, list) or not devices or not isinstance(failed, list):
-        raise DeviceError("the bench left no measurements", where=path)
+        raise DeviceError(
+            "the file holds no benchmark records", where=path, remedy="run `nelf bench` again"
+        )
     return [DeviceBench.from_json(device) for device in devices], [str(why) for why in failed]
 
 
 @dataclass(frozen=True)
 class GraphBench:
-    """One graph on one device."""
+    """Results of one graph on one device."""
 
     name: str
-    """What the graph is: student, pose_to_image."""
-    precision: Precision
+    """Role of the graph: `student`, `pose_to_image` or `dense_student`."""
+    precision: GraphPrecision
     model: str
-    """Its file's name."""
+    """Name of the graph's file."""
     refused: str = ""
-    """Why it has no speed; empty when it has one."""
+    """Reason why there is no latency; empty if there is a latency."""
     latency: LatencyRecord | None = None
     sustained: LatencyRecord | None = None
-    """The same, for as long as an app would run."""
+    """Latency during the sustained pass, which lasts as long as an app would run."""
     fidelity: Fidelity | None = None
-    yardstick: RatioInterval | None = None
-    """Its latency over that of the graph that never changes, both in turns."""
+    reference_ratio: RatioInterval | None = None
+    """Ratio of the graph's latency to the reference model's, from interleaved runs."""
     operators: tuple[OperatorTime, ...] = ()
-    fallen_back: tuple[str, ...] = ()
-    """Nodes that another provider than the one asked for ran."""
+    fallback_nodes: tuple[str, ...] = ()
+    """Nodes that ran on another execution provider than the configured one."""
 
     @property
     def sustained_fps(self) -> float | None:
-        """1000 / median of the last quarter of the sustained pass: what is left once it is warm."""
+        """Frames per second of the warm device: 1000 / median of the sustained pass's last quarter."""
         if self.sustained is None:
             return None
         samples_ms = self.sustained.samples_ms
         return 1000 / statistics.median(samples_ms[-max(len(samples_ms) // 4, 1) :])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; latencies with their derived statistics."""
+        """The results as plain data; latencies include their derived statistics."""
         data = asdict(self)
         for name in ("latency", "sustained"):
             record: LatencyRecord | None = getattr(self, name)
@@ -78,7 +80,7 @@ class GraphBench:
         """The inverse of `to_json`.
 
         Raises:
-            DeviceError: when the record is not one.
+            DeviceError: when the data are not such a record.
         """
 
         def part(name: str, read: Callable[[dict[str, Any]], T]) -> T | None:
@@ -93,28 +95,28 @@ class GraphBench:
                 latency=part("latency", LatencyRecord.from_json),
                 sustained=part("sustained", LatencyRecord.from_json),
                 fidelity=part("fidelity", lambda d: Fidelity(**d)),
-                yardstick=part("yardstick", lambda d: RatioInterval(**d)),
+                reference_ratio=part("reference_ratio", lambda d: RatioInterval(**d)),
                 operators=tuple(OperatorTime(**each) for each in data["operators"]),
-                fallen_back=tuple(str(name) for name in data["fallen_back"]),
+                fallback_nodes=tuple(str(name) for name in data["fallback_nodes"]),
             )
         except (AttributeError, KeyError, TypeError) as error:
-            raise DeviceError(f"not a benchmark's record ({error})") from error
+            raise DeviceError(f"not a benchmark record ({error})") from error
 
 
 @dataclass(frozen=True)
 class DeviceBench:
-    """All graphs on one device."""
+    """Results of all graphs on one device."""
 
     device: DeviceIdentity
     protocol: dict[str, Any]
-    """How it was measured: runs, warm-up, gates."""
+    """Settings of the benchmark: runs, warm-up, thermal conditions."""
     versions: dict[str, str]
-    """Of everything that shapes the figures, on the machine that measured."""
+    """Versions of the software that affects the results, on the machine that ran the benchmark."""
     measured_at: str
     graphs: tuple[GraphBench, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The results as plain data."""
         return {
             "schema": SCHEMA,
             "device": asdict(self.device),
@@ -129,11 +131,15 @@ class DeviceBench:
         """The inverse of `to_json`.
 
         Raises:
-            DeviceError: when the record is not one, or of another version.
+            DeviceError: when the data are not such a record, or have another schema version.
         """
         try:
             if data["schema"] != SCHEMA:
-                raise DeviceError(f"benchmark schema {data['schema']}, this version reads {SCHEMA}")
+                raise DeviceError(
+                    f"the benchmark record has schema version {data['schema']}, but this version "
+                    f"reads {SCHEMA}",
+                    remedy="run `nelf bench` again",
+                )
             return cls(
                 device=DeviceIdentity(**data["device"]),
                 protocol=dict(data["protocol"]),
@@ -142,4 +148,4 @@ class DeviceBench:
                 graphs=tuple(GraphBench.from_json(each) for each in data["graphs"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DeviceError(f"not a benchmark's record ({error})") from error
+            raise DeviceError(f"not a benchmark record ({error})") from error

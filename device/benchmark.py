@@ -1,34 +1,31 @@
-"""A benchmark of several graphs on a device.
+"""Benchmark of several graphs on one device.
 
-Each graph goes through the same protocol: its images against the host's first, for a device that
-draws something else gets no speed; then the runs alone, in turns with the yardstick, operator by
-operator, and for as long as an app would run.
+The protocol of each graph: first its images are compared with the host's, because the latency of a
+device that computes another image is meaningless. Then come runs of the graph alone, interleaved runs
+with the reference model, a pass that times every operator, and a sustained pass that lasts as long as
+an app would run.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
 from device.bench_record import DeviceBench, GraphBench
-from device.choice import TargetKind
-from device.fidelity import FLOORS_DB, HALF_FLOOR_DB, Fidelity, Precision, fidelity
+from device.fidelity import Fidelity, GraphPrecision, compare_images, floor_db
 from device.host import HostTarget
-from device.operator_profile import fallen_back, operator_times
-from device.runner.bundle import PhoneRuntime
-from device.runner_protocol import Provider
+from device.operator_profile import fallback_nodes, operator_times
+from device.reference_model import write_reference_model
 from device.target import RunnerTarget
-from device.thermal import ThermalConfig
-from device.yardstick import write_yardstick
 from lightfield.errors import AdbError, ConfigError, DeviceError
 from lightfield.latency import LatencyRecord, RatioInterval, block_bootstrap_interval
 from lightfield.progress import Progress, silent
-from lightfield.ranges import THREADS, Range, check_ranges
+from lightfield.ranges import Range, check_ranges
 from lightfield.run import tool_versions
 from lightfield.scratch import scratch_folder
 
@@ -37,70 +34,54 @@ SUSTAINED_ON_A_PHONE_SECONDS = 60
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """How graphs are measured."""
+    """Number and kinds of measurements of each graph."""
 
-    target: TargetKind = "auto"
-    """`phone`, `host`, or `auto`: the phone when exactly one is attached, else this machine."""
     runs: Annotated[int, Range(1, 1_000_000)] = 50
-    """Measured runs of each graph."""
+    """Number of measured runs of each graph."""
     warmup: Annotated[int, Range(0, 1_000_000)] = 5
-    """Runs before them that do not count."""
-    threads: Annotated[int, THREADS] = 1
-    """Threads that one operator may use."""
-    serial: str | None = None
-    """Which phone, when several are attached."""
-    phone: PhoneRuntime = field(default_factory=PhoneRuntime)
-    """Where a phone's ONNX Runtime comes from."""
-    provider: Provider = "cpu"
-    """What runs the graphs, where the device's ONNX Runtime has it; the CPU runs what it leaves over."""
-    provider_options: tuple[str, ...] = ()
-    """Of the provider, each as KEY=VALUE, by ONNX Runtime's names."""
+    """Number of warm-up runs before the measured runs; they are not recorded."""
     sustained_seconds: Annotated[int | None, Range(0, 86_400)] = None
-    """How long the sustained pass goes on; by default a minute on a phone, and none on this machine."""
+    """Duration of the sustained pass in seconds; 0 skips it. By default 60 on a phone, 0 on this
+    machine, which does not throttle like a phone."""
     poses: Annotated[int, Range(1, 10_000)] = 2
-    """Test poses on which the device's images are held against the host's."""
-    yardstick_turns: Annotated[int, Range(0, 100_000)] = 20
-    """Turns of each graph with the graph that never changes; 0 leaves the yardstick out."""
+    """Number of test poses at which the device's images are compared with the host's."""
+    reference_model_runs: Annotated[int, Range(0, 100_000)] = 20
+    """Number of interleaved runs of each graph with the reference model; 0 skips them."""
     profile: bool = True
-    """Time every operator, in a pass of its own."""
+    """Time every operator in a separate pass."""
     refuse_throttled: bool = False
-    """Give a graph no speed when the device throttled meanwhile, instead of saying so beside it."""
-    thermal: ThermalConfig = field(default_factory=ThermalConfig)
-    """When a phone is fit to be measured."""
+    """If the device throttles during a measurement, report no latency for that graph. By default, the
+    latency is reported with a note that the device throttled."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "bench")
-        if self.yardstick_turns == 1:
-            raise ConfigError("an interval needs at least 2 turns", where="yardstick_turns")
-        if self.serial is not None and self.target == "host":
-            raise ConfigError("a serial chooses a phone, not the host", where="serial")
-        if wrong := [pair for pair in self.provider_options if "=" not in pair]:
-            raise ConfigError(f"'{wrong[0]}' is not KEY=VALUE", where="provider_options")
-
-    def options(self) -> dict[str, str]:
-        """The provider's options by name."""
-        return dict(pair.split("=", 1) for pair in self.provider_options)
+        if self.reference_model_runs == 1:
+            raise ConfigError(
+                "the confidence interval needs at least 2 runs",
+                where="reference_model_runs",
+                remedy="use 0 to skip the reference model, or 2 or more",
+            )
 
     def protocol(self) -> dict[str, Any]:
-        """What a record says of how it was made; holds no serial and no path."""
-        names = ("runs", "warmup", "threads", "provider", "provider_options", "sustained_seconds",
-                 "poses", "yardstick_turns", "profile", "refuse_throttled")  # fmt: skip
-        return {**{name: getattr(self, name) for name in names}, "thermal": asdict(self.thermal)}
+        """The settings that belong in a benchmark record."""
+        names = ("runs", "warmup", "sustained_seconds", "poses", "reference_model_runs", "profile",
+                 "refuse_throttled")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class BenchGraph:
-    """A graph to measure, and what its images are held against."""
+    """A graph to measure, with real inputs to check its images."""
 
     name: str
     model: Path
-    precision: Precision = "fp32"
-    reference: Path | None = None
-    """The full-precision graph of the same; without one it is the graph itself."""
+    precision: GraphPrecision = "fp32"
+    full_precision_model: Path | None = None
+    """The same graph in fp32, which computes the expected images; None if `model` is that graph."""
     inputs: Sequence[dict[str, np.ndarray]] = ()
-    """Real ones; without any the images are not compared."""
+    """Real inputs; without inputs the images are not compared."""
     sustained: bool = False
-    """Whether it is worth a pass as long as an app would run."""
+    """Whether to run the sustained pass."""
 
 
 def benchmark(
@@ -109,93 +90,96 @@ def benchmark(
     config: BenchmarkConfig,
     progress: Progress = silent,
     *,
-    keep: Callable[[GraphBench], None] = lambda graph: None,
-    kept: Mapping[tuple[str, str], GraphBench] | None = None,
+    on_result: Callable[[GraphBench], None] = lambda graph: None,
+    finished: Mapping[tuple[str, str], GraphBench] | None = None,
 ) -> DeviceBench:
     """Measure each graph on the target.
 
     Args:
-        keep: told of each graph as soon as it is measured, so that nothing is lost with the device.
-        kept: what was measured before an interruption, by name and precision.
+        on_result: called with each result at once, so that a lost device costs no earlier result.
+        finished: results from before an interruption, by name and precision.
 
     Raises:
-        AdbError: when the phone is lost; what fails with one graph alone is that graph's reason.
+        AdbError: when the phone is lost. An error of one graph alone is recorded with that graph.
     """
-    done: list[GraphBench] = []
+    results: list[GraphBench] = []
     progress(0, len(graphs))
-    with scratch_folder("bench") as place:
-        yardstick = write_yardstick(place / "yardstick.onnx")
+    with scratch_folder("bench") as scratch:
+        reference_model = write_reference_model(scratch / "reference_model.onnx")
         for graph in graphs:
-            found = (kept or {}).get((graph.name, graph.precision))
-            if found is None:
-                found = _measured(target, graph, config, yardstick)
-                keep(found)
-            done.append(found)
-            figures = {} if found.latency is None else {"p50_ms": found.latency.p50_ms}
-            progress(len(done), len(graphs), **figures)
+            result = (finished or {}).get((graph.name, graph.precision))
+            if result is None:
+                result = _bench_graph(target, graph, config, reference_model)
+                on_result(result)
+            results.append(result)
+            figures = {} if result.latency is None else {"p50_ms": result.latency.p50_ms}
+            progress(len(results), len(graphs), **figures)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return DeviceBench(target.identity, config.protocol(), tool_versions(), now, tuple(done))
+    protocol = {**config.protocol(), **target.config.protocol()}
+    return DeviceBench(target.identity, protocol, tool_versions(), now, tuple(results))
 
 
-def _measured(
-    target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig, yardstick: Path
+def _bench_graph(
+    target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig, reference_model: Path
 ) -> GraphBench:
-    found = GraphBench(graph.name, graph.precision, graph.model.name)
+    result = GraphBench(graph.name, graph.precision, graph.model.name)
     try:
-        found = replace(found, fidelity=_images(target, graph, config))
-        if found.fidelity is not None and not found.fidelity.holds:
-            psnr_db, floor_db = found.fidelity.psnr_db, found.fidelity.floor_db
-            refused = f"its images are {psnr_db:.1f} dB from the host's, below {floor_db:.0f} dB"
-            return replace(found, refused=refused)
+        result = replace(result, fidelity=_fidelity(target, graph, config))
+        if result.fidelity is not None and not result.fidelity.holds:
+            psnr_db, minimum_db = result.fidelity.psnr_db, result.fidelity.floor_db
+            refused = (
+                f"the PSNR of its images against the host's is {psnr_db:.1f} dB, below "
+                f"{minimum_db:.0f} dB"
+            )
+            return replace(result, refused=refused)
         latency = target.measure(graph.model, runs=config.runs, warmup=config.warmup)
         if config.refuse_throttled and latency.conditions.get("throttled"):
             signs = "; ".join(latency.conditions["throttling"])
-            return replace(found, refused=f"the device throttled: {signs}")
-        found = replace(found, latency=latency, yardstick=_ratio(target, graph, config, yardstick))
+            return replace(result, refused=f"the device throttled: {signs}")
+        ratio = _reference_ratio(target, graph, config, reference_model)
+        result = replace(result, latency=latency, reference_ratio=ratio)
         if config.profile:
             nodes = target.profile(graph.model)
-            found = replace(
-                found,
+            result = replace(
+                result,
                 operators=operator_times(nodes),
-                fallen_back=fallen_back(nodes, config.provider),
+                fallback_nodes=fallback_nodes(nodes, target.config.provider),
             )
-        return replace(found, sustained=_sustained(target, graph, config))
+        return replace(result, sustained=_sustained_pass(target, graph, config))
     except AdbError:
         raise
     except DeviceError as error:
-        return replace(found, latency=None, refused=error.what)
+        return replace(result, latency=None, refused=error.what)
 
 
-def _images(target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig) -> Fidelity | None:
-    """The device's images against the host's, of real inputs."""
+def _fidelity(target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig) -> Fidelity | None:
+    """Compare the device's images of real inputs with the host's; None without inputs."""
     inputs = graph.inputs[: config.poses]
     if not inputs:
         return None
-    expected = HostTarget().run_many(graph.reference or graph.model, inputs)
-    found = target.run_many(graph.model, inputs)
-    floor_db = FLOORS_DB[graph.precision]
-    if config.provider in ("nnapi", "qnn"):
-        floor_db = min(floor_db, HALF_FLOOR_DB)
-    return fidelity(found, expected, floor_db)
+    expected = HostTarget().run_many(graph.full_precision_model or graph.model, inputs)
+    images = target.run_many(graph.model, inputs)
+    return compare_images(images, expected, floor_db(graph.precision, target.config.provider))
 
 
-def _ratio(
-    target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig, yardstick: Path
+def _reference_ratio(
+    target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig, reference_model: Path
 ) -> RatioInterval | None:
-    if not config.yardstick_turns or target.identity.emulated:
+    """Ratio of the graph's latency to the reference model's; None if not wanted or meaningless."""
+    if not config.reference_model_runs or target.identity.emulated:
         return None
-    pair = target.compare(graph.model, yardstick, turns=config.yardstick_turns)
+    pair = target.compare(graph.model, reference_model, runs=config.reference_model_runs)
     return block_bootstrap_interval(pair.ratios)
 
 
-def _sustained(
+def _sustained_pass(
     target: RunnerTarget, graph: BenchGraph, config: BenchmarkConfig
 ) -> LatencyRecord | None:
     seconds = config.sustained_seconds
     if seconds is None:
-        who = target.identity
-        real_phone = who.kind == "phone" and not who.emulated
-        seconds = SUSTAINED_ON_A_PHONE_SECONDS if real_phone else 0
+        device = target.identity
+        is_real_phone = device.kind == "phone" and not device.emulated
+        seconds = SUSTAINED_ON_A_PHONE_SECONDS if is_real_phone else 0
     if not (graph.sustained and seconds):
         return None
     return target.measure(graph.model, runs=config.runs, warmup=config.warmup, seconds=seconds)

@@ -1,70 +1,53 @@
-"""Which device a measurement is made on: the host, the one phone there is, a named one, or all."""
+"""Opens the devices that measurements run on: this machine, one phone, or all attached phones."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import adbutils
 
 from device.adb import AdbClient, open_phone, phone_names, read_identity
 from device.adb_server import connect, server_is_running, usb_debugging_devices
 from device.host import HostTarget
-from device.phone import attach_phone
-from device.runner.bundle import PhoneRuntime
-from device.runner_protocol import Provider
+from device.phone import PhoneTarget, attach_phone
 from device.target import RunnerTarget
-from device.thermal import ThermalConfig
+from device.target_config import TargetConfig
 from lightfield.errors import AdbError, DeviceError
 
-TargetKind = Literal["auto", "phone", "host"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def choose_target(
-    kind: TargetKind,
-    *,
-    serial: str | None = None,
-    threads: int = 1,
-    phone_runtime: PhoneRuntime = PhoneRuntime(),  # noqa: B008 -- frozen
-    thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
-    provider: Provider = "cpu",
-    options: Mapping[str, str] | None = None,
-    client: AdbClient | None = None,
-) -> RunnerTarget:
-    """The target asked for; its identity says which one it is.
+def choose_target(config: TargetConfig, client: AdbClient | None = None) -> RunnerTarget:
+    """Open the target that the options ask for.
 
-    `auto` takes a phone when a serial is given, or when exactly one is attached that is usable and not
-    emulated, or ANDROID_SERIAL names such a phone; it starts no adb server unless a USB device may offer
-    debugging.
+    `auto` takes a phone if a serial number is given, if exactly one usable, not emulated phone is
+    attached, or if ANDROID_SERIAL names such a phone. `auto` starts the adb server only if a USB device
+    may offer debugging.
 
     Raises:
         AdbError: when a phone is wanted and none can be used.
         DeviceError: when the phone's runner cannot be built or does not start.
     """
+    kind, serial = config.target, config.serial
     if kind == "auto" and serial is None:
         serial = _only_phone(client)
         kind = "host" if serial is None else "phone"
     if kind == "host":
-        return HostTarget(threads=threads, provider=provider)
-    return attach_phone(
-        serial,
-        threads=threads,
-        runtime=phone_runtime,
-        thermal=thermal,
-        provider=provider,
-        options=options,
-        client=client,
-    )
+        return HostTarget(config)
+    return attach_phone(replace(config, serial=serial), client)
 
 
 def _only_phone(client: AdbClient | None) -> str | None:
-    """Name of the only usable real phone, or of the one in ANDROID_SERIAL if it is one; looking for it
-    leaves no adb server behind in vain."""
+    """Name of the only usable real phone, or of the phone in ANDROID_SERIAL; None without such a phone.
+
+    An adb server that was started to look for the phone is stopped again if there is none.
+    """
     started = False
     try:
         if client is None:
@@ -93,8 +76,9 @@ def _stop_server() -> None:
 
 
 def all_phones(client: AdbClient | None = None) -> list[str]:
-    """Names for `open_phone` of all attached phones that can be used. A phone that is attached twice,
-    over USB and over Wi-Fi say, is among them once.
+    """Names, for `open_phone`, of all usable attached phones.
+
+    A phone that is attached twice, for example over USB and over Wi-Fi, is listed once.
 
     Raises:
         AdbError: when there is none.
@@ -102,48 +86,50 @@ def all_phones(client: AdbClient | None = None) -> list[str]:
     client = client or connect()
     names = phone_names(client)
     if not names:
-        open_phone(client)  # which says why
+        open_phone(client)  # raises the error that explains why
     return names
 
 
 @contextlib.contextmanager
 def opened_phones(
-    attach: Callable[[str], RunnerTarget], client: AdbClient | None = None
-) -> Iterator[tuple[list[RunnerTarget], list[str]]]:
-    """Every attached phone as `attach` makes it from its name, and why the others are not among them;
-    all are left as they were found.
+    config: TargetConfig, client: AdbClient | None = None
+) -> Iterator[tuple[list[PhoneTarget], list[str]]]:
+    """Open all attached phones; yield them, and the errors of phones that cannot be used.
+
+    All phones are restored to their previous state at the end.
 
     Raises:
         AdbError: when no phone can be used.
     """
 
-    def attempt(serial: str) -> RunnerTarget | DeviceError:
+    def attempt(serial: str) -> PhoneTarget | DeviceError:
         try:
-            return attach(serial)
+            return attach_phone(replace(config, target="phone", serial=serial), client)
         except DeviceError as error:
             return error
 
-    targets, failures = list[RunnerTarget](), list[str]()
+    targets, failures = list[PhoneTarget](), list[str]()
     with contextlib.ExitStack() as stack:
-        for found in together(attempt, all_phones(client)):
-            if isinstance(found, DeviceError):
-                failures.append(str(found))
+        for opened in run_concurrently(attempt, all_phones(client)):
+            if isinstance(opened, DeviceError):
+                failures.append(str(opened))
             else:
-                targets.append(stack.enter_context(found))
+                stack.enter_context(opened)
+                targets.append(opened)
         if not targets:
             raise AdbError("; ".join(failures), where="phones")
         yield targets, failures
 
 
-def together(
+def run_concurrently(
     work: Callable[[Item], Result],
     items: Sequence[Item],
     abort: Callable[[Item], object] = lambda item: None,
 ) -> list[Result]:
-    """The work of several devices at once, one thread each; results in the items' order.
+    """Call `work` for all items at once, in one thread per item; results are in the order of the items.
 
-    What ends this early, Ctrl-C among it, calls `abort` for every item and waits until all have put
-    things back. A single item is worked on right here.
+    If an exception (also Ctrl-C) ends the work early, `abort` is called for every item, and all threads
+    are awaited, so that every device is restored. A single item runs in the calling thread.
     """
     if len(items) == 1:
         return [work(items[0])]

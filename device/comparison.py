@@ -36,7 +36,7 @@ def compare(
     """Measure two graphs in interleaved runs.
 
     Raises:
-        DeviceError: when one of them cannot be measured.
+        DeviceError: when one of the graphs cannot be measured.
     """
-    pair = target.compare(candidate, reference, turns=rounds, warmup=warmup)
+    pair = target.compare(candidate, reference, runs=rounds, warmup=warmup)
     return Comparison(pair.candidate, pair.reference, block_bootstrap_interval(pair.ratios))

@@ -1,8 +1,8 @@
-"""This machine as a target: ONNX Runtime's CPU provider in a process of its own.
+"""The host (this machine) as a target: ONNX Runtime in a separate process.
 
-The process that trains holds torch's thread pool and gigabytes; a graph timed inside it would share
-both. Starting another one costs about half a second per call, which compare and measure_many pay
-once for all their graphs.
+The training process holds torch's thread pool and gigabytes of memory, which would disturb a graph that
+is timed in the same process. Starting another process costs about half a second per call; `compare` and
+`measure_many` pay that cost once for all graphs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from device.processor import parse_cpuinfo
 from device.runner_protocol import (
     PROVIDER_NAMES,
     Job,
-    Provider,
     RunnerReport,
     Schedule,
     parse_report,
@@ -29,46 +28,51 @@ from device.runner_protocol import (
 )
 from device.sensors import host_sensors
 from device.target import RunnerTarget
+from device.target_config import TargetConfig
 from lightfield.errors import DeviceError
 from lightfield.latency import DeviceIdentity
 
-_GRACE_SECONDS = 5  # the runner ends itself first; this is for one that cannot
+_GRACE_SECONDS = 5  # a hanging runner ends itself first; this is for a runner that cannot
 
 
 class HostTarget(RunnerTarget):
     """This machine.
 
     Args:
-        threads: threads that one operator may use.
-        timeout_seconds: a measurement that takes longer is refused.
-        provider: what runs the graphs, where this machine's ONNX Runtime has it.
+        config: threads, execution provider and its options.
+        timeout_seconds: a measurement that takes longer fails.
     """
 
-    def __init__(self, *, threads: int = 1, timeout_seconds: int = 600, provider: Provider = "cpu"):
-        super().__init__(threads=threads, timeout_seconds=timeout_seconds, provider=provider)
+    def __init__(
+        self,
+        config: TargetConfig = TargetConfig(),  # noqa: B008 -- frozen
+        *,
+        timeout_seconds: int = 600,
+    ):
+        super().__init__(config, timeout_seconds=timeout_seconds)
         self.sensors = host_sensors()
         self._identity = DeviceIdentity(
             kind="host",
             name=processor_name(),
             system=system_name(),
             runtime=f"onnxruntime {metadata.version('onnxruntime')}",
-            provider=PROVIDER_NAMES[provider],
-            threads=threads,
+            provider=PROVIDER_NAMES[config.provider],
+            threads=config.threads,
         )
 
     @property
     def identity(self) -> DeviceIdentity:
-        """This processor, system and ONNX Runtime."""
+        """The processor, system and ONNX Runtime of this machine."""
         return self._identity
 
-    def _execute(
+    def _run_jobs(
         self, jobs: Sequence[Job], schedule: Schedule
     ) -> tuple[RunnerReport, dict[str, Any]]:
         paths = [
             (str(job.model.resolve()), str(job.inputs), str(job.outputs) if job.outputs else None)
             for job in jobs
         ]
-        # -P: the caller's working folder must not decide what `device` is
+        # -P: never import `device` from the caller's working folder
         command = [sys.executable, "-P", "-m", "device.host_runner", "--tied"]
         prefix = str(schedule.profile.with_suffix("")) if schedule.profile else None
         command += runner_arguments(paths, schedule, profile_prefix=prefix)
@@ -112,8 +116,10 @@ class HostTarget(RunnerTarget):
 
 @contextlib.contextmanager
 def _open_input() -> Iterator[int]:
-    """An input for another process in which nothing comes, and which ends with the block or with this
-    process, in whatever way."""
+    """Yield an empty pipe as another process's standard input.
+
+    The pipe closes when the block ends, or when this process ends for any reason.
+    """
     reading, writing = os.pipe()
     try:
         yield reading
@@ -123,7 +129,7 @@ def _open_input() -> Iterator[int]:
 
 
 def processor_name() -> str:
-    """This machine's processor as the system calls it."""
+    """The name of this machine's processor, as the system reports it."""
     try:
         processor = parse_cpuinfo(Path("/proc/cpuinfo").read_text(errors="replace"))
     except OSError:

@@ -1,8 +1,8 @@
-"""The runner of this machine: ONNX Runtime in a process of its own, which does nothing else.
+"""Runner for this machine: a separate process that only runs ONNX Runtime.
 
-Arguments, files and the answer are those of `device/runner_protocol.py`. Neither the threads nor the
-memory of the process that trains can touch a measurement made here. With `--tied` the runner ends as
-soon as its standard input does, which its caller holds open: when that is killed, nothing measures on.
+`device/runner_protocol.py` describes the arguments, files and report. In a separate process, the threads
+and memory of a training process cannot disturb the measurement. With `--tied`, the runner ends when its
+standard input ends; the caller holds that input open, so a killed caller leaves no runner behind.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ELEMENTS = {
 
 
 class _RunError(Exception):
-    """ONNX Runtime refused; carries what was being done."""
+    """An error of ONNX Runtime; `at` is the step that failed."""
 
     def __init__(self, at: str, reason: Exception | str):
         super().__init__(str(reason))
@@ -46,7 +46,7 @@ class _RunError(Exception):
 
 
 class _LoadedModel:
-    """A session with its inputs bound, ready to be timed."""
+    """An ONNX Runtime session with its inputs and the times of its runs."""
 
     def __init__(self, model: Path, inputs: Path, arguments: argparse.Namespace):
         options = ort.SessionOptions()
@@ -62,7 +62,7 @@ class _LoadedModel:
         start_ns = time.perf_counter_ns()
         try:
             self.session = ort.InferenceSession(str(model), options, providers=providers)
-        except Exception as reason:  # the binding raises many unrelated types
+        except Exception as reason:  # ONNX Runtime raises many unrelated types
             raise _RunError("load the graph", reason) from reason
         self.load_us = (time.perf_counter_ns() - start_ns) / 1e3
         self.feed = {
@@ -75,8 +75,8 @@ class _LoadedModel:
         self.wall_us: list[float] = []
         self.cpu_us: list[float] = []
 
-    def turn(self, since_ns: int | None = None) -> None:
-        """Run once; the times are kept when they count, from `since_ns` on."""
+    def run_once(self, since_ns: int | None = None) -> None:
+        """Run the graph once. If `since_ns` is given, record the times relative to it."""
         wall_ns, cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         try:
             self.outputs = self.session.run(self.names, self.feed)
@@ -96,7 +96,7 @@ class _LoadedModel:
             (folder / f"{index}.bin").write_bytes(np.ascontiguousarray(array).tobytes())
 
     def report(self) -> dict[str, Any]:
-        """This graph's entry in the answer."""
+        """This graph's entry in the report."""
         outputs = [
             {"name": name, "element": str(array.dtype), "shape": list(array.shape)}
             for name, array in zip(self.names, self.outputs, strict=False)
@@ -111,7 +111,7 @@ class _LoadedModel:
 
 
 def _providers(name: str, pairs: list[str]) -> list[Any]:
-    """For a session: the provider asked for, then the CPU, which takes what it leaves over."""
+    """Providers for a session: the given provider, then the CPU for the nodes it does not support."""
     known: dict[str, str] = {**PROVIDER_NAMES}
     if known[name] not in ort.get_available_providers():
         raise _RunError(f"add the provider {name}", "this library was built without it")
@@ -120,7 +120,7 @@ def _providers(name: str, pairs: list[str]) -> list[Any]:
 
 
 def _number_in(path: str) -> float:
-    """The first number of a file, -1 when there is none."""
+    """The first number in a file; -1 if the file has no number."""
     try:
         return float(Path(path).read_text().split()[0])
     except (OSError, ValueError, IndexError):
@@ -128,7 +128,7 @@ def _number_in(path: str) -> float:
 
 
 def _status_kb(key: str) -> int:
-    """A line of /proc/self/status; 0 where there is none."""
+    """A value in /proc/self/status; 0 if it does not exist."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -138,7 +138,7 @@ def _status_kb(key: str) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="host_runner")
-    for name in ("--threads", "--warmup", "--turns", "--limit"):
+    for name in ("--threads", "--warmup", "--runs", "--limit"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--provider", choices=PROVIDER_NAMES, default="cpu")
@@ -148,11 +148,11 @@ def _arguments() -> argparse.Namespace:
         parser.add_argument(name, action="append", default=[])
     parser.add_argument("--model", dest="jobs", action="append", type=lambda path: [path])
     for name in ("--inputs", "--outputs"):
-        parser.add_argument(name, action=_OfTheLastModel)
+        parser.add_argument(name, action=_AppendToLastJob)
     return parser.parse_args()
 
 
-class _OfTheLastModel(argparse.Action):
+class _AppendToLastJob(argparse.Action):
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -169,7 +169,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     models = [_LoadedModel(job[0], job[1], arguments) for job in jobs]
     for model in models:
         for _ in range(arguments.warmup):
-            model.turn()
+            model.run_once()
     watched = _measure(models, arguments) if models else []
     for model, job in zip(models, jobs, strict=True):
         if len(job) > 2:
@@ -187,7 +187,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(models: list[_LoadedModel], arguments: argparse.Namespace) -> list[float]:
-    """All models in turns, often enough and long enough; what the watched files said meanwhile."""
+    """Run all models round-robin, as often and as long as asked; return the watched values."""
     watched: list[float] = []
     start_ns = time.perf_counter_ns()
 
@@ -196,27 +196,27 @@ def _measure(models: list[_LoadedModel], arguments: argparse.Namespace) -> list[
             watched.append((time.perf_counter_ns() - start_ns) / 1e3)
             watched.extend(_number_in(path) for path in arguments.watch)
 
-    turns, seconds, read_at = 0, 0.0, 0.0
-    while turns < arguments.turns or seconds < arguments.seconds:
+    runs, seconds, read_at = 0, 0.0, 0.0
+    while runs < arguments.runs or seconds < arguments.seconds:
         if seconds >= read_at:
             read_watched()
             read_at = seconds + _WATCH_SECONDS
         for model in models:
-            model.turn(start_ns)
-        turns, seconds = turns + 1, (time.perf_counter_ns() - start_ns) / 1e9
+            model.run_once(start_ns)
+        runs, seconds = runs + 1, (time.perf_counter_ns() - start_ns) / 1e9
     read_watched()
     return watched
 
 
 def _end_with_input() -> None:
-    """Wait, without a share of the processor, for the end of standard input."""
+    """End this process when standard input ends; waiting for that takes no CPU time."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
     os._exit(FAILURE_EXIT_CODE)
 
 
 def main() -> int:
-    """Run the graphs of the command line, print the answer."""
+    """Run the graphs on the command line and print the report."""
     arguments = _arguments()
     if arguments.tied:
         threading.Thread(target=_end_with_input, daemon=True).start()

@@ -1,7 +1,7 @@
-"""A graph as a device needs it: in one file, with fixed random values for its inputs.
+"""Inputs of ONNX graphs for a device: shapes, fixed random values, and graphs in a single file.
 
-A latency means something only for one shape, so every dimension must be a number in the graph. The
-values are the same in every process and on every device: same graph, same inputs.
+A latency belongs to one shape, so every dimension of an input must be fixed. The random values depend
+only on the graph and are the same in every process and on every device.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ ELEMENT_TYPES: dict[int, str] = {
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",
 }
-"""Element types that travel to a device, by their ONNX number, under their numpy name."""
+"""Supported element types: ONNX number -> numpy name."""
 
-_MOST_BYTES = 2**31 - 1
-"""Of an ONNX file; protobuf has no larger messages."""
+_MAX_FILE_BYTES = 2**31 - 1
+"""Maximum size of an ONNX file, because protobuf messages cannot be larger."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class TensorSpec:
 
 
 def input_specs(model: Path) -> tuple[TensorSpec, ...]:
-    """The inputs that a caller must feed, in the graph's order.
+    """The inputs that a caller must provide, in the graph's order.
 
     Raises:
-        DeviceError: when the file is no ONNX graph, or an input has no fixed shape and type.
+        DeviceError: when the file is not an ONNX graph, or an input has no fixed shape and type.
     """
     graph = _loaded(model).graph
     if not graph.node:
@@ -65,10 +65,11 @@ def input_specs(model: Path) -> tuple[TensorSpec, ...]:
 
 
 def whole_graph(model: Path, folder: Path) -> Path:
-    """The graph in one file: itself, or a copy in `folder` with the weights that lie in other files.
+    """The graph in a single file: the file itself, or, if its weights are in other files, a copy in
+    `folder` that includes the weights.
 
     Raises:
-        DeviceError: when the file is no ONNX graph, or its weights cannot be read or are too large.
+        DeviceError: when the file is not an ONNX graph, or its weights cannot be read or are too large.
     """
     proto = _loaded(model)
     outside = [tensor for tensor in _tensors(proto) if uses_external_data(tensor)]
@@ -77,38 +78,40 @@ def whole_graph(model: Path, folder: Path) -> Path:
     path = folder / model.name
     try:
         size_bytes = proto.ByteSize() + sum(_size_bytes(tensor) for tensor in outside)
-        if size_bytes > _MOST_BYTES:
+        if size_bytes > _MAX_FILE_BYTES:
             raise DeviceError(
-                f"with its external weights it takes {size_bytes / 1e9:.1f} GB",
+                f"the graph with its external weights takes {size_bytes / 1e9:.1f} GB",
                 where=model,
-                remedy="a phone gets a graph in one file, which ONNX limits to 2 GB",
+                remedy="a phone needs the graph in a single file, which ONNX limits to 2 GB",
             )
-        with warnings.catch_warnings():  # about keys of a tensor's place that ONNX does not know
+        with warnings.catch_warnings():  # ONNX warns about unknown keys of external data
             warnings.simplefilter("ignore")
             for tensor in outside:
-                _bring_in(tensor, model.parent)
+                _load_external_data(tensor, model.parent)
         path.write_bytes(proto.SerializeToString())
     except (OSError, KeyError, ValueError, EncodeError, onnx.checker.ValidationError) as reason:
         raise DeviceError(
-            f"its external weights cannot be read ({' '.join(str(reason).split())})",
+            f"the external weights cannot be read ({' '.join(str(reason).split())})",
             where=model,
-            remedy="keep the files of the weights beside the graph, or save it as one file",
+            remedy="keep the weight files next to the graph, or save the graph as a single file",
         ) from reason
     return path
 
 
 def _loaded(model: Path) -> ModelProto:
-    """The graph without weights that lie in other files."""
+    """The graph, without weights that are stored in other files."""
     try:
         return onnx.load(str(model), load_external_data=False)
     except FileNotFoundError:
-        raise DeviceError("file is missing", where=model, remedy="export it first") from None
+        raise DeviceError(
+            "file is missing", where=model, remedy="export the graph first with `nelf export`"
+        ) from None
     except (OSError, DecodeError) as reason:
         raise _no_graph(model, str(reason)) from reason
 
 
 def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """All constants, those of functions and of graphs inside the graph too."""
+    """All constants, including constants of functions and of nested graphs."""
     graphs: list[GraphProto | FunctionProto] = [proto.graph, *proto.functions]
     while graphs:
         graph = graphs.pop()
@@ -119,12 +122,12 @@ def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
             graphs += [attribute.g, *attribute.graphs]
 
 
-def _bring_in(tensor: TensorProto, folder: Path) -> None:
-    """Read the elements of a tensor that lie in another file: exactly as many as it has by its sizes,
-    for the file may go on with other tensors.
+def _load_external_data(tensor: TensorProto, folder: Path) -> None:
+    """Load a tensor's elements from another file: as many as its shape says, because other tensors may
+    follow in the file.
 
     Raises:
-        ValueError: when there are fewer.
+        ValueError: when the file has fewer elements.
     """
     size_bytes = _size_bytes(tensor)
     if all(entry.key != "length" for entry in tensor.external_data):
@@ -147,7 +150,9 @@ def _size_bytes(tensor: TensorProto) -> int:
 
 def _no_graph(model: Path, reason: str) -> DeviceError:
     return DeviceError(
-        f"not an ONNX graph ({reason})", where=model, remedy="export it again with `nelf export`"
+        f"not an ONNX graph ({reason})",
+        where=model,
+        remedy="export the graph again with `nelf export`",
     )
 
 
@@ -158,17 +163,19 @@ def _spec(value: onnx.ValueInfoProto, model: Path) -> TensorSpec:
         raise DeviceError(
             f"input '{value.name}' has no fixed shape",
             where=model,
-            remedy="export with every dimension a number: a latency belongs to one shape",
+            remedy="export the graph with fixed dimensions, because a latency belongs to one shape",
         )
     element = ELEMENT_TYPES.get(tensor.elem_type)
     if element is None:
         name = TensorProto.DataType.Name(tensor.elem_type)
-        raise DeviceError(f"input '{value.name}' is {name}, which cannot be fed", where=model)
+        raise DeviceError(
+            f"input '{value.name}' has the unsupported element type {name}", where=model
+        )
     return TensorSpec(value.name, element, shape)
 
 
 def fixed_inputs(model: Path, seed: int = 0) -> dict[str, np.ndarray]:
-    """One array per input, in the graph's order: floats uniform in [-1, 1), integers 0 or 1."""
+    """Random values for each input, in the graph's order: floats uniform in [-1, 1), integers 0 or 1."""
     random = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
     for spec in input_specs(model):
@@ -181,10 +188,10 @@ def fixed_inputs(model: Path, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def checked_inputs(model: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The given arrays in the graph's order, row-major.
+    """Check the arrays; return them in the graph's order, row-major.
 
     Raises:
-        DeviceError: when a name, a shape or an element type is not the graph's.
+        DeviceError: when a name, a shape or an element type does not fit the graph.
     """
     specs = input_specs(model)
     if missing := [spec.name for spec in specs if spec.name not in inputs]:
@@ -196,7 +203,7 @@ def checked_inputs(model: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarra
         if given.shape != spec.shape or given.dtype != np.dtype(spec.element):
             raise DeviceError(
                 f"input '{spec.name}' is {given.dtype}{list(given.shape)}, "
-                f"the graph wants {spec.element}{list(spec.shape)}",
+                f"the graph needs {spec.element}{list(spec.shape)}",
                 where=model,
             )
     return [np.ascontiguousarray(inputs[spec.name]) for spec in specs]

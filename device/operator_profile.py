@@ -1,8 +1,9 @@
-"""Where a graph's time goes, operator by operator, and which provider ran each: ONNX Runtime's trace.
+"""Operator profile: time and execution provider of every node, from ONNX Runtime's trace.
 
-The trace is JSON in the form of Chrome's tracing: an event per node and run, called `NAME_kernel_time`,
-with its duration in microseconds, operator and provider. Warm-up runs are in it too, so only the last
-runs of each node count. Writing it slows the runs down: shares are true, sums are more than a latency.
+The trace is JSON in Chrome's tracing format. It has one event `NAME_kernel_time` per node and run, with
+the duration in microseconds, the operator and the provider. Because the trace includes the warm-up runs,
+only the last runs of each node count. Tracing slows the runs down: shares are accurate, but the sum is
+larger than the latency.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SUFFIX = "_kernel_time"
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of the graph as it was run, after ONNX Runtime's fusions."""
+    """Time of one node of the graph after ONNX Runtime's fusions."""
 
     name: str
     operator: str
@@ -33,7 +34,7 @@ class NodeTime:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """All nodes of one operator on one provider."""
+    """Time of all nodes of one operator on one provider."""
 
     operator: str
     provider: str
@@ -41,18 +42,18 @@ class OperatorTime:
     total_ms: float
     """Sum of the nodes' medians."""
     share: float
-    """Of all nodes' time."""
+    """Share of the time of all nodes."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The time as plain data."""
         return asdict(self)
 
 
 def read_profile(path: Path, runs: int) -> tuple[NodeTime, ...]:
-    """The nodes of a trace of one graph, in the order they ran, from its last `runs` runs.
+    """Read the nodes of one graph's trace, in execution order, from the last `runs` runs.
 
     Raises:
-        DeviceError: when it is no such trace, or holds no node.
+        DeviceError: when the file is not such a trace, or contains no node.
     """
     times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     try:
@@ -65,12 +66,12 @@ def read_profile(path: Path, runs: int) -> tuple[NodeTime, ...]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
         raise DeviceError(f"ONNX Runtime's trace cannot be read ({reason})") from reason
     if not times:
-        raise DeviceError("ONNX Runtime's trace names no node")
+        raise DeviceError("ONNX Runtime's trace contains no node")
     return tuple(NodeTime(*key, statistics.median(each[-runs:])) for key, each in times.items())
 
 
 def operator_times(nodes: Iterable[NodeTime]) -> tuple[OperatorTime, ...]:
-    """Grouped by operator and provider, the costliest first."""
+    """Group nodes by operator and provider, slowest first."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for node in nodes:
         groups[node.operator, node.provider].append(node.median_ms)
@@ -82,7 +83,7 @@ def operator_times(nodes: Iterable[NodeTime]) -> tuple[OperatorTime, ...]:
     return tuple(sorted(times, key=lambda time: -time.total_ms))
 
 
-def fallen_back(nodes: Iterable[NodeTime], provider: Provider) -> tuple[str, ...]:
-    """The nodes that another provider than the one asked for ran, as `name (operator)`."""
-    asked = PROVIDER_NAMES[provider]
-    return tuple(f"{node.name} ({node.operator})" for node in nodes if node.provider != asked)
+def fallback_nodes(nodes: Iterable[NodeTime], provider: Provider) -> tuple[str, ...]:
+    """The nodes that ran on another provider than the given one, as `name (operator)`."""
+    expected = PROVIDER_NAMES[provider]
+    return tuple(f"{node.name} ({node.operator})" for node in nodes if node.provider != expected)

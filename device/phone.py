@@ -1,8 +1,9 @@
-"""A phone as a target: our runner and ONNX Runtime in /data/local/tmp, driven over adb.
+"""A phone as a target: the runner and ONNX Runtime in /data/local/tmp, driven over adb.
 
-What is pushed lies in folders named by its content and is checked there, so a second measurement sends
-nothing again. A measurement waits until the phone is cool, keeps the screen on and the clocks fixed
-where the phone allows it, runs on the fast cores, and puts everything back; `close` deletes the files.
+Pushed files lie in folders that are named by their content and checked there, so a second measurement
+sends no file again. A measurement waits until the phone is cool, keeps the screen on and the clocks
+fixed where the phone allows it, runs on the fast cores, and restores all settings. `close` deletes the
+files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from device.adb import PHONE_FOLDER, AdbClient, AdbPhone, open_phone, read_ident
 from device.adb_output import fast_cores, parse_cpu_list
 from device.adb_server import connect
 from device.onnx_inputs import whole_graph
-from device.phone_settings import steady
+from device.phone_settings import measurement_settings
 from device.processor import parse_cpuinfo
-from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
+from device.runner.package import RunnerPackage, runner_package
 from device.runner_protocol import (
     PROVIDER_NAMES,
     Job,
-    Provider,
     RunnerReport,
     Schedule,
     parse_report,
@@ -33,10 +33,10 @@ from device.runner_protocol import (
 from device.sensors import LIST_ZONES, Sensor, clock_sensors, condition_curve, zone_sensors
 from device.start_failure import start_remedy
 from device.target import RunnerTarget
+from device.target_config import TargetConfig
 from device.thermal import (
     PhoneState,
     StatePolling,
-    ThermalConfig,
     read_frequencies,
     read_state,
     require_screen,
@@ -47,50 +47,42 @@ from lightfield.errors import AdbError, DeviceError
 from lightfield.latency import DeviceIdentity
 
 _HELLO_SECONDS = 30
-_GRACE_SECONDS = 10  # the runner ends itself first; then the phone has become silent
+_GRACE_SECONDS = 10  # a hanging runner ends itself first; after that, the phone does not answer
 _ABI = "arm64-v8a"
-# $1 the file that names the runner's process, then the runner, which keeps the number
+# $1: file for the process id; $2...: the command of the runner, which keeps that process id
 _START = 'echo $$ > "$1"; shift; exec "$@"'
 _END = 'read -r process < "$1" && kill -KILL "$process"'
-# ONNX Runtime 1.31 leaves a file of its telemetry behind, and would send it
-_QUIET = ["env", "ORT_DISABLE_TELEMETRY=1"]
+# ONNX Runtime 1.31 writes a telemetry file and would send it
+_NO_TELEMETRY = ["env", "ORT_DISABLE_TELEMETRY=1"]
 
 
 class PhoneTarget(RunnerTarget):
-    """A phone on which the runner has been shown to start.
+    """A phone on which the runner starts.
 
     Args:
         phone: an attached, usable phone.
-        bundle: what to push; see `attach_phone`, which builds it.
-        threads: threads that one operator may use.
-        timeout_seconds: a measurement that takes longer is refused.
-        thermal: when the phone is fit to be measured.
-        provider: what runs the graphs, where the phone's ONNX Runtime has it.
-        options: of the provider.
+        package: files of the runner; `attach_phone` builds them.
+        config: threads, execution provider and its options, thermal conditions.
+        timeout_seconds: a measurement that takes longer fails.
 
     Raises:
-        DeviceError: when the phone is no 64-bit Arm one, or the runner does not start on it.
+        DeviceError: when the phone does not have a 64-bit Arm processor, or the runner does not start.
     """
 
     def __init__(
         self,
         phone: AdbPhone,
-        bundle: RunnerBundle,
+        package: RunnerPackage,
+        config: TargetConfig = TargetConfig(),  # noqa: B008 -- frozen
         *,
-        threads: int = 1,
         timeout_seconds: int = 600,
-        thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
-        provider: Provider = "cpu",
-        options: Mapping[str, str] | None = None,
     ):
-        super().__init__(
-            threads=threads, timeout_seconds=timeout_seconds, provider=provider, options=options
-        )
-        self._phone, self._bundle, self._thermal = phone, bundle, thermal
+        super().__init__(config, timeout_seconds=timeout_seconds)
+        self._phone, self._package = phone, package
         self._about = read_identity(phone)
         if _ABI not in self._about.abis:
             raise DeviceError(
-                f"its processor is {', '.join(self._about.abis) or 'unknown'}, not {_ABI}",
+                f"the processor is {', '.join(self._about.abis) or 'unknown'}, not {_ABI}",
                 where=phone.serial,
                 remedy="measure on a 64-bit Arm phone, or on the host",
             )
@@ -98,7 +90,7 @@ class PhoneTarget(RunnerTarget):
             phone.attempt(["cat", "/sys/devices/system/cpu/possible"]).stdout
         )
         self._cores = parse_cpuinfo(phone.attempt(["cat", "/proc/cpuinfo"]).stdout)
-        self._fast_cores = self._pinned_cores()
+        self._fast_cores = self._usable_fast_cores()
         self._pinning = (
             ["taskset", f"{sum(1 << cpu for cpu in self._fast_cores):x}"]
             if self._fast_cores
@@ -112,44 +104,45 @@ class PhoneTarget(RunnerTarget):
 
     @property
     def identity(self) -> DeviceIdentity:
-        """Model, chip, Android and ONNX Runtime; no serial number."""
+        """Model, chip, Android and ONNX Runtime of the phone, without its serial number."""
         return DeviceIdentity(
             kind="phone",
             name=self._about.name,
             system=self._about.system,
             runtime=f"onnxruntime {self._runtime}",
-            provider=PROVIDER_NAMES[self.provider],
-            threads=self.threads,
+            provider=PROVIDER_NAMES[self.config.provider],
+            threads=self.config.threads,
             emulated=self._about.emulated,
             unit=self._about.unit,
         )
 
     def close(self) -> None:
-        """Delete everything that was pushed."""
+        """Delete all pushed files from the phone."""
         self._phone.remove(sorted(self._folders))
         self._folders.clear()
 
     def abort(self) -> None:
-        """End what is running, from another thread; the target measures nothing afterwards."""
+        """Stop the current run from another thread; later measurements are refused."""
         self._aborted = True
         with contextlib.suppress(AdbError):
             self._phone.attempt(["sh", "-c", _END, "nelf", self._process])
 
     def _hello(self) -> str:
+        """Start the runner without a graph; return the version of ONNX Runtime."""
         try:
-            schedule = Schedule(1, warmup=0, turns=1, limit_seconds=_HELLO_SECONDS)
+            schedule = Schedule(1, warmup=0, runs=1, limit_seconds=_HELLO_SECONDS)
             return self._run_on_phone([], schedule, where=self._phone.serial).runtime
         except AdbError:
             raise
         except DeviceError as error:
-            form, mounts = self._bundle.form, ""
+            build, mounts = self._package.build, ""
             with contextlib.suppress(AdbError):
                 mounts = self._phone.attempt(["cat", "/proc/mounts"]).stdout
                 self.close()
             raise DeviceError(
-                f"the runner ({form}) does not start: {error.what}",
+                f"the runner ({build}) does not start: {error.what}",
                 where=self._phone.serial,
-                remedy=error.remedy or start_remedy(error.what, form, mounts),
+                remedy=error.remedy or start_remedy(error.what, build, mounts),
             ) from error
 
     def _run_on_phone(
@@ -160,17 +153,17 @@ class PhoneTarget(RunnerTarget):
         where: str,
         profile_prefix: str | None = None,
     ) -> RunnerReport:
-        folder = self._push(self._bundle.files)
+        folder = self._push(self._package.files)
         words = ["sh", "-c", _START, "nelf", self._process]
-        words += [*_QUIET, *self._pinning, *self._bundle.command(folder)]
+        words += [*_NO_TELEMETRY, *self._pinning, *self._package.command(folder)]
         if self._aborted:
-            raise AdbError("the measurement was ended", where=self._phone.serial)
+            raise AdbError("the measurement was aborted", where=self._phone.serial)
         done = self._phone.attempt(
             [*words, *runner_arguments(jobs, schedule, profile_prefix=profile_prefix)],
             timeout_seconds=schedule.limit_seconds + _GRACE_SECONDS,
         )
         if self._aborted:
-            raise AdbError("the measurement was ended", where=self._phone.serial)
+            raise AdbError("the measurement was aborted", where=self._phone.serial)
         return parse_report(
             done.exit_code,
             done.stdout,
@@ -185,7 +178,7 @@ class PhoneTarget(RunnerTarget):
         self._folders.add(folder)
         return folder
 
-    def _execute(
+    def _run_jobs(
         self, jobs: Sequence[Job], schedule: Schedule
     ) -> tuple[RunnerReport, dict[str, Any]]:
         scratch = f"{PHONE_FOLDER}/run-{secrets.token_hex(4)}"
@@ -198,11 +191,11 @@ class PhoneTarget(RunnerTarget):
             outputs = f"{scratch}/{index}" if job.outputs else None
             remote.append((f"{model}/model.onnx", inputs, outputs))
         where = ", ".join(job.model.name for job in jobs)
-        before = wait_until_cool(self._read_state, self._thermal)
+        before = wait_until_cool(self._read_state, self.config.thermal)
         try:
             self._phone.shell(["mkdir", "-p", scratch, *(o for _, _, o in remote if o)])
-            with steady(self._phone, self._about.api) as settings:
-                require_screen(self._read_state(), self._thermal)
+            with measurement_settings(self._phone, self._about.api) as settings:
+                require_screen(self._read_state(), self.config.thermal)
                 prefix = f"{scratch}/trace" if schedule.profile else None
                 with StatePolling(self._read_state, schedule.seconds) as polling:
                     report = self._run_on_phone(
@@ -213,7 +206,7 @@ class PhoneTarget(RunnerTarget):
             if schedule.profile and report.profile:
                 self._phone.pull_file(report.profile, schedule.profile)
         finally:
-            # a lost phone is told by the error under way, and `close` tries again
+            # if the phone is lost, another error is already on its way, and `close` tries again
             with contextlib.suppress(AdbError):
                 self._phone.attempt(["rm", "-rf", scratch])
         states = [*(state for _, state in polling.states), after]
@@ -228,9 +221,9 @@ class PhoneTarget(RunnerTarget):
             "throttling": signs,
             "settings": settings,
             "cores": str(self._cores),
-            "pinned_to": self._pinning[1] if self._pinning else None,
-            "runner": self._bundle.form,
-            "runner_sha256": self._bundle.hashes(),
+            "cpu_affinity": self._pinning[1] if self._pinning else None,
+            "runner": self._package.build,
+            "runner_sha256": self._package.hashes(),
             "phone": self._about.unit,
             "graph_optimization": "all",
             "spinning": False,
@@ -260,10 +253,10 @@ class PhoneTarget(RunnerTarget):
     def _read_state(self) -> PhoneState:
         return read_state(self._phone, self._cpus)
 
-    def _pinned_cores(self) -> list[int]:
-        """The fast cores, none where the phone does not allow the runner to be kept on them."""
+    def _usable_fast_cores(self) -> list[int]:
+        """The fast cores; none if the phone does not allow `taskset` to pin the runner to them."""
         fastest = fast_cores(
-            read_frequencies(self._phone, self._cpus, "cpuinfo_max_freq"), self.threads
+            read_frequencies(self._phone, self._cpus, "cpuinfo_max_freq"), self.config.threads
         )
         if not fastest:
             return []
@@ -271,37 +264,20 @@ class PhoneTarget(RunnerTarget):
         return fastest if self._phone.attempt(words).exit_code == 0 else []
 
     def _readable_sensors(self) -> list[Sensor]:
-        """Clocks and temperatures that the phone lets us read; many makers hide some."""
+        """Sensors for clocks and temperatures that the phone allows to read; many makers hide some."""
         readable = read_frequencies(self._phone, self._cpus, "scaling_cur_freq")
         zones = self._phone.attempt(["sh", "-c", LIST_ZONES]).stdout
         return clock_sensors(sorted(readable)) + zone_sensors(zones)
 
 
-def attach_phone(
-    serial: str | None = None,
-    *,
-    threads: int = 1,
-    timeout_seconds: int = 600,
-    runtime: PhoneRuntime = PhoneRuntime(),  # noqa: B008 -- frozen
-    thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
-    provider: Provider = "cpu",
-    options: Mapping[str, str] | None = None,
-    client: AdbClient | None = None,
-) -> PhoneTarget:
-    """The phone with this serial, or the only one, ready to measure: the runner is built when needed,
-    pushed, and started once.
+def attach_phone(config: TargetConfig, client: AdbClient | None = None) -> PhoneTarget:
+    """Open the phone with the configured serial number, or the only phone, ready to measure.
+
+    The runner is built if needed, pushed to the phone, and started once.
 
     Raises:
         AdbError: when no such phone can be used.
-        DeviceError: when the runner cannot be built or does not start, saying what is missing.
+        DeviceError: when the runner cannot be built (the error says what is missing) or does not start.
     """
-    phone = open_phone(client or connect(), serial)
-    return PhoneTarget(
-        phone,
-        runner_bundle(runtime, provider=provider),
-        threads=threads,
-        timeout_seconds=timeout_seconds,
-        thermal=thermal,
-        provider=provider,
-        options=options,
-    )
+    phone = open_phone(client or connect(), config.serial)
+    return PhoneTarget(phone, runner_package(config.phone, provider=config.provider), config)

@@ -1,10 +1,11 @@
-"""Settings of a phone that make a measurement steady, changed for its length and put back.
+"""Phone settings for a measurement: screen on and fixed clocks, restored afterwards.
 
-What undoes the changes is written down on the phone before the first of them is made, and a guard waits
-there beside the measurement: it reads from a connection that ends with the measurement, with this
-program however it dies, and with the cable; what is then still written down, it does. Where the guard is
-lost too (the phone was restarted), the next measurement finds the note and does it first. When all goes
-well the undoings run from here, last-first, each even when another fails.
+Before the first change, the commands that restore the settings are written to a note on the phone, and a
+guard process starts there. The guard reads from a connection that ends when the measurement ends, when
+this program dies in any way, or when the cable is pulled; then it runs the commands of the note, if the
+note still exists. If the guard is lost too (the phone was restarted), the next measurement finds the
+note and runs its commands first. Normally this program restores the settings itself, last change first,
+and continues even if one command fails.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _FIXED_PERFORMANCE_API = 30
 _STAY_ON = ["global", "stay_on_while_plugged_in"]
 _ON_ANY_POWER = "7"  # BatteryManager: AC 1, USB 2, wireless 4
 
-# $1 the note's path, $2 the undoings. The note's first line names its guard.
+# $1: path of the note, $2: commands that restore the settings. The note's first line names its guard.
 _GUARD = """trap "" HUP INT TERM PIPE
 printf "# %s\\n%s\\n" "$$" "$2" > "$1" && echo guarded || echo refused
 cat > /dev/null
 [ -e "$1" ] && sh "$1" > /dev/null 2>&1
 rm -f "$1" """
 
-# $1 the notes' prefix
-_PUT_BACK = """for note in "$1"*; do
+# $1: prefix of the notes' paths
+_RESTORE_LEFTOVERS = """for note in "$1"*; do
   [ -e "$note" ] || continue
   read -r _ guard < "$note"
   kill -0 "$guard" 2> /dev/null && continue
@@ -47,55 +48,56 @@ done"""
 @dataclass(frozen=True)
 class _Change:
     key: str
-    """In a record's conditions."""
+    """Name in a record's conditions."""
     name: str
     words: Sequence[str]
     undo: Sequence[str]
     is_on: Callable[[], bool] = lambda: True
-    """Asks the phone whether it kept the change; some take a setting, and then ignore it."""
+    """Whether the phone kept the change; some phones accept a setting and then ignore it."""
     is_off: Callable[[], bool] = lambda: True
-    """Asks the phone whether it is as it was before."""
+    """Whether the phone has its previous setting again."""
 
 
 @contextlib.contextmanager
-def steady(phone: AdbPhone, api: int | None) -> Iterator[dict[str, bool]]:
-    """Screen on and fixed clocks while the block runs; yields which of them the phone allowed and, where
-    it can be asked, kept.
+def measurement_settings(phone: AdbPhone, api: int | None) -> Iterator[dict[str, bool]]:
+    """Keep the screen on and the clocks fixed while the block runs.
+
+    Yields, for each setting, whether the phone allowed it and, if that can be read, kept it.
 
     Raises:
-        AdbError: when the block went well but a setting could not be put back, naming it.
+        AdbError: when a setting could not be restored although the block succeeded.
     """
-    put_back_leftovers(phone)
+    restore_leftovers(phone)
     awake = parse_wakefulness(phone.attempt(["dumpsys", "power"]).stdout)
     changes = _planned(phone, api, awake)
     applied = {"stays_on": False, "screen_on": bool(awake)} | {c.key: False for c in changes}
     made: list[_Change] = []
     stuck: list[str] = []
     note = f"{NOTE_PREFIX}{secrets.token_hex(4)}"
-    undoings = "\n".join(shlex.join(change.undo) for change in reversed(changes))
-    with phone.beside(["sh", "-c", _GUARD, "nelf", note, undoings]) as said:
+    commands = "\n".join(shlex.join(change.undo) for change in reversed(changes))
+    with phone.in_background(["sh", "-c", _GUARD, "nelf", note, commands]) as answer:
         try:
-            # what the phone cannot promise to put back is not changed
-            for change in changes if said == "guarded" else ():
+            # without a guard, no setting is changed
+            for change in changes if answer == "guarded" else ():
                 made.append(change)
                 if phone.attempt(change.words).exit_code == 0:
                     applied[change.key] = change.is_on()
                 else:
-                    made.pop()  # refused: undoing it would fail too
+                    made.pop()  # the phone refused the change, so it would refuse to undo it
             yield applied
         finally:
             stuck = _undo(phone, made, note)
     if stuck:
         raise AdbError(
-            f"could not put back: {', '.join(stuck)}",
+            f"could not restore these settings: {', '.join(stuck)}",
             where=phone.serial,
-            remedy="attach the phone again: it does so itself, or the next measurement does",
+            remedy="attach the phone again; it or the next measurement restores the settings",
         )
 
 
-def put_back_leftovers(phone: AdbPhone) -> int:
-    """Put back what measurements that were cut off have left changed; how many of those there were."""
-    done = phone.attempt(["sh", "-c", _PUT_BACK, "nelf", NOTE_PREFIX])
+def restore_leftovers(phone: AdbPhone) -> int:
+    """Restore settings that interrupted measurements left changed; return how many there were."""
+    done = phone.attempt(["sh", "-c", _RESTORE_LEFTOVERS, "nelf", NOTE_PREFIX])
     return len(done.stdout.splitlines())
 
 
@@ -126,7 +128,7 @@ def _planned(phone: AdbPhone, api: int | None, awake: bool | None) -> list[_Chan
 
 
 def _undo(phone: AdbPhone, made: Sequence[_Change], note: str) -> list[str]:
-    """Names of the changes that could not be undone from here; those are left to the guard."""
+    """Undo the changes; return the names of those that could not be undone, which the guard retries."""
     stuck = []
     for change in reversed(made):
         try:

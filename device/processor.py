@@ -1,7 +1,7 @@
-"""What a processor calls itself, from the text of /proc/cpuinfo.
+"""Processor names from the text of /proc/cpuinfo.
 
-x86 kernels print a `model name`; Arm kernels print numbers per core, which are the maker's own part
-numbers (implementer 0x41 is Arm, 0x51 Qualcomm); some Arm kernels add a `Hardware` line with the chip.
+x86 kernels print a `model name`. Arm kernels print the implementer (0x41 is Arm, 0x51 Qualcomm) and the
+part number of every core; some add a `Hardware` line with the name of the chip.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Processor:
     cores: tuple[str, ...]
     """One name per core, in the kernel's order."""
     chip: str | None
-    """What the `Hardware` line says."""
+    """Text of the `Hardware` line."""
 
     def __str__(self) -> str:
         counts = Counter(self.cores)
@@ -67,7 +67,7 @@ class Processor:
 
 
 def parse_cpuinfo(text: str) -> Processor:
-    """Read /proc/cpuinfo of x86 or Arm."""
+    """Parse /proc/cpuinfo of an x86 or Arm kernel."""
     cores: list[str] = []
     chip = None
     for block in text.split("\n\n"):
@@ -85,7 +85,7 @@ def _fields(block: str) -> dict[str, str]:
 
 
 def _arm_core(fields: dict[str, str]) -> str | None:
-    """The maker's name of its core; some kernels print a `model name` beside it that is everyone's."""
+    """Name of an Arm core by its part number; the `model name` of some Arm kernels is not specific."""
     numbers = _numbers(fields)
     return None if numbers is None else _CORES.get(numbers[0], {}).get(numbers[1])
 

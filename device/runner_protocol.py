@@ -1,30 +1,30 @@
-"""The one language of all runners: command-line arguments in, one line of JSON out.
+"""Protocol of the runners: command-line arguments as input, one line of JSON as output.
 
-A runner is a program that does nothing but run graphs: `device/runner/nelf_runner.c` on a phone,
-`device/host_runner.py` on this machine. Both take
+A runner is a program that only runs graphs: `device/runner/nelf_runner.c` on a phone,
+`device/host_runner.py` on this machine. Both take these arguments:
 
-    --threads N --warmup N --turns N --limit SECONDS
+    --threads N --warmup N --runs N --limit SECONDS
     [--seconds N] [--provider NAME (--option KEY=VALUE)...] [--profile PREFIX] (--watch FILE)...
     --model PATH --inputs FOLDER [--outputs FOLDER]         once per graph, in this order
 
-load every graph, run each `warmup` times, then run all of them round-robin, `turns` times each (A B C
-A B C ...) and on until N seconds have passed, so that whatever slows the device down slows all of them.
-Input i of a graph is the raw row-major file `FOLDER/i.bin`; output i of the last turn is written
-likewise. Without a graph a runner only loads ONNX Runtime: the hello check. Between turns, every half
-second, the first number of each watched file is read: frequencies and temperatures of /sys. With a
-profile prefix, of one graph alone, ONNX Runtime writes its trace to a file of that prefix. The last
-line of the output is the report,
+A runner loads every graph and runs each graph `--warmup` times. Then it runs all graphs round-robin (A B
+C A B C ...), at least `--runs` times each and for at least `--seconds`, so that whatever slows the
+device down slows all graphs. Input i of a graph is the raw row-major file `FOLDER/i.bin`; output i of
+the last run is written to a file in the same format. Without a graph, a runner only loads ONNX Runtime
+(the hello check). Every half second, between runs, the runner reads the first number of each watched
+file; these are frequencies and temperatures in /sys. With `--profile`, which allows one graph only, ONNX
+Runtime writes a trace to a file with that prefix. The last line of the output is the report:
 
     {"runtime": "1.31.1", "providers": ["CPUExecutionProvider"], "growth_kb": 9000,
      "profile": "PREFIX_2025.json", "watched": [at_us, value, value, at_us, ...],
      "models": [{"load_us": ..., "at_us": [...], "wall_us": [...], "cpu_us": [...],
      "outputs": [{"name": ..., "element": "float32", "shape": [...]}]}]}
 
-or, with exit code 3, {"error": "...", "at": "..."}. `at_us` is when a turn began, from the first one;
-`cpu_us` is the processor time of the whole runner during it, all threads together: what the turn cost,
-whoever else used the processor. A watched file that cannot be read is -1. After SECONDS the runner ends
-itself (SIGALRM), so that a hang leaves nothing behind; and it ends when its caller is killed, by adbd's
-SIGHUP on a phone, by the end of its standard input on this machine (`--tied`).
+or, with exit code 3, {"error": "...", "at": "..."}. `at_us` is the start of a run, relative to the first
+run. `cpu_us` is the CPU time of the runner (all threads) during a run; other programs do not change it.
+The value of a watched file that cannot be read is -1. After `--limit` seconds, SIGALRM ends the runner,
+so that no runner hangs. The runner also ends when its caller is killed: by adbd's SIGHUP on a phone, by
+the end of its standard input on this machine (`--tied`).
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ PROVIDER_NAMES: dict[Provider, str] = {
     "nnapi": "NnapiExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
-"""What ONNX Runtime calls them."""
+"""Names of the execution providers in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One graph for a runner, with paths on this machine."""
+    """A graph to run, with paths on this machine."""
 
     model: Path
     inputs: Path
@@ -65,26 +65,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often a runner runs its graphs, and on how many threads."""
+    """How a runner runs its graphs: number of runs, threads, execution provider, time limit."""
 
     threads: int
     warmup: int
-    turns: int
+    runs: int
     limit_seconds: int
     seconds: int = 0
-    """Go on until so much time has passed, however many turns that takes."""
+    """Minimum duration of the measured runs; more than `runs` runs are made if needed."""
     provider: Provider = "cpu"
     options: tuple[tuple[str, str], ...] = ()
-    """Of the provider."""
+    """Options of the execution provider."""
     watch: tuple[str, ...] = ()
-    """Files on the device whose first number is read between turns."""
+    """Files on the device whose first number is read between runs."""
     profile: Path | None = None
-    """Where, on this machine, ONNX Runtime's trace of the one graph comes to lie."""
+    """Path on this machine for ONNX Runtime's trace of the graph; None for no trace."""
 
 
 @dataclass(frozen=True)
 class ModelTimes:
-    """What a runner says about one graph; one time per turn."""
+    """Times of one graph from a runner's report; one value per run."""
 
     load_ms: float
     at_ms: tuple[float, ...]
@@ -95,19 +95,19 @@ class ModelTimes:
 
 @dataclass(frozen=True)
 class RunnerReport:
-    """What a runner says."""
+    """Report of a runner."""
 
     runtime: str
     """Version of ONNX Runtime."""
     growth_bytes: int | None
-    """Peak resident memory above what the runner held before it loaded the graphs."""
+    """Growth of the resident memory: its peak minus its size before the graphs were loaded."""
     models: tuple[ModelTimes, ...]
     providers: tuple[str, ...] = ()
-    """Those that its library was built with."""
+    """Execution providers that the library was built with."""
     profile: str | None = None
-    """File of the trace, as the runner sees it."""
+    """Path of the trace on the device."""
     watched: tuple[tuple[float, ...], ...] = ()
-    """Rows of milliseconds since the first turn, and one value per watched file."""
+    """Rows of milliseconds since the first run, followed by one value per watched file."""
 
 
 def runner_arguments(
@@ -116,10 +116,15 @@ def runner_arguments(
     *,
     profile_prefix: str | None = None,
 ) -> list[str]:
-    """The command line after the program's name; a job is (model, inputs, outputs), and the prefix of
-    a trace a path, as the runner sees them."""
+    """The runner's command-line arguments. All paths are paths on the device.
+
+    Args:
+        jobs: (model, inputs, outputs) of each graph.
+        schedule: see `Schedule`.
+        profile_prefix: prefix of the trace's path.
+    """
     arguments = ["--threads", str(schedule.threads), "--warmup", str(schedule.warmup)]
-    arguments += ["--turns", str(schedule.turns), "--limit", str(schedule.limit_seconds)]
+    arguments += ["--runs", str(schedule.runs), "--limit", str(schedule.limit_seconds)]
     if schedule.seconds:
         arguments += ["--seconds", str(schedule.seconds)]
     if schedule.provider != "cpu":
@@ -144,10 +149,10 @@ def write_inputs(folder: Path, arrays: Sequence[np.ndarray]) -> None:
 
 
 def read_outputs(folder: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """Read what a runner wrote, by output name.
+    """Read the outputs that a runner wrote, by output name.
 
     Raises:
-        DeviceError: when a file is missing or not of the size that its shape says.
+        DeviceError: when a file is missing, or its size does not fit the output's shape.
     """
     arrays: dict[str, np.ndarray] = {}
     for index, spec in enumerate(specs):
@@ -155,7 +160,7 @@ def read_outputs(folder: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndar
         raw = path.read_bytes() if path.exists() else b""
         if len(raw) != spec.size_bytes:
             raise DeviceError(
-                f"output '{spec.name}' came back with {len(raw)} bytes instead of {spec.size_bytes}"
+                f"output '{spec.name}' has {len(raw)} bytes instead of {spec.size_bytes}"
             )
         arrays[spec.name] = np.frombuffer(raw, spec.element).reshape(spec.shape).copy()
     return arrays
@@ -164,10 +169,10 @@ def read_outputs(folder: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndar
 def parse_report(
     exit_code: int, stdout: str, stderr: str, *, where: str, schedule: Schedule, models: int
 ) -> RunnerReport:
-    """What the runner said, checked against what it was asked.
+    """Parse a runner's report, and check it against the schedule.
 
     Raises:
-        DeviceError: when it failed, was killed, or answered something else.
+        DeviceError: when the runner failed or was killed, or the report does not fit the schedule.
     """
     data = _last_json_line(stdout)
     if exit_code == FAILURE_EXIT_CODE and "error" in data:
@@ -187,17 +192,17 @@ def parse_report(
         )
     except (KeyError, TypeError, ValueError) as reason:
         raise DeviceError(
-            f"the runner's answer makes no sense ({_one_line(stdout)[:200]!r})", where=where
+            f"the runner's report is invalid ({_one_line(stdout)[:200]!r})", where=where
         ) from reason
     counts = {
         len(series) for m in report.models for series in (m.at_ms, m.wall_ms, m.cpu_ms)
     }  # fmt: skip
-    fewest, exact = schedule.turns, not schedule.seconds
-    wrong = len(counts) > 1 or any(n < fewest or (exact and n > fewest) for n in counts)
+    minimum, exact = schedule.runs, not schedule.seconds
+    wrong = len(counts) > 1 or any(n < minimum or (exact and n > minimum) for n in counts)
     if wrong or len(report.models) != models:
         raise DeviceError(
-            f"the runner answered {sorted(counts)} samples of {len(report.models)} graphs, "
-            f"not {fewest} of {models}",
+            f"the runner reported {sorted(counts)} samples of {len(report.models)} graphs "
+            f"instead of {minimum} samples of {models} graphs",
             where=where,
         )
     return report
@@ -205,10 +210,10 @@ def parse_report(
 
 def _rows(values: list[Any], width: int) -> tuple[tuple[float, ...], ...]:
     if len(values) % width or (width == 1 and values):
-        raise ValueError("watched values of another number of files")
+        raise ValueError("the number of watched values does not fit the number of watched files")
     numbers = [float(value) for value in values]
     if not all(math.isfinite(number) for number in numbers):
-        raise ValueError("a watched value that is no number")
+        raise ValueError("a watched value is not finite")
     starts = range(0, len(numbers), width)
     return tuple((numbers[i] / 1e3, *numbers[i + 1 : i + width]) for i in starts)
 
@@ -225,7 +230,7 @@ def _model_times(entry: dict[str, Any]) -> ModelTimes:
         for key in ("at_us", "wall_us", "cpu_us")
     )
     if not all(math.isfinite(ms) and ms >= 0 for ms in at_ms + wall_ms + cpu_ms):
-        raise ValueError("a time that is none")
+        raise ValueError("a time is negative or not finite")
     return ModelTimes(float(entry["load_us"]) / 1e3, at_ms, wall_ms, cpu_ms, tuple(outputs))
 
 

@@ -1,8 +1,8 @@
-"""Clocks and temperatures that a kernel shows in /sys, which the runner reads between turns.
+"""Sensors in /sys, clock frequencies and temperatures, which the runner reads between runs.
 
-A sensor is a file with one number. Thermal zones give thousandths of a degree, as the kernel's
-interface says; some makers give tenths or whole degrees, told apart by what can be a temperature. What
-cannot be one (an absent sensor reads 0, -274000 or 999999) is left out of a curve, value by value.
+A sensor is a file with one number. Thermal zones report thousandths of a degree Celsius according to the
+kernel's interface; some makers report tenths or whole degrees, which are recognized by plausibility.
+Implausible values (an absent sensor reads 0, -274000 or 999999) become None.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from device.adb_output import is_temperature
 CPU_FOLDER = "/sys/devices/system/cpu"
 ZONES = "/sys/class/thermal"
 LIST_ZONES = f"grep -H . {ZONES}/thermal_zone*/type {ZONES}/thermal_zone*/temp"
-"""For a shell: prints `FILE:CONTENT` of every zone that may be read."""
+"""Shell command that prints `FILE:CONTENT` of every readable thermal zone."""
 
 _KINDS = (
     r"skin|shell|quiet|back|case",
@@ -27,7 +27,7 @@ _KINDS = (
     r"soc|cpu|big|mid|little|gold|silver|apc|tsens|x86_pkg|coretemp|package",
     r"gpu",
 )
-"""Zones worth watching, by name; a phone has up to a hundred."""
+"""Names of the zones to record; a phone has up to a hundred zones."""
 _ZONES_OF_A_KIND = 2
 _MOST_CORES = 16
 _MOST_MHZ = 10_000
@@ -35,7 +35,7 @@ _MOST_MHZ = 10_000
 
 @dataclass(frozen=True)
 class Sensor:
-    """A file, what its number is, and how to turn it into the unit."""
+    """A file with one number, the quantity it measures, and the factor that converts it to the unit."""
 
     name: str
     path: str
@@ -45,20 +45,19 @@ class Sensor:
 
 @dataclass(frozen=True)
 class ConditionCurve:
-    """What the sensors said during a measurement; None where one could not be read, or said what it
-    cannot have measured."""
+    """Sensor values over the time of a measurement; None for unreadable or implausible values."""
 
     at_seconds: tuple[float, ...]
     temperatures_celsius: dict[str, tuple[float | None, ...]]
     frequencies_mhz: dict[str, tuple[float | None, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """For a record's conditions, as it comes back from a file."""
+        """The curve as plain data, with lists instead of tuples."""
         return json.loads(json.dumps(asdict(self)))
 
 
 def clock_sensors(cpus: Sequence[int]) -> list[Sensor]:
-    """The present frequency of each processor."""
+    """Sensors of the current frequency of each processor."""
     return [
         Sensor(
             f"cpu{cpu}", f"{CPU_FOLDER}/cpu{cpu}/cpufreq/scaling_cur_freq", "frequency_mhz", 1e-3
@@ -68,7 +67,7 @@ def clock_sensors(cpus: Sequence[int]) -> list[Sensor]:
 
 
 def zone_sensors(text: str) -> list[Sensor]:
-    """The zones worth watching, from what LIST_ZONES printed."""
+    """Sensors of the thermal zones to record, from the output of LIST_ZONES."""
     types = dict(re.findall(r"^(\S+)/type:(.+)$", text, re.MULTILINE))
     values = dict(re.findall(r"^(\S+)/temp:(-?\d+)$", text, re.MULTILINE))
     sensors: list[Sensor] = []
@@ -87,14 +86,16 @@ def zone_sensors(text: str) -> list[Sensor]:
 
 
 def _factor(value: int) -> float | None:
-    """What turns a zone's number into degrees, None for a number that is no temperature. The ranges of
-    whole degrees, tenths and thousandths do not meet, so no number is taken for another's."""
+    """Factor that converts a zone's number into degrees; None if the number is not a temperature.
+
+    The ranges of whole degrees, tenths and thousandths do not overlap, so the unit is unambiguous.
+    """
     factors = ((5_000, 130_000, 1e-3), (130, 1_300, 0.1), (5, 130, 1.0))
     return next((factor for low, high, factor in factors if low <= value < high), None)
 
 
 def host_sensors() -> list[Sensor]:
-    """Those of this machine; none where it shows none."""
+    """Sensors of this machine; empty if it has none."""
     zones = "".join(
         f"{path}:{content}\n"
         for path in sorted(Path(ZONES).glob("thermal_zone*/t[ey][mp]p*"))
@@ -115,7 +116,7 @@ def _content(path: Path) -> str:
 def condition_curve(
     sensors: Sequence[Sensor], rows: Sequence[Sequence[float]]
 ) -> ConditionCurve | None:
-    """The curve of a runner's rows (milliseconds, then one value per sensor); None without sensors."""
+    """Convert a runner's rows (milliseconds, then one value per sensor); None without sensors."""
     if not sensors or not rows:
         return None
     series: dict[str, dict[str, tuple[float | None, ...]]] = {
@@ -137,7 +138,7 @@ def condition_curve(
 
 
 def _measured(sensor: Sensor, number: float) -> float | None:
-    """A file's number in the sensor's unit, None for one that the sensor cannot have measured."""
+    """Convert a number to the sensor's unit; None if the value is implausible."""
     value = round(number * sensor.factor, 3)
     if sensor.quantity == "temperature_celsius":
         return value if is_temperature(value) else None

@@ -1,9 +1,9 @@
-"""A phone's fitness to be measured: temperature, battery, screen; and what shows that it throttled.
+"""Thermal and power conditions of a phone: checks before a measurement, and signs of throttling.
 
-A warm phone runs slower for reasons that have nothing to do with the graph. A measurement begins at
-thermal status 0 and a battery no warmer than the limit, waiting for both; a battery that is nearly
-empty, battery saver, a dark screen, and charging where that is not wanted are refused at once, for
-waiting does not help. A measurement that throttled on the way says by which sign.
+A warm phone runs slower for reasons that have nothing to do with the graph. A measurement waits for
+thermal status 0 and a battery below the temperature limit. A nearly empty battery, battery saver, a dark
+screen, and unwanted charging are errors at once, because waiting does not help. A record lists the signs
+of throttling during its measurement.
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ from lightfield.latency import slowdown
 from lightfield.ranges import Range, check_ranges
 
 SLOWDOWN_LIMIT = 1.1
-"""A last quarter of the runs that takes so many times the first one's time is a sign of throttling."""
+"""Ratio of the time of the last quarter of the runs to the first quarter's, from which on it counts as a
+sign of throttling."""
 _POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class ThermalConfig:
-    """When a phone is fit to be measured."""
+    """Conditions that a phone must meet before a measurement starts."""
 
     battery_limit_celsius: Annotated[float, Range(0, 100)] = 37.0
-    """A measurement begins only below this battery temperature."""
+    """Maximum battery temperature in degrees Celsius at the start of a measurement."""
     wait_seconds: Annotated[float, Range(0, 86_400)] = 300.0
-    """How long to wait for the phone to cool down before giving up."""
+    """Maximum time to wait for the phone to cool down, in seconds; after that, the measurement fails."""
     poll_seconds: Annotated[float, Range(0.01, 3600)] = 5.0
-    """Time between two looks while waiting."""
+    """Time between two checks of the temperature while waiting, in seconds."""
     lowest_battery_percent: Annotated[float, Range(0, 100)] = 20.0
-    """A battery that is emptier is refused: many phones lower their clocks then."""
+    """Minimum battery level in percent, because many phones lower their clocks at low levels."""
     allow_charging: bool = True
-    """Charging warms a phone and is always recorded; without this it is refused, which over USB takes
-    wireless debugging or a charge limit in the phone's settings."""
+    """Measure while the phone charges. Charging warms the phone and is always recorded. To avoid
+    charging, attach the phone by wireless debugging or set a charge limit in the phone's settings."""
     allow_dark_screen: bool = False
-    """Measure although the screen stays off; many phones lower their clocks then."""
+    """Measure even if the screen stays off; many phones lower their clocks then."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "thermal")
@@ -59,18 +60,18 @@ class ThermalConfig:
 
 @dataclass(frozen=True)
 class PhoneState:
-    """Temperatures, power and clocks at one moment."""
+    """Temperatures, battery, memory and clock frequencies of a phone at one moment."""
 
     thermal: Thermal
     battery: Battery
     frequencies_khz: dict[int, int]
     is_awake: bool | None = None
-    """Whether the screen is on."""
+    """Whether the screen is on; None if the phone does not tell."""
     battery_saver: bool | None = None
     memory: Memory = field(default_factory=Memory)
 
     def to_json(self) -> dict[str, Any]:
-        """For a record's conditions."""
+        """The state as plain data, for a record's conditions."""
         return {
             "thermal_status": self.thermal.status,
             "temperatures_celsius": self.thermal.temperatures_celsius,
@@ -86,13 +87,13 @@ class PhoneState:
 
 
 def read_frequencies(phone: AdbPhone, cpus: list[int], file: str) -> dict[int, int]:
-    """Processor -> kHz of a cpufreq file; without those that are off or will not say."""
+    """Read frequencies, processor -> kHz, from a cpufreq file; unreadable processors are left out."""
     paths = [f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/{file}" for cpu in cpus]
     return parse_frequencies(phone.attempt(["grep", "-H", ".", *paths]).stdout) if paths else {}
 
 
 def read_state(phone: AdbPhone, cpus: list[int]) -> PhoneState:
-    """Temperatures, power and clocks now. Android 9 and older have no thermal service."""
+    """Read the current state. Android 9 and older have no thermal service."""
     saver = phone.attempt(["settings", "get", "global", "low_power"]).stdout.strip()
     return PhoneState(
         thermal=parse_thermal(phone.attempt(["dumpsys", "thermalservice"]).stdout),
@@ -105,48 +106,48 @@ def read_state(phone: AdbPhone, cpus: list[int]) -> PhoneState:
 
 
 def require_fit(state: PhoneState, config: ThermalConfig) -> None:
-    """Refuse what waiting does not cure; what a phone does not say is fine.
+    """Check the conditions that waiting does not change; unknown values pass.
 
     Raises:
-        DeviceError: for a battery that is nearly empty, battery saver, or charging that is not allowed.
+        DeviceError: for a nearly empty battery, battery saver, or charging that is not allowed.
     """
     percent = state.battery.level_percent
     if percent is not None and percent < config.lowest_battery_percent:
         raise DeviceError(
-            f"its battery is at {percent:.0f}%, below {config.lowest_battery_percent:.0f}%",
+            f"the battery level is {percent:.0f}%, below {config.lowest_battery_percent:.0f}%",
             where="phone",
-            remedy="charge it, let it cool down, then measure again",
+            remedy="charge the phone, let it cool down, then measure again",
         )
     if state.battery_saver:
         raise DeviceError(
             "battery saver is on, which lowers the clocks",
             where="phone",
-            remedy="turn it off in the phone's settings",
+            remedy="turn battery saver off in the phone's settings",
         )
     if state.battery.is_charging and not config.allow_charging:
         raise DeviceError(
-            "it is charging, which was not to be allowed",
+            "the phone is charging, which --thermal.no-allow-charging forbids",
             where="phone",
-            remedy="attach it over wireless debugging, or allow charging",
+            remedy="attach the phone by wireless debugging, or allow charging",
         )
 
 
 def require_screen(state: PhoneState, config: ThermalConfig) -> None:
-    """Refuse a phone whose screen is off although it was to be on.
+    """Check that the screen is on.
 
     Raises:
-        DeviceError: unless the configuration allows it.
+        DeviceError: when the screen is off and the configuration does not allow that.
     """
     if state.is_awake is False and not config.allow_dark_screen:
         raise DeviceError(
-            "its screen stays off, and clocks may be lowered then",
+            "the screen stays off, which may lower the clocks",
             where="phone",
-            remedy="wake it and unlock it, then measure again",
+            remedy="wake and unlock the phone, then measure again",
         )
 
 
 def is_cool(state: PhoneState, config: ThermalConfig) -> bool:
-    """True at thermal status 0 and a battery within the limit; what a phone does not say is fine."""
+    """Whether the thermal status is 0 and the battery is within the limit; unknown values pass."""
     celsius = state.battery.temperature_celsius
     warm = celsius is not None and celsius > config.battery_limit_celsius
     return not warm and not state.thermal.status
@@ -159,10 +160,10 @@ def wait_until_cool(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> PhoneState:
-    """The first cool state.
+    """Wait until the phone is cool; return its state.
 
     Raises:
-        DeviceError: when the phone stays warm for the configured time, or is unfit in another way.
+        DeviceError: when the phone stays warm for the configured time, or fails another check.
     """
     deadline = clock() + config.wait_seconds
     while not is_cool(state := read(), config):
@@ -172,7 +173,7 @@ def wait_until_cool(
                 f"the phone stays warm (thermal status {state.thermal.status}, battery "
                 f"{state.battery.temperature_celsius} °C)",
                 where="phone",
-                remedy="let it cool down out of its case and off the charger, then measure again",
+                remedy="let the phone cool down out of its case and off the charger, then measure again",
             )
         sleep(config.poll_seconds)
     require_fit(state, config)
@@ -180,9 +181,10 @@ def wait_until_cool(
 
 
 class StatePolling:
-    """Reads a phone's state every ten seconds, beside a run that is long enough for it.
+    """Background thread that reads a phone's state every ten seconds during a measurement.
 
-    Shorter runs are left undisturbed. A phone that is lost meanwhile is told by the run itself.
+    Shorter measurements are not polled, so that they are not disturbed. If the phone is lost, polling
+    stops, and the measurement itself raises the error.
     """
 
     def __init__(self, read: Callable[[], PhoneState], seconds: float):
@@ -190,7 +192,7 @@ class StatePolling:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self.states: list[tuple[float, PhoneState]] = []
-        """Seconds since the run was begun, and the state then."""
+        """Pairs of seconds since the start of the measurement and the state at that time."""
 
     def __enter__(self) -> StatePolling:
         if self._wanted:
@@ -221,16 +223,16 @@ def throttling_signs(
     samples_ms: Sequence[Sequence[float]],
     frequencies_mhz: Mapping[str, Sequence[float | None]],
 ) -> list[str]:
-    """How a phone showed that it throttled; empty when it did not.
+    """Signs that the phone throttled during a measurement; empty if there are none.
 
     Args:
-        states: during and after the runs.
-        samples_ms: the runs of each graph.
-        frequencies_mhz: of the cores it ran on, over the time of the runs.
+        states: states during and after the runs.
+        samples_ms: latencies of the runs of each graph.
+        frequencies_mhz: frequencies, over the time of the runs, of the cores that ran the graphs.
     """
     signs = []
     if worst := max((state.thermal.status or 0 for state in states), default=0):
-        signs.append(f"its thermal status rose to {worst}")
+        signs.append(f"the thermal status rose to {worst}")
     ratio = max((slowdown(samples) or 0 for samples in samples_ms), default=0)
     if ratio >= SLOWDOWN_LIMIT:
         signs.append(f"the last quarter of the runs took {ratio:.2f} times as long as the first")
@@ -239,6 +241,7 @@ def throttling_signs(
         quarter = max(len(known) // 4, 1)
         if len(known) >= 8 and max(known[-quarter:]) * SLOWDOWN_LIMIT < max(known[:quarter]):
             signs.append(
-                f"{core} fell from {max(known[:quarter]):.0f} to {max(known[-quarter:]):.0f} MHz"
+                f"the clock of {core} fell from {max(known[:quarter]):.0f} to "
+                f"{max(known[-quarter:]):.0f} MHz"
             )
     return signs

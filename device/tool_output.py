@@ -1,13 +1,13 @@
-"""Reads what other people's benchmarks print. Text in, figures out; runs nothing.
+"""Parsers for the output of third-party benchmark programs.
 
     onnxruntime_perf_test   summary on standard output (sums and averages in s and ms, percentiles in s),
-                            and one line per run in its result file: name, seconds, ...
+                            and one line per run in a result file: name, seconds, ...
     benchmark_model         TensorFlow Lite: `count= first= ...` of the warm-up and of the runs, then one
                             line of averages, all in microseconds (before 2.2 without the first run).
                             LiteRT: a table, with units
     executor_runner         ExecuTorch: a line per run in Android's log, in milliseconds
 
-A figure that a tool does not print is None, never a guess.
+A value that a program does not print is None; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TIME = rf"{_GROUPED}\s*({'|'.join(_MILLISECONDS)})\b"
 
 @dataclass(frozen=True)
 class ToolFigures:
-    """What a tool said of one model."""
+    """Latencies that a benchmark program printed for one model."""
 
     tool: ToolKind
     runs: int
@@ -53,23 +53,23 @@ class ToolFigures:
     first_run_ms: float | None = None
     peak_memory_bytes: int | None = None
     samples_ms: tuple[float, ...] = ()
-    """Every run, where the tool tells."""
+    """Latency of every run, if the program prints them."""
 
     @property
     def fps(self) -> float:
-        """1000 / median, or over the mean where a tool prints no median."""
+        """1000 / median, or 1000 / mean if the program prints no median."""
         return 1000 / (self.p50_ms if self.p50_ms is not None else self.mean_ms)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The latencies as plain data."""
         return {**asdict(self), "fps": self.fps}
 
 
 def parse_perf_test(text: str, results: str = "") -> ToolFigures:
-    """Read onnxruntime_perf_test's summary and, where it wrote one, its result file.
+    """Parse the summary and, if there is one, the result file of onnxruntime_perf_test.
 
     Raises:
-        DeviceError: when the summary is not there.
+        DeviceError: when there is no summary.
     """
     text = text.replace("\r\n", "\n")
     runs = _after(text, r"Total inference requests:")
@@ -94,19 +94,20 @@ def parse_perf_test(text: str, results: str = "") -> ToolFigures:
 
 
 def _times_ms(results: str) -> list[float]:
-    """Of a result file's lines NAME,seconds,memory,processor,run; since 2025 with two times, that until
-    the run was submitted and that until it was done."""
+    """Times of all runs, from the lines NAME,seconds,memory,processor,run of a result file.
+
+    Since 2025, a line has two times: until the run was submitted, and until it was finished.
+    """
     cells = [line.strip().split(",") for line in results.splitlines()]
     times = [row[{5: 1, 6: 2}[len(row)]] for row in cells if len(row) in (5, 6)]
     return [1e3 * time for time in map(_positive, times) if time is not None]
 
 
 def parse_benchmark_model(text: str) -> ToolFigures:
-    """Read benchmark_model's output, TensorFlow Lite's or LiteRT's, from the program itself or from
-    Android's log.
+    """Parse the output of benchmark_model (TensorFlow Lite or LiteRT), printed or from Android's log.
 
     Raises:
-        DeviceError: when the averages are not there.
+        DeviceError: when there are no averages.
     """
     found = _litert_table(text) or _tflite_lines(text)
     if found is None:
@@ -122,8 +123,8 @@ def _tflite_lines(text: str) -> ToolFigures | None:
         (_, init, mean), first = averages.groups(), ""
     else:
         return None
-    # the last line of counts is that of the runs; those before it are of the warm-up, and what follows
-    # the averages is a profile of operators
+    # the last line of counts before the averages belongs to the measured runs; earlier lines belong to
+    # the warm-up runs, and a profile of operators follows the averages
     counted = re.findall(r"count=(\d+)(.*)", text[: averages.start()])
     count, rest = counted[-1] if counted else ("1", "")
     fields = dict(re.findall(rf"(\w+)={_NUMBER}", rest))
@@ -146,7 +147,7 @@ def _tflite_lines(text: str) -> ToolFigures | None:
 
 
 def _litert_table(text: str) -> ToolFigures | None:
-    """The rows of LiteRT's table, of which only the average of the runs has to be there, and whole."""
+    """Parse the rows of LiteRT's table; only the row with the average of the runs is required."""
     average = re.search(rf"Inference \(avg\):\s*{_TIME}\s*\({_GROUPED} runs?\)", text)
     if average is None:
         return None
@@ -181,8 +182,11 @@ def _time_ms(number: str, unit: str) -> float | None:
 
 
 def _plain_number(text: str) -> float | None:
-    """A positive number, None for other text. The last separator of `1,234.5`, `1.234,5` and `12,5`
-    begins the decimals; those of `1,234` and `1.234.567` only group digits."""
+    """Parse a positive number with any separators; None for other text.
+
+    The last separator of `1,234.5`, `1.234,5` and `12,5` starts the decimals; the separators of `1,234`
+    and `1.234.567` only group digits.
+    """
     last = max(text.rfind(","), text.rfind("."))
     if last >= 0:
         grouped = re.fullmatch(r"[1-9]\d{0,2}(,\d{3}|(\.\d{3}){2,})+", text)
@@ -192,10 +196,10 @@ def _plain_number(text: str) -> float | None:
 
 
 def parse_executor_runner(text: str, warmup: int = 0) -> ToolFigures:
-    """Read ExecuTorch's log; the first `warmup` runs do not count where every run has a line.
+    """Parse ExecuTorch's log; the first `warmup` runs are left out if every run has a line.
 
     Raises:
-        DeviceError: when no run is told of.
+        DeviceError: when the log contains no run.
     """
     lines = re.findall(rf"Iteration \d+ of \d+: {_NUMBER} ms", text)
     every = [ms for ms in map(_positive, lines) if ms is not None]
@@ -237,14 +241,13 @@ def _milli(seconds: float | None) -> float | None:
 
 
 def _micro(text: str | None) -> float | None:
-    """Milliseconds of a text in microseconds."""
+    """Parse a number of microseconds as milliseconds."""
     micros = _positive(text or "")
     return None if micros is None else micros / 1e3
 
 
 def _positive(text: str) -> float | None:
-    """A finite number above 0, which a full stop may follow; None for other text, as of a tool that ran
-    nothing."""
+    """Parse a finite number above 0, possibly followed by a full stop; None for other text."""
     try:
         number = float(text.rstrip("."))
     except ValueError:
@@ -255,7 +258,7 @@ def _positive(text: str) -> float | None:
 def _silent(tool: ToolKind, text: str) -> DeviceError:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["nothing"]
     return DeviceError(
-        f"it printed no time (its last words: {lines[-1][:200]})",
+        f"the program printed no latency (last line of its output: {lines[-1][:200]})",
         where=tool,
-        remedy="run it by hand on the phone; versions differ in their options",
+        remedy="run the program by hand on the phone, because options differ between versions",
     )

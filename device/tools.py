@@ -1,8 +1,8 @@
-"""Other people's benchmark programs on a phone, under the same gates and settings as ours.
+"""Third-party benchmark programs on a phone, under the same conditions and settings as the own runner.
 
-The user brings the program, built for Android, and the model in its format. It is pushed, pinned to the
-fast cores, run and removed like our own runner; what it prints is read by `device.tool_output`. Its
-figures say what that runtime does with that model, not that its image is right: no output is compared.
+The user provides the program, built for Android, and the model in the program's format. The program is
+pushed, restricted to the fast cores, run and removed like the own runner; `device.tool_output` parses its
+output. Only latencies are measured: the images of the model are not checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from device.adb import PHONE_FOLDER, AdbPhone, read_identity
 from device.adb_output import fast_cores, parse_cpu_list
 from device.onnx_inputs import whole_graph
-from device.phone_settings import steady
+from device.phone_settings import measurement_settings
 from device.thermal import (
     ThermalConfig,
     read_frequencies,
@@ -45,52 +45,54 @@ RESULTS = "results.csv"
 
 @dataclass(frozen=True)
 class ToolConfig:
-    """A benchmark program of the user's own, and how to call it."""
+    """A third-party benchmark program, and its arguments."""
 
     kind: ToolKind
-    """Which program it is."""
+    """Kind of the benchmark program."""
     program: Path
-    """The program, built for 64-bit Android."""
+    """Path of the program, built for 64-bit Arm Android."""
     model: Path
-    """The model in the program's own format: .onnx, .tflite or .pte."""
+    """Path of the model in the program's format: .onnx, .tflite or .pte."""
     libraries: Path | None = None
-    """Folder of libraries (*.so) that the program opens."""
+    """Folder of shared libraries (*.so) that the program loads."""
     runs: Annotated[int, Range(1, 1_000_000)] = 50
-    """Measured runs."""
+    """Number of measured runs."""
     warmup: Annotated[int, Range(0, 1_000_000)] = 5
-    """Runs before them that do not count, where the program has such."""
+    """Number of warm-up runs before the measured runs, if the program supports warm-up runs."""
     threads: Annotated[int, THREADS] = 1
-    """Threads that the program may use."""
+    """Number of threads that the program may use."""
     arguments: str = ""
-    """Further arguments for the program, as one word: `--arguments='-e xnnpack'`."""
+    """Additional arguments for the program, in one word: `--arguments='-e xnnpack'`."""
     timeout_seconds: Annotated[int, Range(1, 86_400)] = 600
-    """A program that takes longer is refused."""
+    """Time limit of the program in seconds; the measurement fails if the program takes longer."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "tool")
         try:
             shlex.split(self.arguments)
         except ValueError as reason:
-            raise ConfigError(f"cannot be split into words ({reason})", where="arguments") from None
+            raise ConfigError(
+                f"the text cannot be split into words ({reason})", where="arguments"
+            ) from None
 
     def words(self, folder: str, scratch: str) -> list[str]:
         """The program's command line on the phone."""
         program, model = f"{folder}/{self.kind}", f"{folder}/model{self.model.suffix}"
-        further = shlex.split(self.arguments)
+        additional = shlex.split(self.arguments)
         if self.kind == "onnxruntime_perf_test":
             counts = ["-m", "times", "-r", str(self.runs), "-x", str(self.threads)]
-            return [program, *counts, "-I", "-s", *further, model, f"{scratch}/{RESULTS}"]
+            return [program, *counts, "-I", "-s", *additional, model, f"{scratch}/{RESULTS}"]
         if self.kind == "benchmark_model":
             counts = [f"--num_runs={self.runs}", f"--warmup_runs={self.warmup}"]
             options = [*counts, f"--num_threads={self.threads}", "--max_secs=3600"]
-            return [program, f"--graph={model}", *options, *further]
+            return [program, f"--graph={model}", *options, *additional]
         counts = [f"--num_executions={self.warmup + self.runs}", f"--cpu_threads={self.threads}"]
-        return [program, f"--model_path={model}", *counts, *further]
+        return [program, f"--model_path={model}", *counts, *additional]
 
 
 @dataclass(frozen=True)
 class ToolMeasurement:
-    """What a tool said on a phone, and in which state the phone was."""
+    """Results of a benchmark program on a phone, with the conditions of the phone."""
 
     figures: ToolFigures
     device: DeviceIdentity
@@ -100,7 +102,7 @@ class ToolMeasurement:
     conditions: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The measurement as plain data."""
         return {**asdict(self), "figures": self.figures.to_json()}
 
 
@@ -109,10 +111,11 @@ def measure_with_tool(
     config: ToolConfig,
     thermal: ThermalConfig = ThermalConfig(),  # noqa: B008 -- frozen
 ) -> ToolMeasurement:
-    """Run the user's program on a phone.
+    """Run a benchmark program on a phone.
 
     Raises:
-        DeviceError: when a file is missing, the phone is not fit, or the program fails or says nothing.
+        DeviceError: when a file is missing, the phone does not meet the thermal conditions, or the
+            program fails or prints no result.
     """
     about = read_identity(phone)
     cpus = parse_cpu_list(phone.attempt(["cat", "/sys/devices/system/cpu/possible"]).stdout)
@@ -123,7 +126,7 @@ def measure_with_tool(
     try:
         before = wait_until_cool(lambda: read_state(phone, cpus), thermal)
         phone.shell(["mkdir", "-p", scratch])
-        with steady(phone, about.api) as settings:
+        with measurement_settings(phone, about.api) as settings:
             require_screen(read_state(phone, cpus), thermal)
             pinning = _pinning(phone, cores)
             figures = _run(phone, config, [*pinning, "env", f"LD_LIBRARY_PATH={folder}"],
@@ -133,7 +136,7 @@ def measure_with_tool(
         with contextlib.suppress(AdbError):
             phone.remove([folder, scratch])
     signs = throttling_signs([after], [figures.samples_ms], {})
-    arguments = config.arguments or "as the program chooses"
+    arguments = config.arguments or "default of the program"
     return ToolMeasurement(
         figures,
         DeviceIdentity(
@@ -149,20 +152,20 @@ def measure_with_tool(
             "throttled": bool(signs),
             "throttling": signs,
             "settings": settings,
-            "pinned_to": pinning[1] if pinning else None,
+            "cpu_affinity": pinning[1] if pinning else None,
         },
     )  # fmt: skip
 
 
-def _files(config: ToolConfig, spare: Path) -> dict[str, Path]:
-    """What is pushed, by its name on the phone; a graph that has to be rewritten comes into `spare`."""
+def _files(config: ToolConfig, scratch: Path) -> dict[str, Path]:
+    """Files to push, by name on the phone; `scratch` is for a graph that must be rewritten."""
     files = {config.kind: config.program, f"model{config.model.suffix}": config.model}
     if config.libraries is not None:
         files |= {path.name: path for path in sorted(config.libraries.glob("*.so"))}
     if missing := [path for path in files.values() if not path.is_file()]:
         raise DeviceError("file is missing", where=missing[0])
     if config.model.suffix == ".onnx":
-        files[f"model{config.model.suffix}"] = whole_graph(config.model, spare)
+        files[f"model{config.model.suffix}"] = whole_graph(config.model, scratch)
     return files
 
 
@@ -177,16 +180,19 @@ def _run(
     since = phone.attempt(["date", "+%m-%d %H:%M:%S.000"]).stdout.strip()
     words = [*before, *config.words(folder, scratch)]
     done = phone.attempt(words, timeout_seconds=config.timeout_seconds)
-    said = f"{done.stdout}\n{done.stderr}"
+    output = f"{done.stdout}\n{done.stderr}"
     if done.exit_code != 0:
-        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no message"]
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no message"]
         raise DeviceError(
-            f"it ended with exit code {done.exit_code} ({lines[-1][:200]})", where=config.kind
+            f"the program ended with exit code {done.exit_code} ({lines[-1][:200]})",
+            where=config.kind,
         )
     if config.kind == "onnxruntime_perf_test":
-        return parse_perf_test(said, phone.attempt(["cat", f"{scratch}/{RESULTS}"]).stdout)
+        return parse_perf_test(output, phone.attempt(["cat", f"{scratch}/{RESULTS}"]).stdout)
     if config.kind == "benchmark_model":
-        return parse_benchmark_model(said)
+        return parse_benchmark_model(output)
     # Android builds log instead of printing
     log = phone.attempt(["logcat", "-d", "-s", "ExecuTorch:I", "-T", since]).stdout
-    return parse_executor_runner(said if "Iteration " in said else f"{said}\n{log}", config.warmup)
+    return parse_executor_runner(
+        output if "Iteration " in output else f"{output}\n{log}", config.warmup
+    )

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import torch
 
 from device.target import Target
+from lightfield.clocks import ratio_runs
 from lightfield.errors import BudgetError
 from lightfield.ranges import SHARE, STEPS, check_ranges
 from lightfield.run import Artifact, Run, StageWriter
@@ -32,7 +33,7 @@ from pipeline.training import compute_device, ingredient, scene_of
 from prune.architecture import Shape, Uniform, uniform_shapes
 from prune.config import MeasurementConfig
 from prune.importance import input_statistics, rank_channels
-from prune.measurement import one_round, ratio_runs
+from prune.measurement import one_round
 from prune.reconstruction import Original, reconstructed
 from prune.surgery import sliced
 from prune.workbench import Workbench
@@ -104,7 +105,7 @@ def make_baseline(
             leading_distiller(run, teachers_scene, distilling, console, ranks) as distiller,
         ):
             bench = PruningWorkbench(
-                run=run, field=field, distiller=distiller, target=target,
+                run=run, scene=scene, field=field, distiller=distiller, target=target,
                 measurement=measurement, scratch=place,
             )  # fmt: skip
             shape, measured = largest_within(bench, field.student, config.kind, ratio)

@@ -1,7 +1,7 @@
-"""The stage that measures: graphs of the run, real poses to check their images on, one device or many.
+"""The bench stage: measures a run's exported graphs on one or several devices.
 
-A device's record is kept graph by graph while it is made, so a lost phone or an interruption costs one
-graph; the next attempt goes on from there.
+Every finished graph is saved at once, so a lost phone or an interruption costs one graph, and the next
+attempt continues there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 
 from device.bench_record import DeviceBench, GraphBench, read_benches
 from device.benchmark import BenchGraph, BenchmarkConfig, benchmark
-from device.choice import together
-from device.fidelity import Precision
+from device.choice import run_concurrently
+from device.fidelity import GraphPrecision
 from device.onnx_inputs import TensorSpec, input_specs
 from device.target import RunnerTarget
 from export.student_graph import write_student_onnx
@@ -37,8 +37,8 @@ from pipeline.report.bench_page import PAGE, bench_page
 from pipeline.students import load_light_field
 from pipeline.training import ingredient, scene_of
 
-PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
-"""Besides fp32; measured where the export holds such files."""
+PRECISIONS: tuple[GraphPrecision, ...] = ("fp16", "int8")
+"""Precisions that are measured besides fp32, if the export has such files."""
 
 
 def make_bench(
@@ -50,11 +50,11 @@ def make_bench(
     *,
     again: bool = False,
 ) -> Artifact:
-    """Measure the dense student, the newest one, and the whole way from pose to image, on each device.
+    """Measure the dense student, the newest student, and its pose-to-image graph on each device.
 
     Args:
-        failures: why other devices could not be attached; they become part of the record.
-        again: measure although nothing has changed.
+        failures: errors of devices that could not be attached; the record includes them.
+        again: measure even if nothing has changed.
 
     Raises:
         DeviceError: when no device could be measured.
@@ -63,13 +63,14 @@ def make_bench(
     newest = newest_student(run)[1]
     poses = scene_of(run)[1].test.poses[: config.poses]
     identities = [asdict(target.identity) for target in targets]
-    settings = {"bench": config.protocol(), "targets": identities, "failed": list(failures)}
+    protocol = {**config.protocol(), **targets[0].config.protocol()}
+    settings = {"bench": protocol, "targets": identities, "failed": list(failures)}
 
     def work(stage: StageWriter) -> None:
         fields = load_light_field(dense, CPU), load_light_field(newest, CPU)
-        measured = measured_graphs(*fields, graphs, np.asarray(poses), stage.path)
+        bench_graphs = graphs_to_measure(*fields, graphs, np.asarray(poses), stage.path)
         with console.progress("bench") as progress:
-            benches, lost = _on_every_target(targets, measured, config, stage, progress)
+            benches, lost = _benchmark_all(targets, bench_graphs, config, stage, progress)
         write_records(
             stage.path, benches, [*failures, *lost], title=printable(run.path.resolve().name)
         )
@@ -86,48 +87,54 @@ def make_bench(
 def write_records(
     folder: Path, benches: Sequence[DeviceBench], failed: Sequence[str], *, title: str
 ) -> None:
-    """The JSON record and its page."""
+    """Write the JSON record and the HTML page."""
     devices = [bench.to_json() for bench in benches]
-    # in one line: a sustained pass has tens of thousands of runs
+    # without indentation, because a sustained pass has tens of thousands of runs
     write_text(folder / LATENCIES, json.dumps({"devices": devices, "failed": list(failed)}) + "\n")
     write_text(folder / PAGE, bench_page(title, benches, failed))
 
 
-def _on_every_target(
+def _benchmark_all(
     targets: Sequence[RunnerTarget],
     graphs: Sequence[BenchGraph],
     config: BenchmarkConfig,
     stage: StageWriter,
     progress: Progress,
 ) -> tuple[list[DeviceBench], list[str]]:
-    """The records of all devices, measured side by side, and what became of those that were lost."""
-    show = _summed(progress, len(targets))
+    """Benchmark all devices concurrently; return their records, and the errors of lost devices."""
+    progress_of = _combined_progress(progress, len(targets))
 
-    def measure(number: int) -> DeviceBench | DeviceError:
+    def benchmark_device(number: int) -> DeviceBench | DeviceError:
         target = targets[number]
         path = stage.path / f"measured-{target.identity.unit or target.identity.kind}.jsonl"
         stage.discard.add(path.name)
         try:
             return benchmark(
-                target, graphs, config, show(number),
-                keep=lambda graph: _append(path, graph), kept=_kept(path),
-            )  # fmt: skip
+                target,
+                graphs,
+                config,
+                progress_of(number),
+                on_result=lambda result: _append(path, result),
+                finished=_finished_results(path),
+            )
         except DeviceError as error:
             return error
 
-    found = together(measure, range(len(targets)), lambda number: targets[number].abort())
-    errors = [each for each in found if isinstance(each, DeviceError)]
-    benches = [each for each in found if isinstance(each, DeviceBench)]
+    outcomes = run_concurrently(
+        benchmark_device, range(len(targets)), lambda number: targets[number].abort()
+    )
+    errors = [outcome for outcome in outcomes if isinstance(outcome, DeviceError)]
+    benches = [outcome for outcome in outcomes if isinstance(outcome, DeviceBench)]
     if not benches:
         raise errors[0]
     return benches, [str(error) for error in errors]
 
 
-def _summed(progress: Progress, devices: int) -> Callable[[int], Progress]:
-    """One bar for work that goes on on several devices."""
+def _combined_progress(progress: Progress, devices: int) -> Callable[[int], Progress]:
+    """Split one progress bar among several devices; it shows the sum of their progress."""
     lock, done, totals = threading.Lock(), [0] * devices, [0] * devices
 
-    def show(number: int) -> Progress:
+    def progress_of(number: int) -> Progress:
         def report(finished: int, total: int, /, **figures: float) -> None:
             with lock:
                 done[number], totals[number] = finished, total
@@ -135,83 +142,89 @@ def _summed(progress: Progress, devices: int) -> Callable[[int], Progress]:
 
         return report
 
-    return show
+    return progress_of
 
 
-def _append(path: Path, graph: GraphBench) -> None:
+def _append(path: Path, result: GraphBench) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(graph.to_json()) + "\n")
+        file.write(json.dumps(result.to_json()) + "\n")
 
 
-def _kept(path: Path) -> dict[tuple[str, str], GraphBench]:
-    """What an interrupted measurement has left; a refusal is tried again."""
+def _finished_results(path: Path) -> dict[tuple[str, str], GraphBench]:
+    """Results of an interrupted benchmark; graphs without a latency are left out and tried again."""
     if not path.exists():
         return {}
-    kept: dict[tuple[str, str], GraphBench] = {}
+    finished: dict[tuple[str, str], GraphBench] = {}
     for line in read_text(path, DeviceError).splitlines():
-        with contextlib.suppress(ValueError, DeviceError):  # a line that was cut
-            graph = GraphBench.from_json(parse_json(line))
-            if not graph.refused:
-                kept[graph.name, graph.precision] = graph
-    return kept
+        with contextlib.suppress(ValueError, DeviceError):  # an incomplete last line
+            result = GraphBench.from_json(parse_json(line))
+            if not result.refused:
+                finished[result.name, result.precision] = result
+    return finished
 
 
-def measured_graphs(
+def graphs_to_measure(
     dense: LightField, newest: LightField, graphs: Artifact, poses: np.ndarray, folder: Path
 ) -> list[BenchGraph]:
-    """The graphs to measure, with real inputs; a dense student is written into `folder`."""
+    """The graphs to measure, with real inputs; the dense student's graph is written into `folder`."""
     fused = exported_fused(graphs)
     student = graphs.file(fused.name.replace("_fused", ""))
-    found = [
-        _graph("student", student, newest, poses, sustained=True),
-        _graph("pose_to_image", fused, newest, poses, sustained=True),
+    full_precision = [
+        _bench_graph("student", student, newest, poses, sustained=True),
+        _bench_graph("pose_to_image", fused, newest, poses, sustained=True),
     ]
-    names = graphs.manifest["files"]
-    for whole in list(found):
+    selected = list(full_precision)
+    for graph in full_precision:
         for precision in PRECISIONS:
-            for name in _names_in(precision, whole.model.name):
-                if name in names:
-                    found.append(
-                        _graph(whole.name, graphs.file(name), newest, poses,
-                               precision=precision, reference=whole.model)
-                    )  # fmt: skip
+            for name in _file_names(graph.model.name, precision):
+                if name in graphs.manifest["files"]:
+                    selected.append(
+                        _bench_graph(
+                            graph.name,
+                            graphs.file(name),
+                            newest,
+                            poses,
+                            precision=precision,
+                            full_precision_model=graph.model,
+                        )
+                    )
     if "student" in graphs.manifest["inputs"]:
-        return found
+        return selected
     rays = ray_grid(dense.intrinsics, dense.student.spec)
     path = write_student_onnx(dense.student, rays.height, rays.width, folder / "dense.onnx")
-    return [_graph("dense_student", path, dense, poses), *found]
+    return [_bench_graph("dense_student", path, dense, poses), *selected]
 
 
-def _names_in(precision: Precision, name: str) -> list[str]:
-    """What a file may be called in another precision: `Lego_fp16.onnx`, `Lego_fp16_fused.onnx`."""
+def _file_names(name: str, precision: GraphPrecision) -> list[str]:
+    """Possible names of a file in another precision: `Lego_fp16.onnx`, `Lego_fp16_fused.onnx`."""
     names = [re.sub(r"\.onnx$", f"_{precision}.onnx", name)]
     return names + [name.replace("_fused", f"_{precision}_fused")] * ("_fused" in name)
 
 
-def _graph(
+def _bench_graph(
     name: str,
     model: Path,
     field: LightField,
     poses: np.ndarray,
     *,
-    precision: Precision = "fp32",
-    reference: Path | None = None,
+    precision: GraphPrecision = "fp32",
+    full_precision_model: Path | None = None,
     sustained: bool = False,
 ) -> BenchGraph:
     (spec,) = input_specs(model)
     inputs = [_real_input(spec, field, pose) for pose in poses]
-    return BenchGraph(name, model, precision, reference, inputs, sustained)
+    return BenchGraph(name, model, precision, full_precision_model, inputs, sustained)
 
 
 def _real_input(spec: TensorSpec, field: LightField, pose: np.ndarray) -> dict[str, np.ndarray]:
-    """What the graph takes for a pose: itself, or its encoded rays."""
+    """The graph's input for a pose: the pose itself, or the encoded rays of that pose."""
     view = torch.as_tensor(pose, dtype=torch.float32)
     value = view[None] if spec.shape == (1, 3, 4) else field.encoded_rays(view)
     return {spec.name: value.numpy().astype(spec.element)}
 
 
 def bench_metrics(bench: DeviceBench) -> dict[str, Any]:
-    """Figures for a manifest, of the first device: medians and frames per second by graph."""
+    """Metrics of one device for the manifest: median latency and frames per second of each graph."""
     metrics: dict[str, Any] = {}
     for graph in bench.graphs:
         name = graph.name if graph.precision == "fp32" else f"{graph.name}_{graph.precision}"
@@ -223,11 +236,11 @@ def bench_metrics(bench: DeviceBench) -> dict[str, Any]:
 
 
 def print_bench(artifact: Artifact, console: Console) -> None:
-    """The table of every device, then the page's address.
+    """Print the table of every device, and the path of the page.
 
     Raises:
-        DeviceError: when a device was lost or a graph in full precision has no speed; what else was
-            measured has been kept.
+        DeviceError: when a device was lost, or a full-precision graph has no latency. All other results
+            have been saved.
     """
     benches, failed = read_benches(artifact.file(LATENCIES))
     for bench in benches:
@@ -242,17 +255,15 @@ def print_bench(artifact: Artifact, console: Console) -> None:
     ]
     if missing := [*failed, *refused]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DeviceError(
-            f"{missing[0]}{more}", remedy=f"what else was measured is in {artifact.path}"
-        )
+        raise DeviceError(f"{missing[0]}{more}", remedy=f"all other results are in {artifact.path}")
 
 
 def bench_table(bench: DeviceBench) -> list[str]:
-    """Lines for a terminal; of an emulated device, no time."""
+    """The results of one device as lines of text; an emulated device's latencies are not shown."""
     device = bench.device
     lines = [f"{device.name}{f', unit {device.unit}' if device.unit else ''}, {device.provider}"]
     if device.emulated:
-        lines.append("  an emulated device: its times mean nothing and are not shown")
+        lines.append("  emulated device: latencies are meaningless and not shown")
     else:
         columns = ("p50 ms", "p90 ms", "p99 ms", "FPS", "sustained")
         lines.append(f"  {'graph':24}" + "".join(f"{c:>10}" for c in columns) + "      PSNR dB")
@@ -262,15 +273,15 @@ def bench_table(bench: DeviceBench) -> list[str]:
 def _row(graph: GraphBench, *, emulated: bool) -> str:
     name = f"{graph.name} {graph.precision}"
     if graph.latency is None:
-        return f"{name:24}no speed: {graph.refused}"
-    near = "not compared"
+        return f"{name:24}no latency: {graph.refused}"
+    psnr_db = "not compared"
     if graph.fidelity is not None:
-        near = "equal" if graph.fidelity.psnr_db is None else f"{graph.fidelity.psnr_db:.1f}"
+        psnr_db = "equal" if graph.fidelity.psnr_db is None else f"{graph.fidelity.psnr_db:.1f}"
     if emulated:
-        return f"{name:24}images against the host's, PSNR dB: {near}"
+        return f"{name:24}PSNR of the images against the host's, dB: {psnr_db}"
     figures = graph.latency.statistics()
     cells = [f"{figures[key]:10.3f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
     cells += [f"{figures['fps']:10.1f}"]
     cells += [f"{graph.sustained_fps:10.1f}" if graph.sustained_fps else f"{'-':>10}"]
     throttled = "  throttled" if graph.latency.conditions.get("throttled") else ""
-    return f"{name:24}{''.join(cells)}{near:>13}{throttled}"
+    return f"{name:24}{''.join(cells)}{psnr_db:>13}{throttled}"

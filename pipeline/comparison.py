@@ -6,7 +6,7 @@ from pathlib import Path
 
 from device.benchmark import BenchmarkConfig
 from device.comparison import Comparison, compare
-from device.fidelity import FLOORS_DB, HALF_FLOOR_DB, fidelity
+from device.fidelity import compare_images, floor_db
 from device.host import HostTarget
 from device.onnx_inputs import fixed_inputs
 from device.target import RunnerTarget
@@ -41,13 +41,14 @@ def compare_students(
     """
     first, second = (student_graph(path) for path in pair)
     for model in (first, second):
-        _require_images(model, config, target)
+        _require_images(model, target)
     found = compare(target, first, second, rounds=config.runs, warmup=config.warmup)
     signs = found.candidate.conditions.get("throttling") or []
     if config.refuse_throttled and signs:
         raise DeviceError(f"the device throttled: {'; '.join(signs)}", where=target.identity.name)
     names = (str(pair[0]), str(pair[1]))
-    record = {"protocol": config.protocol(), "versions": tool_versions(), **found.to_json()}
+    protocol = {**config.protocol(), **target.config.protocol()}
+    record = {"protocol": protocol, "versions": tool_versions(), **found.to_json()}
     write_json(folder / RECORD, record)
     write_text(folder / PAGE, comparison_page(distinct_names(pair), found))
     _say(found, names, folder, console)
@@ -94,14 +95,17 @@ def student_graph(path: Path) -> Path:
     return graphs.file(exported_fused(graphs).name.replace("_fused", ""))
 
 
-def _require_images(model: Path, config: BenchmarkConfig, target: RunnerTarget) -> None:
+def _require_images(model: Path, target: RunnerTarget) -> None:
     inputs = [fixed_inputs(model)]
-    floor_db = HALF_FLOOR_DB if config.provider in ("nnapi", "qnn") else FLOORS_DB["fp32"]
-    near = fidelity(target.run_many(model, inputs), HostTarget().run_many(model, inputs), floor_db)
+    near = compare_images(
+        target.run_many(model, inputs),
+        HostTarget().run_many(model, inputs),
+        floor_db("fp32", target.config.provider),
+    )
     if not near.holds:
         raise DeviceError(
             f"its image on the device has a PSNR of {near.psnr_db:.1f} dB relative to the host's, "
-            f"below {floor_db:.0f} dB",
+            f"below {near.floor_db:.0f} dB",
             where=model,
             remedy="latencies of a wrong image are not reported; try the provider cpu",
         )

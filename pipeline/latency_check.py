@@ -9,11 +9,12 @@ import numpy as np
 
 from device.target import Target
 from export.student_graph import write_student_onnx
+from lightfield.clocks import cpu_clock_on_host
 from lightfield.light_field import ray_grid
 from lightfield.run import Run
 from lightfield.scratch import scratch_folder
 from lightfield.student import Student, StudentSpec
-from pipeline.pruning import cpu_clock_on_host, spec_latencies
+from pipeline.pruning import spec_latencies
 from pipeline.students import load_light_field
 from pipeline.training import compute_device, ingredient
 from prune.config import SearchSpaceConfig
@@ -60,7 +61,7 @@ def predictions(
             write_student_onnx(Student(s), rays.height, rays.width, place / f"check{i}.onnx")
             for i, s in enumerate(specs)
         ]
-        records = target.measure_many(paths, turns=table_runs, warmup=1)
+        records = target.measure_many(paths, runs=table_runs, warmup=1)
     dense_ms, *measured_ms = [cpu_clock_on_host(record).p50_ms for record in records]
     table = table.corrected(spec, dense_ms)
     return [

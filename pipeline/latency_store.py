@@ -1,9 +1,9 @@
-"""Latencies of networks that a device measured before, kept for the next search.
+"""Latency store: measured latencies of students, reused by later searches on the same device.
 
-One file per device (with its system, runtime and threads), ray grid and form of the graphs, in
-`.latencies` beside the runs. The parts of a latency table hardly change from run to run, so networks
-that are known are not measured again. A few of them are, each time, as witnesses: where these have
-changed, all are.
+There is one file per device (with its system, runtime and threads), ray grid and graph variant, in the
+folder `.latencies` next to the runs. Latencies hardly change from run to run, so stored students are not
+measured again, except for a few drift probes. If the latencies of the drift probes have changed, all
+students are measured again.
 """
 
 from __future__ import annotations
@@ -25,57 +25,62 @@ from lightfield.run import Run
 from lightfield.student import StudentSpec
 
 FOLDER = ".latencies"
-WITNESSES = 3
-STALE = 0.1
-"""Median change of the witnesses beyond which nothing stored is believed."""
-Time = Callable[[Sequence[StudentSpec]], list[float]]
-"""Median latencies in ms, measured now."""
+SCHEMA = 2
+DRIFT_PROBES = 3
+"""Number of stored students that are measured again each time."""
+MAX_DRIFT = 0.1
+"""Largest median change of the drift probes' latencies at which the stored latencies are still used."""
+MeasureMedians = Callable[[Sequence[StudentSpec]], list[float]]
+"""Measures the median latencies of students, in ms."""
 
 
 @dataclass(frozen=True)
 class LatencyStore:
-    """Median latencies of students by specification; measures what it does not know."""
+    """Median latencies of students by specification; measures students that are not stored yet."""
 
     path: Path
-    about: dict[str, Any]
-    measure: Time
+    key: dict[str, Any]
+    """Device, ray grid and graph variant of the stored latencies."""
+    measure: MeasureMedians
 
     @classmethod
-    def beside(
-        cls, run: Run, device: DeviceIdentity, rays: Intrinsics, measure: Time
+    def for_run(
+        cls, run: Run, device: DeviceIdentity, rays: Intrinsics, measure: MeasureMedians
     ) -> LatencyStore:
-        """The store of a device for a run's ray grid, shared with the runs beside it."""
-        about = {
+        """The store for a device and a ray grid, shared by all runs in the same folder."""
+        key = {
+            "schema": SCHEMA,
             "device": asdict(device),
             "rays": [rays.height, rays.width],
-            "form": asdict(ONNX_RUNTIME),
+            "graph_variant": asdict(ONNX_RUNTIME),
         }
-        name = f"{fingerprint(about)[:16]}.json"
-        return cls(run.path.resolve().parent / FOLDER / name, about, measure)
+        name = f"{fingerprint(key)[:16]}.json"
+        return cls(run.path.resolve().parent / FOLDER / name, key, measure)
 
     def __call__(self, specs: Sequence[StudentSpec], *, fresh: bool = False) -> list[float]:
-        """Median latencies in ms, in order; `fresh` measures all of them."""
-        keys = [_key(spec) for spec in specs]
+        """Median latencies in ms, in the order of `specs`; `fresh` measures all students again."""
+        keys = [_spec_key(spec) for spec in specs]
         by_key = dict(zip(keys, specs, strict=True))
         stored = self._read()
         known = [] if fresh else [key for key in by_key if key in stored]
-        chosen = np.linspace(0, len(known) - 1, min(WITNESSES, len(known))).round().astype(int)
-        witnesses = [known[i] for i in chosen]
-        asked = [*(key for key in by_key if key not in known), *witnesses]
-        measured = dict(zip(asked, self.measure([by_key[key] for key in asked]), strict=True))
-        changes = [abs(measured[key] / stored[key]["median_ms"] - 1) for key in witnesses]
-        if changes and float(np.median(changes)) > STALE:
+        chosen = np.linspace(0, len(known) - 1, min(DRIFT_PROBES, len(known))).round().astype(int)
+        drift_probes = [known[i] for i in chosen]
+        to_measure = [*(key for key in by_key if key not in known), *drift_probes]
+        medians_ms = self.measure([by_key[key] for key in to_measure])
+        measured = dict(zip(to_measure, medians_ms, strict=True))
+        changes = [abs(measured[key] / stored[key]["median_ms"] - 1) for key in drift_probes]
+        if changes and float(np.median(changes)) > MAX_DRIFT:
             return self(specs, fresh=True)
         for key, median_ms in measured.items():
             stored[key] = {"median_ms": median_ms, "spec": by_key[key].to_json()}
-        write_json(self.path, {**self.about, "latencies": stored})
+        write_json(self.path, {**self.key, "latencies": stored})
         return [float(stored[key]["median_ms"]) for key in keys]
 
     def _read(self) -> dict[str, Any]:
-        """What is stored; a file that cannot be read, or is about something else, counts as none."""
+        """The stored latencies; empty if the file cannot be read or has another key."""
         try:
             data = read_json(self.path, CheckpointError)
-            if any(data[name] != value for name, value in self.about.items()):
+            if any(data[name] != value for name, value in self.key.items()):
                 return {}
             stored = data["latencies"]
             times_ms = [entry["median_ms"] for entry in stored.values()]
@@ -84,5 +89,5 @@ class LatencyStore:
             return {}
 
 
-def _key(spec: StudentSpec) -> str:
-    return fingerprint(replace(spec, norm="none").to_json())[:16]  # norms are folded in graphs
+def _spec_key(spec: StudentSpec) -> str:
+    return fingerprint(replace(spec, norm="none").to_json())[:16]  # exported graphs have no norms

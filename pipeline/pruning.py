@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from device.target import Target, on_cpu_time
+from device.target import Target
 from export.parity import FP32_FLOOR_DB, require, student_parity
 from export.student_graph import write_student_onnx
 from lightfield.camera import Intrinsics
+from lightfield.clocks import cpu_clock_on_host
 from lightfield.errors import BudgetError, CheckpointError, ConfigError
 from lightfield.files import read_json, sha256_of
-from lightfield.latency import ComparedLatency, LatencyRecord
+from lightfield.latency import ComparedLatency
 from lightfield.light_field import LightField, encoded_rays, ray_grid, scattered_rays
 from lightfield.progress import Progress
 from lightfield.run import WEIGHTS, Artifact, Run, StageWriter
@@ -122,7 +123,7 @@ def make_pruned(
             leading_distiller(run, teachers_scene, distilling, console, ranks) as distiller,
         ):
             bench = PruningWorkbench(
-                run=run, field=field, distiller=distiller, target=measured,
+                run=run, scene=scene, field=field, distiller=distiller, target=measured,
                 measurement=config.measurement, scratch=place,
             )  # fmt: skip
             found = search(
@@ -228,6 +229,8 @@ class PruningWorkbench:
     """Joins exporter, device and trainer for a search; a `prune.workbench.Workbench`."""
 
     run: Run
+    scene: Scene
+    """The scene in the students' ray space."""
     field: LightField
     """The dense student with its camera."""
     distiller: RecoveryDistiller
@@ -286,7 +289,7 @@ class PruningWorkbench:
     def check(self, student: Student) -> None:
         """Export a student and compare the graph with it."""
         path = _written(student, self.field.intrinsics, self.scratch / "checked.onnx")
-        poses = self._scene.train.poses[:PARITY_POSES]
+        poses = self.scene.train.poses[:PARITY_POSES]
         parity = student_parity(path, replace(self.field, student=student), poses)
         require(parity, FP32_FLOOR_DB, where=path)
 
@@ -298,13 +301,11 @@ class PruningWorkbench:
         return self._batches[key]
 
     def _calibration_batches(self, spec: StudentSpec) -> Iterator[Batch]:
-        images, device = self.distiller.images, self.distiller.device
+        images, device, space = self.distiller.images, self.distiller.device, self.scene.space
         # One rank may have fewer images.
         count = min(self.measurement.calibration_images, len(images.images))
         rays = [
-            encoded_rays(
-                torch.from_numpy(pose).to(device), self.field.intrinsics, images.space, spec
-            )
+            encoded_rays(torch.from_numpy(pose).to(device), self.field.intrinsics, space, spec)
             for pose in images.poses[:count]
         ]
         truths = [
@@ -320,8 +321,8 @@ class PruningWorkbench:
         images = self.distiller.images
         chosen = np.linspace(0, len(images.poses) - 1, RAY_POSES).round().astype(int)
         poses = torch.from_numpy(np.array(images.poses[chosen])).to(self.distiller.device)
-        camera = self.field.intrinsics
-        return scattered_rays(poses, camera, images.space, spec, each=RAYS_PER_POSE)
+        camera, space = self.field.intrinsics, self.scene.space
+        return scattered_rays(poses, camera, space, spec, each=RAYS_PER_POSE)
 
     def fits(self, spec: StudentSpec) -> bool:
         """Whether the image size is a multiple of a student's rays, with enough rays per side."""
@@ -331,13 +332,9 @@ class PruningWorkbench:
             return False
         return min(rays.height, rays.width) >= MIN_RAYS
 
-    @property
-    def _scene(self) -> Scene:
-        return self.distiller.scene
-
     @functools.cached_property
     def _held_out(self) -> Views:
-        return real_split(self._scene)[1]
+        return real_split(self.scene)[1]
 
 
 @dataclass(frozen=True)
@@ -365,7 +362,7 @@ class TargetMeasurer:
 
         def compared(path: Path) -> ComparedLatency:
             warmup = max(1, min(MAX_WARMUP_RUNS, runs // 10))
-            return self.target.compare(path, reference, turns=runs, warmup=warmup)
+            return self.target.compare(path, reference, runs=runs, warmup=warmup)
 
         with ThreadPoolExecutor(_concurrent_measurements(self.target)) as runners:
             yield from runners.map(compared, paths)
@@ -397,16 +394,10 @@ def spec_latencies(
             for i, spec in enumerate(specs)
         ]
         warmup = min(MAX_WARMUP_RUNS, runs // 2)
-        records = target.measure_many(paths, turns=runs, warmup=warmup)
+        records = target.measure_many(paths, runs=runs, warmup=warmup)
         return [cpu_clock_on_host(record).p50_ms for record in records]
 
-    return LatencyStore.beside(run, target.identity, rays, measure)
-
-
-def cpu_clock_on_host(record: LatencyRecord) -> LatencyRecord:
-    """The record of which the latency table is made: CPU time on this host, which other programs
-    share, and wall-clock time on a phone."""
-    return on_cpu_time(record) if record.device.kind == "host" else record
+    return LatencyStore.for_run(run, target.identity, rays, measure)
 
 
 def _written(student: Student, camera: Intrinsics, path: Path) -> Path:

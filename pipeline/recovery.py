@@ -38,7 +38,6 @@ class RecoveryDistiller:
     factors see equally many pixels.
     """
 
-    scene: Scene
     images: PosedImages
     settings: DistillConfig
     device: torch.device
@@ -112,10 +111,7 @@ def equal_windows(count: int, factor: int, now: int, processes: int) -> int:
 def leading_distiller(
     run: Run, scene: Scene, settings: DistillConfig, console: Console, ranks: Ranks
 ) -> Iterator[RecoveryDistiller]:
-    """The distiller of rank 0 for a run with the teacher's `scene`.
-
-    The other ranks are released when the body ends without an error.
-    """
+    """The distiller of rank 0; the other ranks are released when the body ends without an error."""
     distiller = _distiller(run, scene, settings, console, ranks)
     yield distiller
     ranks.broadcast_text("")
@@ -139,4 +135,4 @@ def _distiller(
         run, teachers_scene, scene.space, pseudo, console, windows=settings.windows, ranks=ranks
     )
     factor = StudentSpec.from_json(dense.manifest["details"]["spec"]).factor
-    return RecoveryDistiller(scene, images, settings, compute_device(), factor, ranks)
+    return RecoveryDistiller(images, settings, compute_device(), factor, ranks)

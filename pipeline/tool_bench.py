@@ -1,4 +1,4 @@
-"""A benchmark program of the user's own on a phone: run, read, shown."""
+"""The `bench-tool` command: runs a third-party benchmark program on a phone and prints its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.console import Console
 
 FIGURES = {
     "p50_ms": "median", "p90_ms": "90th percentile", "p99_ms": "99th percentile", "mean_ms": "mean",
-    "min_ms": "least", "max_ms": "most", "load_ms": "load", "first_run_ms": "first run",
+    "min_ms": "minimum", "max_ms": "maximum", "load_ms": "load", "first_run_ms": "first run",
 }  # fmt: skip
 
 
@@ -24,25 +24,26 @@ def bench_tool(
     json: Path | None,
     console: Console,
 ) -> ToolMeasurement:
-    """Measure with the program, print what it said, and write it down when a file is given.
+    """Run the program, print its results, and write them to the JSON file if one is given.
 
     Raises:
-        DeviceError: when the phone is not fit, or the program fails or says nothing.
+        DeviceError: when the phone's conditions do not allow a measurement, or when the program fails or
+            prints no result.
     """
-    found = measure_with_tool(open_phone(connect(), serial), config, thermal)
-    device, figures = found.device, found.figures
+    measurement = measure_with_tool(open_phone(connect(), serial), config, thermal)
+    device, figures = measurement.device, measurement.figures
     console.say(f"{config.kind} on {device.name}, {device.system}, {device.threads} thread(s)")
     if device.emulated:
-        console.say("an emulated device: its times mean nothing and are not shown")
+        console.say("emulated device: latencies are meaningless and not shown")
     else:
         for name, title in FIGURES.items():
             value = getattr(figures, name)
             if value is not None:
                 console.say(f"{value:12.3f} ms  {title}")
         console.say(f"{figures.fps:12.1f} FPS over {figures.runs} runs")
-    for sign in found.conditions["throttling"]:
+    for sign in measurement.conditions["throttling"]:
         console.say(f"throttled: {sign}")
     if json is not None:
-        write_json(json, found.to_json())
+        write_json(json, measurement.to_json())
         console.say(f"record: {json}")
-    return found
+    return measurement

@@ -18,20 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from lightfield.latency import ComparedLatency, LatencyRecord, evidence
+from lightfield.clocks import Clock, budget_runs, ratio_runs
+from lightfield.latency import ComparedLatency
 from lightfield.student import Student, StudentSpec, mac_count, parameter_count
 from prune.architecture import Kept
 from prune.workbench import Measurer, Workbench
 
-Clock = Literal["wall", "undisturbed", "cpu"]
-"""Wall-clock time of all runs, wall-clock time of undisturbed runs, or CPU time of all runs."""
-UNDISTURBED_SHARE = 0.9
-"""A run is undisturbed if the process had the processor for at least this fraction of it."""
-MIN_UNDISTURBED_RUNS = 20
-"""A percentile of fewer runs is too inexact."""
 Verdict = Literal[
     "dense",
     "kept",
@@ -252,55 +246,3 @@ def measured_until(
             break
         measured = measured.joined(measure())
     return measured
-
-
-def ratio_runs(measured: ComparedLatency) -> ComparedLatency:
-    """The runs and clock that tell most exactly which student is cheaper: CPU times if the device
-    reports them for a single thread, else wall-clock times.
-
-    Raises:
-        BudgetError: for an emulated device.
-    """
-    candidate, reference = evidence(measured.candidate), evidence(measured.reference)
-    if not _has_cpu_times(measured):
-        return measured
-    return ComparedLatency(_by_cpu_time(candidate), _by_cpu_time(reference))
-
-
-def budget_runs(measured: ComparedLatency) -> tuple[ComparedLatency, Clock]:
-    """The runs whose percentile the budget constrains, and their clock.
-
-    Raises:
-        BudgetError: for an emulated device.
-    """
-    by_cpu_time = ratio_runs(measured)
-    if not _has_cpu_times(measured):
-        clock = measured.candidate.conditions.get("clock")
-        return measured, "cpu" if clock == "process_cpu" else "wall"
-    pairs = (
-        (measured.candidate, by_cpu_time.candidate),
-        (measured.reference, by_cpu_time.reference),
-    )
-    shares = [np.divide(cpu.samples_ms, wall.samples_ms) for wall, cpu in pairs]
-    undisturbed = np.flatnonzero(np.minimum(*shares) >= UNDISTURBED_SHARE)
-    if len(undisturbed) < MIN_UNDISTURBED_RUNS:
-        return by_cpu_time, "cpu"
-    records = [
-        replace(record, samples_ms=tuple(record.samples_ms[i] for i in undisturbed))
-        for record in (measured.candidate, measured.reference)
-    ]
-    return ComparedLatency(*records), "undisturbed"
-
-
-def _has_cpu_times(measured: ComparedLatency) -> bool:
-    return all(
-        record.device.kind == "host"
-        and record.conditions.get("clock") == "wall"
-        and record.device.threads == 1
-        and len(record.conditions.get("cpu_ms", ())) == len(record.samples_ms)
-        for record in (measured.candidate, measured.reference)
-    )
-
-
-def _by_cpu_time(record: LatencyRecord) -> LatencyRecord:
-    return replace(record, samples_ms=tuple(record.conditions["cpu_ms"]))

@@ -1,1 +1,1 @@
-"""The program that measures on a phone, and how it is built."""
+"""The runner program for phones, and its build."""

@@ -1,10 +1,10 @@
-/* The entry point of an Android executable linked without the NDK: hands the kernel's argument block to
- * Android's C library, which relocates nothing more and calls main. */
+/* Entry point of an Android executable that is linked without the NDK. It passes the kernel's
+ * argument block to Android's C library, which calls main. */
 #include <stdint.h>
 
 typedef void InitFunction(void);
 
-typedef struct { /* Android's structors_array_t, from bionic's libc_init_common.h: all may be empty */
+typedef struct { /* structors_array_t in bionic's libc_init_common.h; all members may be empty */
   InitFunction **preinit_array, **init_array, **fini_array;
   intptr_t preinit_array_count, init_array_count, fini_array_count;
 } Structors;

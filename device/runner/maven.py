@@ -1,8 +1,8 @@
-"""The onnxruntime-android AAR from a Maven repository, checked before it counts.
+"""Download of the onnxruntime-android AAR from a Maven repository, with verification.
 
-A repository keeps a file at GROUP/NAME/VERSION/NAME-VERSION.aar and its digest beside it, in a file
-called after the algorithm. The strongest digest there is must agree; a digest of our own, where the
-caller gives one, is held against the file instead of the repository's word.
+A repository stores a file at GROUP/NAME/VERSION/NAME-VERSION.aar, and its digest next to it in a file
+named after the algorithm. The file must match the strongest available digest, or the digest that the
+caller gives.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _DIGESTS = ("sha512", "sha256", "sha1")
 _MOST_BYTES = 500_000_000
 _SECONDS = 60.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_REMEDY = "download the AAR yourself and pass its path"
+_REMEDY = "download the AAR yourself and pass its path with --phone.aar"
 
 
 def fetched_aar(
     cache: Path, repository: str | None, name: str, version: str, sha256: str | None = None
 ) -> Path | None:
-    """The AAR of this name and version, from the cache or the repository; None without either.
+    """The AAR of this name and version, from the cache or the repository; None if neither has it.
 
     Raises:
-        DeviceError: when it cannot be fetched, or is not what its digest says.
+        DeviceError: when the AAR cannot be downloaded, or does not match its digest.
     """
     if not re.fullmatch(r"\d+(\.\d+)*([-.]\w+)*", version):
-        raise DeviceError(f"'{version}' is no version", where="phone.version")
+        raise DeviceError(f"'{version}' is not a version number", where="phone.version")
     path = cache / f"{name}-{version}.aar"
     if path.exists():
         if sha256 is not None:
@@ -59,26 +59,26 @@ def _published_digest(address: str) -> tuple[str, str]:
         words = text.decode("ascii", "replace").split() if text else []
         if words:
             return algorithm, words[0]
-    raise DeviceError("the repository names no digest of the AAR", where=address, remedy=_REMEDY)
+    raise DeviceError("the repository has no digest of the AAR", where=address, remedy=_REMEDY)
 
 
 def _require(data: bytes, algorithm: str, digest: str, name: str) -> None:
     found = hashlib.new(algorithm, data).hexdigest()
     if found != digest.strip().lower():
         raise DeviceError(
-            f"its {algorithm} is {found[:16]}…, not {digest.strip().lower()[:16]}…",
+            f"the file's {algorithm} is {found[:16]}…, not {digest.strip().lower()[:16]}…",
             where=name,
-            remedy="it was not kept; fetch it again, or pass an AAR that you trust",
+            remedy="the file was discarded; download it again, or pass an AAR that you trust",
         )
 
 
 def _fetched(address: str, most_bytes: int) -> bytes | None:
-    """What lies at an address, None when nothing does."""
+    """The content at an address; None if there is none."""
     parts = urlsplit(address)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise DeviceError("a repository's address begins with https://", where=address)
+        raise DeviceError("the address of a repository must start with https://", where=address)
     try:
-        # only https, and http on this machine, come here
+        # only https addresses, and http addresses of this machine, get here
         with urllib.request.urlopen(address, timeout=_SECONDS) as answer:  # noqa: S310
             data = answer.read(most_bytes + 1)
             announced = answer.headers.get("Content-Length")
@@ -86,12 +86,12 @@ def _fetched(address: str, most_bytes: int) -> bytes | None:
         if reason.code == 404:
             return None
         raise DeviceError(
-            f"cannot be fetched ({reason})", where=address, remedy=_REMEDY
+            f"the download failed ({reason})", where=address, remedy=_REMEDY
         ) from reason
     except (OSError, ValueError) as reason:
         raise DeviceError(
-            f"cannot be fetched ({reason})", where=address, remedy=_REMEDY
+            f"the download failed ({reason})", where=address, remedy=_REMEDY
         ) from reason
     if len(data) > most_bytes or (announced and int(announced) != len(data)):
-        raise DeviceError("arrived in another length than announced", where=address)
+        raise DeviceError("the download does not have the announced length", where=address)
     return data

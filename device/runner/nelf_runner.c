@@ -1,12 +1,13 @@
-/* Runs ONNX graphs and says how long each run took.
+/* Runs ONNX graphs and reports how long every run took.
  *
- *   nelf_runner --library LIBONNXRUNTIME --threads N --warmup N --turns N --limit SECONDS
+ *   nelf_runner --library LIBONNXRUNTIME --threads N --warmup N --runs N --limit SECONDS
  *               [--seconds N] [--provider NAME (--option KEY=VALUE)...] [--profile PREFIX]
  *               (--watch FILE)... (--model PATH --inputs FOLDER [--outputs FOLDER])...
  *
- * The contract (order of runs, files, the answer on standard output, exit codes) is stated once, in
- * device/runner_protocol.py. Plain C and few functions of the C library, so that it also links against
- * Android's with nothing but their names; `errno` is left alone because its symbol differs there.
+ * device/runner_protocol.py describes the protocol: order of runs, files, report, exit codes. The
+ * program uses plain C and few functions of the C library, so that it can be linked against
+ * Android's C library with nothing but the names of the functions. It does not use `errno`, whose
+ * symbol differs on Android.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -29,7 +30,7 @@ enum { EXIT_USAGE = 2, EXIT_FAILURE_REPORTED = 3 };
 ORT_FUNCTIONS(DECLARE)
 
 typedef struct {
-  const char *name; /* numpy's */
+  const char *name; /* in numpy */
   size_t bytes;
 } Element;
 
@@ -63,9 +64,9 @@ typedef struct {
   const char *library, *provider, *profile;
   char *option_keys[MAX_OPTIONS], *option_values[MAX_OPTIONS];
   const char *watched[MAX_WATCHED];
-  int threads, warmup, turns, seconds, limit_seconds;
+  int threads, warmup, runs, seconds, limit_seconds;
   size_t model_count, option_count, watched_count;
-  Numbers readings; /* rows of one time and one value per watched file */
+  Numbers readings; /* rows: time, then one value per watched file */
   Model models[MAX_MODELS];
 } Request;
 
@@ -132,7 +133,7 @@ static long status_kb(const char *key) {
   return value;
 }
 
-/* The number in a file of /sys, -1 when it cannot be read. */
+/* The number in a file of /sys; -1 if it cannot be read. */
 static double number_in(const char *path) {
   char line[64], *end = line;
   FILE *file = fopen(path, "r");
@@ -155,11 +156,11 @@ static Shape shape_of(const OrtTensorInfo *info, const char *at) {
   Shape shape = {0};
   check(GetTensorElementType(info, &shape.element), at);
   check(GetDimensionsCount(info, &shape.rank), at);
-  if (shape.rank > MAX_RANK) fail(at, "a tensor has more dimensions than the runner knows");
+  if (shape.rank > MAX_RANK) fail(at, "a tensor has more dimensions than the runner supports");
   check(GetDimensions(info, shape.shape, shape.rank), at);
   size_t kinds = sizeof ELEMENTS / sizeof *ELEMENTS;
   if (shape.element < 0 || (size_t)shape.element >= kinds || !ELEMENTS[shape.element].bytes)
-    fail(at, "a tensor has an element type that the runner does not know");
+    fail(at, "a tensor has an element type that the runner does not support");
   shape.bytes = ELEMENTS[shape.element].bytes;
   for (size_t i = 0; i < shape.rank; i++) {
     if (shape.shape[i] < 1) fail(at, "a tensor has a dimension that is not fixed");
@@ -170,7 +171,7 @@ static Shape shape_of(const OrtTensorInfo *info, const char *at) {
 
 static void tensor_path(char *path, const char *folder, size_t index) {
   int length = snprintf(path, PATH_BYTES, "%s/%zu.bin", folder, index);
-  if (length < 0 || length >= PATH_BYTES) fail("open a tensor file", "its path is too long");
+  if (length < 0 || length >= PATH_BYTES) fail("open a tensor file", "the path is too long");
 }
 
 static OrtValue *read_input(const Model *model, size_t index, const OrtMemoryInfo *memory) {
@@ -179,7 +180,7 @@ static OrtValue *read_input(const Model *model, size_t index, const OrtMemoryInf
   const OrtTensorInfo *info;
   check(SessionGetInputTypeInfo(model->session, index, &type), at);
   check(CastTypeInfoToTensorInfo(type, &info), at);
-  if (!info) fail(at, "it is no tensor");
+  if (!info) fail(at, "the input is not a tensor");
   Shape shape = shape_of(info, at);
   char path[PATH_BYTES];
   tensor_path(path, model->inputs_folder, index);
@@ -187,7 +188,7 @@ static OrtValue *read_input(const Model *model, size_t index, const OrtMemoryInf
   FILE *file = fopen(path, "rb");
   if (!file) fail(at, path);
   if (fread(data, 1, shape.bytes, file) != shape.bytes || fgetc(file) != EOF)
-    fail(at, "its file has not the size that the graph wants");
+    fail(at, "the file does not have the size that the graph needs");
   fclose(file);
   OrtValue *value;
   check(CreateTensorWithDataAsOrtValue(memory, data, shape.bytes, shape.shape, shape.rank,
@@ -224,7 +225,7 @@ static void load(Model *model, const OrtEnv *env, const OrtSessionOptions *optio
   check(SessionGetInputCount(model->session, &model->input_count), at);
   check(SessionGetOutputCount(model->session, &model->output_count), at);
   if (model->input_count > MAX_TENSORS || model->output_count > MAX_TENSORS)
-    fail(at, "it has more inputs or outputs than the runner knows");
+    fail(at, "the graph has more inputs or outputs than the runner supports");
   OrtAllocator *allocator;
   OrtMemoryInfo *memory;
   check(GetAllocatorWithDefaultOptions(&allocator), at);
@@ -251,17 +252,17 @@ static void run_once(Model *model) {
 static void time_once(Model *model, double since_us) {
   double wall = clock_us(CLOCK_MONOTONIC), cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID);
   run_once(model);
-  cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu; /* both are read before a list may have to grow */
+  cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu; /* read both clocks before a list may grow */
   double wall_us = clock_us(CLOCK_MONOTONIC) - wall;
   append(&model->at_us, wall - since_us);
   append(&model->wall_us, wall_us);
   append(&model->cpu_us, cpu);
 }
 
-/* Everything in turns, often enough and long enough; the watched files are read between turns. */
+/* Run all models round-robin, as often and as long as asked; read watched files between runs. */
 static void measure(Request *request) {
   double start_us = clock_us(CLOCK_MONOTONIC), watch_us = start_us, now_us = start_us;
-  for (int turn = 0; turn < request->turns || now_us < start_us + 1e6 * request->seconds; turn++) {
+  for (int run = 0; run < request->runs || now_us < start_us + 1e6 * request->seconds; run++) {
     if (now_us >= watch_us) {
       read_watched(request, start_us);
       watch_us = now_us + WATCH_EVERY_US;
@@ -320,7 +321,7 @@ static int read_arguments(int count, char **words, Request *request) {
     if (!strcmp(key, "--library")) request->library = value;
     else if (!strcmp(key, "--threads")) request->threads = number(value);
     else if (!strcmp(key, "--warmup")) request->warmup = number(value);
-    else if (!strcmp(key, "--turns")) request->turns = number(value);
+    else if (!strcmp(key, "--runs")) request->runs = number(value);
     else if (!strcmp(key, "--seconds")) request->seconds = number(value);
     else if (!strcmp(key, "--limit")) request->limit_seconds = number(value);
     else if (!strcmp(key, "--provider")) request->provider = value;
@@ -336,8 +337,8 @@ static int read_arguments(int count, char **words, Request *request) {
   }
   for (size_t i = 0; i < request->model_count; i++)
     if (!request->models[i].inputs_folder) return 0;
-  if (request->profile && request->model_count != 1) return 0; /* one profile is of one session */
-  return request->library && request->threads > 0 && request->warmup >= 0 && request->turns > 0;
+  if (request->profile && request->model_count != 1) return 0; /* a profile is of one session */
+  return request->library && request->threads > 0 && request->warmup >= 0 && request->runs > 0;
 }
 
 static void *open_library(const char *path, const char **version) {
@@ -345,16 +346,15 @@ static void *open_library(const char *path, const char **version) {
   if (!library) fail("open its library", dlerror());
   const OrtApiBase *(*get_base)(void);
   *(void **)&get_base = dlsym(library, "OrtGetApiBase");
-  if (!get_base) fail("open its library", "OrtGetApiBase is not in it");
+  if (!get_base) fail("open its library", "the library does not contain OrtGetApiBase");
   const AnyFunction *table = get_base()->GetApi(ORT_API_VERSION);
-  if (!table) fail("open its library", "it is older than ONNX Runtime 1.12");
+  if (!table) fail("open its library", "the library is older than ONNX Runtime 1.12");
   ORT_FUNCTIONS(BIND)
   *version = get_base()->GetVersionString();
   return library;
 }
 
-/* NNAPI is the one provider that is added by a function of its own, which only a library that has it
- * exports. */
+/* NNAPI is the only provider with its own function, which only libraries with NNAPI export. */
 static void add_nnapi(OrtSessionOptions *options, const Request *request, void *library) {
   const char *at = "add the provider nnapi";
   uint32_t flags = 0;
@@ -376,7 +376,7 @@ static void add_provider(OrtSessionOptions *options, const Request *request, voi
               options, *name == 'x' ? "XNNPACK" : "QNN", (const char *const *)request->option_keys,
               (const char *const *)request->option_values, request->option_count),
           *name == 'x' ? "add the provider xnnpack" : "add the provider qnn");
-  else fail("add a provider", "the runner knows cpu, xnnpack, nnapi and qnn");
+  else fail("add a provider", "the runner supports cpu, xnnpack, nnapi and qnn");
 }
 
 static OrtSessionOptions *session_options(const Request *request, void *library) {
@@ -424,11 +424,11 @@ static void print_report(const Request *request, const char *version, long growt
 }
 
 int main(int count, char **words) {
-  static Request request; /* too large for the stack, and too large for the file if not all zero */
+  static Request request; /* too large for the stack; all zero, so it takes no space in the file */
   const char *version;
-  request.threads = request.turns = 1;
+  request.threads = request.runs = 1;
   if (!read_arguments(count, words, &request)) {
-    printf("nelf_runner: wrong arguments; its callers know them (device/runner_protocol.py)\n");
+    printf("nelf_runner: wrong arguments; see device/runner_protocol.py\n");
     return EXIT_USAGE;
   }
   if (request.limit_seconds > 0) alarm((unsigned)request.limit_seconds);
@@ -441,7 +441,7 @@ int main(int count, char **words) {
   size_t n = request.model_count;
   for (size_t i = 0; i < n; i++) load(&models[i], env, options);
   for (size_t i = 0; i < n; i++)
-    for (int turn = 0; turn < request.warmup; turn++) run_once(&models[i]);
+    for (int run = 0; run < request.warmup; run++) run_once(&models[i]);
   if (n) measure(&request);
   long growth_kb = status_kb("VmHWM:") - before_kb;
   for (size_t i = 0; i < n; i++)
@@ -449,7 +449,6 @@ int main(int count, char **words) {
       write_output(&models[i], k);
   print_report(&request, version, growth_kb);
   fflush(NULL);
-  /* Without tearing ONNX Runtime down: nothing is lost, and a crash on the way out would hide the
-   * answer. */
+  /* Do not shut ONNX Runtime down: a crash during shutdown would hide the report. */
   _exit(0);
 }

@@ -1,9 +1,9 @@
-/* The part of ONNX Runtime's C API that the runner calls.
+/* The functions of ONNX Runtime's C API that the runner calls.
  *
- * The API is a table of function pointers that is only ever appended to, so a function is its position:
- * the numbers below hold for every library that knows API version 12 (ONNX Runtime 1.12) or later, and
- * no header of a particular version is needed to build. The types are opaque; enumerations travel as
- * int, as in C.
+ * The API is a table of function pointers. New functions are only appended, so the position of a
+ * function never changes: the numbers below are valid for every library with API version 12 (ONNX
+ * Runtime 1.12) or later, and the build needs no header of a particular version. The types are
+ * opaque; enumerations are declared as int.
  */
 #ifndef NELF_ORT_FUNCTIONS_H
 #define NELF_ORT_FUNCTIONS_H

@@ -1,23 +1,22 @@
-"""The commands that measure latencies: pruning, its rivals and its table, benchmarks."""
+"""Commands that measure latencies: prune, baseline, check-table, bench and bench-tool."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from device.benchmark import BenchmarkConfig
-from device.choice import TargetKind, choose_target, opened_phones
-from device.runner.bundle import PhoneRuntime
-from device.runner_protocol import Provider
-from device.target import RunnerTarget, Target
+from device.choice import choose_target, opened_phones
+from device.target import RunnerTarget
+from device.target_config import TargetConfig
 from device.thermal import ThermalConfig
 from device.tools import ToolConfig
 from lightfield.errors import ConfigError
-from lightfield.ranges import SEED, THREADS, Range, check_ranges
+from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.run import Run
 from pipeline.baselines import BaselineConfig, make_baseline
 from pipeline.bench import make_bench, print_bench
@@ -47,35 +46,16 @@ from train.distributed import joined_ranks
 from train.fine_tuning import FineTuneConfig
 
 
-@dataclass(frozen=True)
-class MeasuredOn:
-    """Options that say what is measured on."""
-
-    target: TargetKind = "auto"
-    """`phone`, `host`, or `auto`: the phone when exactly one is attached, else this machine."""
-    serial: str | None = None
-    """Which phone, when several are attached."""
-    threads: Annotated[int, THREADS] = 1
-    """Threads that one operator may use."""
-    phone: PhoneRuntime = field(default_factory=PhoneRuntime)
-    """Where a phone's ONNX Runtime comes from."""
-    provider: Provider = "cpu"
-    """What runs the graphs, where the device's ONNX Runtime has it."""
-
-    def __post_init__(self) -> None:
-        self._config()  # refuses nonsense
-
-    def _config(self) -> BenchmarkConfig:
-        return BenchmarkConfig(
-            self.target, threads=self.threads, serial=self.serial, phone=self.phone,
-            provider=self.provider,
-        )  # fmt: skip
-
-    @contextlib.contextmanager
-    def opened(self, console: Console) -> Iterator[Target]:
-        """The target, left as it was found."""
-        with _opened(self._config(), console) as target:
-            yield target
+@contextlib.contextmanager
+def opened_target(config: TargetConfig, console: Console) -> Iterator[RunnerTarget]:
+    """Open the target, print what it is, and restore the device at the end."""
+    with choose_target(config) as target:
+        device = target.identity
+        console.say(
+            f"measuring on the {device.kind}: {device.name}, {device.runtime}, "
+            f"{device.threads} thread(s)"
+        )
+        yield target
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,7 @@ class Prune(Stage):
     architecture: Grouped[ArchitectureChange] = field(default_factory=ArchitectureChange)
     space: Grouped[SearchSpaceConfig] = field(default_factory=SearchSpaceConfig)
     measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
+    on: Flat[TargetConfig] = field(default_factory=TargetConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
@@ -109,7 +89,7 @@ class Prune(Stage):
                 assist_recovery(run, self.distill, console, ranks)
                 return
             if self.replay is None:
-                opened = self.on.opened(console)
+                opened = opened_target(self.on, console)
             else:
                 opened = contextlib.nullcontext(RecordedTarget.of(self.replay))
             with opened as target:
@@ -130,7 +110,7 @@ class Baseline(Stage):
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
     measurement: Grouped[MeasurementConfig] = field(default_factory=MeasurementConfig)
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
+    on: Flat[TargetConfig] = field(default_factory=TargetConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
@@ -141,7 +121,7 @@ class Baseline(Stage):
             if not ranks.is_first:
                 assist_recovery(run, self.distill, console, ranks)
                 return
-            with self.on.opened(console) as target:
+            with opened_target(self.on, console) as target:
                 artifact = make_baseline(
                     run,
                     self.config,
@@ -165,7 +145,7 @@ class CheckTable(Stage):
     """Interleaved runs of each part of the latency table, and of each random student."""
     seed: Annotated[int, SEED] = 0
     """Seed of the random students."""
-    on: Flat[MeasuredOn] = field(default_factory=MeasuredOn)
+    on: Flat[TargetConfig] = field(default_factory=TargetConfig)
     space: Grouped[SearchSpaceConfig] = field(default_factory=SearchSpaceConfig)
 
     def __post_init__(self) -> None:
@@ -173,7 +153,7 @@ class CheckTable(Stage):
 
     def perform(self, chosen: Preset, console: Console) -> None:
         """Print each prediction, and the median error."""
-        with self.on.opened(console) as target:
+        with opened_target(self.on, console) as target:
             found = predictions(
                 Run(self.run, console.progress), self.space, target,
                 students=self.students, table_runs=self.table_runs, seed=self.seed,
@@ -190,45 +170,55 @@ class CheckTable(Stage):
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure the exported graphs on a phone, on several, or on this machine."""
+    """Measure the exported graphs on a phone, on several phones, or on this machine."""
 
     run: Path | None = None
     """Folder of the run."""
     preset: PresetChoice = "auto"
-    """Size of the whole chain; auto takes the one the run was begun with."""
+    """Size of the models and of the training; `auto` takes the preset that the run was started with."""
+    on: Flat[TargetConfig] = field(default_factory=TargetConfig)
     config: Flat[BenchmarkConfig] = field(default_factory=BenchmarkConfig)
     all_phones: bool = False
-    """Measure on every attached phone, side by side."""
+    """Measure on all attached phones at the same time."""
     compare: tuple[Path, Path] | None = None
-    """Instead, measure two students in turns on one device: each a run, or an ONNX file."""
+    """Compare two students by interleaved runs on one device, instead of measuring a run's graphs. Each
+    is the folder of a run or an ONNX file."""
     output: Path = Path("comparison")
-    """Where the comparison's record and page go."""
+    """Folder for the record and the page of --compare."""
     again: bool = False
-    """Measure although nothing has changed since the last time."""
+    """Measure again even if nothing has changed since the last benchmark."""
 
     def __post_init__(self) -> None:
-        if self.all_phones and (self.config.target == "host" or self.config.serial is not None):
-            raise ConfigError("a host or a serial is not all phones", where="all_phones")
+        if self.all_phones and (self.on.target == "host" or self.on.serial is not None):
+            raise ConfigError(
+                "all phones cannot be combined with the target host or a serial number",
+                where="all_phones",
+                remedy="leave out --all-phones, or --target and --serial",
+            )
         if self.all_phones and self.compare is not None:
-            raise ConfigError("two students are compared on one device", where="all_phones")
+            raise ConfigError(
+                "two students are compared on one device, not on all phones",
+                where="all_phones",
+                remedy="leave out --all-phones, or --compare",
+            )
         if self.run is not None and self.compare is not None:
             raise ConfigError(
-                "the two students of compare are measured, not those of a run",
+                "a run and a comparison of two students cannot be measured at once",
                 where="run",
-                remedy="leave one of the two options out",
+                remedy="leave out --run, or --compare",
             )
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Measure the graphs."""
+        """Measure the graphs of the run, or compare two students."""
         if self.compare is not None:
-            with self._opened(console) as (targets, _):
-                compare_students(self.compare, self.config, targets[0], self.output, console)
+            with opened_target(self.on, console) as target:
+                compare_students(self.compare, self.config, target, self.output, console)
             return
         if self.run is None:
             raise ConfigError(
-                "which run is to be measured", where="run", remedy="pass --run, or --compare"
+                "no run is given", where="run", remedy="pass --run RUN, or --compare A B"
             )
-        with self._opened(console) as (targets, failures):
+        with self._opened_targets(console) as (targets, failures):
             artifact = make_bench(
                 Run(self.run, console.progress),
                 self.config,
@@ -240,49 +230,32 @@ class Bench:
         print_bench(artifact, console)
 
     @contextlib.contextmanager
-    def _opened(self, console: Console) -> Iterator[tuple[list[RunnerTarget], list[str]]]:
-        """The devices, and why others could not be attached."""
-        config = self.config
+    def _opened_targets(
+        self, console: Console
+    ) -> Iterator[tuple[Sequence[RunnerTarget], list[str]]]:
+        """Open the devices; yield them, and the errors of phones that cannot be used."""
         if not self.all_phones:
-            with _opened(config, console) as target:
+            with opened_target(self.on, console) as target:
                 yield [target], []
             return
-        with opened_phones(lambda serial: _chosen(config, "phone", serial)) as (found, failures):
-            for target in found:
-                console.say(f"measuring on {target.identity.name}, unit {target.identity.unit}")
-            yield found, failures
-
-
-@contextlib.contextmanager
-def _opened(config: BenchmarkConfig, console: Console) -> Iterator[RunnerTarget]:
-    """The one device of a configuration, left as it was found."""
-    with _chosen(config, config.target, config.serial) as target:
-        who = target.identity
-        console.say(
-            f"measuring on the {who.kind}: {who.name}, {who.runtime}, {who.threads} thread(s)"
-        )
-        yield target
-
-
-def _chosen(config: BenchmarkConfig, kind: TargetKind, serial: str | None) -> RunnerTarget:
-    return choose_target(
-        kind, serial=serial, threads=config.threads, phone_runtime=config.phone,
-        thermal=config.thermal, provider=config.provider, options=config.options(),
-    )  # fmt: skip
+        with opened_phones(self.on) as (phones, failures):
+            for phone in phones:
+                console.say(f"measuring on {phone.identity.name}, unit {phone.identity.unit}")
+            yield phones, failures
 
 
 @dataclass(frozen=True)
 class BenchTool:
-    """Run a benchmark program of your own on a phone: ONNX Runtime's, LiteRT's or ExecuTorch's."""
+    """Run a third-party benchmark program on a phone: ONNX Runtime's, LiteRT's or ExecuTorch's."""
 
     config: Flat[ToolConfig]
     serial: str | None = None
-    """Which phone, when several are attached."""
+    """Serial number of the phone to use if several are attached."""
     thermal: ThermalConfig = field(default_factory=ThermalConfig)
-    """When the phone is fit to be measured."""
+    """Conditions that the phone must meet before the measurement starts."""
     json: Path | None = None
-    """Where to write what the program said."""
+    """JSON file for the results; by default they are only printed."""
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Run the program."""
+        """Run the program and print its results."""
         bench_tool(self.config, self.thermal, self.serial, self.json, console)

@@ -121,8 +121,8 @@ def network_of(run: RunData) -> Network:
         NelfError: when a specification is missing, or one network is not part of the other.
     """
     dense, pruned = run.spec("student"), run.spec("prune")
-    searched = run.detail("prune", "base_spec")
-    before = StudentSpec.from_json(searched) if isinstance(searched, dict) else dense
+    base = run.detail("prune", "base_spec")
+    before = StudentSpec.from_json(base) if isinstance(base, dict) else dense
     kept = run.detail("prune", "kept_blocks")
     if not isinstance(kept, list) or not all(isinstance(blocks, list) for blocks in kept):
         kept = [list(range(len(inner))) for inner in _inner_widths(pruned)]

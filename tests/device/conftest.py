@@ -1,4 +1,4 @@
-"""A graph to measure, and a phone to measure it on."""
+"""Fixtures: a small graph and a fake phone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from small_graphs import write_graph
 
 from device.adb import AdbPhone
 from device.phone import PhoneTarget
-from device.runner.bundle import RunnerBundle
+from device.runner.package import RunnerPackage
+from device.target_config import TargetConfig
 from device.thermal import ThermalConfig
 
 
@@ -30,31 +31,31 @@ def client(fake: FakeDevice) -> FakeClient:
     return FakeClient([fake])
 
 
-def bundle_of(folder: Path, runner: str) -> RunnerBundle:
-    """A script in the form of a phone's runner."""
+def package_of(folder: Path, runner: str) -> RunnerPackage:
+    """A package whose runner is a script."""
     folder.mkdir()
     program, library = folder / "nelf_runner", folder / "libonnxruntime.so"
     program.write_text(runner)
     library.write_bytes(b"not opened here")
-    return RunnerBundle("bionic", {"nelf_runner": program, "libonnxruntime.so": library})
+    return RunnerPackage("bionic", {"nelf_runner": program, "libonnxruntime.so": library})
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> RunnerBundle:
-    """A runner that answers at once: 2.5 ms for every turn."""
-    return bundle_of(tmp_path / "canned", CANNED_RUNNER)
+def package(tmp_path: Path) -> RunnerPackage:
+    """A package whose runner reports 2.5 ms for every run, without running anything."""
+    return package_of(tmp_path / "canned", CANNED_RUNNER)
 
 
 @pytest.fixture
-def running_bundle(tmp_path: Path) -> RunnerBundle:
-    """A runner that lets this machine's do the work."""
-    return bundle_of(tmp_path / "running", RUNNER)
+def running_package(tmp_path: Path) -> RunnerPackage:
+    """A package whose runner calls this machine's runner."""
+    return package_of(tmp_path / "running", RUNNER)
 
 
 @pytest.fixture
-def attach(fake: FakeDevice, bundle: RunnerBundle) -> Callable[..., PhoneTarget]:
-    def attached(runner: RunnerBundle = bundle) -> PhoneTarget:
-        impatient = ThermalConfig(wait_seconds=0)
-        return PhoneTarget(AdbPhone(fake, fake.serial), runner, thermal=impatient)
+def attach(fake: FakeDevice, package: RunnerPackage) -> Callable[..., PhoneTarget]:
+    def attached(runner: RunnerPackage = package) -> PhoneTarget:
+        config = TargetConfig(thermal=ThermalConfig(wait_seconds=0))
+        return PhoneTarget(AdbPhone(fake, fake.serial), runner, config)
 
     return attached

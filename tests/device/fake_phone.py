@@ -1,8 +1,8 @@
-"""A phone without a phone: the part of adbutils that `device.adb` uses, over a folder.
+"""Fake phone: implements the part of adbutils that `device.adb` uses, in a folder of this machine.
 
-Commands run in a real shell, so what is quoted wrongly goes wrong here too. The phone's folder and its
-system files are moved below `root` by rewriting the command line; `getprop`, `dumpsys`, `settings` and
-the like are small scripts in front of the PATH that read and write files below `root/state`.
+Commands run in a real shell, so wrong quoting has an effect here too. The command line is rewritten so
+that the phone's folder and system files are in `root`. `getprop`, `dumpsys`, `settings` and others are
+small scripts at the start of the PATH that read and write files in `root/state`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import adbutils
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 
-# $STATE is the folder of the phone's state; every script also notes that it was called.
+# $STATE is the folder of the phone's state; every script also records that it was called.
 SCRIPTS = {
     "getprop": 'cat "$STATE/getprop"',
     "dumpsys": 'cat "$STATE/dumpsys_$1"',
@@ -43,7 +43,7 @@ esac""",
     "taskset": '[ -e "$STATE/no_taskset" ] && exit 1; shift; exec "$@"',
 }
 
-# Both check how they are called and let the test interfere.
+# Both check their arguments, and run the test's script first.
 RUNNER_START = """#!/bin/sh
 [ "$1" = --library ] && [ -e "$2" ] || exit 9
 [ -e "$STATE/runner_script" ] && . "$STATE/runner_script"
@@ -54,10 +54,10 @@ CANNED_RUNNER = (
     RUNNER_START
     + """
 while [ $# -gt 1 ]; do
-  case "$1" in --turns) turns=$2 ;; --model) models="$models x" ;; esac
+  case "$1" in --runs) runs=$2 ;; --model) models="$models x" ;; esac
   shift 2
 done
-while [ "$turns" -gt 0 ]; do times="$times${times:+, }2500"; turns=$((turns - 1)); done
+while [ "$runs" -gt 0 ]; do times="$times${times:+, }2500"; runs=$((runs - 1)); done
 for model in $models; do
   entry="{\\"load_us\\": 9, \\"at_us\\": [$times], \\"wall_us\\": [$times], \\"cpu_us\\": [$times]"
   entry="$entry, \\"outputs\\": []}"
@@ -90,24 +90,24 @@ class FakeStream:
         return self._process.stdout.read(size)
 
     def close(self) -> None:
-        """The command reads the end of its input; unlike the real one, this waits for what it does."""
+        """End the command's input; unlike the real connection, wait until the command ends."""
         if self._process:
             self._process.communicate()
 
 
 @dataclass
 class FakeDevice:
-    """One phone; also its own `sync`, as adbutils has it."""
+    """One phone; also implements adbutils' `sync`."""
 
     root: Path
     serial: str = "SERIAL01"
     lost_after: int | None = None
-    """The cable is pulled after so many commands."""
+    """Number of commands after which the cable is pulled."""
     hangs_at: str | None = None
-    """A command that contains this never answers."""
+    """A command that contains this text never answers."""
     truncate_pushes: bool = False
     tags: dict[str, str] = field(default_factory=dict)
-    """What the adb server says about it, besides its model and the number of its connection."""
+    """Tags in the adb server's list, in addition to the model and the number of the connection."""
     commands: list[str] = field(default_factory=list)
     pushed: list[str] = field(default_factory=list)
 
@@ -145,15 +145,15 @@ class FakeDevice:
             shutil.copy(TRANSCRIPTS / f"{transcript}.txt", self.state / name)
 
     def set_properties(self, **properties: str) -> None:
-        """Let `getprop` print these; of a name, `__` stands for a dot."""
+        """Let `getprop` print these properties; `__` in a name stands for a dot."""
         lines = [f"[{name.replace('__', '.')}]: [{value}]" for name, value in properties.items()]
         with (self.state / "getprop").open(
             "a"
-        ) as file:  # of a property that is there twice, the last
+        ) as file:  # the last value of a repeated property counts
             file.write("\n".join(lines) + "\n")
 
     def files(self) -> list[str]:
-        """What lies below /data/local/tmp."""
+        """All files in /data/local/tmp."""
         folder = self.root / "data/local/tmp"
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -161,7 +161,7 @@ class FakeDevice:
         return FakeStream(self)
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
-        """A command that reads from its caller and goes on."""
+        """Run a command in the background that reads from its caller."""
         self.commands.append(command)
         self._fail_if_lost()
         words, pipe = ["sh", "-c", self._moved(command)], subprocess.PIPE
@@ -223,7 +223,7 @@ class FakeDevice:
 
 @dataclass
 class FakeClient:
-    """An adb server's list of devices; `states` are those of devices that cannot be used."""
+    """An adb server's list of devices; `states` are the states of additional, unusable devices."""
 
     devices: list[FakeDevice] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Graphs that take microseconds."""
+"""Small graphs that run in microseconds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 def write_graph(
     path: Path, width: int = 8, layers: int = 2, pixels: int = 8, *, outside: str | None = None
 ) -> Path:
-    """A stack of 1x1 convolutions whose output depends on its input by O(1); its weights lie in the file
-    `outside` beside it, where one is named."""
+    """Write a stack of 1x1 convolutions whose output depends on its input by O(1).
+
+    If `outside` names a file, the weights are stored in that file next to the graph.
+    """
     random = np.random.default_rng(0)
     nodes, weights, name = [], [], "input"
     for layer in range(layers):
@@ -37,7 +39,7 @@ def write_graph(
 
 
 def reference_output(width: int, layers: int, value: np.ndarray) -> np.ndarray:
-    """What the graph of `write_graph` computes, in numpy."""
+    """The output of the graph of `write_graph`, computed with numpy."""
     random = np.random.default_rng(0)
     for _ in range(layers):
         matrix = random.normal(0, 1 / np.sqrt(width), (width, width, 1, 1)).astype(np.float32)

@@ -38,21 +38,21 @@ def phone(fake: FakeDevice) -> AdbPhone:
         ["&& reboot", "|", ">out"],
     ],
 )
-def test_words_arrive_as_they_are(phone, fake, words):
+def test_words_are_quoted_for_the_shell(phone, fake, words):
     printed = phone.shell(["printf", "<%s>", *words])
     assert printed == "".join(f"<{word}>" for word in words)
     assert not (fake.root / "pwned").exists()
     assert not (fake.root / "out").exists()
 
 
-def test_a_failing_command_says_why(phone):
+def test_a_failing_command_raises_its_message(phone):
     with pytest.raises(AdbError, match=r"SERIAL01: `ls` failed with exit code \d+ \(.*/nowhere"):
         phone.shell(["ls", "/nowhere"])
     with pytest.raises(AdbError, match="`no-such-tool` is not on this phone"):
         phone.shell(["no-such-tool"])
 
 
-def test_a_silent_phone_is_told_from_a_lost_one(phone, fake):
+def test_silent_and_lost_phones_have_different_errors(phone, fake):
     fake.hangs_at = "sleep"
     with pytest.raises(AdbError, match="does not answer"):
         phone.shell(["sleep", "9"])
@@ -63,7 +63,7 @@ def test_a_silent_phone_is_told_from_a_lost_one(phone, fake):
         phone.shell(["true"])
 
 
-def test_files_are_pushed_once_and_checked(phone, fake, tmp_path):
+def test_files_are_pushed_once_and_verified(phone, fake, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(b"1" * 5000)
     second.write_bytes(b"2")
@@ -86,7 +86,7 @@ def test_files_are_pushed_once_and_checked(phone, fake, tmp_path):
 def test_a_truncated_push_is_refused_and_leaves_nothing(phone, fake, tmp_path):
     (tmp_path / "file").write_bytes(b"1234")
     fake.truncate_pushes = True
-    with pytest.raises(AdbError, match="file did not arrive whole"):
+    with pytest.raises(AdbError, match="file arrived damaged on the phone"):
         phone.push_files({"file": tmp_path / "file"})
     phone.remove([])
     assert fake.files() == []
@@ -99,12 +99,12 @@ def test_a_cable_pulled_during_a_push_is_an_adb_error(phone, fake, tmp_path):
         phone.push_files({"file": tmp_path / "file"})
 
 
-def test_pulling_what_is_not_there_is_refused(phone, tmp_path):
+def test_pulling_a_missing_file_is_an_error(phone, tmp_path):
     with pytest.raises(AdbError, match=r"nothing\.bin is missing"):
         phone.pull_file(f"{PHONE_FOLDER}/nothing.bin", tmp_path / "local")
 
 
-def test_removing_spares_what_others_put_there(phone, fake, tmp_path):
+def test_remove_keeps_files_of_other_programs(phone, fake, tmp_path):
     (tmp_path / "file").write_bytes(b"1234")
     folder = phone.push_files({"file": tmp_path / "file"})
     (fake.root / f"{PHONE_FOLDER}/other".lstrip("/")).mkdir()
@@ -113,7 +113,7 @@ def test_removing_spares_what_others_put_there(phone, fake, tmp_path):
 
 
 def reached(tmp_path: Path, serial: str, **properties: str) -> FakeDevice:
-    """A phone of these properties that adb calls by this serial number."""
+    """A phone with these properties and this serial number in adb."""
     device = FakeDevice(tmp_path / f"{len(list(tmp_path.iterdir()))}", serial=serial)
     device.set_properties(**properties)
     return device
@@ -123,7 +123,7 @@ def unit(device: FakeDevice) -> str:
     return read_identity(AdbPhone(device, device.serial)).unit
 
 
-def test_a_phone_is_one_unit_however_it_is_attached(tmp_path):
+def test_the_unit_does_not_depend_on_the_connection(tmp_path):
     ways = ("HT4A1", "10.0.0.7:40001", "10.0.0.7:40003", "adb-HT4A1-x (2)._adb-tls-connect._tcp")
     same = {unit(reached(tmp_path, way, ro__serialno="HT4A1")) for way in ways}
     assert len(same) == 1
@@ -134,7 +134,7 @@ def test_a_phone_is_one_unit_however_it_is_attached(tmp_path):
 @pytest.mark.parametrize(
     "number", ["", "unknown", "0123456789ABCDEF", "0000000000", "FFFFFFFF", "20080411"]
 )
-def test_phones_without_a_number_of_their_own_are_told_by_what_else_they_have(tmp_path, number):
+def test_phones_without_a_serial_number_have_distinct_units(tmp_path, number):
     one, two, three = (reached(tmp_path, name, ro__serialno=number) for name in "ABC")
     assert unit(one) == unit(two)
     for device, android_id in ((one, "9a31bc0ff0e1d2c3"), (two, "77c1aa00b2d3e4f5")):
@@ -157,10 +157,10 @@ def test_the_only_usable_phone_is_taken(fake):
     assert open_phone(FakeClient([fake], {"X": "offline"})).serial == "SERIAL01"
 
 
-def test_among_several_a_serial_decides(tmp_path):
+def test_several_phones_need_a_serial(tmp_path):
     client = FakeClient(two(tmp_path))
     assert open_phone(client, "TWO").serial == "TWO"
-    with pytest.raises(AdbError, match=r"ONE \(device\), TWO \(device\): 2 phones.*by its serial"):
+    with pytest.raises(AdbError, match=r"ONE \(device\), TWO \(device\): 2 phones.*by --serial"):
         open_phone(client)
 
 
@@ -174,18 +174,18 @@ def test_a_phone_that_is_attached_twice_is_one_phone(tmp_path):
     assert phone_names(FakeClient([*ways, other])) == ["HT4A1", "HT4A2"]
 
 
-def test_phones_at_two_usb_ports_are_two_whatever_they_say(tmp_path):
+def test_two_usb_connections_are_two_phones(tmp_path):
     phones = [reached(tmp_path, name) for name in ("ONE", "TWO", "10.0.0.7:40001")]
     phones[0].tags["usb"], phones[1].tags["usb"] = "1-4", "1-5"
     assert phone_names(FakeClient(phones)) == ["ONE", "TWO"]
 
 
-def test_a_name_of_two_connections_means_the_one_that_can_be_used(tmp_path):
+def test_a_name_of_two_connections_means_the_usable_one(tmp_path):
     client = FakeClient([reached(tmp_path, "10.0.0.7:40001")], {"10.0.0.7:39000": "offline"})
     assert open_phone(client, "10.0.0.7").serial == "10.0.0.7:40001"
 
 
-def test_a_phone_is_chosen_by_whatever_adb_takes_for_its_name(tmp_path):
+def test_a_phone_is_chosen_by_any_name_that_adb_accepts(tmp_path):
     phones = [reached(tmp_path, "10.0.0.7:40001"), reached(tmp_path, "HT4A2", ro__serialno="HT4A2")]
     phones[1].tags |= {"usb": "1-4", "device": "shiba"}
     client = FakeClient(phones)
@@ -197,7 +197,7 @@ def test_a_phone_is_chosen_by_whatever_adb_takes_for_its_name(tmp_path):
         open_phone(client, "model:Pixel_8")
 
 
-def test_two_phones_of_one_serial_number_are_chosen_by_their_connections(tmp_path):
+def test_phones_with_one_serial_number_are_chosen_by_connection(tmp_path):
     phones = [reached(tmp_path, "SAME", ro__serialno=name) for name in ("HT4A1", "HT4A2")]
     client = FakeClient(phones)
     listed = r"transport_id:1 \(device\), transport_id:2 \(device\): 2 phones.*number SAME; choose"
@@ -214,13 +214,13 @@ def test_a_phone_without_a_serial_number_is_opened_by_its_connection(tmp_path):
     assert open_phone(client).serial == "transport_id:1"
 
 
-def test_androids_own_variable_chooses_where_no_serial_is_given(tmp_path, monkeypatch):
+def test_android_serial_is_the_default(tmp_path, monkeypatch):
     client = FakeClient(two(tmp_path))
     monkeypatch.setenv("ANDROID_SERIAL", "TWO")
     assert open_phone(client).serial == "TWO"
     assert open_phone(client, "ONE").serial == "ONE"
     monkeypatch.setenv("ANDROID_SERIAL", "THREE")
-    with pytest.raises(AdbError, match=r"ANDROID_SERIAL=THREE: no such phone.*attached: ONE, TWO"):
+    with pytest.raises(AdbError, match=r"ANDROID_SERIAL=THREE: no such phone.*phones: ONE, TWO"):
         open_phone(client)
     monkeypatch.setenv("ANDROID_SERIAL", "")
     with pytest.raises(AdbError, match="2 phones are attached"):
@@ -231,17 +231,17 @@ def test_androids_own_variable_chooses_where_no_serial_is_given(tmp_path, monkey
     ("states", "serial", "message"),
     [
         ({}, None, "no phone is attached; enable USB debugging"),
-        ({}, "A; reboot", "A; reboot: no such phone is attached; attached: none"),
-        ({"X": "unauthorized"}, None, "X: the phone is unauthorized; unlock it and accept"),
-        ({"X": "offline"}, "X", "X: the phone is offline; plug it in again"),
+        ({}, "A; reboot", "A; reboot: no such phone is attached; attached phones: none"),
+        ({"X": "unauthorized"}, None, "X: the phone is unauthorized; unlock the phone and accept"),
+        ({"X": "offline"}, "X", "X: the phone is offline; plug the phone in again"),
         ({"X": "no permissions"}, None, "X: the phone cannot be opened by this user.*udev"),
-        ({"X": "rescue"}, None, "X: the phone is in rescue mode; restart it into Android"),
+        ({"X": "rescue"}, None, "X: the phone is in rescue mode; restart the phone into Android"),
         ({"X": "connecting"}, None, "X: the phone is connecting; wait"),
         ({"X": "host"}, None, "see `adb devices -l`"),
         ({"X": "offline", "Y": "unauthorized"}, None, "2 phones are attached"),
     ],
 )
-def test_an_unusable_phone_comes_with_advice(states, serial, message):
+def test_an_unusable_phone_has_a_remedy(states, serial, message):
     with pytest.raises(AdbError, match=message):
         open_phone(FakeClient(states=states), serial)
 
@@ -263,6 +263,6 @@ def test_a_dead_server_is_an_adb_error():
         (FakeClient.device, adbutils.AdbClient.device, [], {"transport_id": 1}),
     ],
 )
-def test_adbutils_takes_the_calls_that_the_fake_takes(fake_method, method, arguments, options):
+def test_the_fake_has_the_signatures_of_adbutils(fake_method, method, arguments, options):
     for callee in (fake_method, method):
         inspect.signature(callee).bind(None, *arguments, **options)

@@ -75,13 +75,13 @@ def test_a_phone_is_named_by_its_properties(transcript, name, system, emulated):
     assert (identity.name, identity.system, identity.emulated) == (name, system, emulated)
 
 
-def test_identity_never_holds_the_serial():
+def test_the_identity_does_not_contain_the_serial_number():
     assert "0123456789ABCD" not in repr(
         phone_identity(parse_getprop(read("getprop_pixel_android15")))
     )
 
 
-def test_a_phone_that_says_nothing_still_has_an_identity():
+def test_a_phone_without_properties_has_an_identity():
     identity = phone_identity({})
     assert identity.name == "unknown phone"
     assert identity.api is None
@@ -124,16 +124,16 @@ def test_emulators_are_recognized(properties):
         {"ro.build.characteristics": "nosdcard,emulator"},
     ],
 )
-def test_androids_on_a_computer_are_no_phones(properties):
+def test_android_on_a_computer_is_emulated(properties):
     assert is_emulated(properties)
 
 
-def test_a_processor_that_is_not_arms_gives_a_disguise_away():
+def test_a_hidden_emulator_is_recognized_by_its_processor():
     assert is_emulated({"ro.product.cpu.abilist": "arm64-v8a"}, read("cpuinfo_x86"))
     assert not is_emulated({"ro.product.cpu.abilist": "arm64-v8a"}, read("cpuinfo_arm64_linux5"))
 
 
-def test_a_zero_flag_is_no_emulator():
+def test_a_zero_flag_is_not_an_emulator():
     assert not is_emulated({"ro.kernel.qemu": "0", "ro.hardware": "qcom"})
     assert not is_emulated({"qemu.hw.mainkeys": "0", "ro.dalvik.vm.native.bridge": "0"})
 
@@ -148,12 +148,12 @@ def test_a_zero_flag_is_no_emulator():
         ("OPPO", "OPPO A5", "OPPO A5"),
     ],
 )
-def test_makers_are_spelled_as_they_spell_themselves(maker, model, name):
+def test_makers_have_their_proper_spelling(maker, model, name):
     found = phone_identity({"ro.product.manufacturer": maker, "ro.product.model": model})
     assert found.name == name
 
 
-def test_the_options_of_a_folder_are_those_of_the_nearest_mount():
+def test_mount_options_come_from_the_nearest_mount():
     mounts = (
         "/dev/root / ext4 ro,seclabel 0 0\n"
         "/dev/block/dm-9 /data f2fs rw,nosuid,noexec 0 0\n"
@@ -188,12 +188,12 @@ def test_a_battery_without_a_thermometer_has_no_temperature(tenths):
     assert parse_battery(f"  temperature: {tenths}\n  level: 50\n").temperature_celsius is None
 
 
-def test_an_unreadable_battery_says_nothing():
+def test_an_unreadable_battery_has_no_values():
     battery = parse_battery("Can't find service: battery\n")
     assert (battery.temperature_celsius, battery.is_charging, battery.is_plugged) == (None,) * 3
 
 
-def test_thermal_reads_the_hardware_and_leaves_out_limits_and_absent_sensors():
+def test_thermal_leaves_out_limits_and_absent_sensors():
     thermal = parse_thermal(read("thermal_pixel_android15"))
     assert thermal.status == 0
     assert thermal.temperatures_celsius == {
@@ -244,7 +244,7 @@ def test_cpu_lists():
     assert parse_cpu_list("cat: no such file") == []
 
 
-def test_frequencies_leave_out_what_grep_could_not_read():
+def test_frequencies_leave_out_unreadable_files():
     text = (
         "/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq:1704000\n"
         "grep: /sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq: No such file or directory\n"
@@ -253,7 +253,7 @@ def test_frequencies_leave_out_what_grep_could_not_read():
     assert parse_frequencies(text) == {0: 1704000, 10: 2914000}
 
 
-def test_fast_cores_hold_the_threads():
+def test_fast_cores_are_enough_for_the_threads():
     three_kinds = {0: 1700, 1: 1700, 2: 2300, 3: 2300, 4: 2900}
     assert fast_cores(three_kinds, threads=1) == [4]
     assert fast_cores(three_kinds, threads=2) == [2, 3, 4]

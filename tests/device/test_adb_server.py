@@ -10,7 +10,7 @@ from lightfield.errors import AdbError
 
 @pytest.fixture
 def listener(monkeypatch):
-    """Something listens where an adb server would; the test says what it answers."""
+    """A server at the adb server's address that gives the test's answers."""
     server = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setenv("ANDROID_ADB_SERVER_HOST", "127.0.0.1")
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.getsockname()[1]))
@@ -45,7 +45,7 @@ def nobody_listens(monkeypatch) -> int:
     return port
 
 
-def test_a_probe_starts_nothing_and_is_quick(monkeypatch):
+def test_a_probe_starts_no_server_and_is_fast(monkeypatch):
     port = nobody_listens(monkeypatch)
     start = time.monotonic()
     probe = probe_adb()
@@ -70,7 +70,7 @@ def test_a_probe_lists_what_a_running_server_lists(listener):
     assert probe.problem is None
 
 
-def test_serials_and_states_with_blanks_are_listed_whole(listener):
+def test_serials_and_states_may_contain_blanks(listener):
     udev = (
         "no permissions (user in plugdev group; are your udev rules wrong?); see [http://x/y.html]"
     )
@@ -104,39 +104,41 @@ def test_a_probe_names_the_state_of_an_unusable_phone(listener):
     assert probe_adb().problem == "no phone is usable: X is unauthorized"
 
 
-def test_a_probe_survives_something_else_on_the_port(listener):
+def test_a_probe_survives_another_program_on_the_port(listener):
     answer(listener, b"HTTP/1.1 400 Bad Request\r\n\r\n")
     probe = probe_adb()
     assert not probe.server_running
     assert "adb failed" in (probe.problem or "")
 
 
-def test_a_probe_survives_a_port_that_is_none(monkeypatch):
+def test_a_probe_survives_an_invalid_port(monkeypatch):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "usb")
-    assert "'usb' is no port" in (probe_adb().problem or "")
+    assert "'usb' is not a port number" in (probe_adb().problem or "")
 
 
 @pytest.mark.parametrize(
     ("socket_name", "address"),
     [("tcp:phones.example:5039", ("phones.example", 5039)), ("tcp:5038", ("127.0.0.1", 5038))],
 )
-def test_the_server_is_where_adb_itself_would_look(monkeypatch, socket_name, address):
+def test_the_server_address_is_adbs_own(monkeypatch, socket_name, address):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "1")
     monkeypatch.setenv("ADB_SERVER_SOCKET", socket_name)
     assert server_address() == address
 
 
-def test_a_server_address_that_is_none_is_refused(monkeypatch):
+def test_an_invalid_server_address_is_an_error(monkeypatch):
     monkeypatch.setenv("ADB_SERVER_SOCKET", "localfilesystem:x; touch pwned")
-    with pytest.raises(AdbError, match="is not of the form tcp:HOST:PORT"):
+    with pytest.raises(AdbError, match="is not tcp:HOST:PORT"):
         connect()
 
 
-def test_no_server_is_started_here_in_place_of_another_machines(monkeypatch):
+def test_no_local_server_replaces_a_remote_one(monkeypatch):
     port = nobody_listens(monkeypatch)
     monkeypatch.setenv("ANDROID_ADB_SERVER_HOST", "127.0.0.2")
     monkeypatch.setattr("device.adb_server._start_server", lambda: pytest.fail("started"))
-    with pytest.raises(AdbError, match=rf"127\.0\.0\.2:{port}: no adb server answers; start it"):
+    with pytest.raises(
+        AdbError, match=rf"127\.0\.0\.2:{port}: no adb server answers; start the server"
+    ):
         connect()
 
 
@@ -146,7 +148,7 @@ def test_connecting_without_starting_needs_a_server(monkeypatch):
         connect(start=False)
 
 
-def test_an_adb_that_cannot_start_is_one_clear_error(monkeypatch, tmp_path):
+def test_an_adb_that_cannot_start_is_an_error(monkeypatch, tmp_path):
     nobody_listens(monkeypatch)
     adb = tmp_path / "adb"
     adb.write_text("#!/bin/sh\necho 'could not install *smartsocket* listener' >&2\nexit 1\n")

@@ -4,19 +4,19 @@ import pytest
 from fake_phone import FakeClient, FakeDevice
 
 from device import choice as module
-from device.choice import all_phones, choose_target, opened_phones, together
-from device.phone import attach_phone
+from device.choice import all_phones, choose_target, opened_phones, run_concurrently
+from device.target_config import TargetConfig
 from lightfield.errors import AdbError
 
 
 @pytest.fixture(autouse=True)
-def ready_made_bundle(bundle, monkeypatch):
+def ready_made_package(package, monkeypatch):
     monkeypatch.delenv("ANDROID_SERIAL", raising=False)
-    monkeypatch.setattr("device.phone.runner_bundle", lambda runtime, provider="cpu": bundle)
+    monkeypatch.setattr("device.phone.runner_package", lambda runtime, provider="cpu": package)
 
 
 def kind(client: FakeClient, **options) -> str:
-    return choose_target("auto", client=client, **options).identity.kind
+    return choose_target(TargetConfig(**options), client).identity.kind
 
 
 def test_auto_takes_the_only_phone(client):
@@ -36,7 +36,7 @@ def test_auto_takes_a_phone_that_is_attached_twice(client, tmp_path):
     assert kind(client) == "phone"
 
 
-def test_auto_takes_the_phone_that_androids_own_variable_names(client, tmp_path, monkeypatch):
+def test_auto_takes_the_phone_in_android_serial(client, tmp_path, monkeypatch):
     client.devices.append(another(tmp_path))
     monkeypatch.setenv("ANDROID_SERIAL", "TWO")
     assert kind(client) == "phone"
@@ -44,13 +44,13 @@ def test_auto_takes_the_phone_that_androids_own_variable_names(client, tmp_path,
     assert kind(client) == "host"
 
 
-def test_all_phones_measures_one_that_is_attached_twice_once(client, tmp_path, monkeypatch):
+def test_all_phones_lists_a_phone_attached_twice_once(client, tmp_path, monkeypatch):
     client.devices.append(FakeDevice(tmp_path / "wireless", serial="10.0.0.7:40001"))
     monkeypatch.setenv("ANDROID_SERIAL", "nobody's")
     assert all_phones(client) == ["SERIAL01"]
 
 
-def test_auto_stays_here_without_a_phone_to_take(client, fake, tmp_path):
+def test_auto_is_the_host_without_a_usable_phone(client, fake, tmp_path):
     assert kind(FakeClient()) == "host"
     assert kind(FakeClient(states={"X": "unauthorized"})) == "host"
     assert kind(FakeClient(down=True)) == "host"
@@ -62,19 +62,19 @@ def test_auto_never_takes_an_emulator(client, fake):
     assert kind(client) == "host"
 
 
-def test_auto_with_a_serial_insists_on_it(client):
+def test_auto_with_a_serial_needs_that_phone(client):
     assert kind(client, serial="SERIAL01") == "phone"
     with pytest.raises(AdbError, match="no such phone"):
         kind(client, serial="OTHER")
 
 
-def test_phone_without_a_phone_is_an_error_with_advice():
+def test_target_phone_without_a_phone_is_an_error():
     with pytest.raises(AdbError, match="enable USB debugging"):
-        choose_target("phone", client=FakeClient())
+        choose_target(TargetConfig(target="phone"), FakeClient())
 
 
-def test_host_looks_for_no_phone(client, fake):
-    target = choose_target("host", threads=2, client=client)
+def test_target_host_sends_no_command_to_a_phone(client, fake):
+    target = choose_target(TargetConfig(target="host", threads=2), client)
     assert target.identity.kind == "host"
     assert target.identity.threads == 2
     assert fake.commands == []
@@ -84,58 +84,58 @@ def test_auto_starts_no_adb_server_without_a_usb_device(monkeypatch):
     monkeypatch.setattr(module, "server_is_running", lambda: False)
     monkeypatch.setattr(module, "usb_debugging_devices", lambda: 0)
     monkeypatch.setattr(module, "connect", lambda: pytest.fail("started a server"))
-    assert choose_target("auto").identity.kind == "host"
+    assert choose_target(TargetConfig()).identity.kind == "host"
 
 
-def test_auto_stops_a_server_that_it_started_in_vain(monkeypatch):
+def test_auto_stops_the_server_that_it_started(monkeypatch):
     stopped = []
     monkeypatch.setattr(module, "server_is_running", lambda: False)
     monkeypatch.setattr(module, "usb_debugging_devices", lambda: None)
     monkeypatch.setattr(module, "connect", FakeClient)
     monkeypatch.setattr(module, "_stop_server", lambda: stopped.append(True))
-    assert choose_target("auto").identity.kind == "host"
+    assert choose_target(TargetConfig()).identity.kind == "host"
     assert stopped == [True]
 
 
-def test_all_phones_are_opened_and_left_as_found(client, fake, tmp_path):
+def test_all_phones_are_opened_and_restored(client, fake, tmp_path):
     second = another(tmp_path)
     client.devices.append(second)
     client.states = {"X": "unauthorized"}
-    with opened_phones(lambda serial: attach_phone(serial, client=client), client) as (found, lost):
+    with opened_phones(TargetConfig(), client) as (found, lost):
         assert len({target.identity.unit for target in found}) == 2
         assert lost == []
     assert fake.files() == second.files() == []
 
 
-def test_a_phone_that_cannot_be_used_costs_the_others_nothing(client, tmp_path):
+def test_an_unusable_phone_does_not_affect_the_others(client, tmp_path):
     second = FakeDevice(tmp_path / "two", serial="TWO")
     (second.state / "getprop").write_text("[ro.product.cpu.abilist]: [armeabi-v7a]\n")
     client.devices.append(second)
-    with opened_phones(lambda serial: attach_phone(serial, client=client), client) as (found, lost):
+    with opened_phones(TargetConfig(), client) as (found, lost):
         assert len(found) == 1
-        assert "TWO: its processor is armeabi-v7a" in lost[0]
+        assert "TWO: the processor is armeabi-v7a" in lost[0]
     client.devices = [second]
     with (
         pytest.raises(AdbError, match="armeabi-v7a"),
-        opened_phones(lambda serial: attach_phone(serial, client=client), client),
+        opened_phones(TargetConfig(), client),
     ):
         pytest.fail("nothing to measure on")
     with pytest.raises(AdbError, match="no phone is attached"):
         all_phones(FakeClient())
 
 
-def test_work_on_several_devices_goes_on_side_by_side():
+def test_devices_are_worked_on_concurrently():
     barrier = threading.Barrier(3, timeout=20)
 
     def work(number: int) -> int:
         barrier.wait()
         return number * number
 
-    assert together(work, [1, 2, 3]) == [1, 4, 9]
-    assert together(lambda number: number, [7]) == [7]
+    assert run_concurrently(work, [1, 2, 3]) == [1, 4, 9]
+    assert run_concurrently(lambda number: number, [7]) == [7]
 
 
-def test_what_ends_one_device_ends_the_others_and_waits_for_them():
+def test_an_interrupt_aborts_and_awaits_all_devices():
     released, ended = threading.Event(), []
 
     def work(number: int) -> None:
@@ -145,5 +145,5 @@ def test_what_ends_one_device_ends_the_others_and_waits_for_them():
         ended.append(number)
 
     with pytest.raises(KeyboardInterrupt):
-        together(work, [0, 1, 2], abort=lambda number: released.set())
+        run_concurrently(work, [0, 1, 2], abort=lambda number: released.set())
     assert sorted(ended) == [1, 2]

@@ -4,12 +4,12 @@ from small_graphs import write_graph
 
 from device.comparison import compare
 from device.host import HostTarget
-from device.yardstick import write_yardstick
+from device.reference_model import write_reference_model
 from lightfield.errors import ConfigError
 from lightfield.latency import block_bootstrap_interval
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_has_its_coverage():
     draws = np.random.default_rng(0)
     truth, covered, trials = 0.8, 0, 200
     for trial in range(trials):
@@ -21,7 +21,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert covered / trials > 0.84
 
 
-def test_the_interval_is_the_same_every_time_and_holds_the_ratio():
+def test_the_interval_is_deterministic_and_contains_the_ratio():
     ratios = np.random.default_rng(1).normal(1.2, 0.05, 41)
     found = block_bootstrap_interval(ratios)
     assert found == block_bootstrap_interval(ratios)
@@ -35,12 +35,12 @@ def test_the_interval_is_the_same_every_time_and_holds_the_ratio():
 @pytest.mark.parametrize(
     ("center", "verdict"), [(0.9, "faster"), (1.1, "slower"), (1.0, "not measurably")]
 )
-def test_what_an_interval_allows_to_be_said(center, verdict):
+def test_the_verdict_follows_from_the_interval(center, verdict):
     ratios = center + 0.02 * np.sin(np.arange(40))
     assert block_bootstrap_interval(ratios).verdict.startswith(verdict)
 
 
-def test_one_round_is_no_interval():
+def test_one_round_has_no_interval():
     with pytest.raises(ConfigError, match="at least 2 rounds"):
         block_bootstrap_interval([1.0])
 
@@ -54,6 +54,6 @@ def test_two_graphs_are_compared_on_the_host(tmp_path):
     assert found.to_json()["candidate"]["model"] == "six.onnx"
 
 
-def test_the_yardstick_never_changes(tmp_path):
-    first, second = (write_yardstick(tmp_path / f"{n}.onnx").read_bytes() for n in (1, 2))
+def test_the_reference_model_never_changes(tmp_path):
+    first, second = (write_reference_model(tmp_path / f"{n}.onnx").read_bytes() for n in (1, 2))
     assert first == second

@@ -45,7 +45,7 @@ def fetch(cache: Path, address: str | None, **options) -> Path | None:
     return fetched_aar(cache, address, "onnxruntime-android", "1.22.0", **options)
 
 
-def test_a_checked_aar_is_fetched_once(repository, tmp_path):
+def test_a_verified_aar_is_downloaded_once(repository, tmp_path):
     address, folder, asked = repository
     publish(folder, "sha1")
     path = fetch(tmp_path / "cache", address)
@@ -61,31 +61,31 @@ def test_the_strongest_digest_decides(repository, tmp_path):
     address, folder, _ = repository
     publish(folder, "sha1")
     publish(folder, "sha256", b"something else")
-    with pytest.raises(DeviceError, match=r"its sha256 is .*, not .*it was not kept"):
+    with pytest.raises(DeviceError, match=r"sha256 is .*, not .*file was discarded"):
         fetch(tmp_path / "cache", address)
     assert not list((tmp_path / "cache").glob("*"))
 
 
-def test_a_digest_of_the_users_own_is_enough_and_binding(repository, tmp_path):
+def test_the_users_digest_replaces_the_repositorys(repository, tmp_path):
     address, _, _ = repository
-    with pytest.raises(DeviceError, match="names no digest"):
+    with pytest.raises(DeviceError, match="has no digest"):
         fetch(tmp_path / "cache", address)
-    with pytest.raises(DeviceError, match="its sha256 is"):
+    with pytest.raises(DeviceError, match="sha256 is"):
         fetch(tmp_path / "cache", address, sha256="00" * 32)
     own = hashlib.sha256(CONTENT).hexdigest().upper()
     path = fetch(tmp_path / "cache", address, sha256=own)
     assert path is not None
     path.write_bytes(b"changed")
-    with pytest.raises(DeviceError, match="its sha256 is"):
+    with pytest.raises(DeviceError, match="sha256 is"):
         fetch(tmp_path / "cache", None, sha256=own)
 
 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://example.org/maven2", "begins with https://"),
-        ("file:///etc", "begins with https://"),
-        ("http://127.0.0.1:1/", "cannot be fetched"),
+        ("http://example.org/maven2", "must start with https://"),
+        ("file:///etc", "must start with https://"),
+        ("http://127.0.0.1:1/", "download failed"),
     ],
 )
 def test_other_addresses_are_refused(tmp_path, address, message):
@@ -93,10 +93,10 @@ def test_other_addresses_are_refused(tmp_path, address, message):
         fetch(tmp_path, address)
 
 
-def test_what_the_repository_does_not_have_is_named(repository, tmp_path):
+def test_a_missing_aar_is_named(repository, tmp_path):
     with pytest.raises(DeviceError, match=r"has no onnxruntime-android-qnn-9\.9\.9\.aar"):
         fetched_aar(tmp_path, repository[0], "onnxruntime-android-qnn", "9.9.9")
-    with pytest.raises(DeviceError, match="is no version"):
+    with pytest.raises(DeviceError, match="is not a version number"):
         fetched_aar(tmp_path, repository[0], "onnxruntime-android", "../../../x")
 
 

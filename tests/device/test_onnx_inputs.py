@@ -34,7 +34,7 @@ def test_fixed_inputs_are_fixed_and_spread(graph):
     assert not np.array_equal(first, fixed_inputs(graph, seed=1)["input"])
 
 
-def test_initializers_are_no_inputs(tmp_path):
+def test_initializers_are_not_inputs(tmp_path):
     path = write_graph(tmp_path / "old_style.onnx")
     model = onnx.load(str(path))
     model.graph.input.append(helper.make_tensor_value_info("w0", TensorProto.FLOAT, [8, 8, 1, 1]))
@@ -55,7 +55,7 @@ def test_a_free_dimension_is_refused(tmp_path, shape):
         input_specs(identity_graph(tmp_path / "g.onnx", shape, TensorProto.FLOAT))
 
 
-def test_text_cannot_be_fed(tmp_path):
+def test_text_inputs_are_refused(tmp_path):
     with pytest.raises(DeviceError, match="STRING"):
         input_specs(identity_graph(tmp_path / "g.onnx", [2], TensorProto.STRING))
 
@@ -73,7 +73,7 @@ def test_a_missing_graph_is_refused(tmp_path):
         fixed_inputs(tmp_path / "none.onnx")
 
 
-def test_given_inputs_must_be_the_graphs(graph):
+def test_inputs_must_fit_the_graph(graph):
     good = fixed_inputs(graph)["input"]
     assert checked_inputs(graph, {"input": good[:, ::-1]})[0].flags.c_contiguous
     with pytest.raises(DeviceError, match="no value for input input"):
@@ -81,15 +81,15 @@ def test_given_inputs_must_be_the_graphs(graph):
     with pytest.raises(DeviceError, match="no input rays"):
         checked_inputs(graph, {"input": good, "rays": good})
     for wrong in (good[:, :4], good.astype(np.float64)):
-        with pytest.raises(DeviceError, match=r"the graph wants float32\[1, 8, 8, 8\]"):
+        with pytest.raises(DeviceError, match=r"the graph needs float32\[1, 8, 8, 8\]"):
             checked_inputs(graph, {"input": wrong})
 
 
-def test_a_graph_that_is_whole_stays_as_it_is(graph, tmp_path):
+def test_a_graph_in_one_file_is_not_copied(graph, tmp_path):
     assert whole_graph(graph, tmp_path / "nowhere") == graph
 
 
-def test_weights_of_inner_graphs_and_attributes_come_in_too(tmp_path):
+def test_weights_of_nested_graphs_and_attributes_are_included(tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/all.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
 
@@ -133,19 +133,19 @@ def test_weights_of_inner_graphs_and_attributes_come_in_too(tmp_path):
         ({"location": "few.bin", "offset": "4096"}, "external weights cannot be read"),
     ],
 )
-def test_weights_that_are_not_beside_the_graph_are_refused(tmp_path, place, message):
+def test_missing_external_weights_are_refused(tmp_path, place, message):
     path = write_graph(tmp_path / "g.onnx", outside="few.bin")
     graph = onnx.load(path, load_external_data=False)
     del graph.graph.initializer[0].external_data[:]
     for key, value in place.items():
         graph.graph.initializer[0].external_data.add(key=key, value=value)
     onnx.save(graph, path)
-    with pytest.raises(DeviceError, match=rf"g\.onnx: its {message}"):
+    with pytest.raises(DeviceError, match=rf"g\.onnx: the {message}"):
         whole_graph(path, tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(TensorProto.FLOAT, [3]), (TensorProto.INT4, [24])])
-def test_a_weight_takes_no_more_of_a_shared_file_than_it_has(tmp_path, kind, shape):
+def test_a_weight_reads_only_its_part_of_a_shared_file(tmp_path, kind, shape):
     (tmp_path / "all.bin").write_bytes(bytes(range(100)))
     weight = TensorProto(name="w", data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", "all.bin"), ("offset", "16")):
@@ -159,10 +159,10 @@ def test_a_weight_takes_no_more_of_a_shared_file_than_it_has(tmp_path, kind, sha
     assert whole.graph.initializer[0].raw_data == bytes(range(16, 28))
 
 
-def test_weights_that_fit_into_no_file_are_refused(tmp_path):
+def test_weights_over_2_gb_are_refused(tmp_path):
     path = write_graph(tmp_path / "g.onnx", outside="few.bin")
     graph = onnx.load(path, load_external_data=False)
     graph.graph.initializer[0].dims[:] = [1 << 15, 1 << 15]
     onnx.save(graph, path)
-    with pytest.raises(DeviceError, match=r"external weights it takes 4\.3 GB; .*2 GB"):
+    with pytest.raises(DeviceError, match=r"external weights takes 4\.3 GB; .*2 GB"):
         whole_graph(path, tmp_path)

@@ -4,7 +4,7 @@ import pytest
 from small_graphs import write_graph
 
 from device.host import HostTarget
-from device.operator_profile import NodeTime, fallen_back, operator_times, read_profile
+from device.operator_profile import NodeTime, fallback_nodes, operator_times, read_profile
 from lightfield.errors import DeviceError
 
 # Events as ONNX Runtime 1.31 writes them, shortened; older ones also have fence events.
@@ -38,11 +38,11 @@ def test_only_the_last_runs_of_a_node_count(tmp_path):
         NodeTime("conv1", "Conv", "XnnpackExecutionProvider", 0.5),
         NodeTime("gelu", "Gelu", "CPUExecutionProvider", 0.25),
     )
-    assert fallen_back(nodes, "xnnpack") == ("gelu (Gelu)",)
-    assert fallen_back(nodes, "cpu") == ("conv1 (Conv)",)
+    assert fallback_nodes(nodes, "xnnpack") == ("gelu (Gelu)",)
+    assert fallback_nodes(nodes, "cpu") == ("conv1 (Conv)",)
 
 
-def test_operators_are_summed_the_costliest_first():
+def test_operators_are_summed_and_sorted_by_time():
     cpu, npu = "CPUExecutionProvider", "QNNExecutionProvider"
     nodes = [
         NodeTime("a", "Add", cpu, 1),
@@ -62,10 +62,10 @@ def test_operators_are_summed_the_costliest_first():
         ("[3]", "cannot be read"),
         ('{"a": 1}', "cannot be read"),
         ('[{"cat": "Node", "name": "x_kernel_time", "args": {}}]', "cannot be read"),
-        ("[]", "names no node"),
+        ("[]", "contains no node"),
     ],
 )
-def test_what_is_no_trace_is_refused(tmp_path, text, message):
+def test_an_invalid_trace_is_refused(tmp_path, text, message):
     path = tmp_path / "trace.json"
     path.write_text(text)
     with pytest.raises(DeviceError, match=message):

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from device.adb import AdbPhone
-from device.phone_settings import NOTE_PREFIX, put_back_leftovers, steady
+from device.phone_settings import NOTE_PREFIX, measurement_settings, restore_leftovers
 from lightfield.errors import AdbError
 
 
@@ -22,8 +22,8 @@ def note_of(fake, pid: int) -> None:
     path.write_text(f"# {pid}\nsettings put global stay_on_while_plugged_in 3\n")
 
 
-def test_a_note_lies_on_the_phone_while_its_settings_are_changed(phone, fake):
-    with steady(phone, api=34):
+def test_a_note_is_on_the_phone_while_settings_are_changed(phone, fake):
+    with measurement_settings(phone, api=34):
         assert stays_on(fake) == "7"
         (note,) = fake.files()
         text = (fake.root / "data/local/tmp" / note).read_text()
@@ -36,51 +36,51 @@ def test_a_note_lies_on_the_phone_while_its_settings_are_changed(phone, fake):
     assert fake.files() == []
 
 
-def test_the_phone_puts_back_what_we_cannot(phone, fake):
+def test_the_guard_restores_settings_after_a_lost_connection(phone, fake):
     def lose() -> None:
         fake.lost_after = len(fake.commands)
         phone.shell(["true"])
 
-    with pytest.raises(AdbError, match="no longer attached"), steady(phone, api=34):
+    with pytest.raises(AdbError, match="no longer attached"), measurement_settings(phone, api=34):
         lose()
     assert stays_on(fake) is None
     assert (fake.state / "fixed_performance").read_text() == "false\n"
     assert fake.files() == []
 
 
-def test_a_note_that_lost_its_guard_is_carried_out_first(phone, fake):
-    note_of(fake, pid=2**22 + 1)  # above any process's number
-    with steady(phone, api=34):
+def test_a_note_without_a_guard_is_executed_first(phone, fake):
+    note_of(fake, pid=2**22 + 1)  # larger than any process id
+    with measurement_settings(phone, api=34):
         assert stays_on(fake) == "7"
     assert stays_on(fake) == "3"
     assert fake.files() == []
 
 
-def test_a_note_whose_guard_still_waits_is_left_to_it(phone, fake):
+def test_a_note_with_a_guard_is_left_alone(phone, fake):
     note_of(fake, pid=os.getpid())
-    assert put_back_leftovers(phone) == 0
+    assert restore_leftovers(phone) == 0
     assert stays_on(fake) is None
     assert fake.files() == ["nelf-restore-old"]
 
 
-def test_a_setting_that_the_phone_takes_and_ignores_is_told(phone, fake):
+def test_an_ignored_setting_is_recorded_as_not_applied(phone, fake):
     (fake.state / "settings_are_ignored").touch()
-    with steady(phone, api=34) as applied:
+    with measurement_settings(phone, api=34) as applied:
         assert applied == {"stays_on": False, "screen_on": True, "fixed_performance": True}
     assert fake.files() == []
 
 
-def test_an_old_value_that_does_not_come_back_is_told(phone, fake):
+def test_a_setting_that_is_not_restored_is_an_error(phone, fake):
     (fake.state / "setting_global_stay_on_while_plugged_in").write_text("3\n")
-    changed = steady(phone, api=34)
-    with pytest.raises(AdbError, match="could not put back: stay on while plugged in"), changed:
+    changed = measurement_settings(phone, api=34)
+    with pytest.raises(AdbError, match="restore these settings: stay on while"), changed:
         (fake.state / "settings_are_ignored").touch()
 
 
-def test_a_phone_that_takes_no_note_is_not_changed(phone, fake):
+def test_no_setting_is_changed_without_a_note(phone, fake):
     folder = fake.root / "data/local/tmp"
     folder.rmdir()
-    with steady(phone, api=34) as applied:
+    with measurement_settings(phone, api=34) as applied:
         assert not any(applied.values())
     calls = (fake.state / "calls").read_text()
     assert " put " not in calls

@@ -17,18 +17,18 @@ from device.processor import parse_cpuinfo
         ("cpuinfo_x86", "Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz", 2, None),
     ],
 )
-def test_processors_call_themselves(transcript, name, cores, chip):
+def test_processors_have_names(transcript, name, cores, chip):
     processor = parse_cpuinfo((TRANSCRIPTS / f"{transcript}.txt").read_text())
     assert (str(processor), len(processor.cores), processor.chip) == (name, cores, chip)
 
 
-def test_a_core_that_nobody_has_named_yet_is_told_by_its_numbers():
+def test_an_unknown_core_is_named_by_its_numbers():
     assert str(parse_cpuinfo("processor\t: 0\nCPU implementer\t: 0x53\nCPU part\t: 0x005\n")) == (
         "core 0x53/0x005"
     )
 
 
-def test_a_cores_own_name_is_told_before_the_kernels_name_for_everyones():
+def test_the_part_number_has_priority_over_the_model_name():
     text = "processor\t: 0\nmodel name\t: ARMv8 Processor rev 0 (v8l)\n"
     assert str(parse_cpuinfo(text)) == "ARMv8 Processor rev 0 (v8l)"
     numbered = f"{text}CPU implementer\t: 0x41\nCPU part\t: 0xd4e\n"

@@ -1,4 +1,4 @@
-"""The C runner, compiled for this machine and held against Python's ONNX Runtime, and its bundles."""
+"""The C runner, compiled for this machine and compared with Python's ONNX Runtime; runner packages."""
 
 import dataclasses
 import importlib.util
@@ -19,8 +19,8 @@ from device.host import HostTarget
 from device.onnx_inputs import fixed_inputs
 from device.operator_profile import read_profile
 from device.runner import compiler
-from device.runner.bundle import PhoneRuntime, RunnerBundle, runner_bundle
 from device.runner.compiler import SOURCE, compile_runner, zig_command
+from device.runner.package import PhoneRuntime, RunnerPackage, runner_package
 from device.runner_protocol import (
     RunnerReport,
     Schedule,
@@ -44,7 +44,7 @@ AARCH64, ELF_MACHINE = 183, 18
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory) -> list[str]:
-    """The command line of the C runner, up to its arguments."""
+    """The command line of the C runner, without its arguments."""
     program = tmp_path_factory.mktemp("runner") / "nelf_runner"
     flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
     source = str(SOURCE / "nelf_runner.c")
@@ -59,7 +59,7 @@ def run(
     folder: Path,
     *,
     outputs: bool = False,
-    turns: int = 3,
+    runs: int = 3,
     limit_seconds: int = 60,
     **asked,
 ) -> RunnerReport:
@@ -69,7 +69,7 @@ def run(
         write_inputs(inputs, list(fixed_inputs(graph).values()))
         results.mkdir(exist_ok=True)
         jobs.append((str(graph), str(inputs), str(results) if outputs else None))
-    schedule = Schedule(1, warmup=1, turns=turns, limit_seconds=limit_seconds, **asked)
+    schedule = Schedule(1, warmup=1, runs=runs, limit_seconds=limit_seconds, **asked)
     prefix = str(schedule.profile.with_suffix("")) if schedule.profile else None
     words = runner_arguments(jobs, schedule, profile_prefix=prefix)
     done = subprocess.run([*runner, *words], capture_output=True, text=True, check=False)
@@ -97,12 +97,12 @@ def test_the_c_runner_computes_what_python_computes(runner, tmp_path):
 
 
 @needs_host_compiler
-def test_the_c_runner_goes_on_and_reads_the_files_it_was_told_to(runner, tmp_path):
+def test_the_c_runner_lasts_and_reads_the_watched_files(runner, tmp_path):
     graph = write_graph(tmp_path / "g.onnx")
     (tmp_path / "clock").write_text("1800000\n")
     (tmp_path / "words").write_text("no number\n")
     files = tuple(str(tmp_path / name) for name in ("clock", "words", "nowhere"))
-    report = run(runner, [graph, graph], tmp_path, turns=2, seconds=1, watch=files)
+    report = run(runner, [graph, graph], tmp_path, runs=2, seconds=1, watch=files)
     first, second = report.models
     assert len(first.wall_ms) == len(second.wall_ms) > 300  # more than one growth of its arrays
     assert first.at_ms[-1] < 1000 <= first.at_ms[-1] + first.wall_ms[-1] + second.wall_ms[-1] + 1
@@ -119,13 +119,13 @@ def test_the_c_runner_traces_one_graph(runner, tmp_path):
     nodes = read_profile(Path(report.profile), 3)
     assert "Conv" in {node.operator for node in nodes}
     assert set(report.providers) == set(onnxruntime.get_available_providers())
-    with pytest.raises(DeviceError, match="exit code 2"):  # whose would it be
+    with pytest.raises(DeviceError, match="exit code 2"):  # a profile belongs to one graph
         run(runner, [graph, graph], tmp_path, profile=tmp_path / "trace.json")
 
 
 @needs_host_compiler
 @pytest.mark.parametrize("provider", ["xnnpack", "nnapi", "qnn"])
-def test_the_c_runner_says_which_provider_its_library_lacks(runner, tmp_path, provider):
+def test_the_c_runner_names_a_missing_provider(runner, tmp_path, provider):
     graph = write_graph(tmp_path / "g.onnx")
     options = (("intra_op_num_threads", "1"), ("flags", "1"))
     with pytest.raises(DeviceError, match=f"add the provider {provider}"):
@@ -133,7 +133,7 @@ def test_the_c_runner_says_which_provider_its_library_lacks(runner, tmp_path, pr
 
 
 @needs_host_compiler
-def test_the_c_runner_knows_every_element_type(runner, tmp_path):
+def test_the_c_runner_supports_every_element_type(runner, tmp_path):
     elements = [getattr(TensorProto, name) for name in ("FLOAT16", "DOUBLE", "INT8", "UINT8")]
     elements += [TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL]
     values = [helper.make_tensor_value_info(f"x{e}", e, [2, 3]) for e in elements]
@@ -152,10 +152,10 @@ def test_the_c_runner_knows_every_element_type(runner, tmp_path):
 
 
 @needs_host_compiler
-def test_the_c_runner_times_every_graph_in_every_turn(runner, tmp_path):
+def test_the_c_runner_interleaves_the_graphs(runner, tmp_path):
     small = write_graph(tmp_path / "small.onnx", width=32, layers=2, pixels=16)
     large = write_graph(tmp_path / "large.onnx", width=32, layers=32, pixels=16)
-    report = run(runner, [small, large], tmp_path, turns=15)
+    report = run(runner, [small, large], tmp_path, runs=15)
     costs = [float(np.median(model.cpu_ms)) for model in report.models]
     assert costs[1] > 4 * costs[0]
     assert all(wall > 0 for model in report.models for wall in model.wall_ms)
@@ -164,7 +164,7 @@ def test_the_c_runner_times_every_graph_in_every_turn(runner, tmp_path):
 
 
 @needs_host_compiler
-def test_the_c_runner_greets_without_a_graph(runner, tmp_path):
+def test_the_c_runner_passes_the_hello_check(runner, tmp_path):
     assert run(runner, [], tmp_path).models == ()
 
 
@@ -174,11 +174,11 @@ def test_the_c_runner_greets_without_a_graph(runner, tmp_path):
     [
         (lambda graph, folder: graph.write_bytes(b"broken"), "failed to load the graph"),
         (lambda graph, folder: graph.unlink(), "failed to load the graph"),
-        (lambda graph, folder: (folder / "in0/0.bin").write_bytes(b"12"), "not the size"),
+        (lambda graph, folder: (folder / "in0/0.bin").write_bytes(b"12"), "does not have the size"),
         (lambda graph, folder: (folder / "in0/0.bin").unlink(), "failed to read an input"),
     ],
 )
-def test_the_c_runner_says_what_is_wrong(runner, tmp_path, damage, message, monkeypatch):
+def test_the_c_runner_reports_errors(runner, tmp_path, damage, message, monkeypatch):
     graph = write_graph(tmp_path / "graph.onnx")
     original = subprocess.run
 
@@ -192,20 +192,20 @@ def test_the_c_runner_says_what_is_wrong(runner, tmp_path, damage, message, monk
 
 
 @needs_host_compiler
-def test_the_c_runner_refuses_a_library_that_is_none(runner, tmp_path):
+def test_the_c_runner_refuses_an_invalid_library(runner, tmp_path):
     with pytest.raises(DeviceError, match="failed to open its library"):
         run([*runner[:2], "/nowhere/libonnxruntime.so"], [], tmp_path)
 
 
 @needs_host_compiler
-def test_the_c_runner_ends_itself(runner, tmp_path):
+def test_the_c_runner_stops_at_its_time_limit(runner, tmp_path):
     graph = write_graph(tmp_path / "slow.onnx", width=256, layers=8, pixels=64)
     with pytest.raises(DeviceError, match="time limit"):
-        run(runner, [graph], tmp_path, turns=100_000, limit_seconds=1)
+        run(runner, [graph], tmp_path, runs=100_000, limit_seconds=1)
 
 
 def elf_interpreter(program: Path) -> str:
-    """The loader that an arm64 ELF file asks for; what is loaded is aligned to pages of 16 KB."""
+    """The loader of an arm64 ELF file; checks that its segments are aligned to pages of 16 KB."""
     data = program.read_bytes()
     assert struct.unpack_from("<H", data, ELF_MACHINE)[0] == AARCH64
     (offset,) = struct.unpack_from("<Q", data, 32)
@@ -221,7 +221,7 @@ def elf_interpreter(program: Path) -> str:
 
 
 @needs_zig
-def test_zig_builds_both_forms(tmp_path, monkeypatch):
+def test_zig_compiles_both_builds(tmp_path, monkeypatch):
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
     monkeypatch.delenv("ANDROID_NDK_ROOT", raising=False)
     for form, loader in {
@@ -233,7 +233,7 @@ def test_zig_builds_both_forms(tmp_path, monkeypatch):
         assert elf_interpreter(program) == loader
 
 
-def test_every_compiler_is_asked_for_pages_of_16_kb(tmp_path, monkeypatch):
+def test_every_compiler_aligns_to_16_kb(tmp_path, monkeypatch):
     calls: list[list[str]] = []
     monkeypatch.setattr(compiler, "_call", calls.append)
     monkeypatch.setattr(compiler, "zig_command", lambda: None)
@@ -251,13 +251,13 @@ def elf(machine: int) -> bytes:
 
 @pytest.fixture
 def stocked(tmp_path, monkeypatch) -> PhoneRuntime:
-    """Everything a bundle needs, with stand-ins for the compiler and the libraries."""
+    """All inputs of a package, with fakes of the compiler and the libraries."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def compiled(form, output, scratch):
         output.write_bytes(f"runner {form}".encode())
 
-    monkeypatch.setattr("device.runner.bundle.compile_runner", compiled)
+    monkeypatch.setattr("device.runner.package.compile_runner", compiled)
     glibc = tmp_path / "glibc"
     glibc.mkdir()
     for name in ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libdl.so.2"):
@@ -275,72 +275,72 @@ def stocked(tmp_path, monkeypatch) -> PhoneRuntime:
     return PhoneRuntime(aar=tmp_path / "ort.aar", wheel=tmp_path / "ort.whl", glibc=glibc)
 
 
-def test_an_aar_makes_a_bionic_bundle(stocked):
-    bundle = runner_bundle(stocked)
-    assert bundle.form == "bionic"
-    assert bundle.files["nelf_runner"].read_text() == "runner bionic"
-    assert bundle.files["libonnxruntime.so"].read_bytes() == elf(AARCH64)
-    assert bundle.command("/d") == ["/d/nelf_runner", "--library", "/d/libonnxruntime.so"]
+def test_an_aar_makes_a_bionic_package(stocked):
+    package = runner_package(stocked)
+    assert package.build == "bionic"
+    assert package.files["nelf_runner"].read_text() == "runner bionic"
+    assert package.files["libonnxruntime.so"].read_bytes() == elf(AARCH64)
+    assert package.command("/d") == ["/d/nelf_runner", "--library", "/d/libonnxruntime.so"]
 
 
-def test_a_wheel_makes_a_glibc_bundle(stocked):
-    bundle = runner_bundle(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
-    assert bundle.form == "glibc"
-    assert len(bundle.files) == 10
+def test_a_wheel_makes_a_glibc_package(stocked):
+    package = runner_package(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
+    assert package.build == "glibc"
+    assert len(package.files) == 10
     start = ["/d/ld-linux-aarch64.so.1", "--library-path", "/d", "/d/nelf_runner"]
-    assert bundle.command("/d")[:4] == start
+    assert package.command("/d")[:4] == start
 
 
-def test_a_fetched_aar_makes_a_bionic_bundle_too(stocked, monkeypatch):
+def test_a_downloaded_aar_makes_a_bionic_package(stocked, monkeypatch):
     asked = []
 
     def fetched(cache, repository, name, version, sha256):
         asked.append((repository, name, version, sha256))
         return stocked.aar
 
-    monkeypatch.setattr("device.runner.bundle.fetched_aar", fetched)
+    monkeypatch.setattr("device.runner.package.fetched_aar", fetched)
     runtime = PhoneRuntime(repository="https://x/maven2", version="1.22.0", aar_sha256="ab")
-    assert runner_bundle(runtime).form == "bionic"
-    assert runner_bundle(runtime, provider="qnn").form == "bionic"
+    assert runner_package(runtime).build == "bionic"
+    assert runner_package(runtime, provider="qnn").build == "bionic"
     names = ["onnxruntime-android", "onnxruntime-android-qnn"]
     assert asked == [("https://x/maven2", name, "1.22.0", "ab") for name in names]
 
 
-def test_a_providers_own_libraries_travel_along(stocked, tmp_path):
+def test_additional_libraries_are_part_of_the_package(stocked, tmp_path):
     folder = tmp_path / "qnn"
     folder.mkdir()
     runtime = dataclasses.replace(stocked, libraries=folder)
-    with pytest.raises(DeviceError, match="holds no library"):
-        runner_bundle(runtime, provider="qnn")
+    with pytest.raises(DeviceError, match="contains no library"):
+        runner_package(runtime, provider="qnn")
     (folder / "libQnnHtp.so").write_bytes(b"library")
     (folder / "notes.txt").write_text("not sent")
-    bundle = runner_bundle(runtime, provider="qnn")
-    assert sorted(bundle.files) == ["libQnnHtp.so", "libonnxruntime.so", "nelf_runner"]
-    assert bundle.command("/d")[:3] == ["env", "LD_LIBRARY_PATH=/d", "ADSP_LIBRARY_PATH=/d"]
-    assert bundle.hashes().keys() == {"nelf_runner", "libonnxruntime.so"}
+    package = runner_package(runtime, provider="qnn")
+    assert sorted(package.files) == ["libQnnHtp.so", "libonnxruntime.so", "nelf_runner"]
+    assert package.command("/d")[:3] == ["env", "LD_LIBRARY_PATH=/d", "ADSP_LIBRARY_PATH=/d"]
+    assert package.hashes().keys() == {"nelf_runner", "libonnxruntime.so"}
 
 
-def test_the_linux_library_has_no_other_provider(stocked):
+def test_the_glibc_build_has_only_the_cpu_provider(stocked):
     runtime = PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc)
     for provider in ("xnnpack", "nnapi", "qnn"):
-        with pytest.raises(DeviceError, match=f"{provider} is not in the Linux library; pass an"):
-            runner_bundle(runtime, provider=provider)
+        with pytest.raises(DeviceError, match=f"{provider}; pass an"):
+            runner_package(runtime, provider=provider)
 
 
-def test_a_bundle_is_built_once(stocked, monkeypatch):
-    first = runner_bundle(stocked)
-    monkeypatch.setattr("device.runner.bundle.compile_runner", lambda *a: pytest.fail("again"))
-    assert runner_bundle(stocked) == first
+def test_a_package_is_built_once(stocked, monkeypatch):
+    first = runner_package(stocked)
+    monkeypatch.setattr("device.runner.package.compile_runner", lambda *a: pytest.fail("again"))
+    assert runner_package(stocked) == first
 
 
-def test_a_missing_c_library_says_what_to_install(stocked):
+def test_the_error_of_a_missing_c_library_says_what_to_install(stocked):
     assert stocked.glibc is not None
     (stocked.glibc / "libm.so.6").unlink()
-    with pytest.raises(DeviceError, match=r"libm\.so\.6 not found .*apt install libstdc"):
-        runner_bundle(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
+    with pytest.raises(DeviceError, match=r"libm\.so\.6 are not in .*apt install libstdc"):
+        runner_package(PhoneRuntime(wheel=stocked.wheel, glibc=stocked.glibc))
 
 
-def test_a_missing_compiler_says_what_to_install(tmp_path, monkeypatch):
+def test_the_error_of_a_missing_compiler_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "zig_command", lambda: None)
     monkeypatch.setattr(compiler, "ndk_clang", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -358,23 +358,23 @@ def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
         compile_runner("bionic", tmp_path / "out", tmp_path)
 
 
-def test_without_pip_the_wheel_has_to_be_given(stocked, monkeypatch):
+def test_without_pip_the_wheel_must_be_given(stocked, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "pip" else find_spec(n))
-    with pytest.raises(DeviceError, match="no pip to fetch it; pass the aarch64 Linux wheel"):
-        runner_bundle(PhoneRuntime(glibc=stocked.glibc))
+    with pytest.raises(DeviceError, match="has no pip; pass the aarch64 Linux wheel"):
+        runner_package(PhoneRuntime(glibc=stocked.glibc))
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"jni/x86_64/libonnxruntime.so": elf(62)}, "holds no arm64"),
+        ({"jni/x86_64/libonnxruntime.so": elf(62)}, "contains no arm64"),
         ({"jni/arm64-v8a/libonnxruntime.so": elf(62)}, "not for 64-bit Arm"),
         ({"jni/arm64-v8a/libonnxruntime.so": b""}, "not for 64-bit Arm"),
         (None, "cannot be unpacked"),
     ],
 )
-def test_an_archive_of_something_else_is_refused(stocked, tmp_path, members, message):
+def test_another_archive_is_refused(stocked, tmp_path, members, message):
     path = tmp_path / "other.aar"
     if members is None:
         path.write_bytes(b"no archive")
@@ -383,9 +383,9 @@ def test_an_archive_of_something_else_is_refused(stocked, tmp_path, members, mes
             for name, content in members.items():
                 archive.writestr(name, content)
     with pytest.raises(DeviceError, match=rf"other\.aar: .*{message}"):
-        runner_bundle(PhoneRuntime(aar=path))
+        runner_package(PhoneRuntime(aar=path))
     with pytest.raises(DeviceError, match=r"none\.aar: file is missing"):
-        runner_bundle(PhoneRuntime(aar=tmp_path / "none.aar"))
+        runner_package(PhoneRuntime(aar=tmp_path / "none.aar"))
 
 
 @needs_host_compiler
@@ -396,7 +396,7 @@ def test_the_c_runner_runs_on_the_fake_phone(runner, fake, tmp_path):
     assert LIBRARY is not None
     files = {"nelf_runner": Path(runner[0]), "libonnxruntime.so": LIBRARY}
     graph = write_graph(tmp_path / "graph.onnx")
-    with PhoneTarget(AdbPhone(fake, fake.serial), RunnerBundle("bionic", files)) as target:
+    with PhoneTarget(AdbPhone(fake, fake.serial), RunnerPackage("bionic", files)) as target:
         outputs = target.run(graph, fixed_inputs(graph))
         record = target.measure(graph, runs=3)
     expected = HostTarget().run(graph, fixed_inputs(graph))

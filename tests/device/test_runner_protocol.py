@@ -30,12 +30,12 @@ ANSWER = {
 }
 
 
-def parse(code: int, stdout: str, stderr: str = "", turns: int = 2, **asked) -> RunnerReport:
-    schedule = Schedule(1, warmup=0, turns=turns, limit_seconds=9, **asked)
+def parse(code: int, stdout: str, stderr: str = "", runs: int = 2, **asked) -> RunnerReport:
+    schedule = Schedule(1, warmup=0, runs=runs, limit_seconds=9, **asked)
     return parse_report(code, stdout, stderr, where="g.onnx", schedule=schedule, models=1)
 
 
-def test_an_answer_is_read_in_milliseconds_and_bytes():
+def test_a_report_is_converted_to_milliseconds_and_bytes():
     report = parse(0, f"WARNING: linker: something\n{json.dumps(ANSWER)}\n")
     assert report.growth_bytes == 100 * 1024
     assert report.models[0].load_ms == 1.5
@@ -57,10 +57,10 @@ def test_an_answer_is_read_in_milliseconds_and_bytes():
         (-9, "", "", "killed by SIGKILL"),
         (142, "", "", "time limit"),
         (1, "", "\nlinker: cannot locate\n", r"exit code 1 \(linker: cannot locate\)"),
-        (0, "", "", "makes no sense"),
-        (0, '{"runtime": ', "", "makes no sense"),
-        (0, '{"models": 3}', "", "makes no sense"),
-        (0, "[" * 50, "", "makes no sense"),
+        (0, "", "", "report is invalid"),
+        (0, '{"runtime": ', "", "report is invalid"),
+        (0, '{"models": 3}', "", "report is invalid"),
+        (0, "[" * 50, "", "report is invalid"),
     ],
 )
 def test_every_failure_has_its_message(code, stdout, stderr, message, unchecked):
@@ -78,24 +78,24 @@ def test_every_failure_has_its_message(code, stdout, stderr, message, unchecked)
         ("outputs", [{}]),
     ],
 )
-def test_garbage_in_an_answer_is_refused(key, value, unchecked):
+def test_garbage_in_a_report_is_refused(key, value, unchecked):
     answer = {**ANSWER, "models": [{**ANSWER["models"][0], key: value}]}
-    with pytest.raises(DeviceError, match="makes no sense"):
+    with pytest.raises(DeviceError, match="report is invalid"):
         parse(0, json.dumps(answer))
 
 
-def test_an_answer_of_another_length_is_refused():
-    with pytest.raises(DeviceError, match=r"\[2\] samples of 1 graphs, not 3 of 1"):
-        parse(0, json.dumps(ANSWER), turns=3)
-    with pytest.raises(DeviceError, match="not 1 of 1"):
-        parse(0, json.dumps(ANSWER), turns=1)
+def test_a_report_with_a_wrong_number_of_samples_is_refused():
+    with pytest.raises(DeviceError, match=r"\[2\] samples of 1 graphs instead of 3 samples of 1"):
+        parse(0, json.dumps(ANSWER), runs=3)
+    with pytest.raises(DeviceError, match="instead of 1 samples of 1 graphs"):
+        parse(0, json.dumps(ANSWER), runs=1)
     unequal = {**ANSWER["models"][0], "at_us": [0.0]}
     with pytest.raises(DeviceError, match=r"\[1, 2\] samples"):
         parse(0, json.dumps({**ANSWER, "models": [unequal]}))
 
 
-def test_a_runner_that_went_on_for_longer_may_answer_more():
-    report = parse(0, json.dumps(ANSWER), turns=1, seconds=5)
+def test_a_longer_run_may_report_more_samples():
+    report = parse(0, json.dumps(ANSWER), runs=1, seconds=5)
     assert report.models[0].at_ms == (0.0, 2.05)
 
 
@@ -105,12 +105,12 @@ def test_watched_values_come_in_rows(unchecked):
     report = parse(0, text, watch=("/sys/a", "/sys/b"))
     assert report.watched == ((0.0, 500.0, 41000.0), (500.0, 400.0, -1.0))
     for wrong in (watched[:-1], [*watched[:-1], float("nan")], None):
-        with pytest.raises(DeviceError, match="makes no sense"):
+        with pytest.raises(DeviceError, match="report is invalid"):
             parse(0, json.dumps({**ANSWER, "watched": wrong}), watch=("/sys/a", "/sys/b"))
 
 
-def test_a_profile_that_was_asked_for_must_be_named(tmp_path):
-    with pytest.raises(DeviceError, match="makes no sense"):
+def test_the_report_must_name_the_requested_profile(tmp_path):
+    with pytest.raises(DeviceError, match="report is invalid"):
         parse(0, json.dumps(ANSWER), profile=tmp_path / "trace.json")
 
 
@@ -124,7 +124,7 @@ def test_an_output_of_another_size_is_refused(tmp_path):
 
 def test_arguments_name_every_graph_with_its_folders():
     words = runner_arguments([("a", "b", None), ("c", "d", "e")], Schedule(1, 2, 3, 4))
-    assert words[:8] == ["--threads", "1", "--warmup", "2", "--turns", "3", "--limit", "4"]
+    assert words[:8] == ["--threads", "1", "--warmup", "2", "--runs", "3", "--limit", "4"]
     assert words[8:] == [
         *["--model", "a", "--inputs", "b"],
         *["--model", "c", "--inputs", "d", "--outputs", "e"],

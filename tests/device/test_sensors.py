@@ -23,7 +23,7 @@ ZONES = """\
 """
 
 
-def test_the_zones_worth_watching_are_few_and_have_units():
+def test_recorded_zones_are_few_and_have_units():
     factors = {sensor.name: sensor.factor for sensor in zone_sensors(ZONES)}
     assert factors == {
         "skin-therm": 1.0,
@@ -35,7 +35,7 @@ def test_the_zones_worth_watching_are_few_and_have_units():
 
 
 @pytest.mark.parametrize("text", ["", "grep: /sys/class/thermal: Permission denied\n", "a:b\n"])
-def test_phones_that_hide_their_zones_have_none(text):
+def test_phones_with_hidden_zones_have_no_sensors(text):
     assert zone_sensors(text) == []
 
 
@@ -53,7 +53,7 @@ def test_rows_become_a_curve_in_units():
     assert curve.temperatures_celsius == {"skin-therm": (36.0, None)}
 
 
-def test_what_no_sensor_can_have_measured_is_left_out_of_a_curve():
+def test_implausible_values_are_left_out_of_a_curve():
     sensors = [
         Sensor("skin", "/a", "temperature_celsius", 1e-3),
         Sensor("battery", "/b", "temperature_celsius", 0.1),
@@ -79,21 +79,21 @@ def test_what_no_sensor_can_have_measured_is_left_out_of_a_curve():
     ("number", "celsius"),
     [(45, 45), (150, 15), (295, 29.5), (15_000, 15), (98_500, 98.5)],
 )
-def test_a_zones_unit_is_told_by_what_can_be_a_temperature(number, celsius):
+def test_the_unit_of_a_zone_follows_from_plausibility(number, celsius):
     (sensor,) = zone_sensors(f"/z/type:battery\n/z/temp:{number}\n")
     assert number * sensor.factor == pytest.approx(celsius)
 
 
 @pytest.mark.parametrize("number", [-274_000, -274, 0, 1, 3_000, 999_999])
-def test_a_zone_that_says_no_temperature_is_not_watched(number):
+def test_a_zone_without_a_temperature_is_not_recorded(number):
     assert zone_sensors(f"/z/type:battery\n/z/temp:{number}\n") == []
 
 
-def test_nothing_watched_is_no_curve():
+def test_without_watched_files_there_is_no_curve():
     assert condition_curve([], []) is None
     assert condition_curve(clock_sensors([0]), []) is None
 
 
-def test_the_host_names_only_what_it_can_read():
+def test_host_sensors_are_readable():
     for sensor in host_sensors():
         assert sensor.path.startswith("/sys/")

@@ -23,19 +23,19 @@ def state(status: int | None = 0, **battery) -> PhoneState:
 @pytest.mark.parametrize(
     ("unfit", "config", "message"),
     [
-        (state(level_percent=12.0), ThermalConfig(), "battery is at 12%, below 20%"),
+        (state(level_percent=12.0), ThermalConfig(), "battery level is 12%, below 20%"),
         (PhoneState(Thermal(0), Battery(), {}, battery_saver=True), ThermalConfig(), "saver is on"),
-        (state(is_charging=True), ThermalConfig(allow_charging=False), "it is charging"),
+        (state(is_charging=True), ThermalConfig(allow_charging=False), "the phone is charging"),
     ],
 )
-def test_what_waiting_does_not_cure_is_refused_at_once(unfit, config, message):
+def test_conditions_that_waiting_does_not_change_are_refused_at_once(unfit, config, message):
     with pytest.raises(DeviceError, match=message):
         require_fit(unfit, config)
     with pytest.raises(DeviceError, match=message):
         wait_until_cool(lambda: unfit, config, sleep=lambda s: pytest.fail("waited"))
 
 
-def test_what_a_phone_does_not_say_is_fine():
+def test_unknown_values_pass():
     silent = PhoneState(Thermal(None), Battery(), {})
     require_fit(silent, ThermalConfig(allow_charging=False))
     require_screen(silent, ThermalConfig())
@@ -49,13 +49,13 @@ def test_a_dark_screen_is_refused_unless_allowed():
     require_screen(dark, ThermalConfig(allow_dark_screen=True))
 
 
-def test_a_warm_phone_that_is_also_unfit_is_not_waited_for():
+def test_a_warm_phone_with_an_empty_battery_is_refused_at_once():
     states = iter([state(1, level_percent=5.0)])
-    with pytest.raises(DeviceError, match="battery is at 5%"):
+    with pytest.raises(DeviceError, match="battery level is 5%"):
         wait_until_cool(lambda: next(states), ThermalConfig(), sleep=lambda s: None)
 
 
-def test_impossible_gates_are_refused():
+def test_impossible_conditions_are_refused():
     for fields in (
         {"wait_seconds": -1.0},
         {"poll_seconds": 0.0},
@@ -70,11 +70,11 @@ def test_every_sign_of_throttling_is_named():
     clocks = {"cpu8": [2900.0] * 6 + [None] + [1800.0] * 6, "cpu0": [1700.0] * 12}
     assert throttling_signs([state()], [steady], {"cpu0": [1700.0] * 12}) == []
     assert throttling_signs([state(0), state(3), state(1)], [steady], {}) == [
-        "its thermal status rose to 3"
+        "the thermal status rose to 3"
     ]
     assert throttling_signs([], [steady, slower], clocks) == [
         "the last quarter of the runs took 1.30 times as long as the first",
-        "cpu8 fell from 2900 to 1800 MHz",
+        "the clock of cpu8 fell from 2900 to 1800 MHz",
     ]
 
 
@@ -84,7 +84,7 @@ def test_too_few_runs_show_no_slowdown():
     assert throttling_signs([], [[1.0] * 5 + [9.0] * 5], {"cpu0": [2000.0, 1000.0]}) == []
 
 
-def test_a_long_run_is_watched_and_a_short_one_left_alone(monkeypatch):
+def test_only_long_runs_are_polled(monkeypatch):
     monkeypatch.setattr("device.thermal._POLL_SECONDS", 0.01)
     with StatePolling(state, seconds=0.005) as short:
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def test_a_long_run_is_watched_and_a_short_one_left_alone(monkeypatch):
     assert times == sorted(times)
 
 
-def test_a_phone_that_is_lost_while_it_is_watched_is_told_by_the_run(monkeypatch):
+def test_polling_stops_when_the_phone_is_lost(monkeypatch):
     monkeypatch.setattr("device.thermal._POLL_SECONDS", 0.001)
 
     def lost() -> PhoneState:

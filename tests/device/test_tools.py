@@ -27,7 +27,7 @@ def test_perf_test_mixes_seconds_and_milliseconds():
     assert found.fps == pytest.approx(1000 / 99.5086)
 
 
-def test_perf_test_of_other_years():
+def test_older_and_newer_perf_tests():
     found = parse_perf_test(transcript("perf_test_2020"))
     assert (found.runs, found.mean_ms, found.p50_ms) == (10, 144.871, None)
     assert found.fps == pytest.approx(1000 / 144.871)
@@ -45,7 +45,7 @@ def test_perf_tests_result_file_holds_every_run(results):
     assert found.samples_ms == pytest.approx((99.2, 100.4))
 
 
-def test_benchmark_models_runs_are_not_its_warm_up():
+def test_warm_up_runs_of_benchmark_model_are_left_out():
     found = parse_benchmark_model(transcript("benchmark_model_stdout"))
     assert (found.runs, found.mean_ms, found.p50_ms) == (50, pytest.approx(33.0718), None)
     assert (found.min_ms, found.max_ms) == (32.687, 33.239)
@@ -70,14 +70,14 @@ def test_benchmark_model_of_tensorflow_1_and_2_0(name):
     assert (found.load_ms, found.first_run_ms) == (2.25, None)
 
 
-def test_a_profile_that_follows_benchmark_models_averages_is_not_its_runs():
+def test_the_profile_after_the_averages_is_left_out():
     profile = "Timings (microseconds): count=9 first=1 curr=2 min=1 max=3 avg=2 std=1\n"
     found = parse_benchmark_model(transcript("benchmark_model_stdout") + profile)
     assert (found.runs, found.min_ms) == (50, 32.687)
 
 
 def litert(**changed: str) -> str:
-    """The end of what LiteRT's benchmark_model logs, with rows left out (empty) or changed."""
+    """The end of the log of LiteRT's benchmark_model, with rows left out (empty) or changed."""
     rows = {
         "Model initialization": "11.25 ms",
         "Warmup (first)": "6.50 ms",
@@ -110,7 +110,7 @@ def test_litert_ends_in_a_table_of_milliseconds():
         ("1.25e+03 ms (40 runs)", 40, 1250),
     ],
 )
-def test_litert_in_other_units_and_ways_of_writing_numbers(average, runs, mean_ms):
+def test_litert_in_other_units_and_number_formats(average, runs, mean_ms):
     few = dict.fromkeys(("Model initialization", "Warmup (first)", "Warmup (avg)"), "")
     found = parse_benchmark_model(litert(**few, **{"Inference (avg)": average}))
     assert (found.runs, found.mean_ms) == (runs, pytest.approx(mean_ms))
@@ -119,7 +119,7 @@ def test_litert_in_other_units_and_ways_of_writing_numbers(average, runs, mean_m
 
 @pytest.mark.parametrize("average", ["", "5.7", "5.75 ms (40", "nan ms (0 runs)"])
 def test_litert_cut_off_or_without_runs_is_refused(average):
-    with pytest.raises(DeviceError, match="printed no time"):
+    with pytest.raises(DeviceError, match="printed no latency"):
         parse_benchmark_model(litert(**{"Inference (avg)": average}))
 
 
@@ -129,7 +129,7 @@ def test_executor_runners_lines_are_its_samples_after_the_warm_up():
     assert (found.p50_ms, found.first_run_ms, found.load_ms) == (8.2, 12.9, 41.27)
 
 
-def test_an_older_executor_runner_tells_a_sum_only():
+def test_an_older_executor_runner_prints_only_a_sum():
     found = parse_executor_runner(transcript("executor_runner_stderr"))
     assert (found.runs, found.mean_ms, found.samples_ms) == (10, pytest.approx(58.14), ())
 
@@ -152,12 +152,12 @@ def test_an_older_executor_runner_tells_a_sum_only():
         "Iteration 1 of 1: e ms",
     ],
 )
-def test_a_tool_that_says_no_time_is_refused(parse, text):
-    with pytest.raises(DeviceError, match="printed no time"):
+def test_output_without_a_latency_is_refused(parse, text):
+    with pytest.raises(DeviceError, match="printed no latency"):
         parse(text)
 
 
-def test_figures_that_are_none_are_left_out():
+def test_invalid_numbers_are_left_out():
     found = parse_perf_test(
         "Total inference requests: 2\nAverage inference time cost: 3 ms\n"
         "Peak working set size: 1e999 bytes\nMin Latency: - s\n",
@@ -166,7 +166,7 @@ def test_figures_that_are_none_are_left_out():
     assert (found.peak_memory_bytes, found.min_ms, found.samples_ms) == (None, None, (3.0,))
 
 
-# --- driving them ---------------------------------------------------------------------------------
+# --- running the programs -------------------------------------------------------------------------
 
 PROGRAMS = {
     "onnxruntime_perf_test": """
@@ -209,7 +209,7 @@ def tool(fake, tmp_path):
         ("executor_runner", "--num_executions=8 --cpu_threads=2"),
     ],
 )
-def test_a_users_own_tool_is_driven_and_read(fake, tool, kind, words):
+def test_a_program_is_run_and_its_output_parsed(fake, tool, kind, words):
     config = tool(kind, runs=7, warmup=1, threads=2, arguments="-e xnnpack")
     found = measure_with_tool(AdbPhone(fake, fake.serial), config)
     assert words in (fake.state / "words").read_text()
@@ -223,12 +223,12 @@ def test_a_users_own_tool_is_driven_and_read(fake, tool, kind, words):
     assert not list(fake.root.rglob("pwned"))
 
 
-def test_perf_tests_own_result_file_is_fetched(fake, tool):
+def test_the_result_file_of_perf_test_is_read(fake, tool):
     found = measure_with_tool(AdbPhone(fake, fake.serial), tool("onnxruntime_perf_test"))
     assert found.figures.samples_ms == (2.0,)
 
 
-def test_weights_in_a_second_file_are_pushed_with_the_graph(fake, tool, tmp_path):
+def test_external_weights_are_pushed_with_the_graph(fake, tool, tmp_path):
     graph = write_graph(tmp_path / "heavy.onnx", outside="heavy.bin")
     body = 'while [ $# -gt 2 ]; do shift; done; cp "$1" "$STATE/model"\n'
     body += PROGRAMS["onnxruntime_perf_test"].format(transcript=TRANSCRIPTS / "perf_test_2020.txt")
@@ -237,7 +237,7 @@ def test_weights_in_a_second_file_are_pushed_with_the_graph(fake, tool, tmp_path
     assert (fake.state / "model").stat().st_size > (tmp_path / "heavy.bin").stat().st_size
 
 
-def test_a_failing_tool_is_quoted_and_everything_put_back(fake, tool):
+def test_a_failing_program_is_quoted_and_settings_restored(fake, tool):
     config = tool("benchmark_model", "echo 'ERROR: Failed to apply GPU delegate.' >&2; exit 1")
     with pytest.raises(DeviceError, match=r"exit code 1 \(ERROR: Failed to apply GPU delegate"):
         measure_with_tool(AdbPhone(fake, fake.serial), config)

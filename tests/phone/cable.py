@@ -1,8 +1,8 @@
-"""The cable between the adb server and an emulated phone: it can be pulled, cut, and it can lie.
+"""Simulated cable between the adb server and an emulated phone: it can be pulled and change data.
 
-A relay of TCP connections that understands adb's messages: 24 bytes of header (command, two arguments,
+A relay of TCP connections that parses adb's messages: a header of 24 bytes (command, two arguments,
 length, checksum, the command's complement; little-endian words), then the payload. Since protocol
-version 0x01000001 nobody looks at the checksum, as over USB.
+version 0x01000001, the checksum is ignored, as over USB.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _AUTH_TOKEN, _TOKEN_BYTES = 1, 20
 
 
 class Cable:
-    """Listens on `port`, on the loopback interface, for the phone that listens on `phone_port`.
+    """Relays connections from `port` on the loopback interface to the phone's `phone_port`.
 
-    `to_phone` and `to_host` see every payload of the stream's data (WRTE messages) on its way and may
-    return another of the same length.
+    `to_phone` and `to_host` get every payload of stream data (WRTE messages) and may return another
+    payload of the same length.
     """
 
     def __init__(self, phone_port: int):
@@ -29,7 +29,7 @@ class Cable:
         self.to_phone: Callable[[bytes], bytes] = bytes
         self.to_host: Callable[[bytes], bytes] = bytes
         self.unauthorized = False
-        """True: the phone asks for a signature and takes none."""
+        """If True, the phone asks for a signature and accepts none."""
         self._plugged = threading.Event()
         self._plugged.set()
         self._ends: list[socket.socket] = []
@@ -39,22 +39,22 @@ class Cable:
 
     @property
     def serial(self) -> str:
-        """The phone's serial at the adb server."""
+        """The phone's serial number at the adb server."""
         return f"127.0.0.1:{self.port}"
 
     def pull(self) -> None:
-        """Lose every connection, and let no new one through until `plug`."""
+        """Close all connections, and refuse new ones until `plug` is called."""
         self._plugged.clear()
         ends, self._ends = self._ends, []
         for end in ends:
             _end(end)
 
     def plug(self) -> None:
-        """Let connections through again."""
+        """Accept connections again."""
         self._plugged.set()
 
     def pull_after(self, size_bytes: int, *, to_phone: bool) -> None:
-        """Pull the cable once so much data has passed in this direction."""
+        """Pull the cable after this many bytes in one direction."""
         left = size_bytes
 
         def count(payload: bytes) -> bytes:
@@ -132,7 +132,7 @@ def _exactly(source: socket.socket, size: int) -> bytes:
 
 
 def _refuse(host: socket.socket) -> None:
-    """Answer whatever the server says as a phone does whose owner has not accepted the prompt."""
+    """Answer the server like a phone whose owner has not accepted the prompt."""
     payload = bytes(range(_TOKEN_BYTES))
     complement = int.from_bytes(b"AUTH", "little") ^ 0xFFFFFFFF
     header = HEADER.pack(b"AUTH", _AUTH_TOKEN, 0, len(payload), sum(payload), complement)

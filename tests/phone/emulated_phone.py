@@ -1,4 +1,4 @@
-"""A phone without a phone: adbd in a root of its own, arm64 programs run by qemu, a `Cable` to it."""
+"""Emulated phone: adbd in its own root directory, arm64 programs run by qemu, attached by a `Cable`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLUSTERS_KHZ = (1704000,) * 4 + (2367000,) * 4 + (2914000,)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Look until it holds."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not come"
@@ -30,7 +30,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 class EmulatedPhone:
-    """One phone. Its commands' state lies in `state`, what they print is a transcript's copy."""
+    """One phone. Its commands keep their state in `state` and print copies of transcripts."""
 
     def __init__(self, folder: Path, tree: Path, *, data_size: str = "128m"):
         self.state, self._data = folder / "state", folder / "data"
@@ -46,7 +46,7 @@ class EmulatedPhone:
             properties.write(f"[{EMULATION_MARKER}]: [1]\n")
         self._write_processors()
         self.port = _free_port()
-        """Where adbd listens."""
+        """The port of adbd."""
         self._start()
         self.cable = Cable(self.port)
 
@@ -56,7 +56,7 @@ class EmulatedPhone:
 
     @property
     def local_tmp(self) -> Path:
-        """The phone's /data/local/tmp, seen from here."""
+        """The phone's /data/local/tmp on this machine."""
         return self._data / "local/tmp"
 
     def show(self, **transcripts: str) -> None:
@@ -65,20 +65,20 @@ class EmulatedPhone:
             shutil.copy(TRANSCRIPTS / f"{transcript}.txt", self.state / name)
 
     def settings(self) -> dict[str, str]:
-        """Everything on the phone that a measurement may change."""
+        """All settings of the phone that a measurement may change."""
         paths = [self.state / "dumpsys_power", self.state / "fixed_performance"]
         paths += list(self.state.glob("settings/*/*"))
         return {path.name: path.read_text() for path in paths if path.exists()}
 
     def files(self) -> list[str]:
-        """What lies below /data/local/tmp."""
+        """All files in /data/local/tmp."""
         return sorted(str(p.relative_to(self.local_tmp)) for p in self.local_tmp.rglob("*"))
 
     def processes(self, containing: str) -> list[int]:
-        """Processes of the phone whose command line contains this."""
+        """Processes of the phone whose command line contains this text."""
         found = []
         root = Path(f"/proc/{self._adbd.pid}/root").stat()
-        if os.path.samestat(root, Path("/").stat()):  # it has not moved into its own yet
+        if os.path.samestat(root, Path("/").stat()):  # the phone has not changed its root yet
             return []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ class EmulatedPhone:
         return found
 
     def power_off(self) -> None:
-        """End everything that runs on it; /data is kept."""
+        """End all processes of the phone; /data is kept."""
         if self._adbd.poll() is not None:
             return
         for pid in self.processes(""):
@@ -101,17 +101,17 @@ class EmulatedPhone:
         self._adbd.wait()
 
     def reboot(self) -> None:
-        """Off and on again. Files and settings stay; the clocks are no longer fixed."""
+        """Restart the phone. Files and settings stay; the clocks are no longer fixed."""
         self.power_off()
         (self.state / "fixed_performance").unlink(missing_ok=True)
         self._start()
 
     def make_read_only(self) -> None:
-        """Let the phone's storage take nothing more."""
+        """Make the phone's storage read-only."""
         _mount("-o", "remount,ro", self._data)
 
     def fill(self, spare_bytes: int) -> None:
-        """Leave so much room in the phone's storage."""
+        """Fill the phone's storage except for this many bytes."""
         free = shutil.disk_usage(self._data).free
         with (self._data / "photos").open("wb") as photos:
             os.posix_fallocate(photos.fileno(), 0, free - spare_bytes)
@@ -153,7 +153,7 @@ def _mount(*words: str | Path) -> None:
 
 
 def _free_port() -> int:
-    # below 5555, odd ports up to 5585 would be listed as emulators too
+    # below 5555, because adb lists odd ports up to 5585 as emulators too
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 

@@ -1,13 +1,13 @@
-"""Runs Python in user, network, mount and process namespaces of its own, where arm64 programs run.
+"""Runs Python in new user, network, mount and process namespaces that can run arm64 programs.
 
     namespace.py FOLDER PYTHON-ARGUMENTS...
 
-`FOLDER` is what `packages.py` made. Inside there is a loopback interface and no other, `binfmt_misc`
-starts aarch64 programs through qemu, and nobody outside sees a socket, a mount or a process of it; when
-the first process ends, all end. adbd has no lock and gives a root shell: nothing but this wall may hold
-it. It also listens on a VM socket, which network namespaces do not hold back, so a system call filter
-forbids those to every process inside. An observer stays outside, so that a test can ask it what is to
-be seen from there.
+`FOLDER` is the folder that `packages.py` made. Inside the namespaces, the only network interface is the
+loopback interface, and `binfmt_misc` starts aarch64 programs through qemu. Sockets, mounts and processes
+are invisible from outside. When the first process ends, all processes end. adbd has no authentication
+and gives a root shell, so it must run only inside these namespaces. adbd also listens on a VM socket,
+which network namespaces do not isolate; a system call filter therefore forbids VM sockets to every
+process inside. An observer process stays outside, so that a test can check what is visible there.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ MAGIC = (
     r":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 )
 TREE = "NELF_PHONE_TREE"
-"""Set inside: FOLDER."""
+"""Environment variable inside the namespaces: FOLDER."""
 OBSERVER, OUTSIDE_PORT = "NELF_PHONE_OBSERVER", "NELF_PHONE_OUTSIDE_PORT"
-"""Set inside: the descriptor of a socket to the observer, and a port that listens outside."""
+"""Environment variables inside the namespaces: the descriptor of a socket to the observer, and a port
+on which a process outside listens."""
 SERVER_PORT = "ANDROID_ADB_SERVER_PORT"
 
 
 def enter(folder: Path, arguments: list[str]) -> int:
-    """Run `main` in new namespaces and watch from outside; its exit code."""
+    """Run `main` in new namespaces and observe from outside; return its exit code."""
     try:
         trial = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
         reason = trial.stderr.strip() if trial.returncode else ""
@@ -54,17 +55,17 @@ def enter(folder: Path, arguments: list[str]) -> int:
     listener = socket.create_server(("127.0.0.1", 0))
     inside = {**os.environ, TREE: str(folder), OBSERVER: str(there.fileno())}
     inside[OUTSIDE_PORT] = str(listener.getsockname()[1])
-    with socket.create_server(("127.0.0.1", 0)) as free:  # 5037 may be that of another adb server
+    with socket.create_server(("127.0.0.1", 0)) as free:  # another adb server may use 5037
         inside[SERVER_PORT] = str(free.getsockname()[1])
     command = [*UNSHARE, sys.executable, __file__, *arguments]
     with subprocess.Popen(command, env=inside, pass_fds=[there.fileno()]) as child:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is interrupted as well, and tells
-        signal.signal(signal.SIGTERM, lambda number, frame: child.kill())  # and all inside ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child is interrupted too, and reports it
+        signal.signal(signal.SIGTERM, lambda number, frame: child.kill())  # ends all inside
         return child.wait()
 
 
 def observe(questions: socket.socket) -> None:
-    """Answer, for each port asked, at which of this machine's addresses a connection is accepted."""
+    """Answer, for each requested port, which addresses of this machine accept a connection."""
     while data := questions.recv(64):
         port = int(data)
         accepted = []
@@ -97,7 +98,7 @@ def raise_loopback() -> None:
 
 
 def register_qemu(qemu: Path) -> None:
-    """Let the kernel start aarch64 programs with this qemu, in every root (flag F) of the namespace."""
+    """Let the kernel start aarch64 programs with this qemu, in every root directory (flag F)."""
     try:
         subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], check=True)
         (BINFMT / "register").write_text(f":nelf-aarch64:M:{MAGIC}:{qemu}:F")
@@ -106,7 +107,7 @@ def register_qemu(qemu: Path) -> None:
 
 
 def forbid_vm_sockets() -> None:
-    """From now on this process and its children cannot open a socket of AF_VSOCK (seccomp, x86-64)."""
+    """Forbid AF_VSOCK sockets to this process and its children (seccomp, x86-64)."""
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EAFNOSUPPORT
     arch_x86_64, x32_bit, nr_socket = 0xC000003E, 0x40000000, 41
@@ -139,7 +140,7 @@ def main(folder: Path, arguments: list[str]) -> int:
     forbid_vm_sockets()
     for name in ("ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_HOST"):
         os.environ.pop(name, None)
-    # adb keeps its key and its log at home
+    # adb stores its key and its log in the home folder
     with tempfile.TemporaryDirectory(prefix="nelf-phone-", ignore_cleanup_errors=True) as home:
         here = {"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": str(folder / "cache")}
         here["ZIG_GLOBAL_CACHE_DIR"] = str(folder / "zig")
@@ -147,7 +148,7 @@ def main(folder: Path, arguments: list[str]) -> int:
 
 
 def run_as_init(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command, and bury what it leaves behind: orphans come to process 1, which this is."""
+    """Run a command as process 1, and reap orphaned processes."""
     observer = int(os.environ[OBSERVER])
     with subprocess.Popen(command, env=environment, pass_fds=[observer]) as child:
         while child.returncode is None:

@@ -1,12 +1,13 @@
-"""Fetches what the emulated phone is made of, without installing anything: `make test-phone` runs it.
+"""Downloads the parts of the emulated phone, without installing them; `make test-phone` runs this.
 
     packages.py FOLDER
 
-`FOLDER/adbd` gets AOSP's adb daemon with its own C library, and qemu for arm64; `FOLDER/arm64` a phone's
-shell (mksh), its tools (toybox) and the C library that travels with our runner; `FOLDER/cache/nelf` our
-runner and ONNX Runtime for arm64. The first two are packages of Debian 13, from wherever this machine
-gets its own: apt runs on a copy of its configuration with the suite replaced, with state, cache and
-hooks of its own, so the host's lists, archives and packages stay as they are.
+`FOLDER/adbd` gets AOSP's adb daemon with its C library, and qemu for arm64. `FOLDER/arm64` gets a
+phone's shell (mksh), its tools (toybox) and the C library that is pushed with the runner.
+`FOLDER/cache/nelf` gets the runner and ONNX Runtime for arm64. The first two are packages of Debian 13,
+from the sources that this machine uses: apt runs with a copy of the configuration in which the suite is
+replaced, and with its own state, cache and hooks, so this machine's lists, archives and packages do not
+change.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ APT = Path("/etc/apt")
 
 
 class CannotPrepare(Exception):
-    """Says in one line why this machine cannot make the phone."""
+    """Reason, in one line, why this machine cannot emulate a phone."""
 
 
 def replaced_suite(text: str, codename: str, suite: str = SUITE) -> str:
-    """A source list with every suite of `codename` (`bookworm`, `bookworm-security`) as one of `suite`.
+    """Replace every suite of `codename` (`bookworm`, `bookworm-security`) in a source list by `suite`.
 
-    Reads both of apt's forms; entries of other suites, and disabled ones, are left out.
+    Both of apt's formats are supported; entries of other suites, and disabled entries, are left out.
     """
     if re.search(r"^Suites:", text, re.MULTILINE):
         kept = []
@@ -59,7 +60,7 @@ def _suites(names: list[str], codename: str, suite: str) -> list[str]:
 
 
 def private_apt(folder: Path) -> list[str]:
-    """apt-get with its state, cache, sources and hooks below `folder`; all else as on this machine."""
+    """The apt-get command with state, cache, sources and hooks in `folder`, else configured as usual."""
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     etc, state = folder / "etc", folder / "state"
     for path in (
@@ -104,13 +105,13 @@ def private_apt(folder: Path) -> list[str]:
     }
     lines = [f'{key} "{value}";' for key, value in settings.items()]
     lines.append('APT::Architectures { "amd64"; "arm64"; };')
-    # read before the machine's own files, so that it can say where those are
+    # this file is read first, so that it can set the paths of the other files
     (etc / "apt.conf").write_text("\n".join(lines) + "\n")
     return ["env", f"APT_CONFIG={etc / 'apt.conf'}", "apt-get", "--quiet=2"]
 
 
 def fetch_packages(scratch: Path) -> list[Path]:
-    """Download the packages and all that they need."""
+    """Download the packages and their dependencies."""
     apt = private_apt(scratch)
     _call([*apt, "update"])
     _call([*apt, "install", "--yes", "--download-only", "--no-install-recommends", *PACKAGES])
@@ -124,21 +125,21 @@ def unpack(package: Path, folder: Path) -> None:
     if not package.name.startswith("qemu-user_"):
         _call(["dpkg-deb", "-x", str(package), str(target)])
         return
-    # this one holds forty emulators
+    # this package contains forty emulators; only one is needed
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as tar:
         subprocess.run(["tar", "-x", "-C", target, QEMU], stdin=tar.stdout, check=True)
 
 
 def build_runner(folder: Path) -> None:
-    """Compile our runner and fetch ONNX Runtime for arm64 into the phone's cache folder."""
+    """Compile the runner and download ONNX Runtime for arm64 into the phone's cache folder."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(folder / "zig")
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from device.runner.bundle import PhoneRuntime, runner_bundle
+    from device.runner.package import PhoneRuntime, runner_package
     from lightfield.errors import DeviceError
 
     try:
-        runner_bundle(PhoneRuntime(glibc=folder / "arm64/usr/lib/aarch64-linux-gnu"))
+        runner_package(PhoneRuntime(glibc=folder / "arm64/usr/lib/aarch64-linux-gnu"))
     except DeviceError as error:
         raise CannotPrepare(str(error)) from error
 
@@ -151,7 +152,7 @@ def _call(command: list[str]) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Fetch, unpack and build into `folder`; what is already there stays."""
+    """Download, unpack and build into `folder`; existing parts are kept."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise CannotPrepare("the emulated phone needs Linux on x86-64")
     for tool in ("apt-get", "dpkg-deb", "tar"):
@@ -164,7 +165,9 @@ def prepare(folder: Path) -> None:
             for package in fetch_packages(scratch / "apt"):
                 unpack(package, scratch)
             (scratch / "arm64").rename(folder / "arm64")
-            (scratch / "adbd").rename(folder / "adbd")  # last: it says that all is there
+            (scratch / "adbd").rename(
+                folder / "adbd"
+            )  # last, because it marks that all parts exist
     build_runner(folder)
 
 

@@ -1,4 +1,4 @@
-"""`nelf bench` on a phone whose times mean nothing, and what a person reads when it fails."""
+"""`nelf bench` on an emulated phone: its output, and its errors."""
 
 import json
 import re
@@ -29,24 +29,24 @@ def run(made, tmp_path):
 
 @pytest.fixture
 def on_phone(request):
-    """The options that choose the phone, and its library's C library."""
+    """The options that choose the phone, and the C library for the runner."""
     glibc = request.getfixturevalue("tree") / "arm64/usr/lib/aarch64-linux-gnu"
     return ["--target=phone", f"--phone.glibc={glibc}"]
 
 
 def numbers_said_in(page: str) -> set[str]:
-    """What a reader can see or hear of a page; curves have coordinates of all kinds."""
+    """Numbers in the texts and labels of a page, without the coordinates of its curves."""
     labels = re.findall(r'\b(?:aria-label|title)="([^"]*)"', page)
     words = " ".join([re.sub(r"<[^>]*>", " ", page), *labels])
     return set(re.findall(r"\d+(?:\.\d+)?", words))
 
 
-BRIEF = "--runs=3 --warmup=1 --sustained-seconds=0 --poses=1 --yardstick-turns=0 --no-profile"
+BRIEF = "--runs=3 --warmup=1 --sustained-seconds=0 --poses=1 --reference-model-runs=0 --no-profile"
 
 
-def test_a_benchmark_on_an_emulated_phone_is_made_but_never_shown(phone, run, on_phone):
+def test_latencies_of_an_emulated_phone_are_not_shown(phone, run, on_phone):
     said = stage(run, "bench", *on_phone, *BRIEF.split()).done
-    assert "its times mean nothing" in said
+    assert "latencies are meaningless" in said
     assert " ms" not in said
     text = (run / "bench/latencies.json").read_text()
     (found,) = json.loads(text)["devices"]
@@ -75,12 +75,12 @@ def test_a_benchmark_on_an_emulated_phone_is_made_but_never_shown(phone, run, on
 def test_pruning_refuses_an_emulated_phone(phone, run, on_phone):
     before = tree(run)
     refusal = stage(run, "prune", *on_phone).refusal
-    assert "an emulated device's latency is no evidence" in refusal
+    assert "the latency of an emulated device is no evidence" in refusal
     assert tree(run) == before
     assert phone.files() == []
 
 
-def test_the_automatic_target_passes_an_emulated_phone_by(phone, run):
+def test_target_auto_ignores_an_emulated_phone(phone, run):
     assert stage(run, "bench", "--target=auto").done
     assert manifest(run, "bench")["details"]["device"]["kind"] == "host"
 
@@ -89,13 +89,13 @@ def test_the_automatic_target_passes_an_emulated_phone_by(phone, run):
     ("fault", "message"),
     [
         ("unplugged", "no phone is attached; enable USB debugging"),
-        ("off", "the phone is offline; plug it in again"),
+        ("off", "the phone is offline; plug the phone in again"),
         ("read_only", "Read-only file system"),
-        ("full", r"0\.\d MB of its storage are free"),
+        ("full", r"0\.\d MB of free storage"),
         ("other_processor", "not arm64-v8a"),
     ],
 )
-def test_a_phone_that_cannot_be_used_is_one_line_and_keeps_what_was_measured(
+def test_an_unusable_phone_is_one_line_and_keeps_the_old_record(
     phone, server, run, on_phone, fault, message
 ):
     before = tree(run)
@@ -119,7 +119,7 @@ def spoil(phone, server, fault: str) -> None:
         (phone.state / "getprop").write_text("[ro.product.cpu.abilist]: [armeabi-v7a]\n")
 
 
-def test_a_serial_that_would_be_a_command_is_only_a_name(phone, run, on_phone):
+def test_a_serial_with_a_command_is_only_a_name(phone, run, on_phone):
     refusal = stage(run, "bench", *on_phone, "--serial=x; $(touch pwned)").refusal
     assert "no such phone is attached" in refusal
     assert phone.serial in refusal

@@ -1,6 +1,6 @@
-"""What can go wrong between this machine and a phone, done to a real adb and a real adbd.
+"""Faults between this machine and a phone, with a real adb and a real adbd.
 
-Everywhere: one clear error, nothing hangs, what the phone was set to is put back as soon as the phone
+Every fault raises one clear error, nothing hangs, the phone's settings are restored as soon as the phone
 can be reached, and the next measurement works.
 """
 
@@ -17,7 +17,7 @@ import adbutils
 import numpy as np
 import onnx
 import pytest
-from attached import IMPATIENT, attach, attached_phone, scripted_bundle, state_of
+from attached import IMPATIENT, attach, attached_phone, scripted_package, state_of
 from emulated_phone import wait_until
 from onnx import TensorProto, helper
 from small_graphs import write_graph
@@ -25,8 +25,8 @@ from small_graphs import write_graph
 from device.adb import PHONE_FOLDER, AdbPhone, attached_phones, open_phone
 from device.onnx_inputs import fixed_inputs
 from device.phone import PhoneTarget
-from device.runner.bundle import RunnerBundle
 from device.runner.compiler import zig_command
+from device.runner.package import RunnerPackage
 from lightfield.errors import AdbError, DeviceError
 
 pytestmark = pytest.mark.phone
@@ -48,7 +48,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def settings(phone, opened):
-    """The phone as its owner has set it, and a look at whether it is so again."""
+    """A function that tells whether the phone has its owner's settings again."""
     opened.shell(["settings", "put", "global", "stay_on_while_plugged_in", "3"])
     before = phone.settings()
 
@@ -61,12 +61,12 @@ def settings(phone, opened):
 
 def timed(target, graph):
     """One run, in one pass."""
-    return target.measure_many([graph], turns=1, warmup=0)[0]
+    return target.measure_many([graph], runs=1, warmup=0)[0]
 
 
 @contextlib.contextmanager
 def once(condition, act):
-    """Do something from aside, as soon as something holds."""
+    """Call a function in another thread as soon as a condition holds."""
 
     def watch() -> None:
         wait_until(condition)
@@ -79,7 +79,7 @@ def once(condition, act):
 
 
 def running(phone):
-    """True while the runner of a test's script measures, with the phone's settings changed."""
+    """Whether the script of a test runs while the phone's settings are changed."""
     return lambda: phone.processes("--model")
 
 
@@ -116,15 +116,15 @@ def test_a_cable_pulled_during_a_run(phone, scripted, settings, server, graph):
     assert phone.files() == []
 
 
-def test_a_cable_pulled_while_results_come_back(phone, opened, file, tmp_path):
+def test_a_cable_pulled_while_results_are_pulled(phone, opened, file, tmp_path):
     (phone.local_tmp / "output.bin").write_bytes(file.read_bytes())
     phone.cable.pull_after(500_000, to_phone=False)
     with pytest.raises(AdbError, match=LOST):
         opened.pull_file("/data/local/tmp/output.bin", tmp_path / "output.bin")
-    assert list(tmp_path.iterdir()) == [file]  # no half of one
+    assert list(tmp_path.iterdir()) == [file]  # no incomplete file
 
 
-def test_a_cable_that_stays_out_is_said_at_once(phone, opened, server):
+def test_a_cable_that_stays_out_is_an_error_at_once(phone, opened, server):
     phone.cable.pull()
     wait_until(lambda: state_of(server, phone) != "device")
     with pytest.raises(AdbError, match=LOST):
@@ -133,7 +133,7 @@ def test_a_cable_that_stays_out_is_said_at_once(phone, opened, server):
 
 def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
     content = file.read_bytes()
-    marks = [content[at:][:32] for at in (500_000, 1_000_000)]  # no matter how it is cut up
+    marks = [content[at:][:32] for at in (500_000, 1_000_000)]  # two, as messages may split one
 
     def flip(payload: bytes) -> bytes:
         for mark in marks:
@@ -141,7 +141,7 @@ def test_a_corrupted_push_is_found_and_removed(phone, opened, file):
         return payload
 
     phone.cable.to_phone = flip
-    with pytest.raises(AdbError, match=r"file did not arrive whole; check the cable"):
+    with pytest.raises(AdbError, match=r"file arrived damaged on the phone; check the cable"):
         opened.push_files({"file": file})
     assert phone.files() == ["nelf"]
     phone.cable.to_phone = bytes
@@ -156,7 +156,7 @@ def test_a_truncated_push_is_found_and_removed(phone, opened, file, monkeypatch)
         os.truncate(phone.local_tmp / Path(target).relative_to("/data/local/tmp"), 1_999_999)
 
     monkeypatch.setattr(adbutils.sync.Sync, "push", loses_the_end)
-    with pytest.raises(AdbError, match="file did not arrive whole"):
+    with pytest.raises(AdbError, match="file arrived damaged on the phone"):
         opened.push_files({"file": file})
     assert phone.files() == ["nelf"]
 
@@ -185,11 +185,13 @@ def test_an_adb_server_killed_during_a_run(phone, scripted, settings, server, gr
     assert "daemon" not in "".join(capfd.readouterr())
 
 
-def test_an_unauthorized_phone_says_what_to_accept(phone, server):
+def test_the_error_of_an_unauthorized_phone_says_what_to_accept(phone, server):
     phone.cable.unauthorized = True
     server.disconnect(phone.serial)
     attach(server, phone)
-    with pytest.raises(AdbError, match=r"(un)?authoriz(ed|ing); unlock it and accept 'Allow"):
+    with pytest.raises(
+        AdbError, match=r"(un)?authoriz(ed|ing); unlock the phone and accept 'Allow"
+    ):
         open_phone(server)
 
 
@@ -198,15 +200,17 @@ def test_a_phone_that_goes_unauthorized_while_it_is_used(phone, opened, server):
     phone.cable.pull()
     phone.cable.plug()
     wait_until(lambda: state_of(server, phone) == "unauthorized", seconds=60)
-    with pytest.raises(AdbError, match=r"the phone is (unauthorized|authorizing); unlock it"):
+    with pytest.raises(
+        AdbError, match=r"the phone is (unauthorized|authorizing); unlock the phone"
+    ):
         opened.shell(["true"])
 
 
-def test_an_offline_phone_says_how_to_wake_it(phone, opened, server):
+def test_the_error_of_an_offline_phone_says_what_to_do(phone, opened, server):
     phone.power_off()
     wait_until(lambda: state_of(server, phone) == "offline")
     for use in (lambda: open_phone(server), lambda: opened.shell(["true"])):
-        with pytest.raises(AdbError, match=r"the phone is offline; plug it in again"):
+        with pytest.raises(AdbError, match=r"the phone is offline; plug the phone in again"):
             use()
 
 
@@ -215,7 +219,9 @@ def test_a_phone_that_reboots_during_a_run(phone, scripted, settings, server, gr
     (phone.state / "slow").touch()
     with once(running(phone), phone.reboot), pytest.raises(AdbError, match=LOST):
         timed(target, graph)
-    assert phone.settings()["stay_on_while_plugged_in"] == "7\n"  # nobody was left to put it back
+    assert (
+        phone.settings()["stay_on_while_plugged_in"] == "7\n"
+    )  # no process was left to restore it
     (phone.state / "slow").unlink()
     attach(server, phone)
     with target:
@@ -224,14 +230,14 @@ def test_a_phone_that_reboots_during_a_run(phone, scripted, settings, server, gr
     assert phone.files() == []
 
 
-def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, server, tmp_path):
+def test_settings_are_restored_after_the_program_is_killed(phone, settings, server, tmp_path):
     program = (
         "import sys\n"
         "from device.adb import open_phone\n"
         "from device.adb_server import connect\n"
-        "from device.phone_settings import steady\n"
+        "from device.phone_settings import measurement_settings\n"
         "phone = open_phone(connect(), sys.argv[1])\n"
-        "with steady(phone, api=34):\n"
+        "with measurement_settings(phone, api=34):\n"
         "    phone.attempt(['sleep', '317'], timeout_seconds=320)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, phone.serial]) as child:
@@ -239,16 +245,16 @@ def test_a_program_that_is_killed_leaves_the_phone_as_it_was(phone, settings, se
         assert phone.settings()["fixed_performance"] == "true\n"
         child.send_signal(signal.SIGKILL)
     wait_until(settings)
-    wait_until(lambda: phone.processes("sleep 317") == [])  # what ran there ends too
+    wait_until(lambda: phone.processes("sleep 317") == [])  # the command on the phone ends too
     wait_until(lambda: phone.files() == [])
 
 
-def test_of_two_phones_one_has_to_be_named(new_phone, server):
+def test_two_phones_need_a_serial(new_phone, server):
     one, two = new_phone(), new_phone()
-    # so far both have the same number: one phone that is attached twice
+    # at first both have the same serial number, as one phone that is attached twice
     assert open_phone(server).serial in (one.serial, two.serial)
     (two.state / "getprop").write_text("[ro.serialno]: [R3NX20]\n[ro.product.model]: [The other]\n")
-    with pytest.raises(AdbError, match=r"2 phones are attached; choose one by its serial") as error:
+    with pytest.raises(AdbError, match=r"2 phones are attached; choose one by --serial") as error:
         open_phone(server)
     assert one.serial in str(error.value)
     assert two.serial in str(error.value)
@@ -265,17 +271,21 @@ def test_no_phone_at_all(server):
 # The phone's storage and processor ----------------------------------------------------------------
 
 
-def test_a_full_storage_is_said_before_anything_is_sent(phone, opened, file):
+def test_a_full_storage_is_an_error_before_the_push(phone, opened, file):
     phone.fill(spare_bytes=1_000_000)
-    with pytest.raises(AdbError, match=r"1\.0 MB of its storage are free, 2\.0 needed; make room"):
+    with pytest.raises(
+        AdbError, match=r"1\.0 MB of free storage, 2\.0 MB are needed; free storage"
+    ):
         opened.push_files({"file": file})
     assert [name for name in phone.files() if name.endswith("file")] == []
 
 
-def test_a_storage_that_fills_up_on_the_way(phone, opened, file, monkeypatch):
+def test_a_storage_that_fills_up_during_a_push(phone, opened, file, monkeypatch):
     monkeypatch.setattr(AdbPhone, "_require_room", lambda self, size_bytes: None)
     phone.fill(spare_bytes=1_000_000)
-    with pytest.raises(AdbError, match=r"did not take file\.bin; is its storage full or read-only"):
+    with pytest.raises(
+        AdbError, match=r"did not accept file\.bin; check whether its storage is full"
+    ):
         opened.push_files({"file": file})
 
 
@@ -285,7 +295,7 @@ def test_a_read_only_storage(phone, opened, file):
         opened.push_files({"file": file})
 
 
-def test_a_phone_without_room_for_a_note_is_not_changed(phone, opened, scripted, graph):
+def test_no_setting_is_changed_without_storage_for_the_note(phone, opened, scripted, graph):
     target = scripted('echo "$answer"')
     timed(target, graph)
     phone.fill(spare_bytes=0)
@@ -295,10 +305,10 @@ def test_a_phone_without_room_for_a_note_is_not_changed(phone, opened, scripted,
     assert phone.settings() == before
 
 
-def test_a_phone_of_another_processor(phone, opened, bundle):
+def test_a_phone_of_another_processor(phone, opened, package):
     (phone.state / "getprop").write_text("[ro.product.cpu.abilist]: [armeabi-v7a,armeabi]\n")
     with pytest.raises(DeviceError, match="armeabi-v7a, armeabi, not arm64-v8a"):
-        PhoneTarget(opened, bundle)
+        PhoneTarget(opened, package)
     assert phone.files() == []
 
 
@@ -308,7 +318,7 @@ def test_a_runner_for_another_processor(phone, opened, tmp_path):
     (tmp_path / "libonnxruntime.so").touch()
     files = {name: tmp_path / name for name in ("nelf_runner", "libonnxruntime.so")}
     with pytest.raises(DeviceError, match=r"the runner \(bionic\) does not start") as error:
-        PhoneTarget(opened, RunnerBundle("bionic", files))
+        PhoneTarget(opened, RunnerPackage("bionic", files))
     assert "\n" not in str(error.value)
     assert phone.files() == []
 
@@ -318,12 +328,12 @@ def test_a_runner_for_another_processor(phone, opened, tmp_path):
 
 @pytest.fixture(scope="module")
 def talking(tree, server, tmp_path_factory):
-    """One phone for many things that a runner may say: those in the phone's `script`."""
+    """One phone for many tests; its runner is the phone's file `script`."""
     folder = tmp_path_factory.mktemp("talking")
     with attached_phone(folder, tree, server) as phone:
         opened = open_phone(server, phone.serial)
-        runner = scripted_bundle(folder, ". /phone/script")
-        with PhoneTarget(opened, runner, thermal=IMPATIENT) as target:
+        runner = scripted_package(folder, ". /phone/script")
+        with PhoneTarget(opened, runner, IMPATIENT) as target:
             yield phone, target
 
 
@@ -335,19 +345,19 @@ def talking(tree, server, tmp_path_factory):
         ("kill -SEGV $$", "killed by SIGSEGV"),
         ("exit 1", "ended with exit code 1"),
         ("echo 'CANNOT LINK EXECUTABLE' >&2; exit 1", "CANNOT LINK EXECUTABLE"),
-        ("head -c 100000 /dev/urandom", "makes no sense"),
-        ("printf '\\377\\376{\\n{\\000}\\n'", "makes no sense"),
-        ("echo '[1, 2, 3]'", "makes no sense"),
-        ('echo "${answer%?}"', "makes no sense"),
-        ('echo "$answer" | sed s/2500/NaN/', "makes no sense"),
-        ('echo "$answer" | sed s/2500/-86400000000/', "makes no sense"),
-        ('echo "$answer" | sed s/2500/1e999/', "makes no sense"),
+        ("head -c 100000 /dev/urandom", "report is invalid"),
+        ("printf '\\377\\376{\\n{\\000}\\n'", "report is invalid"),
+        ("echo '[1, 2, 3]'", "report is invalid"),
+        ('echo "${answer%?}"', "report is invalid"),
+        ('echo "$answer" | sed s/2500/NaN/', "report is invalid"),
+        ('echo "$answer" | sed s/2500/-86400000000/', "report is invalid"),
+        ('echo "$answer" | sed s/2500/1e999/', "report is invalid"),
         ('echo "$answer" | sed "s/2500/2500, 2500/"', "samples"),
-        ('echo "$answer" | sed s/2500/\'"2500; reboot"\'/', "makes no sense"),
-        ("true", "makes no sense"),
+        ('echo "$answer" | sed s/2500/\'"2500; reboot"\'/', "report is invalid"),
+        ("true", "report is invalid"),
     ],
 )
-def test_a_runner_that_fails_or_talks_nonsense(talking, graph, script, message):
+def test_a_runner_that_fails_or_prints_an_invalid_report(talking, graph, script, message):
     phone, target = talking
     before = phone.settings()
     (phone.state / "script").write_text(script)
@@ -359,12 +369,12 @@ def test_a_runner_that_fails_or_talks_nonsense(talking, graph, script, message):
     assert phone.settings() == {**before, "fixed_performance": "false\n"}
 
 
-def test_noise_around_the_answer_does_no_harm(scripted, graph):
+def test_noise_around_the_report_is_ignored(scripted, graph):
     script = 'echo "WARNING: linker: unused DT entry"; echo noise >&2; echo "$answer"; echo bye'
     assert timed(scripted(script), graph).samples_ms == (2.5,)
 
 
-def test_a_runner_that_hangs_is_cut_off_and_ended(phone, scripted, settings, graph, monkeypatch):
+def test_a_hanging_runner_is_killed(phone, scripted, settings, graph, monkeypatch):
     monkeypatch.setattr("device.phone._GRACE_SECONDS", 2)
     target = scripted("trap '' ALRM; sleep 60", timeout_seconds=1)
     with target, pytest.raises(AdbError, match="the phone does not answer"):
@@ -374,15 +384,15 @@ def test_a_runner_that_hangs_is_cut_off_and_ended(phone, scripted, settings, gra
 
 
 def test_the_real_runner_under_faults(phone, target, settings, graph, tmp_path):
-    """One phone for several faults, since sending ONNX Runtime takes its time."""
+    """One phone for several faults, because pushing ONNX Runtime takes long."""
     killed = pytest.raises(DeviceError, match=r"small\.onnx: the runner was killed by SIGKILL")
     with once(running(phone), lambda: kill_runner(phone, signal.SIGKILL)), killed:
-        target.measure_many([graph], turns=1_000_000)
+        target.measure_many([graph], runs=1_000_000)
     assert settings()
 
     target.timeout_seconds = 2
     with pytest.raises(DeviceError, match="did not finish within its time limit"):
-        target.measure_many([graph], turns=1_000_000)
+        target.measure_many([graph], runs=1_000_000)
     target.timeout_seconds = 60
     assert settings()
 
@@ -410,7 +420,7 @@ def kill_runner(phone, number):
 
 
 def write_unsupported(path: Path) -> Path:
-    """A graph with an operator that ONNX Runtime does not know."""
+    """A graph with an operator that ONNX Runtime does not support."""
     value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in "xy"]
     node = helper.make_node("HolographicConv", ["x"], ["y"], domain="com.example")
     graph = helper.make_graph([node], "unsupported", value[:1], value[1:])
@@ -421,7 +431,7 @@ def write_unsupported(path: Path) -> Path:
 
 # Clocks -------------------------------------------------------------------------------------------
 
-# A C library of one function, put before the real one: the clock with this number jumps at every look.
+# A library with one function, preloaded before the C library: one clock jumps whenever it is read.
 JUMPING = r"""
 struct timespec { long seconds, nanoseconds; };
 int clock_gettime(int clock, struct timespec *now) {
@@ -436,8 +446,8 @@ int clock_gettime(int clock, struct timespec *now) {
 """
 
 
-class Preloading(RunnerBundle):
-    """The runner with that library in front of the C library."""
+class Preloading(RunnerPackage):
+    """A package that preloads that library."""
 
     def command(self, folder: str) -> list[str]:
         loader, *rest = super().command(folder)
@@ -445,24 +455,24 @@ class Preloading(RunnerBundle):
 
 
 @pytest.mark.parametrize("clock", [0, 1], ids=["realtime", "monotonic"])
-def test_a_clock_that_is_set_while_a_graph_runs(opened, bundle, graph, tmp_path, clock):
+def test_a_clock_that_is_set_while_a_graph_runs(opened, package, graph, tmp_path, clock):
     (tmp_path / "jumping.c").write_text(JUMPING)
     library, zig = tmp_path / "libjumping.so", zig_command()
     assert zig
     build = ["-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC", "-nostdlib", "-O1"]
     source = [f"-DJUMPS={clock}", str(tmp_path / "jumping.c"), "-o", str(library)]
     subprocess.run([*zig, *build, *source], check=True)
-    files = {**bundle.files, "libjumping.so": library}
-    with PhoneTarget(opened, Preloading("glibc", files), thermal=IMPATIENT) as target:
+    files = {**package.files, "libjumping.so": library}
+    with PhoneTarget(opened, Preloading("glibc", files), IMPATIENT) as target:
         if clock == 0:  # the wall clock: automatic time, a time zone, the user
-            record = target.measure_many([graph], turns=8, warmup=0)[0]
+            record = target.measure_many([graph], runs=8, warmup=0)[0]
             assert max(record.samples_ms) < 60_000
-        else:  # no phone's does; without it the test above would pass by doing nothing
+        else:  # a negative control: no real monotonic clock jumps
             with pytest.raises(DeviceError):
-                target.measure_many([graph], turns=8, warmup=0)
+                target.measure_many([graph], runs=8, warmup=0)
 
 
-# Hostile words ------------------------------------------------------------------------------------
+# Hostile arguments --------------------------------------------------------------------------------
 
 HOSTILE = [
     "a b",
@@ -478,10 +488,10 @@ HOSTILE = [
 ]
 
 
-def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
+def test_words_are_quoted_for_the_phones_shell(phone, opened):
     printed = opened.shell(["printf", "<%s>", *HOSTILE])
     assert printed == "".join(f"<{word}>" for word in HOSTILE)
-    with opened.beside(["echo", "$(touch /data/local/tmp/pwned); `id`"]) as said:
+    with opened.in_background(["echo", "$(touch /data/local/tmp/pwned); `id`"]) as said:
         assert said == "$(touch /data/local/tmp/pwned); `id`"
     assert phone.files() == []
 
@@ -489,8 +499,8 @@ def test_words_reach_the_phones_own_shell_as_they_are(phone, opened):
 @pytest.mark.parametrize(
     "serial", ["x; touch pwned", "$(touch pwned)", "a b", "", "x\n0012host:kill"]
 )
-def test_a_hostile_serial_is_only_a_phone_that_is_not_there(phone, server, serial):
-    with pytest.raises(AdbError, match="no such phone is attached; attached: "):
+def test_a_hostile_serial_is_only_an_unknown_phone(phone, server, serial):
+    with pytest.raises(AdbError, match="no such phone is attached; attached phones: "):
         open_phone(server, serial)
     assert phone.files() == []
     assert state_of(server, phone) == "device"

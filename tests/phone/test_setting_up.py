@@ -1,4 +1,4 @@
-"""How the emulated phone comes about; needs none."""
+"""Preparation of the emulated phone; these tests need no phone."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ Suites: bookworm
 """
 
 
-def test_the_suite_is_replaced_in_the_new_form_of_source_lists():
+def test_the_suite_is_replaced_in_deb822_source_lists():
     text = replaced_suite(DEB822, "bookworm")
     suites = [line for line in text.splitlines() if line.startswith("Suites")]
     assert suites == ["Suites: trixie trixie-updates", "Suites: trixie-security"]
@@ -44,7 +44,7 @@ def test_the_suite_is_replaced_in_the_new_form_of_source_lists():
     assert "switched-off" not in text
 
 
-def test_the_suite_is_replaced_in_the_old_form_of_source_lists():
+def test_the_suite_is_replaced_in_one_line_source_lists():
     text = (
         "# deb http://mirror.example/debian bookworm main\n"
         "deb [arch=amd64 signed-by=/x.gpg] http://mirror.example/debian bookworm main contrib\n"
@@ -58,12 +58,12 @@ def test_the_suite_is_replaced_in_the_old_form_of_source_lists():
     )
 
 
-def test_a_machine_that_is_already_there_keeps_its_suites():
+def test_a_machine_with_the_right_suite_keeps_its_lists():
     assert replaced_suite("deb http://m trixie main\n", "trixie") == "deb http://m trixie main\n"
     assert replaced_suite("", "bookworm") == ""
 
 
-def test_apt_is_told_to_leave_the_machine_alone(tmp_path, monkeypatch):
+def test_apt_does_not_change_the_machine(tmp_path, monkeypatch):
     etc = tmp_path / "host"
     (etc / "sources.list.d").mkdir(parents=True)
     (etc / "apt.conf.d").mkdir()
@@ -91,7 +91,7 @@ def test_apt_is_told_to_leave_the_machine_alone(tmp_path, monkeypatch):
     ("system", "message"),
     [(("Darwin", "arm64"), "needs Linux on x86-64"), (("Linux", "x86_64"), "no `apt-get`")],
 )
-def test_a_machine_that_cannot_make_the_phone_says_why(tmp_path, monkeypatch, system, message):
+def test_unsupported_machines_get_a_reason(tmp_path, monkeypatch, system, message):
     monkeypatch.setattr("packages.platform.system", lambda: system[0])
     monkeypatch.setattr("packages.platform.machine", lambda: system[1])
     monkeypatch.setattr("packages.shutil.which", lambda name: None)
@@ -100,7 +100,7 @@ def test_a_machine_that_cannot_make_the_phone_says_why(tmp_path, monkeypatch, sy
     assert not (tmp_path / "phone").exists()
 
 
-def test_a_system_without_debians_packages_says_so(tmp_path, monkeypatch):
+def test_a_system_without_debian_packages_gets_a_reason(tmp_path, monkeypatch):
     (tmp_path / "sources.list").write_text("deb http://archive.example/ubuntu noble main\n")
     monkeypatch.setattr("packages.APT", tmp_path)
     monkeypatch.setattr(
@@ -111,7 +111,7 @@ def test_a_system_without_debians_packages_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("has_unshare", [True, False])
-def test_a_machine_that_refuses_namespaces_says_so_in_one_line_and_fails(tmp_path, has_unshare):
+def test_a_machine_without_namespaces_fails_with_one_line(tmp_path, has_unshare):
     if has_unshare:
         unshare = tmp_path / "unshare"
         unshare.write_text("#!/bin/sh\necho 'unshare: unshare failed: Not permitted' >&2; exit 1\n")

@@ -48,7 +48,7 @@ OPTIONS = {
     "export": "",
     "lens": "",
     "bench": (
-        "--target=host --runs=5 --warmup=1 --poses=1 --yardstick-turns=0 --sustained-seconds=0"
+        "--target=host --runs=5 --warmup=1 --poses=1 --reference-model-runs=0 --sustained-seconds=0"
     ),
     "report": "",
 }

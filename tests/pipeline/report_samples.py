@@ -202,7 +202,7 @@ def sample_bench(device: DeviceIdentity) -> DeviceBench:
             "spinning": False, "clock": "wall", "cpu_ms": (0.97 * samples).tolist(),
             "at_ms": (1000 * np.linspace(0, 60, runs) if drift else np.cumsum(samples)).tolist(),
             "curve": sample_curve(30) if drift else None,
-            "throttled": drift > 0, "throttling": ["its thermal status rose to 1"] * (drift > 0),
+            "throttled": drift > 0, "throttling": ["the thermal status rose to 1"] * (drift > 0),
         }  # fmt: skip
         return LatencyRecord(
             tuple(samples),
@@ -220,7 +220,7 @@ def sample_bench(device: DeviceIdentity) -> DeviceBench:
         return GraphBench(
             name, fields.pop("precision", "fp32"), f"{file}.onnx", latency=record(file, median_ms),
             fidelity=Fidelity(121.4, 2.4e-6, 60.0, 2),
-            yardstick=RatioInterval(median_ms / 4, median_ms / 4.1, median_ms / 3.9, 0.95, 20),
+            reference_ratio=RatioInterval(median_ms / 4, median_ms / 4.1, median_ms / 3.9, 0.95, 20),
             operators=(
                 OperatorTime("Conv", "CPUExecutionProvider", 17, 0.9 * median_ms, 0.9),
                 OperatorTime("Gelu", "CPUExecutionProvider", 8, 0.1 * median_ms, 0.1),
@@ -238,7 +238,9 @@ def sample_bench(device: DeviceIdentity) -> DeviceBench:
             graph("dense_student", "dense", 3.95),
             graph("student", "Bricks", 1.91, sustained=record("Bricks", 1.96, 600, 0.4)),
             graph("pose_to_image", "Bricks_fused", 2.37),
-            graph("student", "Bricks_fp16", 1.42, precision="fp16", fallen_back=("Gelu_3 (Gelu)",)),
+            graph(
+                "student", "Bricks_fp16", 1.42, precision="fp16", fallback_nodes=("Gelu_3 (Gelu)",)
+            ),
             GraphBench("student", "int8", "Bricks_int8.onnx", refused),
         ),
     )

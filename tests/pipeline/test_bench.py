@@ -1,4 +1,4 @@
-"""The bench stage: several devices at once, lost ones, and going on after an interruption."""
+"""The bench stage: several devices at once, lost devices, and continuing after an interruption."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pipeline.bench import make_bench, print_bench
 from pipeline.comparison import distinct_names
 from pipeline.console import Console
 
-QUICK = BenchmarkConfig("phone", runs=2, warmup=0, poses=1, yardstick_turns=0, profile=False,
+QUICK = BenchmarkConfig(runs=2, warmup=0, poses=1, reference_model_runs=0, profile=False,
                         sustained_seconds=0)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def full_precision_only(monkeypatch):
-    """Three graphs are enough to see."""
+    """Only measure the fp32 graphs, which is faster."""
     monkeypatch.setattr("pipeline.bench.PRECISIONS", ())
 
 
 class Phone(HostTarget):
-    """The host under another name, that is lost before it measures the graph whose name it is given."""
+    """The host as a fake phone, which is lost before it measures the graph `lost_at`."""
 
     def __init__(self, unit: str, lost_at: str | None = None):
         super().__init__()
@@ -48,7 +48,7 @@ def bench(run: Path, *targets: HostTarget, failures: tuple[str, ...] = ()):
     return make_bench(Run(run), QUICK, targets, failures, Console())
 
 
-def test_several_phones_are_measured_side_by_side(run, capsys):
+def test_several_phones_are_measured_concurrently(run, capsys):
     artifact = bench(run, Phone("aaaa"), Phone("bbbb"))
     record = json.loads((run / "bench" / "latencies.json").read_text())
     assert [device["device"]["unit"] for device in record["devices"]] == ["aaaa", "bbbb"]
@@ -62,7 +62,7 @@ def test_several_phones_are_measured_side_by_side(run, capsys):
     assert len(manifest(run, "bench")["details"]["devices"]) == 2
 
 
-def test_a_phone_that_is_lost_costs_the_others_nothing(run):
+def test_a_lost_phone_does_not_affect_the_others(run):
     lost = Phone("bbbb", lost_at="ToyCar_fused.onnx")
     artifact = bench(run, Phone("aaaa"), lost, failures=("X: the phone is offline",))
     record = json.loads((run / "bench" / "latencies.json").read_text())
@@ -70,11 +70,11 @@ def test_a_phone_that_is_lost_costs_the_others_nothing(run):
     assert record["failed"] == [
         "X: the phone is offline", "bbbb: the connection to the phone was lost",
     ]  # fmt: skip
-    with pytest.raises(DeviceError, match=r"X: the phone is offline \(and 1 more\); what else"):
+    with pytest.raises(DeviceError, match=r"X: the phone is offline \(and 1 more\); all other"):
         print_bench(artifact, Console())
 
 
-def test_after_a_lost_phone_the_same_command_goes_on_where_it_was(run):
+def test_after_a_lost_phone_the_same_command_continues(run):
     shutil.rmtree(run / "bench")
     with pytest.raises(AdbError, match="was lost"):
         bench(run, Phone("aaaa", lost_at="ToyCar_fused.onnx"))
@@ -86,7 +86,7 @@ def test_after_a_lost_phone_the_same_command_goes_on_where_it_was(run):
     assert manifest(run, "bench")["resumed"] is True
 
 
-def test_what_has_not_changed_is_not_measured_again(run):
+def test_unchanged_graphs_are_not_measured_again(run):
     bench(run, Phone("aaaa"))
     second = Phone("aaaa")
     bench(run, second)
@@ -104,5 +104,5 @@ def test_what_has_not_changed_is_not_measured_again(run):
         (("runs/a", "runs/a"), ("a (1)", "a (2)")),
     ],
 )
-def test_two_students_are_told_apart_by_their_names(pair, names):
+def test_two_students_have_distinct_names(pair, names):
     assert distinct_names((Path(pair[0]), Path(pair[1]))) == names

@@ -26,6 +26,7 @@ from miniature import CHAIN, OPTIONS, ROOT, manifest, nelf, results, stage, tree
 
 from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
+from device.target_config import TargetConfig
 from lightfield.errors import ConfigError
 from lightfield.ranges import range_of
 from pipeline import mishaps
@@ -58,11 +59,11 @@ CONFIGS = {
         MeasurementConfig,
         DistillConfig,
         FineTuneConfig,
-        measuring.MeasuredOn,
+        TargetConfig,
     ],
     "baseline": [BaselineConfig, MeasurementConfig, DistillConfig, FineTuneConfig],
     "check-table": [SearchSpaceConfig],
-    "bench": [BenchmarkConfig],
+    "bench": [TargetConfig, BenchmarkConfig],
 }
 FEW = ["--resolution=16", "--train-views=2", "--val-views=1", "--test-views=1"]
 COMMANDS = (
@@ -169,7 +170,7 @@ def test_no_number_is_without_a_range(holder, name):
         ("scene --resolution 3", "scene.resolution: 3 pixels are less than the student's"),
         ("student --published-network.points 6", "and none is given; add --published"),
         ("prune --replay=", "an option has an empty path"),
-        ("bench --compare a b", "leave one of the two options out"),
+        ("bench --compare a b", "leave out --run, or --compare"),
         ("fly", "'fly' is no command; `nelf --help` lists the commands"),
         ("stutus", "'stutus' is no command; perhaps status is meant"),
         ("--run x export", "'--run' is no command"),
@@ -323,7 +324,7 @@ def test_an_emulated_phone_is_no_evidence(run, monkeypatch):
     monkeypatch.setattr(measuring, "choose_target", emulated)
     before = tree(run)
     line = stage(run, "prune").refusal
-    assert "an emulated device's latency is no evidence" in line
+    assert "the latency of an emulated device is no evidence" in line
     assert "--target host" in line
     assert tree(run) == before
 
@@ -336,9 +337,9 @@ def test_a_bench_on_an_emulated_phone_shows_no_time(run, monkeypatch):
 
     monkeypatch.setattr(measuring, "choose_target", emulated)
     said = stage(run, "bench", "--target=phone", "--sustained-seconds=0").done
-    assert "emulated device: its times mean nothing" in said
+    assert "emulated device: latencies are meaningless" in said
     assert not re.search(r"\d ms|FPS", said)
-    assert "PSNR dB: equal" in said
+    assert "against the host's, dB: equal" in said
     page = (run / "bench" / "bench.html").read_text()
     assert not re.search(r"\d ms|\bFPS\b", re.sub(r"<[^>]*>", "", page))
 
@@ -365,9 +366,9 @@ def test_two_students_are_compared_in_turns(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["bench"], "pass --run, or --compare"),
+        (["bench"], "pass --run RUN, or --compare"),
         (["bench", "--compare", "nowhere", "nothing"], "neither a run nor an ONNX file"),
-        (["bench", "--run", "x", "--all-phones", "--target=host"], "is not all phones"),
+        (["bench", "--run", "x", "--all-phones", "--target=host"], "all phones cannot be combined"),
         (["bench", "--all-phones", "--compare", "a", "b"], "compared on one device"),
     ],
 )
@@ -377,7 +378,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, words, reason
     assert reason in nelf(*words, *extra).refusal
 
 
-# --- mishaps --------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -416,6 +417,7 @@ class Watch:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Watch())
 assert "torch" not in sys.modules
+from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 main(["status", "--run", sys.argv[1]])
 """

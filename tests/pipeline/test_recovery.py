@@ -21,7 +21,7 @@ from torch.distributed import TCPStore
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
 from lightfield.run import WEIGHTS
 from lightfield.student import Student, StudentSpec, mac_count
-from pipeline.commands.measuring import MeasuredOn
+from pipeline.commands import measuring
 from pipeline.recovery import equal_windows
 from pipeline.replay import RecordedTarget
 
@@ -106,7 +106,8 @@ def toy_phone(dense: StudentSpec) -> Iterator[None]:
             return [record(spec).p50_ms for spec in specs]
 
     target = ToyPhone(PHONE, Formula(), Path(), "0" * 64)
-    with mock.patch.object(MeasuredOn, "opened", return_value=contextlib.nullcontext(target)):
+    opened = contextlib.nullcontext(target)
+    with mock.patch.object(measuring, "opened_target", return_value=opened):
         yield
 
 

@@ -300,7 +300,7 @@ def test_a_graph_without_latency_shows_the_reason_and_throttling_a_warning(
     text = whole_page.text
     assert "Pruned student, int8: speed not available: its images are 11.2 dB from" in text
     assert "Pruned student: throttled" not in text  # only the sustained measurement throttled
-    assert "Pruned student, sustained: throttled: its thermal status rose to 1" in text
+    assert "Pruned student, sustained: throttled: the thermal status rose to 1" in text
     assert "Pruned student, fp16: 1 node ran on another provider" in text
 
 

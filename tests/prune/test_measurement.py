@@ -1,11 +1,7 @@
-from dataclasses import replace
-
 import numpy as np
-import pytest
 
-from lightfield.errors import BudgetError
 from lightfield.latency import ComparedLatency, DeviceIdentity, LatencyRecord
-from prune.measurement import MIN_UNDISTURBED_RUNS, budget_runs, measured_until, ratio_runs
+from prune.measurement import measured_until
 
 HOST = DeviceIdentity("host", "a processor", "an OS", "onnxruntime 1", "CPUExecutionProvider", 1)
 
@@ -26,52 +22,6 @@ def busy_host(count: int, undisturbed_every: int, seed: int = 0, device=HOST) ->
         )
         records.append(record(cpu + stolen, cpu, device))
     return ComparedLatency(*records)
-
-
-def test_on_a_busy_host_the_ratio_is_one_of_cpu_times():
-    measured = busy_host(40, undisturbed_every=8)
-    assert ratio_runs(measured).ratio == pytest.approx(0.5, rel=0.03)
-    assert abs(measured.ratio - 0.5) > 0.05  # the ratio of wall-clock times
-
-
-def test_a_percentile_counts_undisturbed_runs_if_there_are_enough():
-    measured = busy_host(8 * MIN_UNDISTURBED_RUNS, undisturbed_every=8)
-    runs, clock = budget_runs(measured)
-    assert clock == "undisturbed"
-    assert len(runs.candidate.samples_ms) == MIN_UNDISTURBED_RUNS
-    assert set(runs.candidate.samples_ms) <= set(measured.candidate.samples_ms)
-    assert runs.percentile_ratio(90) == pytest.approx(0.5, rel=0.05)
-
-
-def test_a_percentile_is_one_of_cpu_times_without_undisturbed_runs():
-    runs, clock = budget_runs(busy_host(40, undisturbed_every=8))
-    assert clock == "cpu"
-    assert runs.percentile_ratio(90) == pytest.approx(0.5, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    "device", [replace(HOST, kind="phone"), replace(HOST, threads=2)], ids=["phone", "threads"]
-)
-def test_on_other_devices_all_runs_count(device):
-    measured = busy_host(40, undisturbed_every=8, device=device)
-    assert ratio_runs(measured) is measured
-    assert budget_runs(measured) == (measured, "wall")
-
-
-def test_a_record_of_cpu_times_is_reported_as_one():
-    own = record([1.0, 2.0], [1.0, 2.0])
-    own = replace(own, conditions={**own.conditions, "clock": "process_cpu"})
-    measured = ComparedLatency(own, own)
-    assert budget_runs(measured) == (measured, "cpu")
-
-
-@pytest.mark.parametrize("take", [ratio_runs, budget_runs])
-@pytest.mark.parametrize("side", ["candidate", "reference"])
-def test_an_emulated_device_is_no_evidence(take, side):
-    emulated = record([1.0, 2.0], device=replace(HOST, emulated=True))
-    measured = replace(ComparedLatency(record([1.0, 2.0]), record([1.0, 2.0])), **{side: emulated})
-    with pytest.raises(BudgetError, match="no evidence"):
-        take(measured)
 
 
 def test_the_interval_covers_the_true_ratio_as_often_as_stated():

@@ -29,6 +29,8 @@ GIB = 2**30
 TABLE_COLUMNS = 118
 COPY_BYTES = 2 << 30
 PRODUCT_SIDE = 8192
+WARM_UP_CALLS = 3
+"""Calls that compile kernels and capture graphs, before `do_bench` estimates the duration of a call."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def time_ms(work: Callable[[], object]) -> float:
     """Median GPU time of `work` with a cold L2 cache, by `triton.testing.do_bench`."""
     from triton.testing import do_bench
 
+    for _ in range(WARM_UP_CALLS):
+        work()
     return float(do_bench(work, return_mode="median"))  # pyright: ignore[reportArgumentType]
 
 

@@ -1,9 +1,11 @@
 #!/bin/sh
-# The root of a phone, and adbd in it:  unshare --mount sh start.sh ROOT TREE STATE DATA PORT
+# Sets up the root directory of a phone and starts adbd:
 #
-# Nothing of the host is in it but a few devices. /system/bin holds an arm64 shell and tools and the
-# stand-ins of `bin/`, which print and keep what lies in STATE (seen as /phone); DATA is its storage;
-# adbd, which is not arm64, lies apart with its own libraries.
+#     unshare --mount sh start.sh ROOT TREE STATE DATA PORT
+#
+# The root contains nothing of the host except a few devices. /system/bin contains an arm64 shell, arm64
+# tools and the fakes from `bin/`, which read and write STATE (mounted at /phone). DATA is the storage of
+# the phone. adbd, which is not an arm64 program, is in a separate folder with its own libraries.
 set -e
 root=$1 tree=$2 state=$3 data=$4 port=$5
 here=$(dirname "$0")
@@ -16,7 +18,7 @@ mount --bind "$data" data
 
 cp "$tree/arm64/usr/bin/mksh-static" system/bin/sh
 cp "$tree/arm64/usr/bin/toybox" system/bin/
-# toybox needs a C library; where it lies, programs without LD_LIBRARY_PATH do not look
+# toybox needs a C library, which is in a folder that is not searched without LD_LIBRARY_PATH
 cp "$tree/arm64/usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1" lib/
 cp "$tree/arm64/usr/lib/aarch64-linux-gnu/libc.so.6" "$tree"/arm64/usr/lib/aarch64-linux-gnu/libcrypt.so.1 \
   "$tree"/arm64/usr/lib/aarch64-linux-gnu/libm.so.6 system/lib64/
