@@ -30,6 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from lightfield.clocks import budget_runs, ratio_runs
 from lightfield.errors import BudgetError, ParityError
 from lightfield.files import fingerprint
 from lightfield.latency import ComparedLatency
@@ -50,11 +51,9 @@ from prune.latency_model import Choices, LatencyTable, build_latency_table
 from prune.measurement import (
     LatencyMeter,
     Trial,
-    budget_runs,
     measured_until,
     one_round,
     pareto_front,
-    ratio_runs,
 )
 from prune.proposals import (
     PROPOSED,
