@@ -33,6 +33,7 @@ from pipeline import errors
 from pipeline.cli import main
 from pipeline.commands import command_line, measuring
 from pipeline.presets import NetworkConfig, SceneConfig, preset
+from pipeline.stages.baseline import BaselineConfig
 from prune.config import (
     ArchitectureChange,
     Budget,
