@@ -170,7 +170,7 @@ def test_every_number_has_a_range(holder, name):
         ("scene --resolution 3", "scene.resolution: 3 pixels are less than the student's"),
         ("student --published-network.points 6", "--published is missing; add --published"),
         ("prune --replay=", "the path of an option is empty"),
-        ("bench --compare a b", "leave one of the two options out"),
+        ("bench --compare a b", "leave out --run, or --compare"),
         ("fly", "'fly' is not a command; `nelf --help` lists the commands"),
         ("stutus", "'stutus' is not a command; did you mean status?"),
         ("--run x export", "'--run' is not a command"),
@@ -420,7 +420,6 @@ class Watch:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Watch())
 assert "torch" not in sys.modules
-from pipeline.baselines import BaselineConfig
 from pipeline.cli import main
 main(["status", "--run", sys.argv[1]])
 """

@@ -57,8 +57,8 @@ def test_an_invalid_checkpoint_is_refused_and_the_student_kept(run, checkpoint, 
         (tmp_path / "gone.tar", NETWORK, "file is missing"),
         (tmp_path / "pipe.tar", NETWORK, "is not a regular file"),
         (tmp_path / "nan.tar", NETWORK, "the student renders NaN"),
-        (checkpoint, (), "84 input channels are not 8 points"),
-        (checkpoint, ("--published-network.far", 1), "near 2 is not before far 1"),
+        (checkpoint, (), "84 input channels do not fit 8 points"),
+        (checkpoint, ("--published-network.far", 1), "near must be smaller than far"),
     ):
         assert reason in nelf("student", "--run", run, "--published", file, *options).refusal
     assert tree(run) == before

@@ -36,6 +36,7 @@ from pipeline.report.pages import ENVIRONMENT, page
 from pipeline.report.provenance import commands
 from pipeline.report.run_data import STAGES, RunData
 from pipeline.report.svg import PAINTS, TEACHER
+from pipeline.stages.report import make_report
 from prune.measurement import Trial, pareto_front
 from prune.state import HISTORY
 
@@ -251,7 +252,7 @@ def test_damaged_files_are_named(run: Run) -> None:
     changed = run.path / "prune" / RENDERS
     changed.write_bytes(b"PK\x03\x04" + changed.read_bytes()[4:])
     text = report_of(run).text
-    assert "Teacher not available: file is missing or truncated" in text
+    assert "Teacher not available: the file is missing or truncated" in text
     assert "Student not available: holds uint8 values of shape (1, 2, 2, 3), not uint8 of" in text
     changed = "the file's SHA-256 differs from the one in the manifest"
     assert f"Pruned student not available: {changed}" in text
