@@ -32,7 +32,7 @@ IR_VERSIONS = {11: 6, 17: 8, 20: 9}
 GEMM_FUSIONS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
 """Passes of onnxsim that are skipped: they replace one Add by two Reshapes."""
 
-FOREIGN_OPERATORS = frozenset({"GeluSnap"})
+SNAP_OPERATORS = frozenset({"GeluSnap"})
 """Operators in the default domain that ONNX does not define and ONNX's checker refuses."""
 
 NARROW_TYPES = ("int8", "int32", "float16")
@@ -254,23 +254,23 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
 def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shapes of all values, after ONNX's full check of the model.
 
-    Operators foreign to ONNX are checked as Relu, which keeps the shape as they do.
+    Operators of other domains are checked as Relu, because they keep the shape like Relu.
     """
-    plain = _without_foreign_operators(model)
+    plain = _without_other_domains(model)
     checker.check_model(plain, full_check=True)
     return _inferred(plain)
 
 
 def inferred_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shapes of all values as far as they follow from the inputs; the model is not checked."""
-    return _inferred(_without_foreign_operators(model))
+    return _inferred(_without_other_domains(model))
 
 
-def _without_foreign_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+def _without_other_domains(model: onnx.ModelProto) -> onnx.ModelProto:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     for node in plain.graph.node:
-        if node.op_type in FOREIGN_OPERATORS:
+        if node.op_type in SNAP_OPERATORS:
             node.op_type = "Relu"
     return plain
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import onnx
 from onnx import defs, shape_inference
 
-from export.graph import FOREIGN_OPERATORS, Shape, inferred_shapes, operator_name, values_of
+from export.graph import SNAP_OPERATORS, Shape, inferred_shapes, operator_name, values_of
 from export.onnx_tensors import nodes_of, subgraphs_of
 from lightfield.errors import ExportError
 
@@ -60,7 +60,7 @@ def _multiplies(node: onnx.NodeProto) -> bool:
     name = operator_name(node)
     if name != node.op_type:
         return name not in FREE_ELSEWHERE
-    known = defs.has(name) or name in FOREIGN_OPERATORS
+    known = defs.has(name) or name in SNAP_OPERATORS
     return not known or PRODUCTS.search(name) is not None
 
 

@@ -118,7 +118,7 @@ def leading_distiller(
     ranks.broadcast_text("")
 
 
-def assist_recovery(run: Run, settings: DistillConfig, console: Console, ranks: Ranks) -> None:
+def follow_recovery(run: Run, settings: DistillConfig, console: Console, ranks: Ranks) -> None:
     """The part of the other ranks in a stage that rank 0 performs with a `leading_distiller`."""
 
     def work(_: StageWriter) -> None:

@@ -54,9 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No type checks, as for a user: what refuses foreign data is then our code, not the checker.
+    """Switch runtime type checks off, as for a user, so that the code itself has to refuse invalid data.
 
-    A failed check is a TypeError, which code that reads foreign data catches and reports: without
+    A failed check is a TypeError, which code that reads data from outside catches and reports. Without
     this fixture such a test passes whatever the code does.
     """
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

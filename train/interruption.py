@@ -27,7 +27,7 @@ def interruptible() -> Iterator[Interruption]:
 
     The block must check `requested` after each step, write its checkpoint, and end. A second signal
     raises KeyboardInterrupt immediately, except in a process that torchrun started, because torchrun
-    turns one Ctrl-C into two signals. Ignored signals stay ignored. Outside the main thread the block
+    sends two signals for one Ctrl-C. Ignored signals stay ignored. Outside the main thread the block
     runs unchanged, because only the main thread receives signals.
 
     Raises:

@@ -29,7 +29,13 @@ from pipeline.commands.diagnostics import (
     InspectCommand,
     StatusCommand,
 )
-from pipeline.commands.measuring import Baseline, Bench, BenchTool, CheckTable, Prune
+from pipeline.commands.measuring import (
+    BaselineCommand,
+    BenchCommand,
+    BenchToolCommand,
+    CheckTableCommand,
+    PruneCommand,
+)
 from pipeline.commands.option_help import (
     OPTION_RULES,
     first_statement,
@@ -58,7 +64,7 @@ the command line override those of the preset. An error is printed as one line, 
 --debug prints the traceback."""
 
 
-ON_ALL_RANKS = (PseudoCommand, StudentCommand, Prune, Baseline)
+ON_ALL_RANKS = (PseudoCommand, StudentCommand, PruneCommand, BaselineCommand)
 """Commands that all ranks of a torchrun job perform together; rank 0 alone performs any other."""
 
 
@@ -142,7 +148,7 @@ def commands(chosen: Preset) -> dict[str, Any]:
         "student": StudentCommand(
             missing, network=chosen.network, distill=chosen.distill, fine_tune=chosen.fine_tune
         ),
-        "prune": Prune(
+        "prune": PruneCommand(
             missing,
             budget=pruning.budget,
             search=pruning.search,
@@ -152,19 +158,19 @@ def commands(chosen: Preset) -> dict[str, Any]:
             distill=recovery,
             fine_tune=chosen.fine_tune,
         ),
-        "baseline": Baseline(
+        "baseline": BaselineCommand(
             missing,
             measurement=pruning.measurement,
             distill=recovery,
             fine_tune=chosen.fine_tune,
         ),
-        "check-table": CheckTable(
+        "check-table": CheckTableCommand(
             missing, table_runs=pruning.measurement.table_runs, space=pruning.space
         ),
         "export": ExportCommand(missing),
         "lens": LensCommand(missing),
-        "bench": Bench(config=chosen.bench),
-        "bench-tool": BenchTool(ToolConfig(missing, missing, missing)),
+        "bench": BenchCommand(config=chosen.bench),
+        "bench-tool": BenchToolCommand(ToolConfig(missing, missing, missing)),
         "report": ReportCommand(missing),
         "status": StatusCommand(),
         "doctor": DoctorCommand(),

@@ -25,7 +25,7 @@ from pipeline.latency_check import predictions
 from pipeline.presets import (
     Preset,
 )
-from pipeline.recovery import assist_recovery
+from pipeline.recovery import follow_recovery
 from pipeline.replay import RecordedTarget
 from pipeline.stages.baseline import BaselineConfig, make_baseline
 from pipeline.stages.bench import make_bench, print_bench
@@ -59,7 +59,7 @@ def opened_target(config: TargetConfig, console: Console) -> Iterator[RunnerTarg
 
 
 @dataclass(frozen=True)
-class Prune(StageCommand):
+class PruneCommand(StageCommand):
     """Prune the student until its latency, measured on the target, meets the budget."""
 
     start_from: Path | None = None
@@ -86,7 +86,7 @@ class Prune(StageCommand):
         )
         with joined_ranks() as ranks:
             if not ranks.is_first:
-                assist_recovery(run, self.distill, console, ranks)
+                follow_recovery(run, self.distill, console, ranks)
                 return
             if self.replay is None:
                 opened = opened_target(self.on, console)
@@ -105,7 +105,7 @@ class Prune(StageCommand):
 
 
 @dataclass(frozen=True)
-class Baseline(StageCommand):
+class BaselineCommand(StageCommand):
     """Make a faster student in the simplest way, for comparison with the pruned student."""
 
     config: Flat[BaselineConfig] = field(default_factory=BaselineConfig)
@@ -119,7 +119,7 @@ class Baseline(StageCommand):
         run = Run(self.run, console.progress)
         with joined_ranks() as ranks:
             if not ranks.is_first:
-                assist_recovery(run, self.distill, console, ranks)
+                follow_recovery(run, self.distill, console, ranks)
                 return
             with opened_target(self.on, console) as target:
                 artifact = make_baseline(
@@ -136,7 +136,7 @@ class Baseline(StageCommand):
 
 
 @dataclass(frozen=True)
-class CheckTable(StageCommand):
+class CheckTableCommand(StageCommand):
     """Compare the latencies that the table predicts for random students with measured ones."""
 
     students: Annotated[int, Range(1, 100_000)] = 20
@@ -169,7 +169,7 @@ class CheckTable(StageCommand):
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchCommand:
     """Measure the exported graphs on a phone, on several phones, or on this machine."""
 
     run: Path | None = None
@@ -245,7 +245,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class BenchTool:
+class BenchToolCommand:
     """Run a third-party benchmark program on a phone: ONNX Runtime's, LiteRT's or ExecuTorch's."""
 
     config: Flat[ToolConfig]

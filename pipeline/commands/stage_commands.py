@@ -102,7 +102,9 @@ class PseudoCommand(StageCommand):
         if self.published is not None:
             if not is_first_rank():
                 return
-            artifact = pseudo.bring_pseudo(Run(self.run, console.progress), self.published, console)
+            artifact = pseudo.import_published_pseudo(
+                Run(self.run, console.progress), self.published, console
+            )
             say(console, artifact, "{images} images")
             return
         with joined_ranks() as ranks:

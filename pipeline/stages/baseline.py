@@ -75,7 +75,7 @@ def make_baseline(
 ) -> Artifact:
     """Make a baseline of the run's dense student, as a stage beside `prune`.
 
-    Rank 0 calls this function; the other ranks call `assist_recovery`.
+    Rank 0 calls this function; the other ranks call `follow_recovery`.
 
     Raises:
         CheckpointError: when ratio or steps are to be the pruned student's, and there is none.

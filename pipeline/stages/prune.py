@@ -80,7 +80,7 @@ def make_pruned(
 ) -> Artifact:
     """Prune the student to a latency measured on the target, then fine-tune it on real images.
 
-    Rank 0 calls this function; the other ranks call `assist_recovery`. With a record in place of a
+    Rank 0 calls this function; the other ranks call `follow_recovery`. With a record in place of a
     target, the same settings lead to the same student.
 
     Args:

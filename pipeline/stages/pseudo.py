@@ -47,7 +47,7 @@ CAMERA_TOLERANCE = 1e-3
 """Largest relative difference of the parameters of equal cameras; published folders round theirs."""
 
 
-def bring_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
+def import_published_pseudo(run: Run, folder: Path, console: Console) -> Artifact:
     """Use pseudo images of MobileR2L's published code instead of rendering a teacher.
 
     Raises:

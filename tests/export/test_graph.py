@@ -24,7 +24,7 @@ def test_a_graph_that_keeps_its_contract_is_accepted(tmp_path):
     assert check_file(tmp_path / "a.onnx", CONTRACT).ir_version == 8
 
 
-def test_a_foreign_operator_is_accepted(tmp_path):
+def test_an_operator_of_snapml_is_accepted(tmp_path):
     save_model(graph("GeluSnap"), tmp_path / "a.onnx")
     check_file(tmp_path / "a.onnx", CONTRACT)
 
@@ -79,7 +79,7 @@ def test_inner_shapes_that_depend_on_data_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no graph at all"])
-def test_a_missing_or_foreign_file_is_refused(tmp_path, content):
+def test_a_missing_file_or_another_format_is_refused(tmp_path, content):
     path = tmp_path / "a.onnx"
     if content is not None:
         path.write_bytes(content)

@@ -65,7 +65,9 @@ def test_relu_in_place_of_gelusnap_fails_the_comparison(shipped):
     ("activation", "suffix"),
     [("gelu", "SnapGELU"), ("sigmoid_gelu", "SnapSigmoidGELU"), ("relu", "SnapReLU")],
 )
-def test_file_names_state_the_activation_and_only_gelu_needs_a_foreign_operator(activation, suffix):
+def test_file_names_state_the_activation_and_only_gelu_needs_an_operator_of_snapml(
+    activation, suffix
+):
     assert FILE_SUFFIXES[activation] == suffix
     model = student_model(random_student(TAIL, activation), 4, 5, SNAP_ML)
     assert ("GeluSnap" in operators_of(model)) == (activation == "gelu")

@@ -11,8 +11,8 @@ from lightfield.encoding import embedder_to_student, encode, encodings_per_coord
 def embedded(points: torch.Tensor, frequencies: int) -> torch.Tensor:
     """The output of a lens's Embedder for [H, W, D] points: [1, K, H * W, D]."""
     flat = points.flatten(0, 1)
-    octaves = [2.0**k * flat for k in range(frequencies)]
-    return torch.stack([*map(torch.sin, octaves), *map(torch.cos, octaves), flat])[None]
+    powers = [2.0**k * flat for k in range(frequencies)]
+    return torch.stack([*map(torch.sin, powers), *map(torch.cos, powers), flat])[None]
 
 
 def test_channel_counts_of_the_published_encodings():

@@ -56,10 +56,10 @@ class EasyDict(dict):
         self.__dict__.update(values)
 
 
-def published_network(*, last: int = 4, points: int = 4, octaves: int = 3) -> R2L:
+def published_network(*, last: int = 4, points: int = 4, frequencies: int = 3) -> R2L:
     """A small network whose batch norms change the output."""
     torch.manual_seed(0)
-    network = R2L(3 * points * (2 * octaves + 1), 12, 3, (8, 6, 4), last)
+    network = R2L(3 * points * (2 * frequencies + 1), 12, 3, (8, 6, 4), last)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.3)
@@ -69,14 +69,14 @@ def published_network(*, last: int = 4, points: int = 4, octaves: int = 3) -> R2
     return network.eval()
 
 
-def published_encoding(points: Tensor, octaves: int) -> Tensor:
+def published_encoding(points: Tensor, frequencies: int) -> Tensor:
     """[n, coordinates] to [n, channels], as `data/rays_utils.py` writes it, value by value."""
     rows = []
     for row in points:
         values = []
         for x in row:
-            values += [torch.sin(x * 2**k) for k in range(octaves)]
-            values += [torch.cos(x * 2**k) for k in range(octaves)]
+            values += [torch.sin(x * 2**k) for k in range(frequencies)]
+            values += [torch.cos(x * 2**k) for k in range(frequencies)]
             values += [x]
         rows.append(torch.stack(values))
     return torch.stack(rows)

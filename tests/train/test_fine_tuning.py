@@ -35,15 +35,17 @@ def half_trained() -> Student:
     return distill(fresh_student(), ground_sampler(), replace(QUICK, steps=80), progress=silent)
 
 
-TUNING = FineTuneConfig(steps=70, evaluate_every=20, patience=2, rate_share=0.5)
+CONFIG = FineTuneConfig(steps=70, evaluate_every=20, patience=2, rate_share=0.5)
 
 
-def tuned(student: Student, held_out: Callable[[Student], float], config: FineTuneConfig = TUNING):
+def fine_tuned(
+    student: Student, held_out: Callable[[Student], float], config: FineTuneConfig = CONFIG
+):
     return fine_tune(student, ground_sampler(), held_out, config, QUICK, progress=silent)
 
 
 def test_fine_tuning_improves_and_reports_both_scores(half_trained):
-    found = tuned(half_trained, score)
+    found = fine_tuned(half_trained, score)
     assert found.before_db == score(half_trained)
     assert found.after_db == score(found.student) > found.before_db
     assert found.steps in (20, 40, 60, 70)
@@ -52,7 +54,7 @@ def test_fine_tuning_improves_and_reports_both_scores(half_trained):
 
 def test_fine_tuning_is_deterministic_and_does_not_change_its_input(half_trained):
     before = copy.deepcopy(half_trained)
-    first, second = tuned(half_trained, score), tuned(half_trained, score)
+    first, second = fine_tuned(half_trained, score), fine_tuned(half_trained, score)
     assert same(first.student, second.student)
     assert (first.steps, first.after_db) == (second.steps, second.after_db)
     assert same(half_trained, before)
@@ -83,7 +85,7 @@ def scripted(scores: list[float]) -> tuple[Callable[[Student], float], list[Stud
 )
 def test_fine_tuning_keeps_the_best_and_stops_early(half_trained, scores, best, steps):
     held_out, seen = scripted([float(x) for x in scores])
-    found = tuned(half_trained, held_out)
+    found = fine_tuned(half_trained, held_out)
     assert found.steps == steps
     assert same(found.student, seen[best])
     assert len(seen) == len([x for x in scores if x != 99])
@@ -93,7 +95,7 @@ def test_fine_tuning_keeps_the_best_and_stops_early(half_trained, scores, best, 
 
 
 def test_zero_steps_change_nothing(half_trained):
-    found = tuned(half_trained, score, replace(TUNING, steps=0))
+    found = fine_tuned(half_trained, score, replace(CONFIG, steps=0))
     assert same(found.student, half_trained)
     assert (found.steps, found.after_db) == (0, found.before_db)
 
@@ -110,7 +112,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
 ):
     """The interruption is in step `moment`; step 70 is after the last step."""
     scores = [30.0, 31.0, 30.5, 32.0, 31.0]
-    expected = tuned(half_trained, scripted(scores)[0])
+    expected = fine_tuned(half_trained, scripted(scores)[0])
     take, taken, evaluated = DistillationStep.take, [], []
 
     def interrupted(self: DistillationStep, step: int, rate_factor: float) -> Tensor:
@@ -131,7 +133,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
             half_trained,
             ground_sampler(),
             held_out,
-            TUNING,
+            CONFIG,
             QUICK,
             progress=silent,
             folder=tmp_path,
@@ -158,7 +160,7 @@ def test_fine_tuning_reports_over_all_rounds(half_trained):
         calls.append((done, total))
 
     rising, _ = scripted([1.0, 2.0, 3.0, 4.0, 5.0])
-    fine_tune(half_trained, ground_sampler(), rising, TUNING, QUICK, progress=progress)
+    fine_tune(half_trained, ground_sampler(), rising, CONFIG, QUICK, progress=progress)
     assert [total for _, total in calls] == [70] * len(calls)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1] == (70, 70)

@@ -140,7 +140,7 @@ TENSORS = {
     "empty": (b"K\x00\x85", b"K\x01\x85", NUMBERS, "empty tensor"),
     "missing": (b"K\x04\x85", b"K\x01\x85", {}, "any/data/0"),
     "short": (b"K\x04\x85", b"K\x01\x85", {"any/data/0": b"abc"}, "3 bytes instead of 4 numbers"),
-    "foreign": (b"K\x04\x85", b"K\x01\x85", {**NUMBERS, "any/byteorder": b"big"}, "byte order"),
+    "other byte order": (b"K\x04\x85", b"K\x01\x85", {**NUMBERS, "any/byteorder": b"big"}, "byte order"),
 }  # fmt: skip
 
 

@@ -134,8 +134,8 @@ def test_no_points_give_no_features_and_no_gradient(device) -> None:
 def test_auto_takes_the_kernels_on_a_gpu_and_never_the_interpreter(device) -> None:
     kind = TritonHashGrid if device.type == "cuda" else TorchHashGrid
     assert isinstance(hash_grid(SMALL, "auto", torch.Generator(), device), kind)
-    foreign = hash_grid(GridShape(4, 4, 10, 4, 32), "auto", torch.Generator(), device)
-    assert not isinstance(foreign, TritonHashGrid)
+    plain = hash_grid(GridShape(4, 4, 10, 4, 32), "auto", torch.Generator(), device)
+    assert not isinstance(plain, TritonHashGrid)
 
 
 def test_asking_for_unavailable_kernels_raises_a_clear_error(monkeypatch) -> None:
