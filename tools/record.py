@@ -82,7 +82,7 @@ def record_of(path: Path, name: str, description: str, note: str = "") -> dict[s
         "commit": commit or NOT_RECORDED,
         "command": [f"nelf {stage} --run {path.name}" for stage in artifacts],
         "seed": seeds.pop() if len(seeds) == 1 else NOT_RECORDED,
-        "config": {stage: artifact.manifest["config"] for stage, artifact in artifacts.items()},
+        "config": {stage: settings_of(artifact) for stage, artifact in artifacts.items()},
         "figures": [
             f for stage, artifact in artifacts.items() for f in figures_of(stage, artifact)
         ],
@@ -90,6 +90,12 @@ def record_of(path: Path, name: str, description: str, note: str = "") -> dict[s
     }
     parse_record(record, name)
     return record
+
+
+def settings_of(artifact: Artifact) -> dict[str, Any]:
+    """The settings of a stage, without the list of hashes of a scene's source files."""
+    config = artifact.manifest["config"]
+    return {name: value for name, value in config.items() if name != "source"}
 
 
 def stages_of(path: Path) -> dict[str, Artifact]:

@@ -67,7 +67,7 @@ INTRODUCTION = (
     "`make results` writes this page from the [records](records). A record holds one measured run: "
     "hardware, software, commit, command, seed, and a note on what is unknown. Our runs have one "
     "seed, 0, so differences of a few hundredths of a decibel mean nothing. PSNR and SSIM are means "
-    "over the test views. LPIPS was not computed, because its weights could not be downloaded. "
+    "over the test views. LPIPS uses AlexNet and is computed since 2026-11-30. "
     "Latencies are those of a host's processor (ONNX Runtime, one thread), not of a phone. Latency "
     "ratio and speed-up compare a network with its dense student, the student before pruning, in "
     "interleaved runs. Superseded figures and experiments are in the [log](log.md)."
@@ -75,6 +75,7 @@ INTRODUCTION = (
 
 PSNR = Column("PSNR", "psnr", "dB", 2)
 SSIM = Column("SSIM", "ssim", decimals=3)
+LPIPS = Column("LPIPS", "lpips", decimals=4)
 PARAMETERS = Column("parameters", "parameters")
 
 TEACHER = Section(
@@ -88,8 +89,10 @@ TEACHER = Section(
             (
                 PSNR,
                 SSIM,
+                LPIPS,
                 Column("training", "training_time", "s"),
                 Column("time to 36.16 dB", "time_to_36_16_db", "s"),
+                Column("whole stage", "stage_time", "s"),
                 Column("training", "rays_per_second", "rays/s", decimals=1, divisor=1e6),
                 Column("rendering", "frames_per_second", "frames/s"),
                 PARAMETERS,
@@ -97,7 +100,7 @@ TEACHER = Section(
             (
                 Row("Lego", "lego800-teacher", "teacher"),
                 Row("Lego, time of the steps alone", "lego800-teacher-steps", "teacher"),
-                Row("Lego, scenes normalized", "lego800-normalized", "teacher"),
+                Row("Lego, whole chain", "lego800-h200", "teacher"),
                 Row("Lego, `make bench-gpu`", "lego800-bench-gpu", "teacher"),
                 Row("Lego, `ngp_pl`", "lego800-teacher-ngp-pl", "teacher"),
                 Row("fern, 1008x756", "fern-normalized", "teacher"),
@@ -117,6 +120,7 @@ STUDENT = Section(
             (
                 PSNR,
                 SSIM,
+                LPIPS,
                 Column("steps", "training_steps"),
                 Column("pseudo images", "pseudo_images"),
                 Column("GPUs", "gpus"),
@@ -131,7 +135,7 @@ STUDENT = Section(
                 Row("Lego, third half-hour run", "lego800-dense-3", "student"),
                 Row("Lego, one GPU", "lego800-student-one-gpu", "student"),
                 Row("Lego, two GPUs", "lego800-student-two-gpus", "student"),
-                Row("Lego, scenes normalized", "lego800-normalized", "student"),
+                Row("Lego, whole chain", "lego800-h200", "student"),
                 Row("fern, scenes normalized", "fern-normalized", "student"),
                 Row(
                     "Lego, independent reproduction (H100)",
