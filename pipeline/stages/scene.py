@@ -249,8 +249,8 @@ def _scene(capture: Capture, choice: SceneChoice, console: Console, progress: Pr
         return scene_from(capture, choice, progress)
     except EnlargementError as small:
         console.say(
-            f"scene: the images' longest side has {small.longest} pixels, which is used instead of "
-            f"the requested {choice.resolution}"
+            f"scene: the images' longest side is {small.longest} pixels; this replaces the "
+            f"requested {choice.resolution}"
         )
         return scene_from(capture, replace(choice, resolution=small.longest), progress)
 

@@ -115,9 +115,7 @@ def test_a_bad_scene_is_refused_and_the_last_one_kept(good_scene, tmp_path, what
 def test_images_smaller_than_the_preset_lower_the_resolution(tmp_path):
     write_blender_scene(tmp_path / "images", side=26)
     said = nelf("scene", "--run", tmp_path / "run", "--data", tmp_path / "images").done
-    assert (
-        "the images' longest side has 26 pixels, which is used instead of the requested 200" in said
-    )
+    assert "the images' longest side is 26 pixels; this replaces the requested 200" in said
     assert "24 x 24 pixels" in said  # whole rays of a student that up-samples 8 times
 
 
