@@ -377,6 +377,7 @@ class _Phases:
         """
         state = self.state
         is_trained = self.start is None and self._is_uncut_start
+        is_trained |= state.current.verdict == "final"  # at the previous budget
         changed = student.spec != self.dense.spec and not is_trained
         steps = self.config.search.final_recovery_steps if changed else 0
         student = self._distill(student, steps, progress)

@@ -285,6 +285,25 @@ def test_the_result_is_trained_and_measured_if_a_later_budget_cannot_be_met(tmp_
     assert list(result.state.budget_results) == ["at-0.800.safetensors"]
 
 
+def test_a_result_is_not_trained_again_if_no_step_to_the_next_budget_is_kept(tmp_path):
+    target, final = Stubborn(), []
+    work = bench(target)
+
+    def distill(student, steps, *others):
+        if steps == CONFIG.search.final_recovery_steps:
+            final.append(student.spec)
+        return work.distill(student, steps, *others)
+
+    settings = config(CONFIG, budget_ratio=(0.72, 0.5), first_step=0.5)
+    result = run(tmp_path, target, settings, distill=distill)
+    first = result.state.budget_results["at-0.720.safetensors"]
+    assert "kept" not in [t.verdict for t in result.state.trials[first:]]
+    assert [t.verdict for t in result.state.trials].count("final") == 2
+    assert result.final.verdict == "final"
+    assert len(final) == 1
+    assert result.final.spec == result.student.spec == final[0]
+
+
 def test_a_student_that_meets_the_budget_after_its_final_distillation_counts(tmp_path):
     """No step is left, but the last measurement finds the student fast enough; the search continues
     with the next budget."""
