@@ -29,7 +29,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
-from export.graph import ANY_RANK, LARGEST_MESSAGE, Shape
+from export.graph import ANY_RANK, LARGEST_MESSAGE, TensorShape
 from export.mil_evaluator import evaluate
 from export.mil_graph import fused_program, student_program
 from export.ray_graphs import point_map
@@ -127,8 +127,8 @@ class CoremlFacts:
     """Signature, operators and weights of a CoreML model; None where they are unknown."""
 
     kind: str
-    inputs: dict[str, Shape]
-    outputs: dict[str, Shape]
+    inputs: dict[str, TensorShape]
+    outputs: dict[str, TensorShape]
     operators: dict[str, int] | None
     weights: dict[str, int] | None
     """Number of stored weights by element type."""
@@ -242,7 +242,7 @@ def _messages_in(message: Any) -> Iterator[Any]:
             yield from _messages_in(each)
 
 
-def _shape_of(feature: Any) -> Shape:
+def _shape_of(feature: Any) -> TensorShape:
     """Sizes of an input or output; ranges and alternatives are given as text."""
     kind = feature.WhichOneof("Type")
     if kind == "imageType":

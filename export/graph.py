@@ -43,7 +43,7 @@ LARGEST_MESSAGE = 2**31 - 1
 
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
-Shape = tuple[int | str, ...]
+TensorShape = tuple[int | str, ...]
 """Sizes of an input or output; a string is the name of a symbolic size."""
 ANY_SIZE, ANY_RANK = "?", "..."
 """Stand for a size that a graph leaves open, and for the sizes of a tensor of unknown rank."""
@@ -53,8 +53,8 @@ ANY_SIZE, ANY_RANK = "?", "..."
 class Contract:
     """Input and output signature, opset and permitted operators of an exported graph."""
 
-    inputs: Mapping[str, Shape]
-    outputs: Mapping[str, Shape]
+    inputs: Mapping[str, TensorShape]
+    outputs: Mapping[str, TensorShape]
     opset: int
     operators: frozenset[str]
     """Operators that the graph may use."""
@@ -129,7 +129,7 @@ class GraphBuilder:
         )
 
 
-def _float_tensor(name: str, shape: Shape) -> onnx.ValueInfoProto:
+def _float_tensor(name: str, shape: TensorShape) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
 
@@ -251,7 +251,7 @@ def check_file(path: Path, contract: Contract) -> onnx.ModelProto:
     return model
 
 
-def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
+def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, TensorShape]:
     """Shapes of all values, after ONNX's full check of the model.
 
     Operators of other domains are checked as Relu, because they keep the shape like Relu.
@@ -261,7 +261,7 @@ def shapes_by_onnx(model: onnx.ModelProto) -> dict[str, Shape]:
     return _inferred(plain)
 
 
-def inferred_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+def inferred_shapes(model: onnx.ModelProto) -> dict[str, TensorShape]:
     """Shapes of all values as far as they follow from the inputs; the model is not checked."""
     return _inferred(_without_other_domains(model))
 
@@ -275,18 +275,20 @@ def _without_other_domains(model: onnx.ModelProto) -> onnx.ModelProto:
     return plain
 
 
-def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
+def _inferred(model: onnx.ModelProto) -> dict[str, TensorShape]:
     graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     values = (*graph.input, *graph.value_info, *graph.output)
-    shapes: dict[str, Shape] = {value.name: _shape_of(value) for value in values}
-    stored: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes: dict[str, TensorShape] = {value.name: _shape_of(value) for value in values}
+    stored: dict[str, TensorShape] = {
+        tensor.name: tuple(tensor.dims) for tensor in graph.initializer
+    }
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
             _require_matching_channels(node, shapes | stored)
     return shapes
 
 
-def _require_matching_channels(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> None:
+def _require_matching_channels(node: onnx.NodeProto, shapes: Mapping[str, TensorShape]) -> None:
     """Check that input, weights and bias of a convolution agree in their channels.
 
     ONNX's own shape inference does not check this.
@@ -305,14 +307,14 @@ def _require_matching_channels(node: onnx.NodeProto, shapes: Mapping[str, Shape]
             )
 
 
-def values_of(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, Shape]]:
+def values_of(model: onnx.ModelProto) -> tuple[dict[str, TensorShape], dict[str, TensorShape]]:
     """Shapes of inputs and outputs by name; weights that a file lists as inputs are left out."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = {v.name: _shape_of(v) for v in model.graph.input if v.name not in weights}
     return inputs, {value.name: _shape_of(value) for value in model.graph.output}
 
 
-def _shape_of(value: onnx.ValueInfoProto) -> Shape:
+def _shape_of(value: onnx.ValueInfoProto) -> TensorShape:
     if not value.type.tensor_type.HasField("shape"):
         return (ANY_RANK,)
     sizes = value.type.tensor_type.shape.dim

@@ -15,7 +15,7 @@ import onnx
 from onnx import checker, shape_inference
 
 from export.coreml import CoremlFacts, coreml_facts, is_coreml_file
-from export.graph import Shape, load_model, operators_of, shapes_by_onnx, values_of
+from export.graph import TensorShape, load_model, operators_of, shapes_by_onnx, values_of
 from export.lens_models import (
     LARGEST_BYTES,
     RAY_OPERATORS,
@@ -44,8 +44,8 @@ class Inspection:
     size_bytes: int
     opset: int | None
     ir_version: int | None
-    inputs: dict[str, Shape]
-    outputs: dict[str, Shape]
+    inputs: dict[str, TensorShape]
+    outputs: dict[str, TensorShape]
     operators: dict[str, int] | None
     """How often each operator occurs."""
     weights: dict[str, int] | None
@@ -163,6 +163,6 @@ def _inner_faults(model: onnx.ModelProto) -> Iterator[str]:
             yield f"{name} {list(shape)} has an impossible size"
 
 
-def _is_ray_graph(inputs: dict[str, Shape]) -> bool:
+def _is_ray_graph(inputs: dict[str, TensorShape]) -> bool:
     """Whether the inputs are those of a Sampler or an Embedder, which a lens runs on the CPU."""
     return bool(inputs) and inputs.keys() <= {"c2w33", "c2w13", "rays"}

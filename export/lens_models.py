@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from export.graph import IR_VERSIONS, Shape, load_model, operator_name, values_of
+from export.graph import IR_VERSIONS, TensorShape, load_model, operator_name, values_of
 from export.onnx_tensors import (
     all_nodes,
     is_external,
@@ -137,7 +137,7 @@ def _convolution_faults(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]
         yield f"{name} uses output_shape"
 
 
-def shape_fault(name: str, shape: Shape) -> str | None:
+def shape_fault(name: str, shape: TensorShape) -> str | None:
     """Why a SnapML tensor cannot have this shape; None when it can."""
     sizes = [size for size in shape if isinstance(size, int)]
     if len(sizes) < len(shape):
@@ -147,7 +147,9 @@ def shape_fault(name: str, shape: Shape) -> str | None:
     return None
 
 
-def _tensor_faults(kind: str, found: dict[str, Shape], expected: dict[str, Size]) -> Iterator[str]:
+def _tensor_faults(
+    kind: str, found: dict[str, TensorShape], expected: dict[str, Size]
+) -> Iterator[str]:
     if found.keys() != expected.keys():
         yield f"{kind}s {sorted(found)} instead of {sorted(expected)}"
         return

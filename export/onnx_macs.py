@@ -13,7 +13,7 @@ from collections.abc import Callable
 import onnx
 from onnx import defs, shape_inference
 
-from export.graph import SNAP_OPERATORS, Shape, inferred_shapes, operator_name, values_of
+from export.graph import SNAP_OPERATORS, TensorShape, inferred_shapes, operator_name, values_of
 from export.onnx_tensors import nodes_of, subgraphs_of
 from lightfield.errors import ExportError
 
@@ -64,7 +64,7 @@ def _multiplies(node: onnx.NodeProto) -> bool:
     return not known or PRODUCTS.search(name) is not None
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+def _shapes(model: onnx.ModelProto) -> dict[str, TensorShape]:
     inputs, _ = values_of(model)
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for shape in (*inputs.values(), *stored.values()):
@@ -76,22 +76,22 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         raise UnknownMacsError("sizes in the graph contradict each other") from None
 
 
-def _conv(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _conv(node: onnx.NodeProto, shapes: dict[str, TensorShape]) -> int:
     weight = 3 if node.op_type == "QLinearConv" else 1
     return _product(shapes, node.output[0]) * _product(shapes, node.input[weight], slice(1, None))
 
 
-def _conv_transpose(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _conv_transpose(node: onnx.NodeProto, shapes: dict[str, TensorShape]) -> int:
     return _product(shapes, node.input[0]) * _product(shapes, node.input[1], slice(1, None))
 
 
-def _matrix_product(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _matrix_product(node: onnx.NodeProto, shapes: dict[str, TensorShape]) -> int:
     transposed = any(each.name == "transA" and each.i for each in node.attribute)
     inner = slice(0, 1) if transposed else slice(-1, None)
     return _product(shapes, node.output[0]) * _product(shapes, node.input[0], inner)
 
 
-COUNTED: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
+COUNTED: dict[str, Callable[[onnx.NodeProto, dict[str, TensorShape]], int]] = {
     "Conv": _conv,
     "ConvInteger": _conv,
     "QLinearConv": _conv,
@@ -100,7 +100,7 @@ COUNTED: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
 }
 
 
-def _product(shapes: dict[str, Shape], name: str, axes: slice = slice(None)) -> int:
+def _product(shapes: dict[str, TensorShape], name: str, axes: slice = slice(None)) -> int:
     """The product of a tensor's sizes."""
     sizes = [size for size in shapes.get(name, ("?",)) if isinstance(size, int) and size >= 0]
     if len(sizes) < len(shapes.get(name, ("?",))):

@@ -19,7 +19,6 @@ from lightfield.errors import ConfigError
 from lightfield.ranges import SEED, Range, check_ranges
 from lightfield.run import Run
 from pipeline.commands.base import Flat, Grouped, PresetChoice, StageCommand, say
-from pipeline.comparison import compare_students
 from pipeline.console import Console
 from pipeline.latency_check import predictions
 from pipeline.presets import (
@@ -30,6 +29,7 @@ from pipeline.replay import RecordedTarget
 from pipeline.stages.baseline import BaselineConfig, make_baseline
 from pipeline.stages.bench import make_bench, print_bench
 from pipeline.stages.prune import make_pruned
+from pipeline.student_comparison import compare_students
 from pipeline.tool_bench import bench_tool
 from prune.config import (
     RUNS,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from device.bench_record import DeviceBench
 from device.comparison import Comparison
 from pipeline.report.charts import latency_chart
-from pipeline.report.latency import device_latency
+from pipeline.report.device_latency import device_latency
 from pipeline.report.pages import page
 
 PAGE = "bench.html"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.report import latency, provenance, quantities
+from pipeline.report import device_latency, provenance, quantities
 from pipeline.report.run_data import Unavailable
 
 FILTERS = (
     quantities.as_number, quantities.decibels, quantities.duration, quantities.fixed,
     quantities.large, quantities.milliseconds, quantities.plural, quantities.ratio,
-    quantities.scientific, quantities.size, quantities.whole, latency.conditions,
-    latency.device_name, latency.flattened, latency.shown_operators, latency.throttling,
+    quantities.scientific, quantities.size, quantities.whole, device_latency.conditions,
+    device_latency.device_name, device_latency.flattened, device_latency.shown_operators,
+    device_latency.throttling,
     provenance.commands, provenance.common_facts, provenance.indented, provenance.settings,
     provenance.shortened, provenance.stage_facts,
 )  # fmt: skip

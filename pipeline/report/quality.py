@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline.report.charts import training_chart
-from pipeline.report.images import (
+from pipeline.report.page_images import (
     PageImage,
     color_bar,
     compression_for,

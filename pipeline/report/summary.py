@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightfield.errors import CheckpointError
-from pipeline.report.images import PageImage, page_image, shown_width
+from pipeline.report.page_images import PageImage, page_image, shown_width
 from pipeline.report.run_data import RunData, Unavailable, available
 from prune.measurement import Trial
 

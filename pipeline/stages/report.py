@@ -13,8 +13,8 @@ from lightfield.errors import CheckpointError
 from lightfield.files import write_text
 from lightfield.run import Artifact, Run, StageWriter
 from pipeline.console import Console
-from pipeline.report.images import ERROR_FACTOR
-from pipeline.report.latency import device_latency
+from pipeline.report.device_latency import device_latency
+from pipeline.report.page_images import ERROR_FACTOR
 from pipeline.report.pages import page
 from pipeline.report.pruning import CLOCKS, budget_percentile, history_of, network_of
 from pipeline.report.quality import SCORED, curves_of, images_of

@@ -14,9 +14,9 @@ from device.benchmark import BenchmarkConfig
 from device.host import HostTarget
 from lightfield.errors import AdbError, DeviceError
 from lightfield.run import Run
-from pipeline.comparison import distinct_names
 from pipeline.console import Console
 from pipeline.stages.bench import make_bench, print_bench
+from pipeline.student_comparison import distinct_names
 
 QUICK = BenchmarkConfig(runs=2, warmup=0, poses=1, reference_model_runs=0, profile=False,
                         sustained_seconds=0)  # fmt: skip

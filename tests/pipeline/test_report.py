@@ -29,7 +29,7 @@ from lightfield.scenes.scene import Scene, save_scene
 from lightfield.student import mobile_r2l_spec
 from pipeline.artifacts import GRAPHS, LATENCIES, RENDERS
 from pipeline.console import Console
-from pipeline.report import images, quantities
+from pipeline.report import page_images, quantities
 from pipeline.report.bench_page import bench_page, comparison_page
 from pipeline.report.charts import training_chart
 from pipeline.report.pages import ENVIRONMENT, page
@@ -487,33 +487,35 @@ def test_error_maps_show_the_stated_multiple() -> None:
     image = truth.copy()
     image[1, 2] += 17  # a third of the scale: 5 * 17 / 255
     image[3, 3] -= 90  # beyond it
-    shown = images.error_map(image, truth)
+    shown = page_images.error_map(image, truth)
     scale = matplotlib.colormaps["magma"]
     for place, level in (((0, 0), 0.0), ((1, 2), 1 / 3), ((3, 3), 1.0)):
         np.testing.assert_array_equal(shown[place], np.rint(255 * np.array(scale(level)[:3])))
-    assert images.psnr_db(truth, truth) == math.inf
+    assert page_images.psnr_db(truth, truth) == math.inf
 
 
 def test_images_are_lossless_until_the_page_gets_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
-    with Image.open(io.BytesIO(images.webp(noise))) as stored:
+    with Image.open(io.BytesIO(page_images.webp(noise))) as stored:
         np.testing.assert_array_equal(np.asarray(stored.convert("RGB")), noise)
-    assert images.compression_for([noise]).quality is None
-    monkeypatch.setattr(images, "PAGE_BYTES", 3 * len(images.webp(noise)))
-    chosen = images.compression_for([noise])
+    assert page_images.compression_for([noise]).quality is None
+    monkeypatch.setattr(page_images, "PAGE_BYTES", 3 * len(page_images.webp(noise)))
+    chosen = page_images.compression_for([noise])
     assert chosen.quality is not None
-    stored_bytes = chosen.views * len(images.webp(noise, chosen.quality))
-    assert stored_bytes <= images.PAGE_BYTES
+    stored_bytes = chosen.views * len(page_images.webp(noise, chosen.quality))
+    assert stored_bytes <= page_images.PAGE_BYTES
 
 
 @pytest.mark.parametrize(
     ("width", "shown"), [(24, 288), (100, 300), (150, 300), (200, 300), (800, 300)]
 )
 def test_small_images_are_enlarged_by_a_whole_factor(width: int, shown: int) -> None:
-    assert images.shown_width(width) == shown
-    assert images.page_image(np.zeros((8, width, 3), np.uint8), "black").crisp == (width <= 150)
+    assert page_images.shown_width(width) == shown
+    assert page_images.page_image(np.zeros((8, width, 3), np.uint8), "black").crisp == (
+        width <= 150
+    )
 
 
 def test_a_forward_scene_without_validation_views_is_described(
