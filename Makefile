@@ -1,16 +1,17 @@
-# The whole way is one command: `make lego-mobile`. Each line of the chain below is a stage; a stage
-# whose inputs and settings have not changed is not run again, an interrupted one goes on.
+# `make lego-mobile` runs all stages, from images to the report. A stage whose inputs and settings have
+# not changed is not run again; an interrupted stage continues.
 #
-#   make lego-mobile                                  the embedded scene when data/ holds no Lego
+#   make lego-mobile                                  without data/ it uses the embedded scene
 #   make lego-mobile DATA=path/to/nerf_synthetic/lego
 #   make lego-mobile PRESET=small BUDGET_MS=8 TARGET=phone
-#   make lego-mobile GPUS=4                           renders, trains and prunes on four GPUs of this machine
-#   make data        download the example scenes (Lego, fern), then `make lego-mobile fern-mobile`
-#   make bench       RUN=runs/lego TARGET=phone: the latencies of what a run exported
-#   make test        tests; `make test-phone`: those on an emulated phone, with the real adb
-#   make test-lens   those of the lens that need node; RUN=runs/lego compares that run's lens as well
-#   make results     docs/results.md and the table of README.md, from the records in docs/records
-#   make bench-gpu   this machine's GPU: peak rates, kernels, throughputs (DATA=scene, JSON=file)
+#   make lego-mobile GPUS=4                           uses four GPUs to render, train and prune
+#   make data        downloads the example scenes (Lego, fern) for `make lego-mobile fern-mobile`
+#   make bench       measures the exported graphs of a run: RUN=runs/lego TARGET=phone
+#   make test        runs the tests; `make test-phone` those on an emulated phone, with the real adb
+#   make test-lens   runs the lens tests, which need node; RUN=runs/lego also compares that run's lens
+#   make results     writes docs/results.md and README's table from the records in docs/records
+#   make bench-gpu   measures this machine's GPU: peak rates, kernels, throughputs (DATA=scene, JSON=file)
+#   make doctor      checks the hardware and software of this machine
 
 PYTHON ?= python3
 PRESET ?= auto
@@ -40,7 +41,7 @@ $(SETUP): pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# A word for the shell, whatever it holds.
+# Quotes a value for the shell.
 quoted = '$(subst ','\'',$(1))'
 stage = $(NELF) $(1) --run $(call quoted,$(RUNS)/$*)
 processes = $(VENV)/bin/python -m pipeline.processes $(GPUS)
