@@ -79,7 +79,7 @@ class PruneCommand(StageCommand):
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Prune the student; all processes that torchrun started train together."""
+        """Prune the student; all ranks of the job train together."""
         run = Run(self.run, console.progress)
         config = PruneConfig(
             self.budget, self.architecture, self.search, self.space, self.measurement
@@ -115,7 +115,7 @@ class BaselineCommand(StageCommand):
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
     def perform(self, chosen: Preset, console: Console) -> None:
-        """Make the student; all processes that torchrun started train together."""
+        """Make the student; all ranks of the job train together."""
         run = Run(self.run, console.progress)
         with joined_ranks() as ranks:
             if not ranks.is_first:

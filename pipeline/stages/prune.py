@@ -90,8 +90,8 @@ def make_pruned(
         fine_tuning: settings of fine-tuning on real images.
         target: measures latencies.
         console: shows progress.
-        start_from: a student that an earlier search made of the same dense student, or a run with
-        one.
+        start_from: file of a student that an earlier search made of the same dense student, or a
+            run with such a student.
         ranks: the processes of this job.
 
     Raises:
